@@ -1,0 +1,28 @@
+"""The ground every settings class stands on: frozen, strict, nothing extra, nothing infinite.
+
+Strict means that a string is never read as a number and 1.5 never as an integer, so a typing slip in a
+recipe is an error with its key path and not a surprise in a run.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class SettingsError(ValueError):
+    """A setting, a path or data that a person has to change; its message is one line.
+
+    The commands print the message and exit with 2. It takes one argument, so it survives pickling
+    between processes.
+    """
+
+
+class Settings(BaseModel):
+    """A frozen, strict group of settings; unknown keys, NaN and infinities are refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )

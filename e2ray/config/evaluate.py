@@ -1,0 +1,53 @@
+"""What is measured after training, and what is written for serving."""
+
+from pydantic import Field, field_validator
+
+from e2ray.config.base import Settings
+
+
+class EvaluateSettings(Settings):
+    """The surface of NLL over (window x scale), for the tuned model and the untouched base."""
+
+    windows: tuple[int, ...] | None = Field(
+        None, strict=False, min_length=1, description="W in tokens; null: L, 2L, 4L, ... up to max_scale * L."
+    )
+    scales: tuple[float, ...] | None = Field(
+        None, strict=False, min_length=1, description="g; null: 1, 2, 4, ... up to max_scale."
+    )
+    documents: int = Field(32, ge=1, description="Held-out documents scored at most.")
+    document_tokens: int | None = Field(
+        None, ge=2, description="Tokens of a document that are scored, from its start; null: the whole document."
+    )
+    stride: int | None = Field(
+        None, ge=1, description="Tokens a window moves on; null: min(256, L / 4), the protocol of PI, YaRN and E2-LLM."
+    )
+    batch_tokens: int = Field(16_384, ge=1, description="Tokens of one forward, at least one window.")
+
+    @field_validator("windows", "scales")
+    @classmethod
+    def _increasing(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and (list(value) != sorted(set(value)) or value[0] < 1):
+            raise ValueError(f"must be increasing and at least 1, got {list(value)}")
+        return value
+
+    @field_validator("windows")
+    @classmethod
+    def _predictable(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and value[0] < 2:
+            raise ValueError(f"must be at least 2 tokens, got {value[0]}")
+        return value
+
+
+class ExportSettings(Settings):
+    """Context lengths that get a serving profile."""
+
+    context_lengths: tuple[int, ...] | None = Field(
+        None, strict=False, min_length=1, description="W in tokens; null: L, 2L, 4L, ... up to max_scale * L."
+    )
+
+    @field_validator("context_lengths")
+    @classmethod
+    def _increasing(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (list(value) != sorted(set(value)) or value[0] < 2):
+            raise ValueError(f"must be increasing and at least 2, got {list(value)}")
+        return value

@@ -1,0 +1,84 @@
+"""The model of a run: a pretrained checkpoint, or a small Llama built from its sizes."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from e2ray.config.base import Settings
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (peft) instead of full fine-tuning; merged into `model/` at the end."""
+
+    rank: int = Field(16, ge=1, description="Rank of the adapters.")
+    alpha: float = Field(32.0, gt=0, description="Adapter scaling numerator; the update is alpha / rank * BA.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the adapters.")
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        min_length=1,
+        strict=False,
+        description="Names of the linear modules that get an adapter.",
+    )
+    trainable: tuple[str, ...] = Field(
+        (), strict=False, description="Names of modules trained in full beside the adapters, e.g. embed_tokens."
+    )
+
+
+class ModelSettings(Settings):
+    """What both kinds of model share."""
+
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="auto: flash_attention_2 where it is installed and on a GPU, else sdpa."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    lora: LoraSettings | None = Field(None, description="null trains every weight.")
+
+
+class PretrainedModel(ModelSettings):
+    """A Hugging Face checkpoint: a local folder or a hub id. Remote code is never run."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str = Field(min_length=1, description="Folder (starts with /, ./, ../ or ~) or hub id.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    base_context_length: int | None = Field(
+        None, ge=2, description="L in tokens; null takes it from the checkpoint's config.json."
+    )
+    base_scaling: Literal["keep", "replace"] | None = Field(
+        None,
+        description="Demanded where the checkpoint already carries a rope scaling: keep trains on top of it, "
+        "replace removes it.",
+    )
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `path` names a local folder and not a hub id."""
+        return self.path.startswith(("/", "./", "../", "~")) or self.path in (".", "..")
+
+
+class LlamaModel(ModelSettings):
+    """A Llama built from its sizes with random weights; its recipe pretrains it first."""
+
+    kind: Literal["llama"] = "llama"
+    hidden_size: int = Field(128, ge=8, description="Width.")
+    num_layers: int = Field(4, ge=1, description="Decoder layers.")
+    num_heads: int = Field(4, ge=1, description="Attention heads.")
+    num_key_value_heads: int = Field(4, ge=1, description="Key and value heads.")
+    intermediate_size: int = Field(344, ge=8, description="Width of the feed-forward layers.")
+    base_frequency: float = Field(10_000.0, gt=1, description="Constant of RoPE's frequency series (rope_theta).")
+    base_context_length: int = Field(128, ge=2, description="L: tokens of the pretraining window.")
+    tie_embeddings: bool = Field(True, description="Input and output embeddings share their weights.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "LlamaModel":
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size must be a multiple of 2 * num_heads ({2 * self.num_heads}), got {self.hidden_size}"
+            )
+        if self.num_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads must divide num_heads ({self.num_heads}), got {self.num_key_value_heads}"
+            )
+        return self
+
+
+Model = Annotated[PretrainedModel | LlamaModel, Field(discriminator="kind")]

@@ -1,0 +1,283 @@
+"""One family of position draws as data: scale distribution x placement x jump distribution.
+
+Every published short-window method is a point of this family (a preset), so that a search can move
+between published methods and past them. The densities are written in the docstrings; `core/positions.py`
+draws from them. G is the largest scale, T the room of a row: floor(max(0, g * L - R)) tokens for scale g,
+base context length L and window R. u is uniform on [0, 1).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from e2ray.config.base import Settings
+
+MaxScale = Annotated[float, Field(ge=1, description="Largest scale G; serves contexts up to G * L tokens.")]
+NativeShare = Annotated[float, Field(ge=0, le=1, description="Share of the draws at exactly scale 1.")]
+
+
+class FixedScale(Settings):
+    """Every draw is G."""
+
+    kind: Literal["fixed"] = "fixed"
+    max_scale: MaxScale
+    native_share: NativeShare = 0.0
+
+
+class UniformIntScale(Settings):
+    """Integers 1 to G, all equally likely: the scale distribution of E2-LLM (Eq. 6)."""
+
+    kind: Literal["uniform_int"] = "uniform_int"
+    max_scale: MaxScale
+    native_share: NativeShare = 0.0
+
+    @field_validator("max_scale")
+    @classmethod
+    def _whole(cls, value: float) -> float:
+        if value != int(value):
+            raise ValueError(f"must be a whole number for uniform_int, got {value}")
+        return value
+
+
+class UniformScale(Settings):
+    """1 + (G - 1) * u: a real scale, uniform on [1, G)."""
+
+    kind: Literal["uniform"] = "uniform"
+    max_scale: MaxScale
+    native_share: NativeShare = 0.0
+
+
+class LogUniformScale(Settings):
+    """G ** u: as many draws between 1 and 2 as between 8 and 16."""
+
+    kind: Literal["log_uniform"] = "log_uniform"
+    max_scale: MaxScale
+    native_share: NativeShare = 0.0
+
+
+class PowerScale(Settings):
+    """Density proportional to g ** exponent on [1, G]; -1 is log-uniform, 0 is uniform."""
+
+    kind: Literal["power"] = "power"
+    max_scale: MaxScale
+    exponent: float = Field(ge=-10, le=10, description="Exponent a of the density g ** a.")
+    native_share: NativeShare = 0.0
+
+
+class BetaScale(Settings):
+    """1 + (G - 1) * Beta(a, b)."""
+
+    kind: Literal["beta"] = "beta"
+    max_scale: MaxScale
+    a: float = Field(gt=0, le=100, description="First shape parameter of the beta distribution.")
+    b: float = Field(gt=0, le=100, description="Second shape parameter of the beta distribution.")
+    native_share: NativeShare = 0.0
+
+
+class ScaleWeight(Settings):
+    """One scale of a choice and how often it is drawn, relative to the others."""
+
+    scale: float = Field(ge=1, description="The scale.")
+    weight: float = Field(gt=0, description="Its weight; weights need not sum to 1.")
+
+
+class ChoiceScale(Settings):
+    """One of the listed scales, each as likely as its weight."""
+
+    kind: Literal["choice"] = "choice"
+    choices: tuple[ScaleWeight, ...] = Field(min_length=1, strict=False, description="Scales and weights.")
+    native_share: NativeShare = 0.0
+
+    @field_validator("choices")
+    @classmethod
+    def _distinct(cls, value: tuple[ScaleWeight, ...]) -> tuple[ScaleWeight, ...]:
+        if len({choice.scale for choice in value}) != len(value):
+            raise ValueError("must name each scale once")
+        return value
+
+    @property
+    def max_scale(self) -> float:
+        """The largest scale listed."""
+        return max(choice.scale for choice in self.choices)
+
+
+Scale = Annotated[
+    FixedScale | UniformIntScale | UniformScale | LogUniformScale | PowerScale | BetaScale | ChoiceScale,
+    Field(discriminator="kind"),
+]
+
+
+class UniformJump(Settings):
+    """A whole number of tokens, uniform on {0, ..., T}."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class BetaJump(Settings):
+    """round(T * Beta(a, b)) tokens."""
+
+    kind: Literal["beta"] = "beta"
+    a: float = Field(gt=0, le=100, description="First shape parameter of the beta distribution.")
+    b: float = Field(gt=0, le=100, description="Second shape parameter of the beta distribution.")
+
+
+class EndsJump(Settings):
+    """T with probability p, else uniform on {0, ..., T}."""
+
+    kind: Literal["ends"] = "ends"
+    p: float = Field(ge=0, le=1, description="Probability of the full room T.")
+
+
+Jump = Annotated[UniformJump | BetaJump | EndsJump, Field(discriminator="kind")]
+
+
+class NonePlacement(Settings):
+    """No jumps: tokens stand side by side (position interpolation on a short row; native at scale 1)."""
+
+    kind: Literal["none"] = "none"
+
+
+class PrefixPlacement(Settings):
+    """One jump behind the first `prefix` tokens, which never move: the shift of E2-LLM (Eq. 7)."""
+
+    kind: Literal["prefix"] = "prefix"
+    prefix: int = Field(4, ge=0, description="Leading tokens that are never shifted.")
+    jump: Jump = UniformJump()
+
+
+class RandomBreaksPlacement(Settings):
+    """Jumps at `num_breaks` distinct random places in 1..R-1, sorted: PoSE's chunks."""
+
+    kind: Literal["random_breaks"] = "random_breaks"
+    num_breaks: int = Field(1, ge=1, description="Breaks in the window; one break makes two chunks.")
+    jump: Jump = UniformJump()
+
+
+class SortedRandomPlacement(Settings):
+    """R of the integers {0, ..., R+T-1} without replacement, sorted: RandPos; both ends pinned: CLEX."""
+
+    kind: Literal["sorted_random"] = "sorted_random"
+    pin_first: bool = Field(False, description="The first token always stands at 0.")
+    pin_last: bool = Field(False, description="The last token always stands at R + T - 1.")
+
+
+class HeadMiddleTailPlacement(Settings):
+    """Head and tail of `tokens` at both ends of R + T, the rest one block in between: CREAM.
+
+    The block's centre is a Gaussian about the middle, truncated to the free range.
+    """
+
+    kind: Literal["head_middle_tail"] = "head_middle_tail"
+    tokens: int = Field(32, ge=1, description="Tokens of the head, and of the tail.")
+    sigma: float = Field(0.2, gt=0, le=10, description="Standard deviation as a share of the free range.")
+
+
+class TerminalPlacement(Settings):
+    """The last `tokens` tokens move by the jump, by default the whole room T: EndPrompt."""
+
+    kind: Literal["terminal"] = "terminal"
+    tokens: int = Field(32, ge=1, description="Tokens of the terminal segment.")
+    jump: Jump = EndsJump(p=1.0)
+
+
+class ChunksPlacement(Settings):
+    """Equal chunks, each starting anywhere in its own share of R + T: LOGO's continuous chunks."""
+
+    kind: Literal["chunks"] = "chunks"
+    num_chunks: int = Field(16, ge=1, description="Chunks in the window.")
+
+
+Placement = Annotated[
+    NonePlacement
+    | PrefixPlacement
+    | RandomBreaksPlacement
+    | SortedRandomPlacement
+    | HeadMiddleTailPlacement
+    | TerminalPlacement
+    | ChunksPlacement,
+    Field(discriminator="kind"),
+]
+
+
+def preset(name: str, max_scale: float) -> dict[str, Any]:
+    """Return the settings of a published method as plain data (`scale`, `placement`, `per`).
+
+    Args:
+        name: One of `PRESETS`.
+        max_scale: The scale the method trains for, >= 1; `native` ignores it.
+
+    Source: the papers named in the module's placement and scale classes.
+    """
+    fixed = {"kind": "fixed", "max_scale": max_scale}
+    uniform_int = {"kind": "uniform_int", "max_scale": max_scale}
+    presets: dict[str, dict[str, Any]] = {
+        "e2llm": {"scale": uniform_int, "placement": {"kind": "prefix", "prefix": 4}},
+        "pose": {"scale": fixed, "placement": {"kind": "random_breaks", "num_breaks": 1}},
+        "randpos": {"scale": fixed, "placement": {"kind": "sorted_random"}},
+        "cream": {"scale": fixed, "placement": {"kind": "head_middle_tail"}},
+        "clex": {
+            "scale": uniform_int,
+            "placement": {"kind": "sorted_random", "pin_first": True, "pin_last": True},
+            "per": "step",
+        },
+        "endprompt": {"scale": fixed, "placement": {"kind": "terminal"}},
+        "pi": {"scale": fixed, "placement": {"kind": "none"}},
+        "native": {"scale": {"kind": "fixed", "max_scale": 1.0}, "placement": {"kind": "none"}},
+    }
+    if name not in presets:
+        raise ValueError(f"must be one of {', '.join(presets)}, got {name!r}")
+    return presets[name]
+
+
+PRESETS = ("e2llm", "pose", "randpos", "cream", "clex", "endprompt", "pi", "native")
+
+
+class PositionSettings(Settings):
+    """How positions are drawn for training rows.
+
+    Either `preset` and `max_scale`, or `scale` and `placement`. A preset is expanded at once, so the
+    resolved settings hold only what it stands for; `placement` or `per` beside a preset replace its own.
+    """
+
+    scale: Scale = Field(description="Distribution of the scale g, which divides positions.")
+    placement: Placement = Field(description="Where in the window the jumps are.")
+    per: Literal["sequence", "step"] = Field(
+        "sequence", description="One draw per training row, or one shared by all rows of a step."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "preset" not in value:
+            return value
+        rest = dict(value)
+        name, max_scale = rest.pop("preset"), rest.pop("max_scale", None)
+        if "scale" in rest:
+            raise ValueError("takes either preset or scale, not both; leave preset out")
+        if name == "native":
+            max_scale = 1.0 if max_scale is None else max_scale
+        if isinstance(max_scale, bool) or not isinstance(max_scale, int | float) or max_scale < 1:
+            raise ValueError(f"preset {name!r} needs max_scale, a number of at least 1, got {max_scale!r}")
+        return preset(name, float(max_scale)) | rest
+
+    @property
+    def max_scale(self) -> float:
+        """The largest scale that can be drawn."""
+        return self.scale.max_scale
+
+    def check_window(self, window: int) -> None:
+        """Raise ValueError if the placement does not fit a window of `window` tokens."""
+        placement, wanted = self.placement, None
+        match placement:
+            case PrefixPlacement() if placement.prefix >= window:
+                wanted = f"prefix below the window ({window}), got {placement.prefix}"
+            case RandomBreaksPlacement() if placement.num_breaks > window - 1:
+                wanted = f"num_breaks of at most {window - 1} (window - 1), got {placement.num_breaks}"
+            case HeadMiddleTailPlacement() if 2 * placement.tokens >= window:
+                wanted = f"2 * tokens below the window ({window}), got tokens = {placement.tokens}"
+            case TerminalPlacement() if placement.tokens >= window:
+                wanted = f"tokens below the window ({window}), got {placement.tokens}"
+            case ChunksPlacement() if window % placement.num_chunks:
+                wanted = f"num_chunks that divides the window ({window}), got {placement.num_chunks}"
+        if wanted:
+            raise ValueError(f"{placement.kind} needs {wanted}")

@@ -1,0 +1,106 @@
+"""One run: every setting, and the checks that need more than one section."""
+
+import re
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from e2ray.config.base import Settings, SettingsError
+from e2ray.config.data import DataSettings
+from e2ray.config.evaluate import EvaluateSettings, ExportSettings
+from e2ray.config.model import LlamaModel, Model
+from e2ray.config.positions import PositionSettings
+from e2ray.config.train import ClusterSettings, TrainSettings
+
+# A run may be continued with other values of these: they change where and how fast it runs, not what it computes.
+FREE_ON_RESUME = (
+    "cluster",
+    "storage",
+    "train.zero_stage",
+    "train.offload",
+    "train.micro_batch_sequences",
+    "train.progress_s",
+    "train.keep_checkpoints",
+    "pretrain.zero_stage",
+    "pretrain.offload",
+    "pretrain.micro_batch_sequences",
+    "pretrain.progress_s",
+    "pretrain.keep_checkpoints",
+    "model.gradient_checkpointing",
+)
+
+
+class RunConfig(Settings):
+    """Every setting of a run: prepare, pretrain, train, evaluate and export."""
+
+    name: str = Field(description="Folder of the run under storage.", max_length=100)
+    storage: str = Field("~/e2ray", description="Absolute folder (or from ~) on a file system all nodes share.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seeds the row order, the draws and the weights.")
+    model: Model
+    data: DataSettings
+    positions: PositionSettings
+    train: TrainSettings
+    pretrain: TrainSettings | None = Field(
+        None, description="Training of a built model at its base window before `train`; cached under storage."
+    )
+    cluster: ClusterSettings = ClusterSettings()
+    evaluate: EvaluateSettings | None = Field(EvaluateSettings(), description="null leaves the stage out.")
+    export: ExportSettings | None = Field(ExportSettings(), description="null leaves the stage out.")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) or value in ("shards", "bases"):
+            raise ValueError(
+                f"must be letters, digits, '.', '_' and '-', and not 'shards' or 'bases', got {value!r}"
+            )
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(f"must be a folder of a shared file system, not a URI, got {value!r}")
+        if not value.startswith(("/", "~/")):
+            raise ValueError(f"must be absolute, since jobs run in a copy of the working folder, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        try:
+            self.positions.check_window(self.data.window)
+        except ValueError as error:
+            raise ValueError(f"positions.placement: {error}") from None
+        for key, settings in (("train", self.train), ("pretrain", self.pretrain)):
+            if settings and settings.batch_sequences % self.cluster.num_workers:
+                raise ValueError(
+                    f"{key}.batch_sequences: must be a multiple of cluster.num_workers "
+                    f"({self.cluster.num_workers}), got {settings.batch_sequences}"
+                )
+        if self.pretrain and not isinstance(self.model, LlamaModel):
+            raise ValueError("pretrain: belongs to model.kind llama; a pretrained model needs none")
+        if isinstance(self.model, LlamaModel) and self.data.tokenizer is None:
+            raise ValueError("data.tokenizer: a model built from its sizes has none of its own; name one")
+        if self.pretrain and self.data.window != self.model.base_context_length:
+            raise ValueError(
+                f"data.window: must equal model.base_context_length ({self.model.base_context_length}) where the "
+                f"recipe pretrains, since both trainings read the same rows, got {self.data.window}"
+            )
+        return self
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return one text per setting that differs and must not: `key: <old> in the run, <new> asked for`."""
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        path = f"{prefix}{key}"
+        if path in FREE_ON_RESUME or old.get(key) == new.get(key):
+            continue
+        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+            found += differences(old[key], new[key], f"{path}.")
+        else:
+            found.append(f"{path}: {old.get(key)!r} in the run, {new.get(key)!r} asked for")
+    return found
+
+
+__all__ = ["FREE_ON_RESUME", "RunConfig", "SettingsError", "differences"]

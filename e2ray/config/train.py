@@ -1,0 +1,70 @@
+"""How training steps are made, and what the cluster gives for them."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from e2ray.config.base import Settings
+
+
+class TrainSettings(Settings):
+    """Optimizer, schedule and engine of one training."""
+
+    steps: int = Field(ge=1, description="Optimizer updates.")
+    batch_sequences: int = Field(16, ge=1, description="Rows of one update over all workers.")
+    micro_batch_sequences: int = Field(
+        16, ge=1, description="Rows of one forward on one worker at most; the rest is gradient accumulation."
+    )
+    lr: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
+    betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="Decay rates of AdamW's moments.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, on matrices only.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from 0.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Shape after the warm-up.")
+    final_lr_share: float = Field(
+        0.0, ge=0, le=1, description="Learning rate after the last step as a share of the peak (linear, cosine)."
+    )
+    clip_norm: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="What lives in CPU memory: nothing, the optimizer, or it and (stage 3) the weights."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs.")
+    checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; the last step is always saved.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl; losses are means over them.")
+    progress_s: float = Field(5.0, gt=0, description="Seconds between progress lines.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainSettings":
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every must be a multiple of log_every ({self.log_every}), so that no logged mean spans "
+                f"a restart, got {self.checkpoint_every}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(f"offload: all needs zero_stage 3, got {self.zero_stage}; use offload: optimizer")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3, got 0")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("precision: bf16 needs zero_stage 1, 2 or 3, got 0; stage 0 keeps no fp32 weights")
+        return self
+
+
+class ClusterSettings(Settings):
+    """Workers of a run and the resources each one asks Ray for."""
+
+    num_workers: int = Field(1, ge=1, description="Training workers.")
+    use_gpu: Literal["auto"] | bool = Field(
+        "auto", description="One GPU per worker; auto: where the cluster has GPUs."
+    )
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="null: 1 beside a GPU, 0.5 without; the rest of the CPUs reads the data."
+    )
+    wait_s: float = Field(
+        600.0, ge=0, description="Seconds to wait for missing resources where the cluster scales by itself."
+    )
+    max_failures: int = Field(2, ge=0, description="Worker failures after which the run gives up.")
+    object_store_mib: int = Field(256, ge=80, description="Object store of a Ray started by the run itself.")
