@@ -44,9 +44,7 @@ class PythonStdlibSource(Settings):
     kind: Literal["python_stdlib"] = "python_stdlib"
 
 
-Source = Annotated[
-    TextSource | JsonlSource | ParquetSource | PythonStdlibSource, Field(discriminator="kind")
-]
+Source = Annotated[TextSource | JsonlSource | ParquetSource | PythonStdlibSource, Field(discriminator="kind")]
 
 
 class PretrainedTokenizer(Settings):

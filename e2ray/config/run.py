@@ -51,9 +51,7 @@ class RunConfig(Settings):
     @classmethod
     def _plain_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) or value in ("shards", "bases"):
-            raise ValueError(
-                f"must be letters, digits, '.', '_' and '-', and not 'shards' or 'bases', got {value!r}"
-            )
+            raise ValueError(f"must be letters, digits, '.', '_' and '-', and not 'shards' or 'bases', got {value!r}")
         return value
 
     @field_validator("storage")

@@ -57,14 +57,11 @@ class ClusterSettings(Settings):
     """Workers of a run and the resources each one asks Ray for."""
 
     num_workers: int = Field(1, ge=1, description="Training workers.")
-    use_gpu: Literal["auto"] | bool = Field(
-        "auto", description="One GPU per worker; auto: where the cluster has GPUs."
-    )
+    use_gpu: Literal["auto"] | bool = Field("auto", description="One GPU per worker; auto: where the cluster has GPUs.")
     cpus_per_worker: float | None = Field(
         None, gt=0, description="null: 1 beside a GPU, 0.5 without; the rest of the CPUs reads the data."
     )
-    wait_s: float = Field(
-        600.0, ge=0, description="Seconds to wait for missing resources where the cluster scales by itself."
-    )
+    autoscaling: bool = Field(False, description="Whether the cluster adds nodes by itself when resources are missing.")
+    wait_s: float = Field(600.0, ge=0, description="Seconds to wait for missing resources on such a cluster.")
     max_failures: int = Field(2, ge=0, description="Worker failures after which the run gives up.")
     object_store_mib: int = Field(256, ge=80, description="Object store of a Ray started by the run itself.")

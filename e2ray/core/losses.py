@@ -1,0 +1,93 @@
+"""Next-token losses in float32 that never hold whole logits in float32.
+
+With a vocabulary of 150k tokens a float32 copy of a batch's logits, its softmax and its gradient outweigh the
+model. Here a chunk of predictions at a time is cast up, in the backward pass again, so that beside the logits
+only their gradient, in their own dtype, is held whole.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+CHUNK_ELEMENTS = 2**24  # logits cast up at a time: 64 MiB in float32
+
+
+def next_token_nll(
+    logits: Float[Tensor, "batch tokens vocabulary"], tokens: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, " batch"]:
+    """Return the mean NLL of each row over its tokens - 1 predictions.
+
+    Args:
+        logits: Of any floating type; logits at t predict token t + 1, the last ones are not used.
+        tokens: The row's tokens, int64.
+
+    Returns:
+        float32 [batch], nats per token, differentiable once in `logits`.
+
+    Raises:
+        ValueError: If the shapes disagree or rows have fewer than two tokens.
+    """
+    return token_nll(logits, tokens).mean(dim=1)
+
+
+def token_nll(
+    logits: Float[Tensor, "batch tokens vocabulary"], tokens: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch predictions"]:
+    """Return the NLL of every token but each row's first.
+
+    Args:
+        logits: Of any floating type; logits at t predict token t + 1, the last ones are not used.
+        tokens: The row's tokens, int64.
+
+    Returns:
+        float32 [batch, tokens - 1], nats, differentiable once in `logits`.
+
+    Raises:
+        ValueError: If the shapes disagree or rows have fewer than two tokens.
+    """
+    if logits.ndim != 3 or logits.shape[:2] != tokens.shape or tokens.shape[1] < 2:
+        raise ValueError(
+            f"logits must be [batch, tokens, vocabulary] and tokens [batch, tokens] with at least 2 tokens, got "
+            f"{list(logits.shape)} and {list(tokens.shape)}"
+        )
+    return _TokenNll.apply(logits, tokens[:, 1:])
+
+
+def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield (rows, predictions) that cover all but each row's last logits, whole rows where they are small."""
+    num_rows, num_tokens, vocab_size = logits.shape
+    rows = max(1, CHUNK_ELEMENTS // (num_tokens * vocab_size))
+    width = max(1, CHUNK_ELEMENTS // vocab_size)
+    for row in range(0, num_rows, rows):
+        for start in range(0, num_tokens - 1, width):
+            yield slice(row, row + rows), slice(start, min(start + width, num_tokens - 1))
+
+
+class _TokenNll(torch.autograd.Function):
+    """Cross-entropy by chunks; its gradient, softmax(logits) - onehot(wanted), is computed in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, wanted: Tensor) -> Tensor:
+        nll = torch.empty(wanted.shape, dtype=torch.float32, device=logits.device)
+        for chunk in _chunks(logits):
+            part = logits[chunk].float().flatten(0, 1)
+            nll[chunk] = F.cross_entropy(part, wanted[chunk].flatten(), reduction="none").view_as(nll[chunk])
+        ctx.save_for_backward(logits, wanted)
+        return nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, wanted = ctx.saved_tensors  # type: ignore[attr-defined]
+        result = torch.empty_like(logits)
+        result[:, -1] = 0
+        for chunk in _chunks(logits):
+            part = logits[chunk].float().softmax(dim=-1)
+            index = wanted[chunk].unsqueeze(-1)
+            part.scatter_(-1, index, part.gather(-1, index) - 1)
+            result[chunk] = part.mul_(gradient[chunk].unsqueeze(-1))
+        return result, None

@@ -1,0 +1,450 @@
+"""Models and tokenizers: loading or building them, and proving that the rotary hook works on the one at hand.
+
+A checkpoint's frequencies are not saved with its weights, so what its config says about RoPE decides what is
+trained. A checkpoint that already carries a scaling is therefore refused until `model.base_scaling` says whether
+to train on top of it or without it. Remote code is never run.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_flash_attn_2_available
+
+from e2ray.config.base import SettingsError
+from e2ray.config.model import LlamaModel, LoraSettings, Model, ModelSettings, PretrainedModel
+from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook, frequency_buffers, inverse_frequencies_divided
+
+# Rope types whose frequencies depend on the length of the text: no fixed model to train on top of.
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+SCALINGS = ("linear", "llama3", "yarn", *LENGTH_DEPENDENT)
+
+# A power of two, by which float32 numbers are divided without rounding: both sides of the proof are then equal.
+PROOF_SCALE = 4.0
+PROOF_PREFIX = 4
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What a base model says about its positions.
+
+    Attributes:
+        base_context_length: L in tokens.
+        rope_parameters: The checkpoint's own, flat or per layer type.
+        scaling: Rope type of the scaling the checkpoint carries; None without one.
+        base_scaling: Whether that scaling is kept or replaced by none; None without one.
+    """
+
+    base_context_length: int
+    rope_parameters: dict[str, Any]
+    scaling: str | None
+    base_scaling: Literal["keep", "replace"] | None
+
+    @property
+    def trained_rope_parameters(self) -> dict[str, Any]:
+        """The rope parameters in effect during training: the checkpoint's, or with `replace` those unscaled."""
+        return _unscaled(self.rope_parameters) if self.base_scaling == "replace" else self.rope_parameters
+
+
+def base_facts(settings: Model) -> BaseFacts:
+    """Return the base context length and the rope parameters of a model, from its config.json.
+
+    Raises:
+        SettingsError: If there is no usable config, the model has no RoPE, or it carries a scaling and
+            `base_scaling` makes no choice, or one that is impossible.
+    """
+    if isinstance(settings, LlamaModel):
+        return BaseFacts(settings.base_context_length, _plain_rope(settings.base_frequency), None, None)
+    return _config_facts(settings, _load_config(settings))
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or hub id.
+
+    Raises:
+        SettingsError: If there is none, or one that knows no ordinary text: some loaders yield a tokenizer of
+            three tokens where its vocabulary is missing.
+    """
+    where = _location(path, key="tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+        ids = tokenizer.encode("The year 1969.", add_special_tokens=False)
+    except Exception as error:  # every loader fails in its own way on damaged files
+        raise SettingsError(
+            f"tokenizer {path}: cannot be loaded ({_first_line(error)}); name a folder with tokenizer.json or a hub id"
+        ) from None
+    if not ids or set(ids) == {tokenizer.unk_token_id}:
+        raise SettingsError(
+            f"tokenizer {path}: knows no ordinary text ({len(tokenizer)} tokens), so its vocabulary is missing; "
+            "name a folder with tokenizer.json or a hub id"
+        )
+    return tokenizer
+
+
+def build_model(
+    settings: Model,
+    *,
+    dtype: torch.dtype,
+    vocab_size: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> PreTrainedModel | PeftModel:
+    """Return the model of a run, ready to be trained; inverse frequencies are float32 whatever the dtype.
+
+    Args:
+        settings: A checkpoint to load, or sizes to build a Llama from.
+        dtype: Of the parameters.
+        vocab_size: Tokens of the tokenizer; needed to build a model, checked against a checkpoint's embeddings.
+        seed: Of the built weights and of the adapters; the global random state is left as it was.
+        device: Where the model is put.
+
+    Raises:
+        SettingsError: If the checkpoint, the attention or a module named for LoRA is not there.
+    """
+    attention = resolve_attention(settings, device, dtype=dtype)
+    if isinstance(settings, LlamaModel):
+        model = _build_llama(settings, attention=attention, vocab_size=vocab_size, seed=seed)
+        for parameter in model.parameters():  # model.to(dtype) would round the frequencies too
+            parameter.data = parameter.data.to(dtype)
+    else:
+        model = _load_checkpoint(settings, attention=attention, dtype=dtype, vocab_size=vocab_size)
+    model.to(device)
+    if settings.gradient_checkpointing:
+        _enable_checkpointing(model)
+    if settings.lora is None:
+        return model
+    with _seeded(seed, device):
+        return _with_adapters(model, settings.lora)
+
+
+def resolve_attention(settings: ModelSettings, device: str | torch.device, *, dtype: torch.dtype | None = None) -> str:
+    """Return the attention implementation for transformers: flash_attention_2 where it can run, else sdpa.
+
+    Args:
+        settings: `attention: auto` leaves the choice to this function.
+        device: Where the model will run.
+        dtype: Of its parameters; flash_attention_2 knows no float32. None means a half precision.
+
+    Raises:
+        SettingsError: If flash_attention_2 is asked for and cannot run.
+    """
+    obstacle = None
+    if torch.device(device).type != "cuda":
+        obstacle = f"needs a GPU, the device is {torch.device(device).type}"
+    elif dtype == torch.float32:
+        obstacle = "needs bf16 weights, train.precision is fp32"
+    elif not is_flash_attn_2_available():
+        obstacle = "is not installed (pip install e2ray[gpu])"
+    if settings.attention == "auto":
+        return "sdpa" if obstacle else "flash_attention_2"
+    if settings.attention == "flash_attention_2" and obstacle:
+        raise SettingsError(f"model.attention: flash_attention_2 {obstacle}; set it to auto or sdpa")
+    return settings.attention
+
+
+def prove(
+    forward: Callable[[Int[Tensor, "one tokens"]], Float[Tensor, "one tokens vocabulary"]],
+    hook: RotaryHook,
+    model: nn.Module,
+    *,
+    vocab_size: int,
+    tokens: int = 64,
+    device: str | torch.device,
+) -> None:
+    """Prove on the loaded model that positions are what a draw says, in the very mode that is trained.
+
+    Inverse frequencies are float32; scale 1 without offsets equals the untouched model; a scale equals dividing
+    the inverse frequencies by it; a scale and a shift behind a prefix each change the logits; under both the
+    last token still depends on the first. The bound for "equal" is the difference between two runs of the
+    untouched model, which is 0 on all but non-deterministic ones. The hook is cleared afterwards.
+
+    Args:
+        forward: Logits of token ids, int64 [1, tokens] without mask and positions, as in a training step.
+        hook: The model's hook.
+        model: The module that holds the rotary modules; may be an engine.
+        vocab_size: Tokens to choose from.
+        tokens: Length of the text, cut to the model's sliding window; at least 8.
+        device: Where `forward` wants its tokens.
+
+    Raises:
+        SettingsError: Naming the proof that failed.
+    """
+    for module in hook.rotary_modules:
+        for name, buffer in frequency_buffers(module).items():
+            _demand(buffer.dtype == torch.float32, f"its {name} is {buffer.dtype}, wanted float32", model)
+    ids = _proof_tokens(model, vocab_size, tokens)
+    other = ids.clone()
+    other[0, 0] = (ids[0, 0] + 1) % vocab_size
+    shift = torch.zeros(ids.shape, dtype=torch.int64, device=device)
+    shift[:, PROOF_PREFIX:] = 4 * ids.shape[1]
+
+    def logits(
+        scale: float | None, offsets: Tensor | None = None, text: Tensor = ids
+    ) -> Float[Tensor, "tokens vocabulary"]:
+        hook.clear()
+        if scale is not None:
+            hook.set(scale, offsets)
+        try:
+            with _seeded(0, device):  # the same dropout each time
+                return forward(text.to(device))[0].detach().float()
+        finally:
+            hook.clear()
+
+    untouched = logits(None)
+    _demand(bool(untouched.isfinite().all()), "its logits are not finite", model)
+    noise = 4 * _difference(untouched, logits(None))
+    scaled, shifted = logits(PROOF_SCALE), logits(1.0, shift)
+    with inverse_frequencies_divided(model, PROOF_SCALE):
+        divided = logits(None)
+    both, both_other = logits(PROOF_SCALE, shift), logits(PROOF_SCALE, shift, other)
+    identity = _difference(untouched, logits(1.0, torch.zeros_like(shift)))
+    _demand(identity <= noise, f"scale 1 without offsets changes its logits by {identity:.2g}", model)
+    reference = _difference(scaled, divided)
+    _demand(reference <= noise, f"scale {PROOF_SCALE} differs from divided frequencies by {reference:.2g}", model)
+    _demand(_difference(scaled, untouched) > noise, "a scale does not change its logits", model)
+    _demand(_difference(shifted, untouched) > noise, "a shift behind a prefix does not change its logits", model)
+    reach = _difference(both[-1], both_other[-1])
+    _demand(reach > noise, "the last token does not depend on the first under a scale and a shift", model)
+
+
+def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return a plain model that can be saved and served: adapters merged in place, the cache allowed again."""
+    plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    plain.config.use_cache = True
+    return plain
+
+
+def _demand(holds: bool, complaint: str, model: nn.Module) -> None:
+    if not holds:
+        raise SettingsError(
+            f"proof of positions failed on {type(model).__name__}: {complaint}; "
+            "this model cannot be trained with scaled positions, choose another model or model.attention"
+        )
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def _proof_tokens(model: nn.Module, vocab_size: int, tokens: int) -> Int[Tensor, "one tokens"]:
+    """Return fixed random tokens, few enough that every layer sees the first from the last."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            for key in ("sliding_window", "attention_chunk_size"):
+                tokens = min(tokens, getattr(module.config.get_text_config(), key, None) or tokens)
+    if tokens < 2 * PROOF_PREFIX:
+        raise ValueError(f"the proof needs at least {2 * PROOF_PREFIX} tokens within the sliding window, got {tokens}")
+    return torch.randint(vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def _seeded(seed: int, device: str | torch.device) -> Iterator[None]:
+    """Seed torch within the block and give the global random state back afterwards."""
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs that are not forked too
+        for gpu in devices:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _plain_rope(base_frequency: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": base_frequency}
+
+
+def _global_parts(rope_parameters: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the rope parameters by layer type ("" where they are flat), those of local layers left out."""
+    if "rope_type" in rope_parameters:
+        return {"": rope_parameters}
+    return {key: value for key, value in rope_parameters.items() if isinstance(value, dict) and key != LOCAL_LAYER_TYPE}
+
+
+def _is_scaled(part: dict[str, Any]) -> bool:
+    """Whether rope parameters extend the context; types such as `proportional` only choose frequencies."""
+    return part["rope_type"] in SCALINGS or part.get("factor", 1.0) != 1.0
+
+
+def _unscaled(rope_parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return rope parameters with the scaling of the global layers removed; what else they say is kept."""
+    plain = {}
+    for key, part in _global_parts(rope_parameters).items():
+        kept = {name: part[name] for name in ("rope_theta", "partial_rotary_factor") if part.get(name) is not None}
+        plain[key] = {"rope_type": "default", **kept} if _is_scaled(part) else part
+    return plain[""] if "" in plain else rope_parameters | plain
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(" .:")
+
+
+def _location(path: str, *, key: str) -> str:
+    """Return the folder or hub id to load from; a folder has to be there."""
+    if not PretrainedModel(path=path).is_folder:
+        return path
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise SettingsError(f"{key} {path}: no such folder; name a folder of a checkpoint or a hub id")
+    return str(folder)
+
+
+def _load_config(settings: PretrainedModel) -> PreTrainedConfig:
+    """Return the config of a checkpoint that is a text model with RoPE."""
+    path, where = settings.path, _location(settings.path, key="model.path")
+    if settings.is_folder and not (Path(where) / "config.json").is_file():
+        raise SettingsError(f"model.path {path}: holds no config.json; name the folder of a Hugging Face checkpoint")
+    try:
+        config = AutoConfig.from_pretrained(where, revision=settings.revision, trust_remote_code=False)
+    except Exception as error:  # damaged files, unknown types, an unreachable hub: each its own exception
+        if "trust_remote_code" in str(error):
+            reason = "it needs remote code, which is never run; choose a model transformers knows by itself"
+        elif settings.is_folder:
+            reason = f"its config.json cannot be used ({_first_line(error)}); repair it or choose another checkpoint"
+        else:
+            reason = (
+                f"cannot be fetched from the hub ({_first_line(error)}); check the id, the network and the "
+                "access rights, or download it and name the folder"
+            )
+        raise SettingsError(f"model.path {path}: {reason}") from None
+    if config.get_text_config() is not config:
+        raise SettingsError(
+            f"model.path {path}: {config.model_type} is a model of several modalities; choose a text-only checkpoint"
+        )
+    if not _global_parts(getattr(config, "rope_parameters", None) or {}):
+        raise SettingsError(
+            f"model.path {path}: {config.model_type} has no rotary positions, so they cannot be scaled; "
+            "choose a RoPE model such as Llama, Qwen, Mistral or Gemma"
+        )
+    return config
+
+
+def _config_facts(settings: PretrainedModel, config: PreTrainedConfig) -> BaseFacts:
+    rope, path, choice = dict(config.rope_parameters), settings.path, settings.base_scaling
+    scaled = [part for part in _global_parts(rope).values() if _is_scaled(part)]
+    scaling = scaled[0]["rope_type"] if scaled else None
+    if scaling is None and choice is not None:
+        warnings.warn(f"model.base_scaling: {choice} is ignored, since {path} carries no rope scaling", stacklevel=3)
+        choice = None
+    if scaling is not None and choice is None:
+        raise SettingsError(
+            f"model.base_scaling: {path} already carries a rope scaling ({scaling}, factor {scaled[0].get('factor')}), "
+            "so a choice is needed: keep trains on top of it, replace removes it first"
+        )
+    if choice == "keep" and scaling in LENGTH_DEPENDENT:
+        raise SettingsError(
+            f"model.base_scaling: keep is impossible for {path}, since the frequencies of its {scaling} scaling change "
+            "with the length of the text; set it to replace"
+        )
+    length = settings.base_context_length
+    if length is None and choice == "replace":
+        length = scaled[0].get("original_max_position_embeddings")
+    elif length is None:
+        length = getattr(config, "max_position_embeddings", None)
+    if length is None:
+        raise SettingsError(
+            f"model.base_context_length: the config.json of {path} does not say how many tokens it was pretrained "
+            "with before any scaling; set it"
+        )
+    return BaseFacts(int(length), rope, scaling, choice)
+
+
+def _build_llama(settings: LlamaModel, *, attention: str, vocab_size: int | None, seed: int) -> PreTrainedModel:
+    """Return a Llama with random float32 weights, the same for the same seed on every machine."""
+    if vocab_size is None:
+        raise ValueError("a model built from its sizes needs vocab_size, got None")
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads,
+        num_key_value_heads=settings.num_key_value_heads,
+        max_position_embeddings=settings.base_context_length,
+        rope_parameters=_plain_rope(settings.base_frequency),
+        tie_word_embeddings=settings.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_implementation=attention,
+    )
+    with _seeded(seed, "cpu"):
+        return LlamaForCausalLM(config)
+
+
+def _load_checkpoint(
+    settings: PretrainedModel, *, attention: str, dtype: torch.dtype, vocab_size: int | None
+) -> PreTrainedModel:
+    config = _load_config(settings)
+    # Has to be written before the model is made: later changes of a config have no effect on its frequencies.
+    config.rope_parameters = _config_facts(settings, config).trained_rope_parameters
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            _location(settings.path, key="model.path"),
+            config=config,
+            revision=settings.revision,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # missing or damaged weights, no causal head: each its own exception
+        raise SettingsError(
+            f"model.path {settings.path}: its weights cannot be loaded ({_first_line(error)}); "
+            "name a complete checkpoint of a causal language model"
+        ) from None
+    known = model.get_input_embeddings().weight.shape[0]
+    if vocab_size is not None and vocab_size > known:
+        raise SettingsError(
+            f"model.path {settings.path}: has {known} token embeddings, the tokenizer {vocab_size} tokens; "
+            "name the model's own tokenizer"
+        )
+    return model
+
+
+def _enable_checkpointing(model: PreTrainedModel) -> None:
+    kwargs = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:  # the name in early transformers 5, deprecated in later ones
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    model.config.use_cache = False
+
+
+def _with_adapters(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
+    names = [name for name, _ in model.named_modules()]
+    for key, wanted in (("targets", settings.targets), ("trainable", settings.trainable)):
+        for target in wanted:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                linear = {name.rsplit(".")[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+                raise SettingsError(
+                    f"model.lora.{key}: {type(model).__name__} has no module {target!r}; its linear modules are "
+                    f"{', '.join(sorted(linear))}"
+                )
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        modules_to_save=list(settings.trainable) or None,
+        ensure_weight_tying=bool(settings.trainable) and model.config.tie_word_embeddings,
+    )
+    with warnings.catch_warnings():  # peft asks transformers by a name that is deprecated there
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config, autocast_adapter_dtype=False)

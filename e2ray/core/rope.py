@@ -1,0 +1,189 @@
+"""The rotary hook: gives every row of a batch its own scaled and shifted positions in any RoPE model.
+
+Scaled or shifted `position_ids` must never be passed to a model of transformers: without a mask and a cache,
+the state of training, its attention reads any step other than 1 as the start of another packed document and
+silently hides the tokens before it. So the model gets plain integer ids (or none), and a forward pre-hook on
+its rotary module replaces them, behind the mask code, by (id + offset) / scale in float32. The model's own
+code stays as it is, so this works under gradient checkpointing, packing, adapters and DeepSpeed engines.
+"""
+
+import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from e2ray.config.base import SettingsError
+
+# Layers with this type see nearby tokens only and have frequencies of their own; context extension leaves them alone.
+LOCAL_LAYER_TYPE = "sliding_attention"
+
+
+class RotaryHook:
+    """Scales and shifts the positions that a model's rotary modules see; the identity until `set` is called.
+
+    What is set holds until `set` or `clear` is called again. It must outlive the backward pass too, since some
+    models compute their angles again under gradient checkpointing.
+
+    Attributes:
+        rotary_modules: The hooked modules.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Hook the rotary modules of `model`, which may be wrapped by peft or be a DeepSpeed engine.
+
+        Raises:
+            SettingsError: If the model has no rotary module that takes position ids.
+        """
+        self.rotary_modules = find_rotary_modules(model)
+        self._scale: Tensor | None = None
+        self._offsets: Tensor | None = None
+        self._handles = [
+            module.register_forward_pre_hook(self._place, with_kwargs=True) for module in self.rotary_modules
+        ]
+
+    def set(self, scale: Float[Tensor, "*batch"] | float, offsets: Int[Tensor, "batch window"] | None = None) -> None:
+        """Use these scales and offsets in every forward pass from now on.
+
+        Args:
+            scale: >= 1; a number or a 0-dimensional tensor for all rows, or float32 [batch] with one per row.
+            offsets: int64 [batch, window], indexed by a token's position id within its document; None moves
+                nothing, the state of evaluation and generation. Tensors on the model's device cost no copy.
+
+        Raises:
+            ValueError: If shapes or dtypes do not fit each other, or a scale known to the CPU is below 1.
+        """
+        if not isinstance(scale, Tensor):
+            scale = torch.tensor(scale, dtype=torch.float32)
+        if scale.dtype != torch.float32 or scale.ndim > 1:
+            raise ValueError(
+                f"scale must be a number or float32 [batch], got {scale.dtype} {list(scale.shape)}; "
+                "lower precision merges neighbouring positions"
+            )
+        if scale.device.type == "cpu" and not bool(((scale >= 1) & (scale < math.inf)).all()):
+            raise ValueError(f"scale must be finite and at least 1, got {scale.tolist()}")
+        if offsets is not None:
+            if offsets.ndim != 2 or offsets.is_floating_point() or offsets.is_complex():
+                raise ValueError(f"offsets must be integers [batch, window], got {offsets.dtype} {list(offsets.shape)}")
+            if scale.ndim == 1 and scale.shape[0] != offsets.shape[0]:
+                raise ValueError(
+                    f"scale and offsets must have one row per sequence, got {scale.shape[0]} and {offsets.shape[0]}"
+                )
+        self._scale, self._offsets = scale, offsets
+
+    def clear(self) -> None:
+        """Leave positions alone again."""
+        self._scale = self._offsets = None
+
+    def remove(self) -> None:
+        """Take the hook off the model for good."""
+        self.clear()
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def applied(
+        self, scale: Float[Tensor, "*batch"] | float, offsets: Int[Tensor, "batch window"] | None = None
+    ) -> Iterator[None]:
+        """Use these scales and offsets within the block (see `set`), then what was set before it."""
+        before = self._scale, self._offsets
+        self.set(scale, offsets)
+        try:
+            yield
+        finally:
+            self._scale, self._offsets = before
+
+    def _place(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Replace the position ids of a rotary module's call, whether they come by keyword or by position."""
+        if self._scale is None:
+            return None
+        call = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+        if call.arguments.get("layer_type") == LOCAL_LAYER_TYPE:
+            return None
+        hidden = call.args[1]
+        call.arguments["position_ids"] = self._positions(call.arguments["position_ids"], hidden.shape[0])
+        return call.args[1:], call.kwargs
+
+    def _positions(self, ids: Int[Tensor, "rows tokens"], num_rows: int) -> Float[Tensor, "batch tokens"]:
+        """Return (id + offset) / scale in float32 for a batch of `num_rows` rows; `ids` may be one row for all.
+
+        Values of ids are compared with the window only on the CPU, where that needs no synchronisation.
+        """
+        assert self._scale is not None
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            found = list(ids.shape) if isinstance(ids, Tensor) else ids
+            raise SettingsError(
+                f"the model's rotary module is given position ids of shape {found}, wanted [batch, tokens]; "
+                "multimodal positions cannot be scaled, choose a text model"
+            )
+        if ids.is_floating_point():
+            raise ValueError("position ids are fractional already; set one RotaryHook at a time and pass plain ids")
+        scale, offsets = self._scale.to(ids.device), self._offsets
+        for name, value in (("scale", scale), ("offsets", offsets)):
+            if value is not None and value.ndim and value.shape[0] not in (1, num_rows):
+                raise ValueError(f"{name} has {value.shape[0]} rows, the batch {num_rows}")
+        if offsets is not None:
+            window = offsets.shape[1]
+            if ids.shape[1] > window or (ids.device.type == "cpu" and ids.numel() and int(ids.max()) >= window):
+                raise ValueError(f"offsets cover {window} tokens, the batch has {ids.shape[1]} or ids beyond them")
+            rows = max(ids.shape[0], offsets.shape[0])
+            ids = ids.long().expand(rows, -1)
+            ids = ids + offsets.to(ids.device).expand(rows, -1).gather(1, ids)
+        return ids.to(torch.float32) / (scale[:, None] if scale.ndim else scale)
+
+
+def find_rotary_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of a model that turn position ids into angles.
+
+    Raises:
+        SettingsError: If there is none, as in models with learned positions or ALiBi.
+    """
+    found = [
+        module
+        for module in model.modules()
+        if frequency_buffers(module) and "position_ids" in inspect.signature(type(module).forward).parameters
+    ]
+    if not found:
+        raise SettingsError(
+            f"{type(model).__name__} has no rotary module that takes position ids, so its positions cannot be "
+            "scaled; choose a RoPE model such as Llama, Qwen, Mistral or Gemma"
+        )
+    return found
+
+
+def frequency_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the inverse frequencies a module itself holds, by name; those of local layers and backups left out."""
+    return {
+        name: buffer
+        for name, buffer in module.named_buffers(recurse=False)
+        if name.endswith("inv_freq") and "original" not in name and not name.startswith(LOCAL_LAYER_TYPE)
+    }
+
+
+@contextmanager
+def inverse_frequencies_divided(model: nn.Module, scale: float) -> Iterator[None]:
+    """Divide a model's inverse frequencies by `scale` in place within the block.
+
+    This is what a linear scaling in a model's config does: an independent reference for the hook.
+
+    Raises:
+        SettingsError: If the model has no rotary module.
+    """
+    saved = [
+        (buffer, buffer.clone())
+        for module in find_rotary_modules(model)
+        for buffer in frequency_buffers(module).values()
+    ]
+    try:
+        for buffer, _ in saved:
+            buffer.div_(scale)
+        yield
+    finally:
+        for buffer, before in saved:
+            buffer.copy_(before)

@@ -1,0 +1,373 @@
+"""Documents out of the sources a recipe names.
+
+`list_items` turns sources into small, picklable work items without reading a document; `read_item` reads the
+documents of one item, in any process. A document that cannot be used comes out as a `BadDocument` and never as
+an exception, so the caller alone decides whether it stops the run or is counted. Names do not depend on where a
+corpus lies on the disk, since the validation split is drawn from them.
+"""
+
+import base64
+import glob
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from e2ray.config.base import SettingsError
+from e2ray.config.data import JsonlSource, ParquetSource, PythonStdlibSource, Source, TextSource
+
+MIB = 2**20
+TEXT_GROUP_BYTES = (MIB, 32 * MIB)  # least and most; between them a 256th of the source
+JSONL_RANGE_BYTES = 32 * MIB
+READ_BYTES = 4 * MIB
+TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+EXTENSION_KEY = b"ARROW:extension:name"
+EXTENSION_PATTERNS = tuple(  # its base64 at each of the three alignments, without the digits shared with neighbours
+    base64.b64encode(bytes(skip) + EXTENSION_KEY)[-(-8 * skip // 6) : 8 * (skip + len(EXTENSION_KEY)) // 6]
+    for skip in range(3)
+)
+UTF8_MARK = "\ufeff"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text; `name` says which, wherever the corpus lies."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class BadDocument:
+    """A document that cannot be used; `reason` is one line that names the file and, in a table, the line or row."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source: its path, its name free of the machine, and its size and age when it was listed."""
+
+    path: str
+    name: str
+    bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of work: whole text files, a byte range of a JSONL file or row groups of a Parquet file.
+
+    `start` and `stop` count bytes of a JSONL file (lines that begin in [start, stop)) or row groups; `bytes` is
+    the size on the disk, and `column` is empty for text files.
+    """
+
+    kind: Literal["text", "jsonl", "parquet"]
+    files: tuple[SourceFile, ...]
+    bytes: int
+    column: str = ""
+    start: int = 0
+    stop: int = sys.maxsize
+
+
+def list_items(sources: Sequence[Source], *, without: frozenset[str] = frozenset()) -> list[Item]:
+    """Return the work of reading `sources`, in their order and each one's files sorted by name.
+
+    Args:
+        sources: Settings of the sources.
+        without: Real paths of files that are left out, e.g. because they are held out for validation.
+
+    Raises:
+        SettingsError: If a path or glob matches no file, names a folder, or a Parquet file has no such column of
+            text or carries extension types (reading those can run code that lies in the file).
+    """
+    items: list[Item] = []
+    for source in sources:
+        files = [file for file in source_files(source) if os.path.realpath(file.path) not in without]
+        match source:
+            case TextSource() | PythonStdlibSource():
+                items += _text_items(files)
+            case JsonlSource():
+                for file in files:
+                    items += _jsonl_items(file, source.column)
+            case ParquetSource():
+                for file in files:
+                    items += _parquet_items(file, source.column)
+    return items
+
+
+def source_files(source: Source) -> list[SourceFile]:
+    """Return the files of a source in a fixed order, each once.
+
+    Raises:
+        SettingsError: If a path or glob matches no file or names a folder.
+    """
+    if isinstance(source, PythonStdlibSource):
+        return _stdlib_files()
+    found: dict[str, SourceFile] = {}
+    for pattern in source.paths:
+        for file in _matches(pattern):
+            found.setdefault(os.path.realpath(file.path), file)
+    return list(found.values())
+
+
+def _matches(pattern: str) -> list[SourceFile]:
+    path = os.path.abspath(os.path.expanduser(pattern))
+    if os.path.isdir(path):
+        raise SettingsError(f"data source {pattern}: is a folder, wanted files; write {pattern.rstrip('/')}/**/*")
+    if os.path.lexists(path) or not glob.has_magic(path):
+        paths, root = [path], os.path.dirname(path)
+    else:
+        plain: list[str] = []
+        for part in path.split(os.sep):
+            if glob.has_magic(part):
+                break
+            plain.append(part)
+        root = os.sep.join(plain) or os.sep
+        paths = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+    if not paths or not os.path.isfile(paths[0]):
+        raise SettingsError(f"data source {pattern}: matches no file; check the path or the glob")
+    return [_source_file(path, root, os.path.basename(root)) for path in paths]
+
+
+def _source_file(path: str, root: str, prefix: str) -> SourceFile:
+    status = os.stat(path)
+    name = os.path.join(prefix, os.path.relpath(path, root)).encode("utf-8", "backslashreplace").decode()
+    return SourceFile(path, name, status.st_size, status.st_mtime_ns)
+
+
+def _stdlib_files() -> list[SourceFile]:
+    root = sysconfig.get_paths()["stdlib"]
+    paths: list[str] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(set(folders) - TEST_FOLDERS)
+        paths += [os.path.join(folder, name) for name in names if name.endswith(".py")]
+    if not paths:
+        raise SettingsError(f"data source python_stdlib: {root} holds no .py files; name text files instead")
+    return [_source_file(path, root, "python_stdlib") for path in sorted(paths)]
+
+
+def _text_items(files: list[SourceFile]) -> list[Item]:
+    least, most = TEXT_GROUP_BYTES
+    wanted = min(max(sum(file.bytes for file in files) // 256, least), most)
+    items: list[Item] = []
+    group: list[SourceFile] = []
+    size = 0
+    for file in files:
+        group.append(file)
+        size += file.bytes
+        if size >= wanted:
+            items.append(Item("text", tuple(group), size))
+            group, size = [], 0
+    if group:
+        items.append(Item("text", tuple(group), size))
+    return items
+
+
+def _jsonl_items(file: SourceFile, column: str) -> list[Item]:
+    if file.path.endswith((".gz", ".zst")):
+        return [Item("jsonl", (file,), file.bytes, column)]
+    return [
+        Item("jsonl", (file,), min(JSONL_RANGE_BYTES, file.bytes - start), column, start, start + JSONL_RANGE_BYTES)
+        for start in range(0, max(file.bytes, 1), JSONL_RANGE_BYTES)
+    ]
+
+
+def _has_extension_types(path: str) -> bool:
+    """Return whether the footer of a Parquet file names an Arrow extension type.
+
+    Arrow makes the types while it opens the file, and making one may run code that lies in it; so the bytes are
+    searched first. The Arrow schema stands there in base64, where a text looks one of three ways.
+    """
+    try:
+        with open(path, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 8, 0))
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(max(end - 8 - length, 0))
+            footer = file.read()
+    except OSError as error:
+        raise SettingsError(f"{path}: is no readable Parquet file ({error.strerror})") from None
+    return any(pattern in footer for pattern in EXTENSION_PATTERNS)
+
+
+def _parquet_items(file: SourceFile, column: str) -> list[Item]:
+    if _has_extension_types(file.path):
+        raise SettingsError(f"{file.path}: has extension types, wanted plain Arrow columns; write it without them")
+    try:
+        metadata = pq.read_metadata(_plain_file(file.path))
+        fields = metadata.schema.to_arrow_schema()
+    except (OSError, pa.ArrowException) as error:
+        raise SettingsError(f"{file.path}: is no readable Parquet file ({one_line(error)})") from None
+    if fields.get_field_index(column) < 0:
+        raise SettingsError(f"{file.path}: has no column {column!r}, found {fields.names}; set the source's column")
+    kind = fields.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise SettingsError(f"{file.path}: column {column!r} holds {kind}, wanted text; set the source's column")
+    return [
+        Item("parquet", (file,), metadata.row_group(group).total_byte_size, column, group, group + 1)
+        for group in range(metadata.num_row_groups)
+    ]
+
+
+def read_item(item: Item) -> Iterator[Document | BadDocument]:
+    """Yield the documents of one item in their order; what cannot be used comes as a `BadDocument`.
+
+    Bad are: a file that cannot be read or unpacked, bytes that are no UTF-8, text that is empty or only white
+    space, a JSON line that is no object with text under the column, a Parquet row without text.
+    """
+    if item.kind == "text":
+        for file in item.files:
+            yield _read_text(file)
+    elif item.kind == "jsonl":
+        yield from _read_jsonl(item)
+    else:
+        yield from _read_parquet(item)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _plain_file(path: str) -> pa.NativeFile:
+    return pa.OSFile(os.fsencode(path))  # a name may be no UTF-8
+
+
+def _open(path: str) -> pa.NativeFile:
+    """Return a stream of the unpacked bytes of a plain, .gz or .zst file."""
+    packed = {".gz": "gzip", ".zst": "zstd"}.get(os.path.splitext(path)[1])
+    return pa.CompressedInputStream(_plain_file(path), packed) if packed else _plain_file(path)
+
+
+def _read_text(file: SourceFile) -> Document | BadDocument:
+    try:
+        with _open(file.path) as stream:
+            content = stream.read()
+    except (OSError, pa.ArrowException) as error:
+        return BadDocument(file.name, f"{file.path}: cannot be read ({one_line(error)})")
+    try:
+        text = content.decode("utf-8").removeprefix(UTF8_MARK)
+    except UnicodeDecodeError as error:
+        return BadDocument(file.name, f"{file.path}: is no UTF-8 (byte {error.start}: {error.reason})")
+    return _checked(file.name, file.path, text)
+
+
+def _checked(name: str, where: str, text: object) -> Document | BadDocument:
+    if not isinstance(text, str):
+        return BadDocument(name, f"{where}: holds {'null' if text is None else type(text).__name__}, wanted text")
+    if not text or text.isspace():
+        return BadDocument(name, f"{where}: is empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return BadDocument(name, f"{where}: is no UTF-8 (lone surrogate at character {error.start})")
+    return Document(name, text)
+
+
+def _read_jsonl(item: Item) -> Iterator[Document | BadDocument]:
+    (file,) = item.files
+    try:
+        for offset, line in _lines(file.path, item.start, item.stop):
+            if line and not line.isspace():
+                yield _parse_line(file, offset, line, item.column)
+    except (OSError, pa.ArrowException) as error:
+        yield BadDocument(file.name, f"{file.path}: cannot be read ({one_line(error)})")
+
+
+def _parse_line(file: SourceFile, offset: int, line: bytes, column: str) -> Document | BadDocument:
+    name = f"{file.name}@{offset}"
+    try:
+        value = json.loads(line.decode("utf-8").removeprefix(UTF8_MARK))
+        if isinstance(value, dict) and column in value:
+            document = _checked(name, "", value[column])
+            if isinstance(document, Document):
+                return document
+            reason = document.reason.removeprefix(": ")
+        elif isinstance(value, dict):
+            reason = f"has no key {column!r}, found {list(value)[:8]}"
+        else:
+            reason = f"holds {type(value).__name__}, wanted an object with the key {column!r}"
+    except UnicodeDecodeError as error:
+        reason = f"is no UTF-8 (byte {error.start} of the line: {error.reason})"
+    except (ValueError, RecursionError) as error:
+        reason = f"is no JSON ({one_line(error)})"
+    return BadDocument(name, f"{file.path} line {_line_number(file.path, offset)}: {reason}")
+
+
+def _lines(path: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, line) for every line that begins in [start, stop); offsets count unpacked bytes."""
+    with _open(path) if not start else _plain_file(path) as stream:
+        # A line begins at `start` only if the byte before it ends one, so the search begins there.
+        offset = max(start - 1, 0)
+        if start:
+            stream.seek(offset)
+        rest, skip = b"", bool(start)
+        while chunk := stream.read(READ_BYTES):
+            if b"\n" not in chunk:
+                rest += chunk
+                continue
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                if offset >= stop:
+                    return
+                if not skip:
+                    yield offset, line
+                skip = False
+                offset += len(line) + 1
+        if rest and not skip and offset < stop:
+            yield offset, rest
+
+
+def _line_number(path: str, offset: int) -> int:
+    """Return the number, from 1, of the line that begins at an offset of the unpacked bytes."""
+    number, left = 1, offset
+    with _open(path) as stream:
+        while left and (chunk := stream.read(min(READ_BYTES, left))):
+            number += chunk.count(b"\n")
+            left -= len(chunk)
+    return number
+
+
+def _read_parquet(item: Item) -> Iterator[Document | BadDocument]:
+    (file,) = item.files
+    try:
+        with pq.ParquetFile(_plain_file(file.path)) as table:
+            row = sum(table.metadata.row_group(group).num_rows for group in range(item.start))
+            groups = range(item.start, item.stop)
+            for batch in table.iter_batches(batch_size=256, row_groups=list(groups), columns=[item.column]):
+                for value in batch.column(0):
+                    yield _parquet_text(file, row, value)
+                    row += 1
+    except (OSError, pa.ArrowException, IndexError) as error:
+        yield BadDocument(file.name, f"{file.path}: cannot be read ({one_line(error)})")
+
+
+def _parquet_text(file: SourceFile, row: int, value: pa.Scalar) -> Document | BadDocument:
+    name, where = f"{file.name}@{row}", f"{file.path} row {row}"
+    try:
+        return _checked(name, where, value.as_py())
+    except UnicodeDecodeError as error:
+        return BadDocument(name, f"{where}: is no UTF-8 (byte {error.start}: {error.reason})")
+
+
+def fingerprint(sources: Iterable[Source]) -> list[list[object]]:
+    """Return what tells one state of the sources from another: [path, bytes, modified_ns] per file.
+
+    Raises:
+        SettingsError: If a source matches no file.
+    """
+    return [
+        [Path(file.path).as_posix(), file.bytes, file.modified_ns]
+        for source in sources
+        for file in source_files(source)
+    ]

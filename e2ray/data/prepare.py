@@ -1,0 +1,308 @@
+"""From sources to a finished folder of shards: list, train the tokenizer, tokenise, split, cut into rows, commit.
+
+The folder is filled aside and renamed when it is whole, so a killed or failed `prepare` leaves nothing that
+passes for finished; the next one sweeps what it left. The same sources and settings give the same bytes.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer, Source
+from e2ray.data import tokenizer as tokenizers
+from e2ray.data.corpus import Document, Item, fingerprint, list_items, read_item, source_files
+from e2ray.data.shards import MANIFEST, SCHEMA_VERSION, ShardSet, Tokens, TrainRows, ValidationRows, manifest_text
+from e2ray.data.stream import tokenise
+
+TOKENIZER_FOLDER = "tokenizer"
+LISTED_SKIPS = 1000
+PROGRESS_S = 2.0
+TRAINING_PLACES = 256  # of the corpus, that text for a byte-level BPE is taken from
+TokenizerSource = PretrainedTokenizer | ByteLevelBpe
+
+
+def is_held_out(name: str, *, seed: int, share: float) -> bool:
+    """Return whether a document of the corpus belongs to validation: a pure function of its name and the seed."""
+    drawn = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")
+    return drawn < share * 2**64
+
+
+def shards_digest(settings: DataSettings, *, tokenizer_source: TokenizerSource) -> str:
+    """Return 64 hexadecimal digits that name the shards these settings give from the sources as they are now.
+
+    They cover everything the rows are made of: settings, the path, size and age of each source file, the
+    tokenizer's files, and the Python version.
+
+    Raises:
+        SettingsError: If a source matches no file or the tokenizer folder is missing.
+    """
+    return files.digest(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "settings": settings.model_dump(mode="json", exclude={"shards", "tokenizer"}),
+            "tokenizer": _tokenizer_identity(tokenizer_source),
+            "python": platform.python_version(),
+            "corpus": fingerprint(settings.corpus),
+            "validation_corpus": fingerprint(settings.validation_corpus),
+        }
+    )
+
+
+def _tokenizer_identity(source: TokenizerSource) -> dict[str, Any]:
+    identity = source.model_dump(mode="json")
+    if isinstance(source, PretrainedTokenizer) and tokenizers.is_folder(source.path):
+        folder = Path(source.path).expanduser()
+        names = (*tokenizers.TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        found = {name: files.sha256(folder / name) for name in names if (folder / name).is_file()}
+        if not found:
+            raise SettingsError(f"tokenizer {source.path}: not found, wanted a folder with tokenizer.json")
+        identity = {"kind": "pretrained", "files": found}
+    return identity
+
+
+def prepare(
+    settings: DataSettings,
+    folder: Path,
+    *,
+    tokenizer_source: TokenizerSource,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return the manifest of the shards in `folder`, made now unless they are there already. Needs a running Ray.
+
+    Args:
+        settings: The corpus, the window and the split.
+        folder: Becomes the folder of shards; an older one made by `prepare` is replaced.
+        tokenizer_source: A tokenizer to load, or to train on the training documents.
+        progress: Gets one line every few seconds.
+
+    Raises:
+        SettingsError: If a source, a document (`on_bad: error`), the tokenizer or the disk does not do, no whole row
+            or no validation document comes out, or another process prepares the same folder.
+    """
+    folder = Path(folder).expanduser().absolute()
+    wanted = shards_digest(settings, tokenizer_source=tokenizer_source)
+    with files.lock(folder.with_name(f".{folder.name}.lock"), what="preparing the same shards"):
+        finished = _finished(folder, wanted)
+        if finished is not None:
+            progress(f"prepare: {folder} is up to date, {finished['rows']} rows of {finished['window']} tokens")
+            return finished
+        for left in folder.parent.glob(f"{files.TEMPORARY}*-{folder.name}"):
+            shutil.rmtree(left, ignore_errors=True)
+        held_out = list_items(settings.validation_corpus)
+        without = frozenset(
+            os.path.realpath(file.path) for source in settings.validation_corpus for file in source_files(source)
+        )
+        items = list_items(settings.corpus, without=without)
+        with files.atomic_folder(folder) as aside:
+            build = _Build(settings, aside, tokenizer_source, progress)
+            build.make_tokenizer(items)
+            build.add(items, held_out=False)
+            build.add(held_out, held_out=True)
+            (aside / MANIFEST).write_text(build.finish(wanted), encoding="utf-8")
+        return ShardSet.open(folder).manifest
+
+
+def _finished(folder: Path, wanted: str) -> dict[str, Any] | None:
+    """Return the manifest in `folder` if it is the wanted one and whole; refuse a folder that is not ours."""
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingsError(f"{folder}: exists and holds no shards; choose an empty or new folder for data.shards")
+    try:
+        manifest = ShardSet.open(folder).manifest
+    except SettingsError:
+        return None
+    return manifest if manifest["corpus_digest"] == wanted else None
+
+
+class _Build:
+    """The state of one `prepare`: what was counted, and the writers."""
+
+    def __init__(
+        self, settings: DataSettings, folder: Path, source: TokenizerSource, progress: Callable[[str], None]
+    ) -> None:
+        self.settings, self.folder, self.source, self.progress = settings, folder, source, progress
+        self.train = TrainRows(folder, settings.window, shard_rows=settings.shard_rows)
+        self.validation = ValidationRows(folder, shard_rows=settings.shard_rows)
+        self.lengths: dict[str, list[int]] = {"train": [], "validation": []}
+        self.skipped: list[str] = []
+        self.num_skipped = 0
+        self.num_documents = 0
+        self.num_tokens = 0
+        self.tokenizer: Any = None
+
+    def make_tokenizer(self, items: list[Item]) -> None:
+        """Load or train the tokenizer and save it among the shards, where every node reads it."""
+        if isinstance(self.source, PretrainedTokenizer):
+            made = tokenizers.load_tokenizer(self.source.path, self.source.revision)
+        else:
+            self.progress(f"prepare: training a byte-level BPE of {self.source.vocab_size} tokens")
+            made = tokenizers.train_byte_level_bpe(self._training_texts(items, self.source.training_bytes), self.source)
+        folder = self.folder / TOKENIZER_FOLDER
+        _save(made, folder)
+        self.tokenizer = tokenizers.load_tokenizer(folder)
+        if tokenizers.tokenizer_hash(self.tokenizer) != tokenizers.tokenizer_hash(made):
+            raise SettingsError(
+                f"tokenizer {getattr(self.source, 'path', '')}: is another one once saved and loaded; "
+                f"save it as tokenizer.json with this version of transformers"
+            )
+
+    def _training_texts(self, items: list[Item], budget: int) -> Iterator[str]:
+        """Yield at most `budget` bytes of training documents, taken from places spread evenly over the corpus."""
+        chosen = [items[place * len(items) // TRAINING_PLACES] for place in range(TRAINING_PLACES)] if items else []
+        chosen = list(dict.fromkeys(chosen))
+        for number, item in enumerate(chosen):
+            quota = budget // (len(chosen) - number)
+            for document in read_item(item):
+                if quota <= 0:
+                    break
+                if isinstance(document, Document) and not self._held_out(document.name):
+                    text = document.text.encode()[:quota].decode(errors="ignore")
+                    quota -= len(text.encode()) or quota
+                    budget -= len(text.encode())
+                    yield text
+
+    def _held_out(self, name: str) -> bool:
+        return is_held_out(name, seed=self.settings.seed, share=self.settings.validation_share)
+
+    def add(self, items: list[Item], *, held_out: bool) -> None:
+        """Tokenise `items` and write their documents; all of them to validation if `held_out`."""
+        begin, end = tokenizers.begin_token(self.tokenizer), self.tokenizer.eos_token_id
+        started = reported = time.monotonic()
+        tokens = 0
+        for table in tokenise(items, self.folder / TOKENIZER_FOLDER, begin=begin, end=end):
+            for name, row, reason in _documents(table):
+                if reason is not None:
+                    self._skip(reason)
+                else:
+                    self._add_document(name, row, held_out=held_out or self._held_out(name))
+                    tokens += len(row)
+            now = time.monotonic()
+            if now - reported >= PROGRESS_S:
+                reported = now
+                self._report(tokens / (now - started))
+        if tokens:
+            self._report(tokens / (time.monotonic() - started))
+
+    def _report(self, tokens_per_second: float) -> None:
+        self.progress(
+            f"prepare: {self.num_documents:,} documents, {self.num_tokens:,} tokens, {tokens_per_second:,.0f} tokens/s"
+            + (f", {self.num_skipped} skipped" if self.num_skipped else "")
+        )
+
+    def _skip(self, reason: str) -> None:
+        if self.settings.on_bad == "error":
+            raise SettingsError(f"{reason}; mend it or set data.on_bad: skip")
+        self.num_skipped += 1
+        if len(self.skipped) < LISTED_SKIPS:
+            self.skipped.append(reason)
+
+    def _add_document(self, name: str, tokens: Tokens, *, held_out: bool) -> None:
+        if held_out:
+            self.validation.add(self.num_documents, name, tokens)
+        else:
+            self.train.add(self.num_documents, tokens)
+        self.num_documents += 1
+        self.num_tokens += len(tokens)
+        self.lengths["validation" if held_out else "train"].append(len(tokens))
+
+    def finish(self, corpus_digest: str) -> str:
+        """Close the files, check that there is something in them and return the manifest's text."""
+        dropped = self.train.finish()
+        self.validation.finish()
+        self._check(dropped)
+        settings = self.settings
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "corpus_digest": corpus_digest,
+            "tokenizer_hash": tokenizers.tokenizer_hash(self.tokenizer),
+            "vocab_size": len(self.tokenizer),
+            "begin_token": tokenizers.begin_token(self.tokenizer),
+            "end_token": self.tokenizer.eos_token_id,
+            "window": settings.window,
+            "rows": self.train.writer.rows,
+            "rows_per_batch": self.train.rows_per_batch,
+            "tokens": self.train.writer.rows * settings.window,
+            "dropped_tokens": dropped,
+            "documents": {kind: _lengths(lengths) for kind, lengths in self.lengths.items()},
+            "validation_lengths": self.lengths["validation"],
+            "num_skipped": self.num_skipped,
+            "skipped": self.skipped,
+            "sources": [_plain(source) for source in settings.corpus],
+            "validation_sources": [_plain(source) for source in settings.validation_corpus],
+            "validation_share": settings.validation_share,
+            "seed": settings.seed,
+            "shards": self.train.writer.entries,
+            "validation": self.validation.writer.entries,
+        }
+        return manifest_text(manifest)
+
+    def _check(self, dropped: int) -> None:
+        documents = {kind: len(lengths) for kind, lengths in self.lengths.items()}
+        if not sum(documents.values()):
+            raise SettingsError(
+                f"data.corpus: is empty, {self.num_skipped} documents were skipped and none is left; name other sources"
+            )
+        if not self.train.writer.rows:
+            raise SettingsError(
+                f"data.corpus: {documents['train']} training documents give {dropped} tokens, less than one row of "
+                f"{self.settings.window}; add sources or set a smaller data.window"
+            )
+        if not documents["validation"] and (self.settings.validation_share or self.settings.validation_corpus):
+            raise SettingsError(
+                f"data.validation_share: {self.settings.validation_share} of {documents['train']} documents holds out "
+                f"none; raise it, set another data.seed or name data.validation_corpus"
+            )
+
+
+def _save(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer; what the disk refuses is an `OSError`, also from the Rust half, which raises plain ones."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        refused = re.search(r"\(os error (\d+)\)", str(error))
+        if refused is None:
+            raise
+        raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(folder)) from None
+
+
+def _plain(source: Source) -> dict[str, Any]:
+    return source.model_dump(mode="json")
+
+
+def _documents(table: Any) -> Iterator[tuple[str, Tokens, str | None]]:
+    """Yield (name, tokens, reason) of each row of a table of `stream.tokenise`."""
+    for batch in table.to_batches():
+        column = batch.column("tokens")
+        offsets = column.offsets.to_numpy()
+        flat = column.values.to_numpy()
+        names, reasons = batch.column("name").to_pylist(), batch.column("reason").to_pylist()
+        for row, (name, reason) in enumerate(zip(names, reasons, strict=True)):
+            yield name, flat[offsets[row] : offsets[row + 1]].copy(), reason
+
+
+def _lengths(lengths: list[int]) -> dict[str, Any]:
+    """Return what the manifest says about document lengths in tokens, without a number per document.
+
+    `histogram` is a list of [power of two, number of documents of at most that many tokens and more than half].
+    """
+    if not lengths:
+        return {"count": 0, "tokens": 0}
+    values = np.array(lengths)
+    bins, counts = np.unique(np.ceil(np.log2(values)).astype(int), return_counts=True)
+    return {
+        "count": len(values),
+        "tokens": int(values.sum()),
+        "min": int(values.min()),
+        "median": int(np.sort(values)[len(values) // 2]),
+        "max": int(values.max()),
+        "histogram": [[2 ** int(exponent), int(count)] for exponent, count in zip(bins, counts, strict=True)],
+    }

@@ -1,0 +1,455 @@
+"""Rows of tokens in Arrow IPC files, written once, and read through memory maps that notice every flipped bit.
+
+A folder holds train-*.arrow (rows of exactly `window` tokens), validation-*.arrow (one whole document per row),
+the tokenizer and manifest.json. The manifest carries a digest of itself, and per file its sha256 and its blocks:
+the file is cut behind every record batch, and each piece has its offset and CRC-32. Together they cover the file
+to the last byte, so a batch whose file was damaged or swapped is never handed out, and verifying it costs about
+0.3 ms per MiB the first time a process touches it.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+from e2ray.data.order import Reader
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+BATCH_BYTES = 256 * 2**10  # a random row verifies its whole record batch
+Tokens = npt.NDArray[np.int32]
+
+
+def train_schema(window: int) -> pa.Schema:
+    """Return the schema of training rows.
+
+    `starts` are the places in the row where a piece of a document begins, the first always 0, and `documents` the
+    number of each piece's document in the corpus; the first piece may continue a document of the row before.
+    """
+    fields = [
+        pa.field("tokens", pa.list_(pa.field("item", pa.int32(), nullable=False), window), nullable=False),
+        pa.field("starts", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+        pa.field("documents", pa.list_(pa.field("item", pa.int64(), nullable=False)), nullable=False),
+    ]
+    return pa.schema(fields)
+
+
+def validation_schema() -> pa.Schema:
+    """Return the schema of validation rows: one whole document each, its number in the corpus and its name."""
+    fields = [
+        pa.field("tokens", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+        pa.field("document", pa.int64(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+    ]
+    return pa.schema(fields)
+
+
+class _Sink:
+    """A file for Arrow to write to that knows its place, its CRC since the last cut and its sha256."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("xb")
+        self.sha256 = hashlib.sha256()
+        self.place = 0
+        self.crc = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.file.write(view)
+        self.sha256.update(view)
+        self.crc = zlib.crc32(view, self.crc)
+        self.place += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.place
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.closed = True
+        self.file.close()
+
+
+class ShardWriter:
+    """Writes record batches of one schema into numbered files and keeps what the manifest says about them."""
+
+    def __init__(self, folder: Path, kind: str, schema: pa.Schema, *, shard_rows: int) -> None:
+        self.folder, self.kind, self.schema, self.shard_rows = folder, kind, schema, shard_rows
+        self.entries: list[dict[str, Any]] = []
+        self.rows = 0
+        self._sink: _Sink | None = None
+        self._writer: Any = None
+        self._first_row = 0
+        self._blocks: list[list[int]] = []
+
+    @property
+    def room(self) -> int:
+        """Rows that still fit into the open file."""
+        return self.shard_rows - (self.rows - self._first_row)
+
+    def write(self, columns: Sequence[pa.Array]) -> None:
+        """Append one record batch of at most `room` rows; a file that is full is closed."""
+        batch = pa.RecordBatch.from_arrays(list(columns), schema=self.schema)
+        if batch.num_rows > self.room:
+            raise ValueError(f"a record batch must have at most {self.room} rows (the room left), got {batch.num_rows}")
+        if self._sink is None:
+            self._sink = _Sink(self.folder / f"{self.kind}-{len(self.entries):05d}.arrow")
+            self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self.schema)
+        self._writer.write_batch(batch)
+        self._cut(self._sink)
+        self.rows += batch.num_rows
+        if not self.room:
+            self.close()
+
+    def close(self) -> None:
+        """Finish the open file, if any."""
+        if self._sink is None:
+            return
+        self._writer.close()
+        self._cut(self._sink)
+        self._sink.close()
+        self.entries.append(
+            {
+                "file": f"{self.kind}-{len(self.entries):05d}.arrow",
+                "rows": self.rows - self._first_row,
+                "first_row": self._first_row,
+                "bytes": self._sink.place,
+                "sha256": self._sink.sha256.hexdigest(),
+                "blocks": self._blocks,
+            }
+        )
+        self._first_row, self._sink, self._blocks = self.rows, None, []
+
+    def _cut(self, sink: _Sink) -> None:
+        self._blocks.append([sink.place, sink.crc])
+        sink.crc = 0
+
+
+class TrainRows:
+    """Cuts a stream of documents into rows of exactly `window` tokens and writes them."""
+
+    def __init__(self, folder: Path, window: int, *, shard_rows: int) -> None:
+        self.window = window
+        self.rows_per_batch = min(max(BATCH_BYTES // (4 * window), 1), shard_rows)
+        self.writer = ShardWriter(folder, "train", train_schema(window), shard_rows=shard_rows)
+        self._pieces: list[Tokens] = []
+        self._documents: list[int] = []
+        self._waiting = 0
+
+    def add(self, document: int, tokens: Tokens) -> None:
+        """Append a document's tokens, int32 [tokens]."""
+        self._pieces.append(tokens)
+        self._documents.append(document)
+        self._waiting += len(tokens)
+        while self._waiting >= (wanted := min(self.rows_per_batch, self.writer.room) * self.window):
+            self._write(wanted)
+
+    def finish(self) -> int:
+        """Write the whole rows that wait, close the file and return the number of tokens left over."""
+        if self._waiting >= self.window:
+            self._write(self._waiting // self.window * self.window)
+        self.writer.close()
+        return self._waiting
+
+    def _write(self, count: int) -> None:
+        """Write the first `count` waiting tokens, whole rows, and keep the rest."""
+        window, rows = self.window, count // self.window
+        lengths = np.array([len(piece) for piece in self._pieces])
+        begins = np.cumsum(lengths) - lengths
+        flat = np.concatenate(self._pieces)
+        cuts = np.union1d(begins[begins < count], np.arange(rows) * window)
+        owners = np.searchsorted(begins, cuts, side="right") - 1
+        offsets = pa.array(np.append(np.searchsorted(cuts, np.arange(rows) * window), len(cuts)), pa.int32())
+        _, starts, documents = train_schema(window)
+        self.writer.write(
+            [
+                pa.FixedSizeListArray.from_arrays(pa.array(flat[:count]), type=train_schema(window).field(0).type),
+                pa.ListArray.from_arrays(offsets, pa.array((cuts % window).astype(np.int32)), type=starts.type),
+                pa.ListArray.from_arrays(
+                    offsets, pa.array(np.array(self._documents, np.int64)[owners]), type=documents.type
+                ),
+            ]
+        )
+        self._waiting -= count
+        if self._waiting:
+            first = int(np.searchsorted(begins, count, side="right")) - 1
+            self._pieces = [flat[count : begins[first] + lengths[first]].copy(), *self._pieces[first + 1 :]]
+            self._documents = self._documents[first:]
+        else:
+            self._pieces, self._documents = [], []
+
+
+class ValidationRows:
+    """Writes whole documents, one per row."""
+
+    def __init__(self, folder: Path, *, shard_rows: int) -> None:
+        self.writer = ShardWriter(folder, "validation", validation_schema(), shard_rows=shard_rows)
+        self._waiting: list[tuple[Tokens, int, str]] = []
+        self._bytes = 0
+
+    def add(self, document: int, name: str, tokens: Tokens) -> None:
+        """Append one document, tokens int32 [tokens]."""
+        self._waiting.append((tokens, document, name))
+        self._bytes += 4 * len(tokens)
+        if self._bytes >= BATCH_BYTES or len(self._waiting) == self.writer.room:
+            self._write()
+
+    def finish(self) -> None:
+        """Write what waits and close the file."""
+        if self._waiting:
+            self._write()
+        self.writer.close()
+
+    def _write(self) -> None:
+        tokens, documents, names = zip(*self._waiting, strict=True)
+        offsets = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
+        kind = validation_schema().field(0).type
+        self.writer.write(
+            [
+                pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(tokens)), type=kind),
+                pa.array(documents, pa.int64()),
+                pa.array(names, pa.string()),
+            ]
+        )
+        self._waiting, self._bytes = [], 0
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """Return the one spelling of a manifest, its digest included; any other text is not read."""
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    content["digest"] = files.digest(content)
+    lines = [f"{json.dumps(key)}: {_json(value)}" for key, value in content.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder of shards.
+
+    Raises:
+        SettingsError: If there is none, or it was changed or damaged since it was written.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir() or not path.is_file():
+        raise SettingsError(f"{path}: not found, {folder} holds no finished shards; run prepare")
+    try:
+        text = path.read_bytes().decode("utf-8")
+        manifest = json.loads(text)
+        whole = isinstance(manifest, dict) and manifest_text(manifest) == text
+    except (ValueError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise SettingsError(f"{path}: damaged or edited, its digest does not match; {_again(folder)}")
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise SettingsError(
+            f"{path}: schema version {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
+            f"{_again(folder)}"
+        )
+    return manifest
+
+
+def _again(folder: Path) -> str:
+    return f"remove {folder} and rerun prepare"
+
+
+class _Shard:
+    """One memory-mapped file; a record batch is verified when it is first touched."""
+
+    def __init__(self, folder: Path, entry: dict[str, Any], schema: pa.Schema) -> None:
+        self.path = folder / entry["file"]
+        self.folder = folder
+        self.schema = schema
+        self.blocks: list[list[int]] = entry["blocks"]
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size != entry["bytes"]:
+                    raise self.damaged("its size changed")
+                self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise SettingsError(f"{self.path}: cannot be read ({error.strerror}); {_again(folder)}") from None
+        self._verify(len(self.blocks) - 1)  # the footer, before Arrow reads it
+        self.reader = pa.ipc.open_file(pa.py_buffer(self.mapped))
+        if not self.reader.schema.equals(schema):
+            raise SettingsError(
+                f"{self.path}: has the columns {one_line_schema(self.reader.schema)}, wanted "
+                f"{one_line_schema(schema)}; {_again(folder)}"
+            )
+
+    def batch(self, number: int) -> pa.RecordBatch:
+        """Return a record batch whose bytes were verified."""
+        self._verify(number)
+        return self.reader.get_batch(number)
+
+    def _verify(self, block: int) -> None:
+        begin = self.blocks[block - 1][0] if block else 0
+        end, crc = self.blocks[block]
+        with memoryview(self.mapped) as view, view[begin:end] as piece:
+            if zlib.crc32(piece) != crc:
+                raise self.damaged(f"bytes {begin} to {end} do not match their checksum")
+
+    def damaged(self, how: str) -> SettingsError:
+        """Return the error that names this file."""
+        return SettingsError(f"{self.path}: damaged shard, {how}; {_again(self.folder)}")
+
+
+def one_line_schema(schema: pa.Schema) -> str:
+    """Return `name: type` of every column on one line."""
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+class ShardSet:
+    """The shards of a folder, read through memory maps; every byte handed out was verified in this process."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.rows: int = manifest["rows"]
+        self.window: int = manifest["window"]
+        self.rows_per_batch: int = manifest["rows_per_batch"]
+        self._firsts = np.array([entry["first_row"] for entry in manifest["shards"]], dtype=np.int64)
+        self._shards: dict[str, _Shard] = {}
+        self._views: dict[tuple[int, int], npt.NDArray[np.int32]] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path, *, window: int | None = None, tokenizer_hash: str | None = None) -> "ShardSet":
+        """Return the shards of a folder after checking the manifest and the size of every file.
+
+        Args:
+            folder: Where `prepare` put them.
+            window: Tokens per row that the run wants; None takes any.
+            tokenizer_hash: Hash of the tokenizer that the run uses; None takes any.
+
+        Raises:
+            SettingsError: If a file is missing, unknown or of another size, the manifest was changed, or the
+                shards are of another window or tokenizer.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if window is not None and manifest["window"] != window:
+            raise SettingsError(
+                f"{folder}: shards hold {manifest['window']}-token rows, the run wants {window}; "
+                f"rerun prepare with --set data.window={window}"
+            )
+        if tokenizer_hash is not None and manifest["tokenizer_hash"] != tokenizer_hash:
+            raise SettingsError(
+                f"{folder}: shards were made with tokenizer {manifest['tokenizer_hash'][:12]}, the run uses "
+                f"{tokenizer_hash[:12]}; rerun prepare with the run's tokenizer"
+            )
+        entries = {entry["file"]: entry for entry in manifest["shards"] + manifest["validation"]}
+        for name, entry in entries.items():
+            path = folder / name
+            if not path.is_file():
+                raise SettingsError(f"{path}: missing shard; {_again(folder)}")
+            if path.stat().st_size != entry["bytes"]:
+                raise SettingsError(
+                    f"{path}: damaged shard, {path.stat().st_size} bytes, wanted {entry['bytes']}; {_again(folder)}"
+                )
+        for path in sorted(folder.glob("*.arrow")):
+            if path.name not in entries:
+                raise SettingsError(f"{path}: extra shard that the manifest does not name; remove it")
+        return cls(folder, manifest)
+
+    def tokens(self, row_ids: npt.ArrayLike) -> Tokens:
+        """Return training rows, int32 [n, window], in the order of `row_ids`, a fresh array.
+
+        Raises:
+            SettingsError: If a row lies in a damaged record batch.
+            IndexError: If there is no such row.
+        """
+        ids = np.asarray(row_ids, dtype=np.int64)
+        if ids.size and not (0 <= ids.min() and ids.max() < self.rows):
+            raise IndexError(f"row ids must lie in [0, {self.rows}), got {ids.min()} to {ids.max()}")
+        rows = np.empty((len(ids), self.window), dtype=np.int32)
+        shards = np.searchsorted(self._firsts, ids, side="right") - 1
+        batches, places = np.divmod(ids - self._firsts[shards], self.rows_per_batch)
+        views = self._views
+        for index, key in enumerate(zip(shards.tolist(), batches.tolist(), strict=True)):
+            view = views.get(key)
+            if view is None:
+                view = views[key] = self._view(*key)
+            rows[index] = view[places[index]]
+        return rows
+
+    def _view(self, shard: int, batch: int) -> Tokens:
+        entry = self.manifest["shards"][shard]
+        tokens = self._shard(entry, train_schema(self.window)).batch(batch).column(0)
+        return tokens.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.window)
+
+    def _shard(self, entry: dict[str, Any], schema: pa.Schema) -> _Shard:
+        shard = self._shards.get(entry["file"])
+        if shard is None:
+            shard = self._shards[entry["file"]] = _Shard(self.folder, entry, schema)
+        return shard
+
+    def train_batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield all training rows in their order with their document pieces (`train_schema`), verified."""
+        yield from self._batches(self.manifest["shards"], train_schema(self.window))
+
+    def validation_documents(self) -> Iterator[tuple[str, Tokens]]:
+        """Yield (name, tokens int32 [tokens]) of each held-out document in corpus order, verified.
+
+        Raises:
+            SettingsError: If a record batch is damaged.
+        """
+        for batch in self._batches(self.manifest["validation"], validation_schema()):
+            for name, tokens in zip(batch.column("name"), batch.column("tokens"), strict=True):
+                yield name.as_py(), tokens.values.to_numpy(zero_copy_only=True).copy()
+
+    def _batches(self, entries: list[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for entry in entries:
+            shard = self._shard(entry, schema)
+            for number in range(len(entry["blocks"]) - 1):
+                yield shard.batch(number)
+
+    def verify(self) -> None:
+        """Compare the sha256 of every file with the manifest's.
+
+        Raises:
+            SettingsError: At the first file that differs.
+        """
+        for entry in self.manifest["shards"] + self.manifest["validation"]:
+            path = self.folder / entry["file"]
+            if not path.is_file() or files.sha256(path) != entry["sha256"]:
+                raise SettingsError(f"{path}: damaged shard, its sha256 does not match; {_again(self.folder)}")
+
+
+def local_batches(
+    folder: str | Path,
+    *,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    rank: int,
+    num_workers: int,
+    batch_sequences: int,
+    window: int,
+    tokenizer_hash: str | None,
+) -> Iterator[Tokens]:
+    """Yield one rank's rows of each step in [start_step, stop_step), int32 [rows, window], read in this process.
+
+    The arrays are those of `e2ray.data.stream.batches`, without Ray.
+
+    Raises:
+        SettingsError: If the shards do not fit the run or are damaged.
+        ValueError: If the batch does not divide by the workers.
+    """
+    shards = ShardSet.open(folder, window=window, tokenizer_hash=tokenizer_hash)
+    reader = Reader(seed, shards.rows, batch_sequences, rank, num_workers)
+    for step in range(start_step, stop_step):
+        yield shards.tokens(reader.row_ids(step))

@@ -1,0 +1,233 @@
+"""Ray Data, the only module of this layer that knows it: tokenising in parallel, and batches for a training rank.
+
+Both pipelines hold a few work items as their input, and tasks that stream what each item yields: a block leaves
+a task as soon as it is full, so the first batch does not wait for a whole item and memory stays bounded. Each
+pipeline has its own Ray Data context; the process-wide one is left alone. An error in the data travels as a row
+and is raised where the rows are read: as an exception in a task it would be logged, retried and wrapped.
+"""
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from e2ray.config.base import SettingsError
+from e2ray.data.corpus import MIB, Document, Item, read_item
+from e2ray.data.order import Reader, local_indices
+from e2ray.data.shards import ShardSet
+from e2ray.data.tokenizer import Encoder
+
+TASKS = 256  # of one pipeline at most: handing an item to Ray takes milliseconds
+BLOCK_BYTES = 4 * MIB
+TASK_BYTES = 64 * MIB  # of one reading task, unless that makes more than TASKS
+TOKENISE_CHARACTERS = MIB
+QUIET = {  # Ray Data reports each pipeline on the console; what a run has to say is said by the run
+    "ray.data._internal.execution.streaming_executor": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,
+}
+DOCUMENTS = pa.schema([("name", pa.string()), ("tokens", pa.list_(pa.int32())), ("reason", pa.string())])
+
+
+def _pipeline(
+    work: Sequence[Any],
+    function: Callable[[pa.Table], Iterator[pa.Table]],
+    *,
+    num_cpus: float,
+    block_bytes: int,
+    prefetch_bytes: int | None,
+) -> Iterator[pa.Table]:
+    """Yield the tables that `function` makes of each piece of work, in the order of the work."""
+    import ray.data
+    from ray.data import ExecutionResources
+
+    for name, level in QUIET.items():
+        logging.getLogger(name).setLevel(level)
+    dataset = ray.data.from_arrow([pa.table({"work": pa.array([pickle.dumps(piece)], pa.binary())}) for piece in work])
+    context = dataset.context
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = block_bytes
+    options = context.execution_options
+    options.preserve_order = True
+    options.verbose_progress = False
+    if prefetch_bytes is not None:
+        options.resource_limits = ExecutionResources(object_store_memory=prefetch_bytes)
+    dataset = dataset.map_batches(
+        function, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def _work(table: pa.Table) -> Iterator[Any]:
+    for piece in table.column("work"):
+        yield pickle.loads(piece.as_py())  # our own bytes, written a moment ago by `_pipeline`
+
+
+def tokenise(items: Sequence[Item], tokenizer_folder: str | Path, *, begin: int | None, end: int) -> Iterator[pa.Table]:
+    """Yield the tokenised documents of `items` in their order, tokenised in parallel.
+
+    Args:
+        items: Work items of `corpus.list_items`.
+        tokenizer_folder: Folder with tokenizer.json, on a file system that all nodes share.
+        begin: Token put before each document, if any.
+        end: Token put behind each document.
+
+    Yields:
+        Tables (`name` string, `tokens` list<int32>, `reason` string): a bad document has a reason and no tokens.
+    """
+    size = -(-len(items) // TASKS)
+    groups = [list(items[first : first + size]) for first in range(0, len(items), size)] if items else []
+    path = str(Path(tokenizer_folder).absolute() / "tokenizer.json")
+    function = partial(_tokenise_items, path=path, begin=begin, end=end)
+    if groups:
+        yield from _pipeline(groups, function, num_cpus=1, block_bytes=8 * BLOCK_BYTES, prefetch_bytes=None)
+
+
+@lru_cache(maxsize=2)
+def _encoder(path: str, modified_ns: int, begin: int | None, end: int) -> Encoder:
+    return Encoder(Path(path).read_text(encoding="utf-8"), begin=begin, end=end)
+
+
+def _tokenise_items(table: pa.Table, *, path: str, begin: int | None, end: int) -> Iterator[pa.Table]:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one task per CPU already
+    encoder = _encoder(path, os.stat(path).st_mtime_ns, begin, end)
+    for items in _work(table):
+        names: list[str] = []
+        texts: list[str] = []
+        reasons: list[str | None] = []
+        size = 0
+        for item in items:
+            for document in read_item(item):
+                names.append(document.name)
+                texts.append(document.text if isinstance(document, Document) else "")
+                reasons.append(None if isinstance(document, Document) else document.reason)
+                size += len(texts[-1])
+                if size >= TOKENISE_CHARACTERS:
+                    yield _tokenised(encoder, names, texts, reasons)
+                    names, texts, reasons, size = [], [], [], 0
+        if names:
+            yield _tokenised(encoder, names, texts, reasons)
+
+
+def _tokenised(encoder: Encoder, names: list[str], texts: list[str], reasons: list[str | None]) -> pa.Table:
+    rows = encoder.encode(texts)
+    tokens = [None if reason else row for row, reason in zip(rows, reasons, strict=True)]
+    offsets = np.cumsum([0, *(0 if row is None else len(row) for row in tokens)]).astype(np.int32)
+    flat = np.concatenate([np.empty(0, np.int32), *(row for row in tokens if row is not None)])
+    return pa.Table.from_arrays(
+        [pa.array(names), pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)), pa.array(reasons, pa.string())],
+        schema=DOCUMENTS,
+    )
+
+
+def batches(
+    folder: str | Path,
+    *,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    rank: int,
+    num_workers: int,
+    batch_sequences: int,
+    window: int,
+    tokenizer_hash: str | None,
+    prefetch_bytes: int = 32 * MIB,
+    num_cpus: float = 0.25,
+) -> Iterator[npt.NDArray[np.int32]]:
+    """Yield one rank's rows of each step in [start_step, stop_step), int32 [rows, window].
+
+    Made inside the worker: one pipeline per rank, so no worker waits for another. Each array is a fresh one.
+
+    Args:
+        folder: Shards of `prepare`, on a file system that all nodes share.
+        seed: Chooses the order of rows.
+        start_step: First step.
+        stop_step: Step behind the last one.
+        rank: This worker.
+        num_workers: Workers that share a batch.
+        batch_sequences: Rows of the global batch.
+        window: Tokens per row that the run wants.
+        tokenizer_hash: Hash of the run's tokenizer; None takes any.
+        prefetch_bytes: Tokens read ahead at most, rounded up to two blocks.
+        num_cpus: What one reading task asks of the cluster, beside the CPUs that train workers hold.
+
+    Raises:
+        SettingsError: If the shards do not fit the run, or a record batch turns out damaged.
+        ValueError: If the batch does not divide by the workers.
+    """
+    shards = ShardSet.open(folder, window=window, tokenizer_hash=tokenizer_hash)
+    share = len(local_indices(rank, num_workers, batch_sequences))
+    step_bytes = share * window * 4
+    block_steps = max(min(BLOCK_BYTES, prefetch_bytes // 2) // step_bytes, 1)
+    steps = range(start_step, stop_step)
+    task_steps = max(TASK_BYTES // step_bytes, -(-len(steps) // TASKS), 1)
+    work = [steps[first : first + task_steps] for first in range(0, len(steps), task_steps)]
+    if not work:
+        return
+    reader = Reader(seed, shards.rows, batch_sequences, rank, num_workers)
+    function = partial(
+        _read_steps,
+        folder=str(Path(folder).absolute()),
+        digest=shards.manifest["digest"],
+        reader=reader,
+        block_steps=block_steps,
+    )
+    block_bytes = block_steps * step_bytes
+    tables = _pipeline(
+        work,
+        function,
+        num_cpus=num_cpus,
+        block_bytes=2 * block_bytes,
+        prefetch_bytes=max(prefetch_bytes, 2 * block_bytes),
+    )
+    yield from _by_step(tables, share, window)
+
+
+@lru_cache(maxsize=4)
+def _shards(folder: str, digest: str) -> ShardSet:
+    shards = ShardSet.open(folder)
+    if shards.manifest["digest"] != digest:
+        raise SettingsError(f"{folder}: the shards were made anew while a run reads them; start the run again")
+    return shards
+
+
+def _read_steps(table: pa.Table, *, folder: str, digest: str, reader: Reader, block_steps: int) -> Iterator[pa.Table]:
+    for steps in _work(table):
+        try:
+            shards = _shards(folder, digest)
+            for first in range(0, len(steps), block_steps):
+                rows = [reader.row_ids(step) for step in steps[first : first + block_steps]]
+                tokens = shards.tokens(np.concatenate(rows))
+                yield _block(tokens, None)
+        except SettingsError as error:
+            yield _block(np.zeros((1, 1), np.int32), str(error))
+            return
+
+
+def _block(tokens: npt.NDArray[np.int32], error: str | None) -> pa.Table:
+    """Return rows of any width as one table; an error comes with a row that nobody reads."""
+    offsets = np.arange(len(tokens) + 1, dtype=np.int32) * np.int32(tokens.shape[1])
+    rows = pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens.reshape(-1)))
+    return pa.table({"tokens": rows, "error": pa.array([error] * len(tokens), pa.string())})
+
+
+def _by_step(tables: Iterator[pa.Table], share: int, window: int) -> Iterator[npt.NDArray[np.int32]]:
+    """Yield `share` rows at a time, wherever the borders of the tables lie."""
+    waiting = np.empty((0, window), dtype=np.int32)
+    for table in tables:
+        if table.column("error").null_count < table.num_rows:
+            raise SettingsError(next(error for error in table.column("error").to_pylist() if error))
+        for chunk in table.column("tokens").chunks:
+            rows = chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, window)
+            waiting = np.concatenate([waiting, rows]) if len(waiting) else rows
+            for first in range(0, len(waiting) - share + 1, share):
+                yield waiting[first : first + share].copy()
+            waiting = waiting[len(waiting) // share * share :]
+    assert not len(waiting), "a pipeline ended within a step"

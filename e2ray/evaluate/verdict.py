@@ -1,0 +1,217 @@
+"""What the cells of a surface say: the tuned model against the base, in numbers and in plain words.
+
+Three questions: is the tuned model, served at scale W / L, better than doing nothing and than scaling without
+training; what does it cost inside the base window; and does it read past the base window without raising the
+scale, which nobody had measured before.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from e2ray.evaluate.perplexity import BOS_POLICY, Cell, paper_scale
+
+# nats per token: a longer window whose NLL rises by no more than this counts as read
+READ_TOLERANCE = 0.01
+
+Table = dict[tuple[str, int, float], Cell]
+
+
+def verdict(cells: Sequence[Cell], base_context_length: int) -> dict[str, Any]:
+    """Return what the cells say about the tuned model against the base, as plain data and as sentences.
+
+    Args:
+        cells: Cells of the models `tuned` and `base`; either may miss some, what needs them is then None.
+        base_context_length: L in tokens.
+
+    Returns:
+        `windows` (per W: tuned at the paper's scale W / L and at its best scale, base untouched, base at W / L, which
+        is linear scaling without training, base at its best; gains are base minus tuned, in nats per token),
+        `below_base_everywhere`, `short_cost` (at W = L and scale 1), `unscaled` (the field's open question: the tuned
+        model at scale 1 beyond L), `reads_unscaled`, `protocol` and `sentences`.
+    """
+    table = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
+    windows = [_window_row(table, window, base_context_length) for window in sorted({cell.window for cell in cells})]
+    longer = [row for row in windows if row["window"] > base_context_length]
+    gains = [row[key] for row in longer for key in ("gain_over_untouched", "gain_over_linear")]
+    unscaled = [_unscaled_row(table, row["window"], base_context_length) for row in longer]
+    rises = [row["rise_over_base_window"] for row in unscaled]
+    first = cells[0] if cells else None
+    found: dict[str, Any] = {
+        "base_context_length": base_context_length,
+        "windows": windows,
+        "below_base_everywhere": None if not gains or None in gains else all(gain > 0 for gain in gains),
+        "short_cost": _short_cost(table, base_context_length),
+        "unscaled": unscaled,
+        "reads_unscaled": None if not rises or None in rises else all(rise <= READ_TOLERANCE for rise in rises),
+        "protocol": {
+            "method": "sliding window, token-weighted over documents",
+            "stride": first and max(cell.stride for cell in cells),
+            "documents": first and first.documents,
+            "tokens": first and first.tokens,
+            "bos": BOS_POLICY,
+            "read_tolerance_nats": READ_TOLERANCE,
+        },
+    }
+    found["sentences"] = _sentences(found)
+    return found
+
+
+def _key(scale: float) -> float:
+    return round(scale, 6)
+
+
+def _nll(table: Table, model: str, window: int, scale: float) -> float | None:
+    cell = table.get((model, window, _key(scale)))
+    return None if cell is None else cell.nll
+
+
+def _best(table: Table, model: str, window: int) -> Cell | None:
+    row = [cell for cell in table.values() if (cell.model, cell.window) == (model, window)]
+    return min(row, key=lambda cell: (cell.nll, cell.scale), default=None)
+
+
+def _minus(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
+
+
+def _window_row(table: Table, window: int, base_context_length: int) -> dict[str, Any]:
+    scale = paper_scale(window, base_context_length)
+    tuned, untouched, linear = (
+        _nll(table, model, window, g) for model, g in (("tuned", scale), ("base", 1.0), ("base", scale))
+    )
+    tuned_best, base_best = _best(table, "tuned", window), _best(table, "base", window)
+    tuned_best_nll = None if tuned_best is None else tuned_best.nll
+    base_best_nll = None if base_best is None else base_best.nll
+    return {
+        "window": window,
+        "paper_scale": scale,
+        "tuned": tuned,
+        "tuned_best": tuned_best_nll,
+        "tuned_best_scale": None if tuned_best is None else tuned_best.scale,
+        "base_untouched": untouched,
+        "base_linear": linear,
+        "base_best": base_best_nll,
+        "base_best_scale": None if base_best is None else base_best.scale,
+        "gain_over_untouched": _minus(untouched, tuned),
+        "gain_over_linear": _minus(linear, tuned),
+        "gain_over_base_best": _minus(base_best_nll, tuned),
+        "best_over_paper_scale": _minus(tuned, tuned_best_nll),
+    }
+
+
+def _short_cost(table: Table, base_context_length: int) -> dict[str, Any]:
+    tuned, base = (_nll(table, model, base_context_length, 1.0) for model in ("tuned", "base"))
+    return {"window": base_context_length, "tuned": tuned, "base": base, "rise": _minus(tuned, base)}
+
+
+def _unscaled_row(table: Table, window: int, base_context_length: int) -> dict[str, Any]:
+    unscaled = _nll(table, "tuned", window, 1.0)
+    return {
+        "window": window,
+        "tuned_unscaled": unscaled,
+        "rise_over_base_window": _minus(unscaled, _nll(table, "tuned", base_context_length, 1.0)),
+        "rise_over_paper_scale": _minus(
+            unscaled, _nll(table, "tuned", window, paper_scale(window, base_context_length))
+        ),
+    }
+
+
+def _sentences(found: dict[str, Any]) -> list[str]:
+    """Return the verdict in plain words, one sentence per finding that was measured."""
+    length = found["base_context_length"]
+    longer = [row for row in found["windows"] if row["window"] > length]
+    lines = _against_base(longer, found["below_base_everywhere"])
+    better = [row for row in longer if (row["best_over_paper_scale"] or 0) > 0]
+    if better:
+        row = max(better, key=lambda row: row["best_over_paper_scale"])
+        lines.append(
+            f"W/L is not always the best scale: a window of {row['window']} is read best at scale "
+            f"{row['tuned_best_scale']:g}, {row['best_over_paper_scale']:.3f} nats below scale {row['paper_scale']:g}."
+        )
+    rise = found["short_cost"]["rise"]
+    if rise is not None:
+        word = "costs" if rise >= 0 else "gains"
+        lines.append(f"At the base window of {length} tokens, scale 1, tuning {word} {abs(rise):.3f} nats per token.")
+    if found["reads_unscaled"] is not None:
+        worst = max(found["unscaled"], key=lambda row: row["rise_over_base_window"])
+        answer = "does" if found["reads_unscaled"] else "does not"
+        lines.append(
+            f"Without raising the scale the tuned model {answer} read past {length} tokens: at a window of "
+            f"{worst['window']} and scale 1 its NLL is {worst['rise_over_base_window']:+.3f} nats against a window of "
+            f"{length}."
+        )
+    return lines
+
+
+def _against_base(longer: list[dict[str, Any]], below_everywhere: bool | None) -> list[str]:
+    """Return the sentence on the tuned model at W / L against both bases; none where nothing was measured."""
+    measured = [row for row in longer if None not in (row["gain_over_untouched"], row["gain_over_linear"])]
+    if not measured:
+        return []
+    gains = {row["window"]: min(row["gain_over_untouched"], row["gain_over_linear"]) for row in measured}
+    behind = [window for window, gain in gains.items() if gain <= 0]
+    if behind:
+        return [
+            f"Served at scale W/L, the tuned model is not below both bases everywhere: it is not at "
+            f"{', '.join(map(str, behind))} tokens."
+        ]
+    rest = "" if below_everywhere else " Other windows miss a cell."
+    return [
+        f"Served at scale W/L, the tuned model is below the untouched base and the base under untrained linear "
+        f"scaling at {_window_words(list(gains))}, by at least {min(gains.values()):.3f} nats per token.{rest}"
+    ]
+
+
+def _window_words(windows: list[int]) -> str:
+    if len(windows) == 1:
+        return f"the window of {windows[0]} tokens"
+    return f"every measured window from {windows[0]} to {windows[-1]} tokens" if windows else "no window"
+
+
+def table(cells: Sequence[Cell], verdict: Mapping[str, Any]) -> str:
+    """Return the result as an aligned Markdown table with the verdict's sentences under it.
+
+    It reads the same in a terminal and in a rendered page. A value that was not measured is shown as `missing`,
+    never as a number.
+    """
+    found = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
+    header = [
+        "window W", "scale W/L", "tuned at W/L", "tuned at its best scale",
+        "base untouched", "base at W/L, untrained", "gain",
+    ]  # fmt: skip
+    rows = [header]
+    for row in verdict["windows"]:
+        window, scale, best = row["window"], row["paper_scale"], row["tuned_best_scale"]
+        gains = (row["gain_over_untouched"], row["gain_over_linear"])
+        rows.append(
+            [
+                str(window),
+                f"{scale:g}",
+                _shown(found.get(("tuned", window, _key(scale)))),
+                "missing" if best is None else f"{_shown(found.get(('tuned', window, _key(best))))} (g = {best:g})",
+                _shown(found.get(("base", window, 1.0))),
+                _shown(found.get(("base", window, _key(scale)))),
+                "missing" if None in gains else f"{min(gains):+.3f}",
+            ]
+        )
+    protocol = verdict["protocol"]
+    note = (
+        f"NLL in nats per token, ± one standard error over documents; the gain is the better base minus tuned at W/L. "
+        f"{protocol['documents']} documents, {protocol['tokens']} scored tokens, stride {protocol['stride']}; "
+        f"{protocol['bos']}."
+    )
+    return "\n".join([*_aligned(rows), "", note, "", *(f"- {sentence}" for sentence in verdict["sentences"])]) + "\n"
+
+
+def _shown(cell: Cell | None) -> str:
+    if cell is None:
+        return "missing"
+    return f"{cell.nll:.3f}" if cell.stderr is None else f"{cell.nll:.3f} ± {cell.stderr:.3f}"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return [lines[0], "| " + " | ".join("-" * (width - 1) + ":" for width in widths) + " |", *lines[1:]]

@@ -1,0 +1,382 @@
+"""From a trained model folder to a folder people serve: weights, one profile per context length, the evidence.
+
+A profile is nothing but rope parameters, since the weights know no scale. Where the base model's rope is plain, a
+profile is `linear` with factor W / L; on top of a kept llama3 or yarn scaling, which `linear` would replace and not
+stack on, it is `longrope` with one factor per pair of head dimensions. Nothing is believed: every profile is read
+back from the disk with plain transformers and compared with the rotary hook, which the model was trained with,
+before the folder appears under its name.
+"""
+
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from e2ray.config.base import SettingsError
+from e2ray.core.model import load_tokenizer
+from e2ray.core.rope import LOCAL_LAYER_TYPE
+from e2ray.evaluate.perplexity import Cell, Progress
+from e2ray.evaluate.serving import Check, profile_folder, served_scale, verify
+from e2ray.evaluate.verdict import table
+from e2ray.files import atomic_folder, write_json, write_text
+
+COPIED_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
+PICTURE = "evaluation.png"
+PER_PAIR = ("llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the model card tells about a run.
+
+    Attributes:
+        name: Of the run; the title of the card and the name served.
+        base_model: Hub id of the base model, or a description of it; None for a model built from its sizes.
+        settings: Resolved settings of the run, plain data.
+        facts: Further lines, e.g. {"steps": 1200, "tokens trained on": 4915200}.
+    """
+
+    name: str
+    base_model: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How one context length is served.
+
+    Attributes:
+        context_length: W in tokens.
+        scale: g = W / L, at least 1.
+        override: What transformers has to read in place of the config's values.
+        server_override: The same for vLLM and SGLang, which need more keys for longrope.
+    """
+
+    context_length: int
+    scale: float
+    override: dict[str, Any]
+    server_override: dict[str, Any]
+
+
+def export(
+    model_folder: str | Path,
+    out_folder: str | Path,
+    *,
+    base_context_length: int,
+    context_lengths: Sequence[int],
+    base_scaling: Literal["keep", "replace"] | None,
+    evaluation: Mapping[str, Any] | None,
+    run: RunFacts,
+    picture: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a Hugging Face folder with one verified serving profile per context length and a model card.
+
+    Args:
+        model_folder: Safetensors, config and tokenizer as the trainer saved them; weights are linked, not rewritten.
+        out_folder: Appears whole or not at all; an older one is replaced.
+        base_context_length: L in tokens.
+        context_lengths: W in tokens.
+        base_scaling: The run's choice where its base model carried a scaling.
+        evaluation: The value of evaluation.json (`rows`, `verdict`), or None without one.
+        run: What the card says about the run.
+        picture: evaluation.png, copied in.
+        progress: Takes one line per profile.
+
+    Returns:
+        `folder`, `profiles` (W -> folder) and `checks` (what loading back has shown, one per W).
+
+    Raises:
+        FileNotFoundError: If the model folder lacks a part.
+        SettingsError: If a profile cannot be expressed, or differs from the hook when loaded back.
+    """
+    model_folder, out_folder = Path(model_folder).resolve(), Path(out_folder).resolve()
+    if out_folder == model_folder or out_folder in model_folder.parents:
+        raise SettingsError(f"export {out_folder}: would replace the model folder {model_folder}; name another folder")
+    config = _read_config(model_folder)
+    with atomic_folder(out_folder) as aside:
+        _take_files(model_folder, aside)
+        profiles = [
+            make_profile(config, base_context_length, length, base_scaling=base_scaling) for length in context_lengths
+        ]
+        for profile in profiles:
+            _write_profile(aside, profile, run.name, out_folder, base_context_length)
+        checks = verify(
+            aside, base_context_length=base_context_length, context_lengths=context_lengths, progress=progress
+        )
+        if picture is not None:
+            shutil.copyfile(picture, aside / PICTURE)
+        card = model_card(config, profiles, checks, base_context_length, evaluation, run, bool(picture))
+        write_text(aside / "README.md", card)
+    return {
+        "folder": str(out_folder),
+        "profiles": {length: str(profile_folder(out_folder, length)) for length in context_lengths},
+        "checks": [vars(check) for check in checks],
+    }
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder / 'config.json'}: not found; wanted the model folder of a finished run")
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def _take_files(model_folder: Path, out_folder: Path) -> None:
+    """Link the weights and copy the small files of a model folder; pickles and subfolders stay behind."""
+    weights = sorted(model_folder.glob("*.safetensors"))
+    if not weights:
+        raise FileNotFoundError(f"{model_folder}: holds no *.safetensors; wanted the model folder of a finished run")
+    load_tokenizer(str(model_folder))
+    for path in sorted(model_folder.iterdir()):
+        if path.suffix not in COPIED_SUFFIXES or not path.is_file():
+            continue
+        if path.suffix == ".safetensors":
+            try:
+                os.link(path.resolve(), out_folder / path.name)
+                continue
+            except OSError:  # another file system, or one without links
+                pass
+        shutil.copyfile(path, out_folder / path.name)
+
+
+def make_profile(
+    config: PreTrainedConfig,
+    base_context_length: int,
+    context_length: int,
+    *,
+    base_scaling: Literal["keep", "replace"] | None,
+) -> Profile:
+    """Return the profile that equals training at scale W / L.
+
+    Args:
+        config: Of the exported model, rope as during training.
+        base_context_length: L in tokens.
+        context_length: W in tokens.
+        base_scaling: The run's choice; a config that still carries a scaling demands `keep`.
+
+    Raises:
+        SettingsError: If the config's scaling contradicts the choice, or cannot be stacked on.
+    """
+    scale = served_scale(context_length, base_context_length)
+    parts = _parts(config)
+    scaled = {key: _scaled(config, key, part, scale, base_context_length) for key, part in parts.items()}
+    kinds = {part["rope_type"] for part in parts.values()} - {"default", "proportional"}
+    if kinds and base_scaling != "keep":
+        raise SettingsError(
+            f"export: the model's config carries a rope scaling ({', '.join(sorted(kinds))}), model.base_scaling is "
+            f"{base_scaling}; wanted keep, the choice it was trained with"
+        )
+    rope = scaled[""] if "" in scaled else {**config.rope_parameters, **scaled}
+    override: dict[str, Any] = {"rope_parameters": rope}
+    server_override = json.loads(json.dumps(override))
+    if any(part["rope_type"] == "longrope" for part in scaled.values()):
+        # vLLM and SGLang do not multiply longrope's length, and know the attention factor by other names.
+        override["max_position_embeddings"] = server_override["max_position_embeddings"] = context_length
+        servers = server_override["rope_parameters"]
+        for part in [servers] if "" in scaled else [servers[key] for key in scaled]:
+            part["short_mscale"] = part["long_mscale"] = part["attention_factor"]
+    elif "" not in scaled:
+        # Neither vLLM (Gemma3) nor SGLang (any model with a rope per layer type) multiplies the length here.
+        server_override["max_position_embeddings"] = max(context_length, base_context_length)
+    else:
+        factor = max(part.get("factor", 1.0) for part in parts.values())
+        multiplied = math.ceil(base_context_length / factor)  # by the profile's factor, in the server
+        if multiplied != config.max_position_embeddings:
+            server_override["max_position_embeddings"] = multiplied
+    return Profile(context_length, scale, override, server_override)
+
+
+def _parts(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:
+    """Return the rope parameters that a scale acts on by layer type, "" where all layers share them."""
+    rope = config.rope_parameters
+    if "rope_type" in rope:
+        return {"": rope}
+    return {key: part for key, part in rope.items() if isinstance(part, dict) and key != LOCAL_LAYER_TYPE}
+
+
+def _scaled(
+    config: PreTrainedConfig, layer_type: str, part: Mapping[str, Any], scale: float, base_context_length: int
+) -> dict[str, Any]:
+    """Return rope parameters whose angles are those of `part` divided by `scale`; all keys written out."""
+    kind, base_frequency = part["rope_type"], float(part["rope_theta"])
+    partial = {key: part[key] for key in ("partial_rotary_factor",) if part.get(key) is not None}
+    if kind in ("default", "linear"):
+        factor = float(part.get("factor", 1.0)) * scale
+        return {"rope_type": "linear", "factor": factor, "rope_theta": base_frequency, **partial}
+    if kind == "proportional":
+        factor = float(part.get("factor", 1.0)) * scale
+        return {"rope_type": kind, "factor": factor, "rope_theta": base_frequency, **partial}
+    if kind not in PER_PAIR:
+        raise SettingsError(
+            f"export: the frequencies of a {kind} scaling change with the length of the text, so nothing can be put "
+            "on top of it; train with model.base_scaling: replace"
+        )
+    inv_freq, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu", layer_type=layer_type or None)
+    # Readers compute the powers in float32: with the same roundings in here, they cancel.
+    powers = base_frequency ** (torch.arange(len(inv_freq), dtype=torch.float32) / len(inv_freq))
+    factors = (scale / (powers.double() * inv_freq.double())).tolist()
+    return {
+        "rope_type": "longrope",
+        "factor": scale,
+        "rope_theta": base_frequency,
+        "short_factor": factors,
+        "long_factor": factors,
+        "attention_factor": float(attention_factor),
+        "original_max_position_embeddings": base_context_length,
+        **partial,
+    }
+
+
+def commands(profile: Profile, *, model: str, name: str) -> dict[str, str]:
+    """Return the command lines that serve a profile: a Python snippet, and one shell line per server.
+
+    Args:
+        profile: What to serve.
+        model: Folder or hub id, as the user types it.
+        name: Name the servers answer to.
+    """
+    override = json.dumps(profile.server_override)
+    length = str(profile.context_length)
+    keywords = "".join(f"\n    {key}={value!r}," for key, value in profile.override.items())
+    return {
+        "transformers": (
+            "from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"folder = {model!r}\n"
+            f"config = AutoConfig.from_pretrained(\n    folder,{keywords}\n)\n"
+            "model = AutoModelForCausalLM.from_pretrained(folder, config=config)\n"
+            "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        ),
+        "vllm": shlex.join(
+            ["vllm", "serve", model, "--served-model-name", name, "--hf-overrides", override, "--max-model-len", length]
+        ),
+        "sglang": shlex.join(
+            [
+                *("python", "-m", "sglang.launch_server", "--model-path", model, "--served-model-name", name),
+                *("--json-model-override-args", override, "--context-length", length),
+            ]
+        ),
+    }
+
+
+def _write_profile(aside: Path, profile: Profile, name: str, out_folder: Path, base_context_length: int) -> None:
+    folder = profile_folder(aside, profile.context_length)
+    lines = commands(profile, model=str(out_folder), name=f"{name}-{profile.context_length}")
+    write_json(folder / "config_override.json", profile.override)
+    write_json(
+        folder / "commands.json",
+        {"context_length": profile.context_length, "scale": profile.scale, **lines},
+    )
+    write_text(
+        folder / "README.md",
+        f"# Serving {profile.context_length} tokens\n\nScale {profile.scale:g} = {profile.context_length} / "
+        f"{base_context_length}. The paths below are those of the export; change them if you move the folder.\n\n"
+        f"{_command_blocks(lines)}\n{_serving_notes(profile, base_context_length)}",
+    )
+
+
+def _command_blocks(lines: Mapping[str, str]) -> str:
+    return (
+        f"transformers 5 or newer:\n\n```python\n{lines['transformers']}```\n\n"
+        f"vLLM:\n\n```sh\n{lines['vllm']}\n```\n\nSGLang:\n\n```sh\n{lines['sglang']}\n```\n"
+    )
+
+
+def _serving_notes(profile: Profile, base_context_length: int) -> str:
+    length = profile.server_override.get("max_position_embeddings", base_context_length)
+    rope = profile.override["rope_parameters"]
+    if rope.get("rope_type") in ("linear", "proportional"):
+        room = (
+            f"`max_position_embeddings` is {length}: servers multiply it by the factor, so do not raise it, or the "
+            "factor would count twice."
+        )
+    else:
+        kind = "`longrope`" if "rope_type" in rope else "a model with rope parameters per layer type"
+        room = f"`max_position_embeddings` is {length} here, since servers do not multiply it for {kind}."
+    return (
+        f"- {room}\n"
+        "- The servers must run on transformers 5 or newer, which reads `rope_parameters`; an older one would ignore "
+        "them.\n"
+        "- One scale per server process: keys in a cache are already rotated, so a request keeps its scale.\n"
+        "- Changing `rope_parameters` of a model that is loaded has no effect; pass them before.\n"
+    )
+
+
+def model_card(
+    config: PreTrainedConfig,
+    profiles: Sequence[Profile],
+    checks: Sequence[Check],
+    base_context_length: int,
+    evaluation: Mapping[str, Any] | None,
+    run: RunFacts,
+    has_picture: bool,
+) -> str:
+    """Return the model card: YAML front matter, how to serve, the evidence and the settings."""
+    is_hub_id = bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", run.base_model or ""))
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        **({"base_model": run.base_model, "base_model_relation": "finetune"} if is_hub_id else {}),
+        "tags": ["long-context", "e2-llm", "e2ray", config.model_type],
+    }
+    facts = {
+        "base model": run.base_model or "built from its sizes",
+        "base context length": f"{base_context_length} tokens",
+        **run.facts,
+    }
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {run.name}",
+        "One checkpoint for every context length: it was trained on short windows with sampled position scales "
+        "(E2-LLM, arXiv:2401.06951), and its weights know no scale. Pick the profile of the context length you need.",
+        "\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        "## Serving\n\n" + _serving_table(checks) + "\n\n" + _serving_example(profiles[-1], run.name),
+        "## Evidence\n\n" + _evidence(evaluation, has_picture),
+        f"## Settings\n\n```yaml\n{yaml.safe_dump(_plain(run.settings), sort_keys=False)}```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _serving_table(checks: Sequence[Check]) -> str:
+    rows = [
+        f"| {check.context_length} | {check.scale:g} | `serving/{check.context_length}/` | "
+        f"{check.max_logit_difference:.1e} |"
+        for check in checks
+    ]
+    return (
+        "| context length | scale | profile | logits, largest difference |\n| ---: | ---: | :--- | ---: |\n"
+        + "\n".join(rows)
+        + "\n\nThe last column compares the profile, loaded back with plain transformers in fp32, with the "
+        "positions the model was trained with."
+    )
+
+
+def _serving_example(profile: Profile, name: str) -> str:
+    lines = commands(profile, model=".", name=f"{name}-{profile.context_length}")
+    return (
+        f"For {profile.context_length} tokens, from this folder (a hub id works in place of `.`):\n\n"
+        + _command_blocks(lines)
+        + "\nEach profile's own README.md and commands.json hold its lines."
+    )
+
+
+def _evidence(evaluation: Mapping[str, Any] | None, has_picture: bool) -> str:
+    if evaluation is None:
+        return "Not evaluated."
+    text = table([Cell(**row) for row in evaluation["rows"]], evaluation["verdict"]).rstrip()
+    return f"{text}\n\n![NLL by window and scale]({PICTURE})" if has_picture else text
+
+
+def _plain(value: Any) -> Any:
+    """Return settings as YAML can write them: mappings and lists only."""
+    return json.loads(json.dumps(value, default=dict))

@@ -1,0 +1,563 @@
+"""A recipe's stages in order: prepare, pretrain, train, evaluate, export.
+
+The driver holds the run's files and the order; what needs a model or many cores runs in Ray workers. A stage whose
+result stands is not run again, so the same command continues a run wherever it was stopped.
+"""
+
+import os
+import platform
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+from e2ray.config.data import PretrainedTokenizer
+from e2ray.config.load import dump, read_recipe, validate
+from e2ray.config.model import PretrainedModel
+from e2ray.config.positions import PositionSettings
+from e2ray.config.run import RunConfig, differences
+from e2ray.config.train import ClusterSettings, TrainSettings
+from e2ray.train.record import now, read_status, write_status
+
+STAGES = ("prepare", "pretrain", "train", "evaluate", "export")  # the order of a whole run
+
+
+class Preempted(KeyboardInterrupt):
+    """The run was asked to stop from outside."""
+
+
+def show(line: str) -> None:
+    """Print one line at once."""
+    print(line, flush=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resolved recipe and the places it writes to."""
+
+    config: RunConfig  # every default that depends on the model filled in
+    base_context_length: int
+
+    @property
+    def storage(self) -> Path:
+        """Folder of all runs."""
+        return Path(self.config.storage).expanduser()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this run."""
+        return self.storage / self.config.name
+
+    @property
+    def longest(self) -> int:
+        """Longest context length the draws train for, in tokens."""
+        return int(self.config.positions.max_scale * self.base_context_length)
+
+    @property
+    def base(self) -> Path:
+        """Folder of the pretraining, shared by all runs with the same base."""
+        config = self.config
+        identity = {
+            "model": config.model.model_dump(mode="json", exclude={"lora", "gradient_checkpointing", "attention"}),
+            "data": config.data.model_dump(mode="json", exclude={"shards"}),
+            "pretrain": config.pretrain.model_dump(mode="json") if config.pretrain else None,
+            "seed": config.seed,
+            "python": platform.python_version(),
+        }
+        return self.storage / "bases" / files.digest(identity)[:16]
+
+
+def resolve(config: RunConfig) -> Run:
+    """Return the run of a recipe with all defaults that depend on the model filled in.
+
+    Raises:
+        SettingsError: If the model cannot be read, is no RoPE model, or a choice about its scaling is missing.
+    """
+    from e2ray.core.model import base_facts
+    from e2ray.evaluate.perplexity import default_scales, default_stride, default_windows
+
+    length = base_facts(config.model).base_context_length
+    largest = config.positions.max_scale
+    changes: dict[str, Any] = {}
+    if config.evaluate:
+        filled = {
+            "windows": config.evaluate.windows or default_windows(length, largest),
+            "scales": config.evaluate.scales or default_scales(largest),
+            "stride": config.evaluate.stride or default_stride(length),
+        }
+        changes["evaluate"] = config.evaluate.model_copy(update=filled)
+    if config.export and not config.export.context_lengths:
+        changes["export"] = config.export.model_copy(update={"context_lengths": default_windows(length, largest)})
+    if isinstance(config.model, PretrainedModel):
+        changes["model"] = config.model.model_copy(update={"base_context_length": length})
+        if config.data.tokenizer is None:
+            tokenizer = PretrainedTokenizer(path=config.model.path, revision=config.model.revision)
+            changes["data"] = config.data.model_copy(update={"tokenizer": tokenizer})
+    return Run(config.model_copy(update=changes), length)
+
+
+@contextmanager
+def cluster(settings: ClusterSettings) -> Iterator[None]:
+    """Connect to the cluster RAY_ADDRESS names (a Ray job has one), else start one on this machine for the block.
+
+    The dashboard stays on, since without it placement groups of ended trials are never freed.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level="WARNING")
+    else:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            object_store_memory=settings.object_store_mib * 2**20,
+            dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1",
+            logging_level="WARNING",
+            _temp_dir=os.environ.get("E2RAY_RAY_FOLDER") or str(Path(tempfile.gettempdir()) / "ray"),
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def remote(name: str, function: Callable[..., Any], *arguments: Any, use_gpu: bool) -> Any:
+    """Run a function on a node of the cluster that has what it needs, and return its result.
+
+    `name` is what the dashboard shows. The driver of a Ray job sits on the head node, which has often neither a GPU nor memory to spare.
+    """
+    import ray
+
+    task = ray.remote(max_retries=0)(_in_task).options(name=name, num_cpus=1, num_gpus=1 if use_gpu else 0)
+    try:
+        return ray.get(task.remote(function, arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SettingsError):
+            raise SettingsError(str(error.cause)) from error
+        raise
+
+
+def _in_task(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return function(*arguments)
+
+
+def wants_gpu(settings: ClusterSettings) -> bool:
+    """Return whether the workers get GPUs on the connected cluster."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0 if settings.use_gpu == "auto" else settings.use_gpu
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------
+
+
+def prepare(run: Run, *, again: bool = False) -> Path:
+    """Return the folder of the run's shards, prepared now or before.
+
+    Args:
+        run: Its `data.shards` is taken as it is where it holds shards; without it the folder is named by content.
+        again: Prepare `data.shards` anew if its content no longer fits the settings.
+
+    Raises:
+        SettingsError: If a source, the tokenizer or the folder is wrong, or shards are of another window or tokenizer.
+    """
+    from e2ray.core.model import load_tokenizer
+    from e2ray.data.prepare import prepare as prepare_shards
+    from e2ray.data.prepare import shards_digest
+    from e2ray.data.shards import MANIFEST, ShardSet
+    from e2ray.data.tokenizer import tokenizer_hash
+
+    data = run.config.data
+    source = data.tokenizer
+    assert source is not None, "resolve fills it in"
+    if data.shards is None:
+        folder = run.storage / "shards" / shards_digest(data, tokenizer_source=source)[:16]
+    else:
+        folder = Path(data.shards).expanduser()
+        if (folder / MANIFEST).exists() and not again:
+            pretrained = isinstance(source, PretrainedTokenizer)
+            wanted = tokenizer_hash(load_tokenizer(source.path, source.revision)) if pretrained else None
+            ShardSet.open(folder, window=data.window, tokenizer_hash=wanted)
+            return folder
+    prepare_shards(data, folder, tokenizer_source=source, progress=show)
+    return folder
+
+
+def pretrain(run: Run, shards: Path) -> Path:
+    """Return the Hugging Face folder of the run's base model, pretrained now or before."""
+    folder, settings = run.base, run.config.pretrain
+    assert settings is not None
+    if not (folder / "model").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.lock(folder / ".lock", what="pretraining this base"):
+            native = PositionSettings.model_validate({"preset": "native"})
+            _train(run, folder, shards, run.config.model, settings, native)
+    show(f"base model: {folder / 'model'}")
+    return folder / "model"
+
+
+def trained_model(run: Run, base: Path | None) -> Any:
+    """Return the settings of the model that `train` starts from: the pretrained base of a built model."""
+    if base is None:
+        return run.config.model
+    return PretrainedModel(
+        path=str(base),
+        base_context_length=run.base_context_length,
+        attention=run.config.model.attention,
+        gradient_checkpointing=run.config.model.gradient_checkpointing,
+        lora=run.config.model.lora,
+    )
+
+
+def _train(
+    run: Run, folder: Path, shards: Path, model: Any, settings: TrainSettings, positions: PositionSettings
+) -> None:
+    """Train into `folder` and write its `model/`; continues from the folder's newest checkpoint."""
+    from e2ray.data.shards import read_manifest
+    from e2ray.train.launch import resources, train
+    from e2ray.train.worker import Task
+
+    manifest = read_manifest(shards)
+    task = Task(
+        folder=folder,
+        shards=shards,
+        tokenizer_hash=manifest["tokenizer_hash"],
+        vocab_size=manifest["vocab_size"],
+        window=run.config.data.window,
+        base_context_length=run.base_context_length,
+        seed=run.config.seed,
+        model=model,
+        positions=positions,
+        train=settings,
+        digest=files.digest([model.model_dump(mode="json"), settings.model_dump(mode="json")]),
+        show_progress=not sys.stdout.isatty(),
+    )
+    resources(run.config.cluster)
+    train(task, run.config.cluster)
+    remote("write model", _write_model, task, use_gpu=False)
+
+
+def _write_model(task: Any) -> None:
+    from e2ray.train.assemble import write_model
+    from e2ray.train.checkpoint import latest
+
+    found = latest(task.folder / "checkpoints")
+    assert found is not None, "a finished training has a checkpoint"
+    write_model(
+        task.model,
+        found,
+        task.folder / "model",
+        dtype=_saved_dtype(found),
+        vocab_size=task.vocab_size,
+        seed=task.seed,
+        tokenizer=task.shards / "tokenizer",
+    )
+
+
+def _saved_dtype(found: Path) -> Any:
+    import torch
+
+    name = files.read_json(found / "state.json", wanted="a checkpoint's state")["dtype"]
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+
+
+def train(run: Run, shards: Path, model: Any) -> None:
+    """Fine-tune with the run's position draws."""
+    if not (run.folder / "model").is_dir():
+        _train(run, run.folder, shards, model, run.config.train, run.config.positions)
+
+
+def evaluate(run: Run, shards: Path, base: Any) -> dict[str, Any]:
+    """Measure the surface of base and tuned model, write and print it, and return evaluation.json's content."""
+    from e2ray.evaluate.verdict import table
+    from e2ray.report import write_evaluation
+
+    settings = run.config.evaluate
+    assert settings is not None
+    found = {"base": base}
+    if (run.folder / "model").is_dir():
+        found["tuned"] = tuned_model(run, base)
+    else:
+        raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run train first")
+    use_gpu = wants_gpu(run.config.cluster)
+    cells, verdict = remote("evaluate", _measure, run, shards, found, use_gpu, use_gpu=use_gpu)
+    write_evaluation(run.folder, cells, verdict)
+    show(table(cells, verdict))
+    return files.read_json(run.folder / "evaluation.json", wanted="an evaluation")
+
+
+def tuned_model(run: Run, base: Any) -> PretrainedModel:
+    """Return the settings that load the run's `model/`."""
+    scaling = getattr(base, "base_scaling", None)
+    return PretrainedModel(
+        path=str(run.folder / "model"),
+        base_context_length=run.base_context_length,
+        base_scaling="keep" if scaling == "keep" else None,
+        attention=base.attention,
+    )
+
+
+def _measure(run: Run, shards: Path, found: dict[str, Any], use_gpu: bool) -> tuple[Any, dict[str, Any]]:
+    """Return the cells and the verdict; runs on a worker."""
+    import torch
+
+    from e2ray.core.model import build_model
+    from e2ray.core.rope import RotaryHook
+    from e2ray.data.shards import ShardSet
+    from e2ray.evaluate.perplexity import select_documents, surface
+    from e2ray.evaluate.verdict import verdict
+
+    settings = run.config.evaluate
+    assert settings is not None and settings.windows and settings.scales and settings.stride
+    opened = ShardSet.open(shards)
+    documents = select_documents(
+        [tokens for _, tokens in opened.validation_documents()],
+        minimum_tokens=max(settings.windows),
+        limit=settings.documents,
+        cut=settings.document_tokens,
+    )
+    device = torch.device("cuda" if use_gpu else "cpu")
+    dtype = torch.bfloat16 if use_gpu else torch.float32
+    cells = []
+    for name, model_settings in found.items():
+        plain = model_settings.model_copy(update={"lora": None, "gradient_checkpointing": False})
+        model = build_model(plain, dtype=dtype, device=device).eval()
+        hook = RotaryHook(model)
+        cells += surface(
+            model,
+            hook,
+            documents,
+            windows=settings.windows,
+            scales=settings.scales,
+            stride=settings.stride,
+            batch_tokens=settings.batch_tokens,
+            device=device,
+            name=name,
+            progress=show,
+        )
+        del model, hook
+    return cells, verdict(cells, run.base_context_length)
+
+
+def export(run: Run, base: Any) -> Path:
+    """Write the folder that other programs serve, each serving profile proven against the hook."""
+    settings = run.config.export
+    assert settings is not None and settings.context_lengths
+    if not (run.folder / "model").is_dir():
+        raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run train first")
+    remote("export", _export, run, base, use_gpu=False)
+    return run.folder / "export"
+
+
+def _export(run: Run, base: Any) -> None:
+    from e2ray.export import RunFacts
+    from e2ray.export import export as write_export
+
+    evaluation = run.folder / "evaluation.json"
+    settings, model = run.config.export, run.config.model
+    assert settings is not None and settings.context_lengths
+    steps = run.config.train.steps
+    facts = RunFacts(
+        name=run.config.name,
+        base_model=model.path if isinstance(model, PretrainedModel) and not model.is_folder else None,
+        settings=run.config.model_dump(mode="json"),
+        facts={"steps": steps, "tokens": steps * run.config.train.batch_sequences * run.config.data.window},
+    )
+    write_export(
+        run.folder / "model",
+        run.folder / "export",
+        base_context_length=run.base_context_length,
+        context_lengths=settings.context_lengths,
+        base_scaling=getattr(base, "base_scaling", None),
+        evaluation=files.read_json(evaluation, wanted="an evaluation") if evaluation.exists() else None,
+        run=facts,
+        picture=run.folder / "evaluation.png" if evaluation.exists() else None,
+        progress=show,
+    )
+
+
+# ---- the whole run ---------------------------------------------------------------------------------------------
+
+
+def base_of(run: Run, shards: Path) -> Any:
+    """Return the settings of the untouched base model, pretraining it where the recipe says so."""
+    return trained_model(run, pretrain(run, shards) if run.config.pretrain else None)
+
+
+def run_stages(run: Run, stages: Sequence[str]) -> None:
+    """Run the named stages in order on a cluster; their results lie in the run's folder and under storage."""
+    from e2ray.train.launch import resources
+
+    with cluster(run.config.cluster):
+        if not run.config.cluster.autoscaling and {"pretrain", "train"} & set(stages):
+            resources(run.config.cluster)  # before an hour of tokenising, not after
+        shards = prepare(run)
+        if list(stages) == ["prepare"]:
+            return
+        base = base_of(run, shards)
+        if "train" in stages:
+            train(run, shards, base)
+        if "evaluate" in stages and run.config.evaluate:
+            evaluate(run, shards, base)
+        if "export" in stages and run.config.export:
+            export(run, base)
+
+
+def execute(config: RunConfig) -> None:
+    """Run a recipe to its end, or continue it; a finished run prints its result.
+
+    Raises:
+        SettingsError: If a setting, a path or data is wrong, or the run was begun with other settings.
+    """
+    run = resolve(config)
+    with files.lock(run.folder / ".lock", what="running this run"):
+        refuse_other_settings(run)
+        status = read_status(run.folder)
+        if status and status["state"] == "succeeded":
+            show(f"{run.folder} is finished: {status['result']}")
+            return
+        files.write_text(run.folder / "config.yaml", dump(run.config))
+        write_status(run.folder, state="running", error=None, started_at=now(), ended_at=None)
+        with reporting(run):
+            from e2ray.train.record import environment
+
+            files.write_json(run.folder / "environment.json", environment())
+            run_stages(run, STAGES)
+            write_status(run.folder, state="succeeded", ended_at=now(), result=result_line(run))
+        show(result_line(run))
+
+
+def refuse_other_settings(run: Run, *, besides: Sequence[str] = ()) -> None:
+    """Raise SettingsError naming the difference if the run's folder holds a run with other settings.
+
+    Args:
+        run: The run asked for.
+        besides: Sections that may differ.
+    """
+    path = run.folder / "config.yaml"
+    if not path.exists():
+        return
+    before = validate(read_recipe(path), source=str(path)).model_dump(mode="json")
+    after = run.config.model_dump(mode="json")
+    for section in besides:
+        before.pop(section), after.pop(section)
+    found = differences(before, after)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise SettingsError(
+            f"{path}: the run {run.config.name!r} was begun with other settings: {found[0]}{more}; "
+            "choose another name, or the old value"
+        )
+
+
+@contextmanager
+def reporting(run: Run) -> Iterator[None]:
+    """Write into status.json how the block ended, whatever ends it: an error, SIGTERM or an interrupt."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted(f"stopped by {signal.Signals(number).name}")
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        write_status(run.folder, state="preempted", error=str(error) or "interrupted", ended_at=now())
+        raise
+    except BaseException as error:
+        write_status(run.folder, state="failed", error=" ".join(str(error).split()), ended_at=now())
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def result_line(run: Run) -> str:
+    """Return one line that says what a finished run found and where it lies."""
+    parts = []
+    evaluation = run.folder / "evaluation.json"
+    if evaluation.exists():
+        parts += files.read_json(evaluation, wanted="an evaluation")["verdict"]["sentences"][:1]
+    place = "export" if (run.folder / "export").is_dir() else "model"
+    return " ".join([*parts, f"Model: {run.folder / place}"])
+
+
+def prepare_only(config: RunConfig) -> None:
+    """Prepare a recipe's shards and print where they are."""
+    run = resolve(config)
+    with cluster(run.config.cluster):
+        show(f"shards: {prepare(run, again=True)}")
+
+
+def evaluate_only(config: RunConfig) -> None:
+    """Measure a trained run again, with the recipe's `evaluate` section."""
+    run = resolve(config)
+    if run.config.evaluate is None:
+        raise SettingsError("evaluate: is null, which leaves the stage out; give it a section or remove the line")
+    _later_stage(run, "evaluate")
+
+
+def export_only(config: RunConfig) -> None:
+    """Export a trained run again, with the recipe's `export` section."""
+    run = resolve(config)
+    if run.config.export is None:
+        raise SettingsError("export: is null, which leaves the stage out; give it a section or remove the line")
+    _later_stage(run, "export")
+    show(f"exported to {run.folder / 'export'}")
+
+
+def _later_stage(run: Run, stage: str) -> None:
+    if not (run.folder / "model").is_dir():
+        raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run `e2ray train` with this recipe first")
+    refuse_other_settings(run, besides=("evaluate", "export"))
+    with files.lock(run.folder / ".lock", what="running this run"):
+        run_stages(run, [stage])
+
+
+def check(config: RunConfig) -> None:
+    """Check what can be checked without a cluster: the model, its scaling, the sources, the tokenizer, the storage.
+
+    Raises:
+        SettingsError: For the first thing that a run would stumble over.
+    """
+    from e2ray.core.model import base_facts, load_tokenizer, resolve_attention
+    from e2ray.data.corpus import list_items
+
+    run = resolve(config)
+    facts = base_facts(config.model)
+    resolve_attention(config.model, "cpu") if config.model.attention != "flash_attention_2" else None
+    documents = list_items([*run.config.data.corpus, *run.config.data.validation_corpus])
+    if isinstance(run.config.data.tokenizer, PretrainedTokenizer):
+        load_tokenizer(run.config.data.tokenizer.path, run.config.data.tokenizer.revision)
+    refuse_other_settings(run)
+    parent = next(folder for folder in (run.folder, *run.folder.parents) if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise SettingsError(f"storage: {parent} cannot be written to; choose another storage")
+    train_settings = config.train
+    tokens = train_settings.steps * train_settings.batch_sequences * config.data.window
+    show(
+        f"{config.name}: sound. L {facts.base_context_length}, window {config.data.window}, scales up to "
+        f"{config.positions.max_scale:g}, contexts up to {run.longest:,} tokens; "
+        f"{train_settings.steps:,} steps of {train_settings.batch_sequences} rows, {tokens:,} tokens; "
+        f"{len(documents)} work items; run folder {run.folder}"
+    )

@@ -1,0 +1,269 @@
+"""The only module that knows DeepSpeed: one update, the gradient norm, and full fp32 state in and out.
+
+DeepSpeed's settings are derived from ours, so that a value has one home. On a machine without CUDA nothing is
+compiled: the shared-memory op that `initialize` would build is declared unavailable, and the optimizer is
+torch's AdamW. State is read and written per parameter through DeepSpeed's full-parameter accessors, so that a
+checkpoint knows neither a world size nor a ZeRO stage.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from e2ray.config.base import SettingsError
+from e2ray.config.train import TrainSettings
+from e2ray.core.losses import next_token_nll
+from e2ray.core.positions import Draw
+from e2ray.core.rope import RotaryHook
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import deepspeed.ops
+from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class ParameterState:
+    """One trainable parameter in full: the fp32 weight and Adam's moments, all of the weight's shape, on the CPU."""
+
+    name: str
+    weight: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+def precision_of(settings: TrainSettings, device: torch.device) -> torch.dtype:
+    """Return the dtype of weights in the forward pass: bfloat16 or float32."""
+    if settings.precision == "auto":
+        wanted = "bf16" if device.type == "cuda" and settings.zero_stage > 0 else "fp32"
+    else:
+        wanted = settings.precision
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+def micro_batch(settings: TrainSettings, num_workers: int) -> tuple[int, int]:
+    """Return (rows of one forward, forwards of one update) on each worker; their product is the worker's share."""
+    rows = settings.batch_sequences // num_workers
+    micro = max(n for n in range(1, min(rows, settings.micro_batch_sequences) + 1) if rows % n == 0)
+    return micro, rows // micro
+
+
+def deepspeed_settings(settings: TrainSettings, *, num_workers: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Return DeepSpeed's own settings for ours."""
+    micro, accumulation = micro_batch(settings, num_workers)
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    if settings.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if settings.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": zero,
+        "gradient_clipping": settings.clip_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return AdamW's groups: matrices decay, vectors (norms, biases) do not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Engine:
+    """A model under DeepSpeed with the rotary hook on it."""
+
+    def __init__(self, model: nn.Module, settings: TrainSettings, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Wrap `model` (its weights in `dtype`); torch.distributed must be initialised."""
+        self.settings = settings
+        self.device = device
+        self.rank = dist.get_rank()
+        self.num_workers = dist.get_world_size()
+        self.micro_sequences, self.accumulation = micro_batch(settings, self.num_workers)
+        self._norm: Tensor | None = None
+        self.names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+        self.hook = RotaryHook(model)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, settings.weight_decay),
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=device.type == "cuda" and settings.offload == "none",
+        )
+        if device.type == "cpu":
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a compiler runs for a minute
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.ds, *_ = deepspeed.initialize(
+            model=model.to(device),
+            optimizer=optimizer,
+            config=deepspeed_settings(settings, num_workers=self.num_workers, dtype=dtype),
+            dist_init_required=False,
+        )
+
+    def logits(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocabulary"]:
+        """Return the logits of a forward in the mode training has, without a graph."""
+        with torch.no_grad():
+            return self.ds(input_ids=input_ids).logits
+
+    def update(self, tokens: Int[Tensor, "rows window"], draw: Draw, *, lr: float) -> Float[Tensor, " rows"]:
+        """Make one optimizer update of this rank's rows and return each row's mean NLL, float32, detached.
+
+        Args:
+            tokens: This rank's rows of the global batch, int64.
+            draw: Their scales and offsets.
+            lr: Learning rate of the update.
+        """
+        for group in self.ds.optimizer.param_groups:
+            group["lr"] = lr
+        losses = []
+        for start in range(0, len(tokens), self.micro_sequences):
+            part = slice(start, start + self.micro_sequences)
+            rows, drawn = tokens[part].to(self.device, non_blocking=True), draw[part].to(self.device)
+            with self.hook.applied(drawn.scale, drawn.offsets):
+                logits = self.ds(input_ids=rows, use_cache=False).logits
+                nll = next_token_nll(logits, rows)
+                self.ds.backward(nll.mean())
+            if self.settings.zero_stage == 0:  # DeepSpeed tells no norm without ZeRO
+                self._norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters() if p.grad is not None])
+            self.ds.step()
+            losses.append(nll.detach())
+        return torch.cat(losses)
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last update's gradient before clipping."""
+        norm = self._norm if self.settings.zero_stage == 0 else self.ds.get_global_grad_norm()
+        assert norm is not None, "asked before the first update"
+        return float(norm)
+
+    def total(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the sum of a tensor over all ranks."""
+        dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; every rank gets the same answer."""
+        return bool(self.total(torch.tensor([float(flag)], device=self.device)).item() > 0)
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the trainable parameters by name, in one order on every rank."""
+        return [(self.names[id(p)], p) for p in self.ds.module.parameters() if id(p) in self.names]
+
+    def states(self) -> Iterator[ParameterState]:
+        """Yield each trainable parameter's state in full; every rank must take part in each one."""
+        self._link_moments()
+        for name, parameter in self.parameters():
+            if self.settings.zero_stage == 0:
+                state = self.ds.optimizer.state[parameter]
+                full = [parameter.detach().float(), *(state[key] for key in MOMENTS)]
+            else:
+                full = [
+                    safe_get_full_fp32_param(parameter),
+                    *(safe_get_full_optimizer_state(parameter, key) for key in MOMENTS),
+                ]
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            yield ParameterState(name, *(value.detach().reshape(shape).cpu().clone() for value in full))
+
+    def load(self, states: Iterator[ParameterState], *, optimizer_step: int) -> None:
+        """Take over every trainable parameter's state; the engine must be new.
+
+        Args:
+            states: In the order of `parameters`.
+            optimizer_step: Updates made so far: Adam's own counter.
+        """
+        self._allocate_optimizer_state()
+        self._link_moments()
+        for (name, parameter), state in zip(self.parameters(), states, strict=True):
+            assert name == state.name, (name, state.name)
+            self._set(parameter, state)
+        self._set_adam_step(optimizer_step)
+
+    def _link_moments(self) -> None:
+        """Make every parameter know where its moments lie.
+
+        ZeRO 1 and 2 do this once, after the first parameter group's first update, when the groups behind it have
+        no moments yet; they would never be found.
+        """
+        zero = self.ds.optimizer
+        for low, high in (
+            ("bit16_groups", "single_partition_of_fp32_groups"),
+            ("bf16_groups", "fp32_groups_flat_partition"),
+        ):
+            for parameters, flat in zip(getattr(zero, low, ()), getattr(zero, high, ()), strict=False):
+                lazy_init_hp_params_optimizer_state(parameters, flat, zero.optimizer.state)
+
+    def _allocate_optimizer_state(self) -> None:
+        """Make AdamW allocate its moments with one update of zero gradient at learning rate 0."""
+        for group in self.ds.optimizer.param_groups:
+            group["lr"] = 0.0
+        tokens = torch.zeros(self.micro_sequences, 2, dtype=torch.int64, device=self.device)
+        for _ in range(self.accumulation):
+            self.ds.backward(self.ds(input_ids=tokens, use_cache=False).logits.float().sum() * 0.0)
+            self.ds.step()
+
+    def _set(self, parameter: nn.Parameter, state: ParameterState) -> None:
+        values = [value.to(self.device) for value in (state.weight, state.exp_avg, state.exp_avg_sq)]
+        keys: Sequence[str | None] = (None, *MOMENTS)
+        if self.settings.zero_stage == 0:
+            for key, value in zip(keys, values, strict=True):
+                (parameter.data if key is None else self.ds.optimizer.state[parameter][key]).copy_(value)
+            return
+        for key, value in zip(keys, values, strict=True):
+            if self.settings.zero_stage == 3:
+                value = self._partition(parameter, value)
+                setter = safe_set_local_fp32_param if key is None else safe_set_local_optimizer_state
+            else:
+                setter = safe_set_full_fp32_param if key is None else safe_set_full_optimizer_state
+            setter(parameter, value, *(() if key is None else (key,)))
+        # The setters leave the module's own copy stale until the next update.
+        with self._gathered(parameter):
+            parameter.data.copy_(values[0])
+
+    def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[None]:
+        """Return a context in which a parameter's own copy is whole and may be changed, alike on every rank."""
+        if self.settings.zero_stage == 3:
+            return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+        return nullcontext()
+
+    def _partition(self, parameter: Any, value: Tensor) -> Tensor:
+        """Return this rank's part of a full tensor as ZeRO-3 lays it out: flat, padded with zeros."""
+        size = parameter.ds_tensor.ds_numel
+        flat = torch.zeros(size * self.num_workers, dtype=value.dtype, device=value.device)
+        flat[: value.numel()] = value.flatten()
+        return flat[size * self.rank : size * (self.rank + 1)]
+
+    def _set_adam_step(self, step: int) -> None:
+        inner = getattr(self.ds.optimizer, "optimizer", self.ds.optimizer)
+        for state in inner.state.values():
+            if "step" not in state:
+                raise SettingsError("DeepSpeed's optimizer keeps no step count; this version cannot resume")
+            state["step"].fill_(float(step)) if torch.is_tensor(state["step"]) else state.update(step=step)

@@ -1,0 +1,232 @@
+"""Training on a Ray cluster: checks the resources, starts the workers, hands their errors on in one line."""
+
+import math
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+from e2ray.config.train import ClusterSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from e2ray.train.worker import Task
+
+READER_CPUS = 0.25  # what one data reader of a worker asks for, beside the worker itself
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the workers of a run ask of the cluster."""
+
+    num_workers: int
+    use_gpu: bool
+    cpus_per_worker: float
+
+    def per_worker(self) -> dict[str, float]:
+        """Return Ray's resources of one worker."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": 1} if self.use_gpu else {})
+
+
+def resources(settings: ClusterSettings) -> Resources:
+    """Return what the workers ask for on the connected cluster, and wait for it where the cluster scales.
+
+    Raises:
+        SettingsError: If the cluster has less, at once on a fixed cluster, after `wait_s` on one that scales.
+    """
+    deadline = time.monotonic() + (settings.wait_s if settings.autoscaling else 0)
+    while True:
+        total = ray.cluster_resources()
+        use_gpu = total.get("GPU", 0) > 0 if settings.use_gpu == "auto" else settings.use_gpu
+        cpus = settings.cpus_per_worker or (1.0 if use_gpu else 0.5)
+        wanted = Resources(settings.num_workers, use_gpu, cpus)
+        missing = shortage(wanted, total)
+        if not missing:
+            return wanted
+        if time.monotonic() >= deadline:
+            raise SettingsError(missing)
+        time.sleep(min(5.0, max(0.1, deadline - time.monotonic())))
+
+
+def shortage(wanted: Resources, total: dict[str, float]) -> str | None:
+    """Return one line that says what the cluster lacks, or None; the readers of the data are counted too."""
+    needs = {"CPU": wanted.num_workers * (wanted.cpus_per_worker + READER_CPUS)}
+    if wanted.use_gpu:
+        needs["GPU"] = float(wanted.num_workers)
+    for kind, need in needs.items():
+        if need > total.get(kind, 0.0):
+            fits = math.floor(total.get(kind, 0.0) / need * wanted.num_workers)
+            return (
+                f"cluster.num_workers: {wanted.num_workers} workers need {need:g} {kind}s (data readers included), the "
+                f"cluster has {total.get(kind, 0.0):g}, enough for {fits}; lower cluster.num_workers or add nodes"
+            )
+    return None
+
+
+def train(task: "Task", settings: ClusterSettings, *, show: Callable[[str], None] = print) -> None:
+    """Train a task to its end on the connected cluster; it continues from the folder's newest checkpoint.
+
+    Raises:
+        SettingsError: If a setting, a path or data is wrong, with the worker's one line.
+        RuntimeError: If the workers failed more often than `cluster.max_failures`.
+    """
+    wanted = resources(settings)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every progress line twice
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(max(60.0, settings.wait_s)))
+    attempt = uuid.uuid4().hex[:8]
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"task": task, "attempt": attempt},
+        scaling_config=ScalingConfig(
+            num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=wanted.per_worker()
+        ),
+        torch_config=TorchConfig(backend="nccl" if wanted.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"{task.folder.name}-{attempt}",
+            storage_path=str(task.folder / "ray"),
+            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=2),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    bar = _bar(task) if not task.show_progress else nullcontext()
+    try:
+        with bar:
+            trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    finally:
+        refusal = _refusal(task.folder, attempt)
+        refused = refusal.read_text(encoding="utf-8") if refusal.exists() else None
+        refusal.unlink(missing_ok=True)
+    if refused:
+        raise SettingsError(refused)
+
+
+def _refusal(folder: Path, attempt: str) -> Path:
+    return folder / f".refused-{attempt}"
+
+
+def _work(config: dict[str, Any]) -> None:
+    """Run one Ray Train worker.
+
+    A wrong setting or damaged data does not get better by a restart: the line is left in a file, and the workers
+    that Ray starts again find it and end, so that the driver can tell it.
+    """
+    import ray.train.torch
+
+    from e2ray.data.stream import batches
+    from e2ray.train import worker
+
+    task: Task = config["task"]
+    refusal = _refusal(task.folder, config["attempt"])
+    if refusal.exists():
+        return
+    context = ray.train.get_context()
+    worker.use_all_cores(context.get_local_world_size())
+    open_rows = partial(
+        _open_rows, batches, task=task, rank=context.get_world_rank(), num_workers=context.get_world_size()
+    )
+    try:
+        worker.run(
+            task,
+            device=ray.train.torch.get_device(),
+            open_rows=open_rows,
+            report=lambda metrics: ray.train.report(metrics),
+            gauges=gauges(task.folder.name),
+        )
+    except SettingsError as error:
+        files.write_text(refusal, str(error))
+        raise
+
+
+def _open_rows(batches: Any, start: int, stop: int, *, task: "Task", rank: int, num_workers: int) -> Any:
+    return batches(
+        task.shards,
+        seed=task.seed,
+        start_step=start,
+        stop_step=stop,
+        rank=rank,
+        num_workers=num_workers,
+        batch_sequences=task.train.batch_sequences,
+        window=task.window,
+        tokenizer_hash=task.tokenizer_hash,
+    )
+
+
+def gauges(run: str) -> Callable[[dict[str, Any]], None]:
+    """Return a function that shows a logged step as Ray gauges: e2ray_loss, e2ray_tokens_per_second and so on."""
+    from ray.util.metrics import Gauge
+
+    shown = {
+        "loss": Gauge("e2ray_loss", "Mean training loss, nats per token", tag_keys=("run",)),
+        "tokens_per_second": Gauge("e2ray_tokens_per_second", "Tokens trained per second", tag_keys=("run",)),
+        "scale_mean": Gauge("e2ray_scale_mean", "Mean scale of the draws", tag_keys=("run",)),
+        "step": Gauge("e2ray_step", "Updates made", tag_keys=("run",)),
+    }
+
+    def set_all(metrics: dict[str, Any]) -> None:
+        for name, gauge in shown.items():
+            gauge.set(metrics[name], tags={"run": run})
+
+    return set_all
+
+
+def _cause(error: TrainingFailedError) -> Exception:
+    """Return the error to show for a failed training: the workers' own where there is one."""
+    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+    for failure in failures:
+        inner = getattr(failure, "cause", None) or failure
+        if isinstance(inner, SettingsError):
+            return SettingsError(str(inner))
+    text = str(failures[0]) if failures else str(error)
+    last = next((line for line in reversed(text.strip().splitlines()) if line.strip()), text)
+    return RuntimeError(f"the training workers failed: {last.strip()}")
+
+
+@contextmanager
+def _bar(task: "Task") -> "Iterator[None]":
+    """Show a bar on the terminal while the workers train, from the files rank 0 writes."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from e2ray.train.record import read_metrics
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    ended = threading.Event()
+    with Progress(*columns) as progress:
+        shown = progress.add_task("starting workers", total=task.train.steps)
+
+        def follow() -> None:
+            while not ended.wait(0.5):
+                lines = read_metrics(task.folder)
+                if lines:
+                    last = lines[-1]
+                    text = (
+                        f"loss {last['loss']:.3f}  {last['tokens_per_second']:,.0f} tokens/s  "
+                        f"scale {last['scale_mean']:.1f}"
+                    )
+                    progress.update(shown, completed=last["step"], description=text)
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()

@@ -1,0 +1,156 @@
+"""One training worker, free of Ray: model, engine, proof, resume, loop.
+
+`launch.py` calls this inside Ray Train; a script under torchrun calls it with the plain reader instead.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.utils.logging import disable_progress_bar
+
+from e2ray.config.base import SettingsError
+from e2ray.config.model import Model
+from e2ray.config.positions import PositionSettings
+from e2ray.config.train import TrainSettings
+from e2ray.core.model import build_model, prove
+from e2ray.core.positions import draw
+from e2ray.data.order import local_indices
+from e2ray.train import checkpoint
+from e2ray.train.engine import Engine, precision_of
+from e2ray.train.loop import Answer, Batch, fit
+from e2ray.train.record import Recorder
+
+Rows = Iterator[NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything one training needs, the same on every worker; it can be pickled."""
+
+    folder: Path  # of the run: metrics.jsonl, checkpoints/ ... appear here
+    shards: Path
+    tokenizer_hash: str
+    vocab_size: int
+    window: int
+    base_context_length: int
+    seed: int
+    model: Model
+    positions: PositionSettings
+    train: TrainSettings
+    digest: str  # of the settings that decide the losses
+    show_progress: bool = True
+
+
+def use_all_cores(local_workers: int) -> None:
+    """Share this machine's cores among its workers; Ray would give each one only as many as it reserved."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_workers))
+
+
+def drawn(arrays: Rows, task: Task, *, rank: int, num_workers: int, start_step: int) -> Iterator[Batch]:
+    """Yield this rank's rows of each step with their draws, and reseed everything random from (seed, step, rank)."""
+    indices = local_indices(rank, num_workers, task.train.batch_sequences)
+    for step, array in enumerate(arrays, start_step):
+        torch.manual_seed(int(np.random.SeedSequence([task.seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
+        positions = draw(
+            task.positions,
+            seed=task.seed,
+            step=step,
+            indices=indices,
+            window=task.window,
+            base_context_length=task.base_context_length,
+        )
+        yield Batch(torch.from_numpy(array.astype(np.int64)), positions)
+
+
+def run(
+    task: Task,
+    *,
+    device: torch.device,
+    open_rows: Callable[[int, int], Rows],
+    report: Callable[[dict[str, Any]], Answer] = lambda metrics: None,
+    gauges: Callable[[dict[str, Any]], None] | None = None,
+) -> int:
+    """Train this rank's part of a task to its end and return the updates made in all.
+
+    Args:
+        task: What to train.
+        device: Where; torch.distributed must be initialised with a backend for it.
+        open_rows: Called with (first step, step behind the last), returns this rank's rows of each step.
+        report: Called on every rank with a logged step's metrics; may answer "stop".
+        gauges: Called on rank 0 with the same.
+
+    Raises:
+        SettingsError: If the model cannot be hooked, fails the proof, or a checkpoint or shard is damaged.
+    """
+    disable_progress_bar()
+    dtype = precision_of(task.train, device)
+    model = build_model(task.model, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu")
+    _demand_vocabulary(model, task)
+    model.train()
+    engine = Engine(model, task.train, device=device, dtype=dtype)
+    prove(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)
+    checkpoints = task.folder / "checkpoints"
+    found = checkpoint.latest(checkpoints)
+    state = checkpoint.load(engine, found) if found else {"step": 0, "tokens": 0}
+    start = state["step"]
+    recorder = _recorder(task, start, gauges) if engine.rank == 0 else None
+    rows = drawn(
+        open_rows(start, task.train.steps), task, rank=engine.rank, num_workers=engine.num_workers, start_step=start
+    )
+    seen = {"tokens": state["tokens"]}
+
+    def record(metrics: dict[str, Any]) -> Answer:
+        seen["tokens"] = metrics["tokens"]
+        if recorder:
+            recorder.report(metrics)
+        return report(metrics)
+
+    def save(step: int) -> None:
+        facts = {
+            "tokens": seen["tokens"],
+            "seed": task.seed,
+            "digest": task.digest,
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        checkpoint.save(engine, checkpoints, step=step, facts=facts, keep=task.train.keep_checkpoints)
+
+    try:
+        return fit(
+            engine,
+            rows,
+            task.train,
+            start_step=start,
+            report=record,
+            save=save,
+            progress=recorder.progress if recorder else None,
+            tokens=state["tokens"],
+        )
+    finally:
+        if recorder:
+            recorder.close()
+
+
+def _recorder(task: Task, start: int, gauges: Callable[[dict[str, Any]], None] | None) -> Recorder:
+    return Recorder(
+        task.folder,
+        start_step=start,
+        steps=task.train.steps,
+        progress_s=task.train.progress_s,
+        show=(lambda line: print(line, flush=True)) if task.show_progress else None,
+        gauges=gauges,
+    )
+
+
+def _demand_vocabulary(model: torch.nn.Module, task: Task) -> None:
+    embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+    if embeddings < task.vocab_size:
+        raise SettingsError(
+            f"data.tokenizer: the shards in {task.shards} use {task.vocab_size} tokens, the model has {embeddings}; "
+            "prepare with the model's own tokenizer (data.tokenizer: null)"
+        )

@@ -1,0 +1,14 @@
+"""Measure a trained run: NLL over (window x scale), the base beside the tuned model.
+
+ray job submit --working-dir . -- python jobs/evaluate.py --config jobs/recipes/demo-cpu.yaml
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a source tree too
+
+from e2ray.cli import job
+
+if __name__ == "__main__":
+    sys.exit(job("evaluate"))

@@ -1,0 +1,14 @@
+"""Run a recipe: prepare, pretrain, train, evaluate, export; the same command continues a stopped run.
+
+ray job submit --working-dir . -- python jobs/train.py --config jobs/recipes/demo-cpu.yaml
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a source tree too
+
+from e2ray.cli import job
+
+if __name__ == "__main__":
+    sys.exit(job("train"))

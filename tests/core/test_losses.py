@@ -1,0 +1,89 @@
+"""Losses against torch's cross-entropy in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from e2ray.core import losses
+from e2ray.core.losses import next_token_nll, token_nll
+
+SHAPES = [(1, 2, 3), (3, 17, 29), (2, 64, 101)]
+
+
+def example(shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(sum(shape))
+    logits = (4 * torch.randn(shape, generator=generator)).to(dtype)
+    return logits.requires_grad_(), torch.randint(shape[2], shape[:2], generator=generator)
+
+
+def reference(logits, tokens):
+    """float64 NLL [batch, tokens - 1] by torch, and the gradient of a weighted sum of it."""
+    exact = logits.detach().double().requires_grad_()
+    nll = F.cross_entropy(exact[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    weights = torch.linspace(-1, 2, nll.numel(), dtype=torch.float64).view_as(nll)
+    (nll * weights).sum().backward()
+    return nll.detach(), exact.grad, weights
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("chunk_elements", [1, 150, 2**24])
+def test_nll_and_gradient_equal_float64_cross_entropy_whatever_the_chunks(shape, chunk_elements, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk_elements)
+    logits, tokens = example(shape)
+    wanted, gradient, weights = reference(logits, tokens)
+    nll = token_nll(logits, tokens)
+    assert nll.dtype == torch.float32
+    torch.testing.assert_close(nll.double(), wanted, rtol=1e-6, atol=2e-6)
+    (nll * weights.float()).sum().backward()
+    torch.testing.assert_close(logits.grad.double(), gradient, rtol=1e-5, atol=1e-6)
+    assert (logits.grad[:, -1] == 0).all()
+
+
+def test_the_mean_is_per_row_over_its_predictions():
+    logits, tokens = example((3, 17, 29))
+    wanted, _, _ = reference(logits, tokens)
+    torch.testing.assert_close(next_token_nll(logits, tokens).double(), wanted.mean(dim=1), rtol=1e-6, atol=1e-6)
+    (gradient,) = torch.autograd.grad(next_token_nll(logits, tokens)[1], logits)
+    assert not gradient[0].any()
+    assert gradient[1].any()
+
+
+def test_bf16_logits_are_cast_up_before_the_sum():
+    logits, tokens = example((2, 64, 3000), torch.bfloat16)
+    wanted, gradient, weights = reference(logits, tokens)
+    nll = token_nll(logits, tokens)
+    torch.testing.assert_close(nll.double(), wanted, rtol=1e-6, atol=5e-6)
+    (nll * weights.float()).sum().backward()
+    assert logits.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.grad.double(), gradient, rtol=2**-8, atol=1e-30)  # one rounding to bf16
+
+
+def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
+    nll = next_token_nll(torch.zeros(2, 5, 7), torch.zeros(2, 5, dtype=torch.int64))
+    torch.testing.assert_close(nll, torch.full((2,), 7.0).log())
+
+
+def test_no_float32_copy_of_the_logits_is_held(monkeypatch):
+    """Beside the input nothing larger than a chunk is saved for the backward pass."""
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 1000)
+    logits, tokens = example((2, 64, 101), torch.bfloat16)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        next_token_nll(logits, tokens).sum()
+    others = [tensor for tensor in saved if tensor.data_ptr() != logits.data_ptr()]
+    assert sum(tensor.numel() for tensor in others) <= 4 * tokens.numel()
+
+
+def test_evaluation_needs_no_gradient():
+    logits, tokens = example((3, 17, 29))
+    with torch.inference_mode():
+        assert not token_nll(logits, tokens).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("logits", "tokens"),
+    [((2, 5, 7), (2, 4)), ((2, 5, 7), (3, 5)), ((2, 1, 7), (2, 1)), ((5, 7), (5,))],
+)
+def test_shapes_that_disagree_are_refused(logits, tokens):
+    with pytest.raises(ValueError, match=r"logits must be \[batch, tokens, vocabulary\].*at least 2 tokens, got"):
+        token_nll(torch.zeros(logits), torch.zeros(tokens, dtype=torch.int64))

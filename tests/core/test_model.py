@@ -1,0 +1,516 @@
+"""Loading, building and proving models; every bad input gives one line."""
+
+import json
+
+import huggingface_hub.constants
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import GPT2Config, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from e2ray.config.base import SettingsError
+from e2ray.config.model import LlamaModel, LoraSettings, PretrainedModel
+from e2ray.core import model as model_module
+from e2ray.core.model import base_facts, build_model, load_tokenizer, merged, prove, resolve_attention
+from e2ray.core.rope import RotaryHook, inverse_frequencies_divided
+
+from .tiny import FAMILIES, VOCAB_SIZE, random_tokens, tiny_config, tiny_model
+
+BUILT = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+SCALED = {
+    "linear": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    "llama3": LLAMA3,
+    "yarn": {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+    },
+}
+
+
+def saved(folder, family="llama", **changes):
+    """Save a tiny checkpoint and return its path."""
+    tiny_model(family, **changes).save_pretrained(folder)
+    return str(folder)
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return model(tokens, use_cache=False).logits
+
+
+def built(**changes):
+    return LlamaModel(**BUILT | changes)
+
+
+def one_line(caught):
+    return "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+# Facts of the base
+
+
+def test_facts_of_a_plain_checkpoint_come_from_its_config(tmp_path):
+    tiny_config("llama").save_pretrained(tmp_path)
+    facts = base_facts(PretrainedModel(path=str(tmp_path)))
+    assert facts.base_context_length == 64
+    assert facts.rope_parameters == {"rope_type": "default", "rope_theta": 10_000.0}
+    assert (facts.scaling, facts.base_scaling) == (None, None)
+    assert facts.trained_rope_parameters == facts.rope_parameters
+    assert base_facts(PretrainedModel(path=str(tmp_path), base_context_length=48)).base_context_length == 48
+
+
+def test_facts_of_a_built_model_come_from_its_settings():
+    facts = base_facts(built(base_context_length=128, base_frequency=500.0))
+    assert facts.base_context_length == 128
+    assert facts.rope_parameters == {"rope_type": "default", "rope_theta": 500.0}
+
+
+@pytest.mark.parametrize("kind", sorted(SCALED))
+def test_a_carried_scaling_demands_a_choice(kind, tmp_path):
+    tiny_config("llama", rope_parameters=SCALED[kind]).save_pretrained(tmp_path)
+    wanted = rf"base_scaling: {tmp_path} already carries a rope scaling \({kind}, factor .*\).*keep .* replace "
+    with pytest.raises(SettingsError, match=wanted) as caught:
+        base_facts(PretrainedModel(path=str(tmp_path)))
+    assert one_line(caught)
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+def test_keep_counts_the_extended_context_as_the_base(kind, tmp_path):
+    tiny_config("llama", rope_parameters=SCALED[kind]).save_pretrained(tmp_path)
+    facts = base_facts(PretrainedModel(path=str(tmp_path), base_scaling="keep"))
+    assert (facts.base_context_length, facts.scaling, facts.base_scaling) == (64, kind, "keep")
+    assert facts.trained_rope_parameters == facts.rope_parameters == SCALED[kind]
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_keep_is_impossible_where_frequencies_change_with_the_length(kind, tmp_path):
+    tiny_config("llama", rope_parameters=SCALED[kind]).save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=rf"keep is impossible .* {kind} scaling change with the length .* replace"):
+        base_facts(PretrainedModel(path=str(tmp_path), base_scaling="keep"))
+
+
+@pytest.mark.parametrize("kind", ["llama3", "yarn", "longrope"])
+def test_replace_goes_back_to_the_original_context(kind, tmp_path):
+    tiny_config("llama", rope_parameters=SCALED[kind]).save_pretrained(tmp_path)
+    facts = base_facts(PretrainedModel(path=str(tmp_path), base_scaling="replace"))
+    assert (facts.base_context_length, facts.base_scaling) == (16, "replace")
+    assert facts.rope_parameters == SCALED[kind]
+    assert facts.trained_rope_parameters == {"rope_type": "default", "rope_theta": 10_000.0}
+
+
+def test_replace_asks_for_a_base_context_length_the_config_does_not_say(tmp_path):
+    tiny_config("llama", rope_parameters=SCALED["linear"]).save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=r"model.base_context_length: .* does not say .*; set it"):
+        base_facts(PretrainedModel(path=str(tmp_path), base_scaling="replace"))
+    chosen = PretrainedModel(path=str(tmp_path), base_scaling="replace", base_context_length=16)
+    assert base_facts(chosen).base_context_length == 16
+
+
+def test_a_choice_without_a_scaling_is_ignored_with_a_warning(tmp_path):
+    tiny_config("llama").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="model.base_scaling: keep is ignored"):
+        facts = base_facts(PretrainedModel(path=str(tmp_path), base_scaling="keep"))
+    assert facts.base_scaling is None
+
+
+def test_scalings_per_layer_type_are_seen_and_replaced_for_global_layers_only(tmp_path):
+    tiny_config("gemma3", factor=8.0).save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=r"carries a rope scaling \(linear, factor 8.0\)"):
+        base_facts(PretrainedModel(path=str(tmp_path)))
+    plain = {"rope_type": "default", "rope_theta": 10_000.0}
+    facts = base_facts(PretrainedModel(path=str(tmp_path), base_scaling="replace", base_context_length=8))
+    assert facts.trained_rope_parameters == {"full_attention": plain, "sliding_attention": plain}
+
+
+def write(text):
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: None, "holds no config.json; name the folder of a Hugging Face checkpoint"),
+        (write("{not json"), r"its config.json cannot be used \(.*not a valid JSON"),
+        (write("{}"), r"its config.json cannot be used \(Unrecognized model"),
+        (write('{"model_type": "nonesuch"}'), r"its config.json cannot be used \(.*nonesuch"),
+        (write(json.dumps({"model_type": "x", "auto_map": {"AutoConfig": "x.Y"}})), "remote code, which is never run"),
+        (lambda folder: GPT2Config().save_pretrained(folder), "gpt2 has no rotary positions"),
+    ],
+)
+def test_an_unusable_config_is_one_line(prepare, message, tmp_path):
+    prepare(tmp_path)
+    with pytest.raises(SettingsError, match=rf"^model.path {tmp_path}: .*{message}") as caught:
+        base_facts(PretrainedModel(path=str(tmp_path)))
+    assert one_line(caught)
+
+
+def test_a_missing_folder_is_one_line(tmp_path):
+    path = str(tmp_path / "nothing")
+    for attempt in (base_facts, lambda settings: build_model(settings, dtype=torch.float32)):
+        with pytest.raises(SettingsError, match=rf"^model.path {path}: no such folder; name a folder"):
+            attempt(PretrainedModel(path=path))
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("path", ["someone/nothing-here", "no such id"])
+def test_a_hub_id_that_cannot_be_reached_is_one_line(path):
+    with pytest.raises(SettingsError, match=rf"^model.path {path}: cannot be fetched from the hub .*; check") as caught:
+        base_facts(PretrainedModel(path=path))
+    assert one_line(caught)
+    with pytest.raises(SettingsError, match=rf"^tokenizer {path}: cannot be loaded .*; name a folder") as caught:
+        load_tokenizer(path)
+    assert one_line(caught)
+
+
+# Tokenizers
+
+
+def test_a_tokenizer_of_a_folder_is_loaded(tmp_path):
+    words = {word: index for index, word in enumerate(["<unk>", "The", "year", "1969", "."])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).encode("The year 1969.") == [1, 2, 3, 4]
+
+
+def test_a_folder_without_a_usable_tokenizer_is_one_line(tmp_path):
+    with pytest.raises(SettingsError, match="no such folder"):
+        load_tokenizer(str(tmp_path / "nothing"))
+    tiny_config("llama").save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=rf"tokenizer {tmp_path}: .*; name a folder with tokenizer.json") as caught:
+        load_tokenizer(str(tmp_path))
+    assert one_line(caught)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(SettingsError, match=rf"tokenizer {tmp_path}: cannot be loaded .*; name") as caught:
+        load_tokenizer(str(tmp_path))
+    assert one_line(caught)
+
+
+# Models
+
+
+def test_a_built_model_depends_on_its_seed_alone():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one = build_model(built(), dtype=torch.float32, vocab_size=VOCAB_SIZE, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    same = build_model(built(), dtype=torch.float32, vocab_size=VOCAB_SIZE, seed=1)
+    other = build_model(built(), dtype=torch.float32, vocab_size=VOCAB_SIZE, seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
+
+
+def test_a_built_model_has_the_sizes_asked_for():
+    chosen = built(base_context_length=32, base_frequency=500.0, tie_embeddings=False)
+    config = build_model(chosen, dtype=torch.float32, vocab_size=VOCAB_SIZE).config
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (64, 2, 4)
+    assert (config.num_key_value_heads, config.intermediate_size, config.vocab_size) == (2, 96, VOCAB_SIZE)
+    assert (config.max_position_embeddings, config.tie_word_embeddings) == (32, False)
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 500.0}
+
+
+def test_a_built_model_needs_the_size_of_the_vocabulary():
+    with pytest.raises(ValueError, match="needs vocab_size, got None"):
+        build_model(built(), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("source", ["built", "checkpoint"])
+def test_frequencies_stay_float32_in_a_bf16_model(source, tmp_path):
+    chosen = built() if source == "built" else PretrainedModel(path=saved(tmp_path))
+    half = build_model(chosen, dtype=torch.bfloat16, vocab_size=VOCAB_SIZE)
+    full = build_model(chosen, dtype=torch.float32, vocab_size=VOCAB_SIZE)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert torch.equal(half.model.rotary_emb.inv_freq, full.model.rotary_emb.inv_freq)
+    assert half.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_is_loaded_as_it_was_saved(family, tmp_path):
+    tokens = random_tokens(1, 40)
+    loaded = build_model(PretrainedModel(path=saved(tmp_path, family)), dtype=torch.float32, vocab_size=VOCAB_SIZE)
+    torch.testing.assert_close(logits(loaded.eval(), tokens), logits(tiny_model(family), tokens), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_keep_loads_the_scaled_model_and_replace_the_plain_one(family, tmp_path):
+    tokens, path = random_tokens(1, 40), saved(tmp_path, family, factor=4.0)
+    for choice, factor in (("keep", 4.0), ("replace", None)):
+        chosen = PretrainedModel(path=path, base_scaling=choice, base_context_length=16)
+        loaded = build_model(chosen, dtype=torch.float32).eval()
+        wanted = logits(tiny_model(family, factor=factor), tokens)
+        torch.testing.assert_close(logits(loaded, tokens), wanted, rtol=0, atol=0)
+
+
+def test_a_checkpoint_without_weights_is_one_line(tmp_path):
+    tiny_config("llama").save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=rf"model.path {tmp_path}: its weights cannot be loaded") as caught:
+        build_model(PretrainedModel(path=str(tmp_path)), dtype=torch.float32)
+    assert one_line(caught)
+
+
+def test_damaged_weights_are_one_line(tmp_path):
+    path = saved(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SettingsError, match=rf"model.path {tmp_path}: its weights cannot be loaded") as caught:
+        build_model(PretrainedModel(path=path), dtype=torch.float32)
+    assert one_line(caught)
+
+
+def test_a_tokenizer_larger_than_the_embeddings_is_one_line(tmp_path):
+    with pytest.raises(SettingsError, match=f"has {VOCAB_SIZE} token embeddings, the tokenizer 500 tokens"):
+        build_model(PretrainedModel(path=saved(tmp_path)), dtype=torch.float32, vocab_size=500)
+
+
+def test_gradient_checkpointing_recomputes_every_layer():
+    model = build_model(built(gradient_checkpointing=True), dtype=torch.float32, vocab_size=VOCAB_SIZE).train()
+    calls = []
+    model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    model(random_tokens(1, 8)).logits.sum().backward()
+    assert len(calls) == 2
+    assert model.config.use_cache is False
+
+
+# Attention
+
+
+def test_attention_is_sdpa_where_flash_cannot_run_and_flash_where_it_can(monkeypatch):
+    assert resolve_attention(built(), "cpu") == "sdpa"
+    assert resolve_attention(built(attention="eager"), "cpu") == "eager"
+    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: True)
+    assert resolve_attention(built(), "cuda", dtype=torch.bfloat16) == "flash_attention_2"
+    assert resolve_attention(built(), "cuda", dtype=torch.float32) == "sdpa"
+    assert resolve_attention(built(), "cpu") == "sdpa"
+    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: False)
+    assert resolve_attention(built(), "cuda:0") == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "installed", "message"),
+    [
+        ("cpu", torch.bfloat16, True, "needs a GPU, the device is cpu"),
+        ("cuda", torch.float32, True, "needs bf16 weights, train.precision is fp32"),
+        ("cuda", torch.bfloat16, False, r"is not installed \(pip install e2ray\[gpu\]\)"),
+    ],
+)
+def test_flash_attention_that_cannot_run_is_refused(device, dtype, installed, message, monkeypatch):
+    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: installed)
+    with pytest.raises(SettingsError, match=rf"model.attention: flash_attention_2 {message}; set it to auto or sdpa"):
+        resolve_attention(built(attention="flash_attention_2"), device, dtype=dtype)
+
+
+# LoRA
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_start_as_the_base_train_alone_and_merge_into_a_plain_model(tied):
+    tokens = random_tokens(2, 16)
+    lora = LoraSettings(rank=4, targets=("q_proj", "down_proj"), trainable=("embed_tokens",))
+    base = build_model(built(tie_embeddings=tied), dtype=torch.float32, vocab_size=VOCAB_SIZE, seed=3).eval()
+    chosen = built(tie_embeddings=tied, lora=lora, gradient_checkpointing=True)
+    model = build_model(chosen, dtype=torch.float32, vocab_size=VOCAB_SIZE, seed=3)
+    torch.testing.assert_close(logits(model.eval(), tokens), logits(base, tokens), rtol=0, atol=0)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or "embed_tokens" in name or (tied and "lm_head" in name) for name in trained)
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    wanted = logits(model.eval(), tokens)
+    assert (wanted - logits(base, tokens)).abs().max() > 1e-3
+    plain = merged(model)
+    assert type(plain) is LlamaForCausalLM
+    assert plain.config.use_cache is True
+    assert (plain.lm_head.weight is plain.model.embed_tokens.weight) == tied
+    torch.testing.assert_close(logits(plain, tokens), wanted, rtol=0, atol=1e-5)  # BA is added before, not after
+
+
+def test_a_merged_model_is_saved_and_loaded_as_it_is(tmp_path):
+    tokens = random_tokens(1, 16)
+    lora = LoraSettings(rank=4, trainable=("embed_tokens",))
+    model = build_model(built(lora=lora), dtype=torch.float32, vocab_size=VOCAB_SIZE)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05)
+    plain = merged(model).eval()
+    plain.save_pretrained(tmp_path)
+    loaded = build_model(PretrainedModel(path=str(tmp_path)), dtype=torch.float32).eval()
+    torch.testing.assert_close(logits(loaded, tokens), logits(plain, tokens), rtol=0, atol=0)
+
+
+def test_adapters_depend_on_the_seed_and_keep_the_dtype():
+    chosen = built(lora=LoraSettings(rank=4))
+    one, same, other = (
+        build_model(chosen, dtype=torch.bfloat16, vocab_size=VOCAB_SIZE, seed=seed).state_dict() for seed in (1, 1, 2)
+    )
+    name = next(name for name in one if "q_proj.lora_A" in name)
+    assert one[name].dtype == torch.bfloat16
+    assert torch.equal(one[name], same[name])
+    assert not torch.equal(one[name], other[name])
+
+
+@pytest.mark.parametrize("key", ["targets", "trainable"])
+def test_a_module_that_is_not_there_is_one_line(key):
+    chosen = built(lora=LoraSettings(**{key: ("o_proj", "nonesuch")}))
+    wanted = rf"model.lora.{key}: LlamaForCausalLM has no module 'nonesuch'; its linear modules are down_proj, "
+    with pytest.raises(SettingsError, match=wanted) as caught:
+        build_model(chosen, dtype=torch.float32, vocab_size=VOCAB_SIZE)
+    assert one_line(caught)
+
+
+def test_merging_a_plain_model_allows_the_cache_again():
+    model = build_model(built(gradient_checkpointing=True), dtype=torch.float32, vocab_size=VOCAB_SIZE)
+    assert merged(model) is model
+    assert model.config.use_cache is True
+
+
+# The proof
+
+
+def run_proof(model, hook=None, forward=None):
+    forward = forward or (lambda ids: model(input_ids=ids, use_cache=False).logits)
+    prove(forward, hook or RotaryHook(model), model, vocab_size=VOCAB_SIZE, device="cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_proof_holds_for_every_family(family):
+    run_proof(tiny_model(family).train())
+
+
+@pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
+def test_the_proof_holds_on_top_of_a_kept_scaling(rope):
+    run_proof(tiny_model("llama", rope_parameters=SCALED[rope]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lora", [None, LoraSettings(dropout=0.3, trainable=("embed_tokens",))])
+def test_the_proof_holds_in_the_mode_of_training(dtype, lora):
+    chosen = built(gradient_checkpointing=True, lora=lora)
+    model = build_model(chosen, dtype=dtype, vocab_size=VOCAB_SIZE).train()
+    state = torch.get_rng_state()
+    run_proof(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_proof_leaves_the_model_untouched():
+    model, tokens = tiny_model("llama"), random_tokens(1, 16)
+    before = logits(model, tokens)
+    hook = RotaryHook(model)
+    hook.set(2.0)
+    run_proof(model, hook)
+    torch.testing.assert_close(logits(model, tokens), before, rtol=0, atol=0)
+
+
+def test_the_proof_refuses_rounded_frequencies():
+    with pytest.raises(SettingsError, match=r"its inv_freq is torch.bfloat16, wanted float32"):
+        run_proof(tiny_model("llama").to(torch.bfloat16))
+
+
+def test_the_proof_refuses_a_hook_that_was_removed():
+    model = tiny_model("llama")
+    hook = RotaryHook(model)
+    hook.remove()
+    with pytest.raises(SettingsError, match=r"scale 4.0 differs from divided frequencies"):
+        run_proof(model, hook)
+
+
+def test_the_proof_refuses_a_model_whose_positions_do_not_matter():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.zero_()
+    with pytest.raises(SettingsError, match="a scale does not change its logits"):
+        run_proof(model)
+
+
+def test_the_proof_refuses_a_forward_that_hides_the_first_token():
+    model = tiny_model("llama")
+
+    def cut(ids):
+        return model(torch.cat([torch.ones_like(ids[:, :1]), ids[:, 1:]], dim=1)).logits
+
+    with pytest.raises(SettingsError, match="the last token does not depend on the first under a scale and a shift"):
+        run_proof(model, forward=cut)
+
+
+def test_the_proof_refuses_a_forward_that_ignores_offsets():
+    model = tiny_model("llama")
+    hook = RotaryHook(model)
+
+    def without_offsets(ids):
+        hook._offsets = None
+        return model(ids).logits
+
+    with pytest.raises(SettingsError, match="a shift behind a prefix does not change its logits"):
+        run_proof(model, hook, without_offsets)
+
+
+def test_the_proof_refuses_scaled_position_ids_that_cut_attention():
+    """What happens where the scale goes into position_ids: attention sees a new document at every step."""
+    model = tiny_model("llama")
+    hook = RotaryHook(model)
+
+    def by_position_ids(ids):
+        scale, offsets = hook._scale, hook._offsets
+        if scale is None:
+            return model(ids).logits
+        index = torch.arange(ids.shape[1]) + (0 if offsets is None else offsets[0])
+        hook.clear()
+        return model(ids, position_ids=(index / scale)[None], use_cache=False).logits
+
+    with pytest.raises(SettingsError, match=r"proof of positions failed on LlamaForCausalLM: .*; this model cannot be"):
+        run_proof(model, hook, by_position_ids)
+
+
+def test_the_proof_refuses_a_model_that_yields_nan():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(SettingsError, match="its logits are not finite"):
+        run_proof(model)
+
+
+def test_the_proof_fits_its_text_into_a_sliding_window():
+    model = tiny_model("mistral")
+    lengths = []
+
+    def forward(ids):
+        lengths.append(ids.shape[1])
+        return model(ids).logits
+
+    run_proof(model, forward=forward)
+    assert set(lengths) == {16}
+
+
+def test_divided_frequencies_are_an_independent_reference_for_a_kept_llama3_scaling():
+    tokens = random_tokens(1, 40)
+    model = tiny_model("llama", rope_parameters=LLAMA3)
+    with inverse_frequencies_divided(model, 4.0):
+        wanted = logits(model, tokens)
+    with RotaryHook(model).applied(4.0):
+        torch.testing.assert_close(logits(model, tokens), wanted, rtol=0, atol=0)

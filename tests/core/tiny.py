@@ -1,0 +1,65 @@
+"""Tiny random models of the families the hook is proven on; nothing is downloaded."""
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+VOCAB_SIZE = 97
+SLIDING_WINDOW = 16  # of the Mistral and of Gemma3's local layers
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,  # sharp attention, so that a wrong position is far outside every tolerance
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "llama": (LlamaConfig, {}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen3": (Qwen3Config, {"head_dim": 16}),
+    "mistral": (MistralConfig, {"sliding_window": SLIDING_WINDOW}),
+    "gemma": (GemmaConfig, {"head_dim": 16}),
+    "gemma3": (
+        Gemma3TextConfig,
+        {
+            "head_dim": 16,
+            "sliding_window": SLIDING_WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+}
+FAMILIES = sorted(CONFIGS)
+
+
+def tiny_config(family, *, factor=None, **changes):
+    """Return a config; `factor` writes transformers' own linear scaling into it, for global layers."""
+    kind, own = CONFIGS[family]
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    scaled = rope if factor is None else rope | {"rope_type": "linear", "factor": factor}
+    if family == "gemma3":
+        scaled = {"full_attention": scaled, "sliding_attention": rope}
+    return kind(**SIZES | own | {"rope_parameters": scaled} | changes)
+
+
+def tiny_model(family, *, seed=0, **options):
+    """Return a random model in evaluation mode; the same seed gives the same weights whatever the config's rope."""
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(tiny_config(family, **options)).eval()
+
+
+def random_tokens(*shape, seed=1):
+    """Return token ids, int64."""
+    return torch.randint(1, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,70 @@
+"""A small Ray cluster for the tests that need one, and shards written without it."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from e2ray.data.shards import SCHEMA_VERSION, TrainRows, ValidationRows, manifest_text
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray of two CPUs, ended with the session."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets need a short path
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=128 * 2**20,
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
+    yield ray
+    ray.shutdown()
+    patch.undo()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def write_shards(tmp_path):
+    """A function that writes given documents as shards, in this process, and returns the folder."""
+
+    def write(train, validation=(), *, window=16, shard_rows=40, name="shards") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = TrainRows(folder, window, shard_rows=shard_rows)
+        held_out = ValidationRows(folder, shard_rows=shard_rows)
+        for number, tokens in enumerate(train):
+            rows.add(number, np.asarray(tokens, dtype=np.int32))
+        for number, (title, tokens) in enumerate(validation):
+            held_out.add(len(train) + number, title, np.asarray(tokens, dtype=np.int32))
+        dropped = rows.finish()
+        held_out.finish()
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "tokenizer_hash": "a" * 64,
+            "window": window,
+            "rows": rows.writer.rows,
+            "rows_per_batch": rows.rows_per_batch,
+            "dropped_tokens": dropped,
+            "shards": rows.writer.entries,
+            "validation": held_out.writer.entries,
+        }
+        (folder / "manifest.json").write_text(manifest_text(manifest), encoding="utf-8")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def documents():
+    """Thirty documents of 1 to 120 tokens, no token twice."""
+    generator = np.random.default_rng(7)
+    ends = np.cumsum(generator.integers(1, 121, size=30))
+    return np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1])

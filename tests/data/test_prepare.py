@@ -1,0 +1,269 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from e2ray.config.base import SettingsError
+from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer
+from e2ray.data.prepare import is_held_out, prepare, shards_digest
+from e2ray.data.shards import ShardSet
+from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")]  # Ray's own
+BPE = ByteLevelBpe(vocab_size=300, training_bytes=20_000)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Forty text files of 1 to 390 words and a table of sixty lines, under `corpus/`."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    generator = np.random.default_rng(11)
+    for number in range(40):
+        words = generator.choice(["tree", "stone", "river", "cloud", "Haus"], size=1 + 10 * number % 400)
+        (folder / f"{number:02d}.txt").write_text(" ".join(words))
+    (folder / "table.jsonl").write_text("".join(json.dumps({"text": f"line {n} of a table"}) + "\n" for n in range(60)))
+    return folder
+
+
+def settings(place, **changes):
+    sources = [
+        {"kind": "text", "paths": [f"{place}/*.txt"]},
+        {"kind": "jsonl", "paths": [f"{place}/table.jsonl"]},
+    ]
+    return DataSettings.model_validate({"corpus": sources, "window": 32, "validation_share": 0.2} | changes)
+
+
+def make(place, folder, *, tokenizer_source=BPE, **changes):
+    lines = []
+    prepare(settings(place, **changes), folder, tokenizer_source=tokenizer_source, progress=lines.append)
+    return ShardSet.open(folder), lines
+
+
+def texts(corpus):
+    found = [(f"corpus/{path.name}", path.read_text()) for path in sorted(corpus.glob("*.txt"))]
+    place = 0
+    for line in (corpus / "table.jsonl").read_text().splitlines():
+        found.append((f"corpus/table.jsonl@{place}", json.loads(line)["text"]))
+        place += len(line) + 1
+    return found
+
+
+def test_every_document_lands_whole_in_its_place(ray_cluster, corpus, tmp_path):
+    shards, lines = make(corpus, tmp_path / "shards", shard_rows=50)
+    tokenizer = load_tokenizer(tmp_path / "shards" / "tokenizer")
+    tokens = [(name, [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]) for name, text in texts(corpus)]
+    held_out = [name for name, _ in tokens if is_held_out(name, seed=0, share=0.2)]
+    train = [token for name, row in tokens if name not in held_out for token in row]
+    rows = len(train) // 32
+    np.testing.assert_array_equal(shards.tokens(np.arange(rows)).reshape(-1), train[: rows * 32])
+    found = {name: row.tolist() for name, row in shards.validation_documents()}
+    assert found == {name: row for name, row in tokens if name in held_out}
+    assert 5 < len(found) < 40
+    manifest = shards.manifest
+    assert (shards.rows, manifest["dropped_tokens"]) == (rows, len(train) % 32)
+    assert manifest["tokenizer_hash"] == tokenizer_hash(tokenizer)
+    assert manifest["vocab_size"] == len(tokenizer) == 300
+    assert manifest["documents"]["train"]["count"] == 100 - len(found)
+    assert manifest["documents"]["train"]["tokens"] == len(train)
+    assert manifest["validation_lengths"] == [len(row) for row in found.values()]
+    assert sum(count for _, count in manifest["documents"]["train"]["histogram"]) == 100 - len(found)
+    assert lines[0] == "prepare: training a byte-level BPE of 300 tokens"
+    assert lines[-1].startswith(
+        f"prepare: 100 documents, {len(train) + sum(manifest['validation_lengths']):,} tokens, "
+    )
+    shards.verify()
+
+
+def test_preparing_twice_gives_the_same_bytes(ray_cluster, corpus, tmp_path):
+    for name in ("one", "two"):
+        make(corpus, tmp_path / name)
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert len(names) >= 5
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_finished_shards_are_taken_as_they_are_until_something_changes(ray_cluster, corpus, tmp_path):
+    folder = tmp_path / "shards"
+    make(corpus, folder)
+    inode = (folder / "manifest.json").stat().st_ino
+    _, lines = make(corpus, folder)
+    assert lines == [f"prepare: {folder} is up to date, {ShardSet.open(folder).rows} rows of 32 tokens"]
+    assert (folder / "manifest.json").stat().st_ino == inode
+    shards, _ = make(corpus, folder, window=64)
+    assert shards.window == 64
+    (folder / "train-00000.arrow").write_bytes(b"")
+    shards, _ = make(corpus, folder, window=64)
+    shards.verify()
+    before = shards.manifest["tokens"]
+    (corpus / "99.txt").write_text("more text " * 500)
+    shards, _ = make(corpus, folder, window=64)
+    assert shards.manifest["tokens"] > before
+
+
+def test_a_pretrained_tokenizer_is_kept_beside_the_shards(ray_cluster, corpus, tmp_path):
+    first, _ = make(corpus, tmp_path / "first")
+    source = PretrainedTokenizer(path=str(tmp_path / "first" / "tokenizer"))
+    second, _ = make(corpus, tmp_path / "second", tokenizer_source=source)
+    assert first.manifest["tokenizer_hash"] == second.manifest["tokenizer_hash"]
+    rows = np.arange(first.rows)
+    np.testing.assert_array_equal(first.tokens(rows), second.tokens(rows))
+
+
+def test_the_validation_corpus_is_held_out_whole_even_where_the_corpus_names_it(ray_cluster, corpus, tmp_path):
+    held_out = [{"kind": "text", "paths": [f"{corpus}/0*.txt"]}]
+    shards, _ = make(corpus, tmp_path / "shards", validation_share=0.0, validation_corpus=held_out)
+    assert [name for name, _ in shards.validation_documents()] == [f"corpus/0{number}.txt" for number in range(10)]
+    assert shards.manifest["documents"]["train"]["count"] == 90
+
+
+def test_bad_documents_stop_the_run_or_are_listed(ray_cluster, corpus, tmp_path):
+    (corpus / "05.txt").write_bytes(b"caf\xe9")
+    (corpus / "07.txt").write_bytes(b"")
+    with pytest.raises(SettingsError, match=r"/05.txt: is no UTF-8 .*; mend it or set data.on_bad: skip$"):
+        make(corpus, tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
+    shards, lines = make(corpus, tmp_path / "shards", on_bad="skip")
+    assert shards.manifest["num_skipped"] == 2
+    assert [reason.split(": ")[0] for reason in shards.manifest["skipped"]] == [f"{corpus}/05.txt", f"{corpus}/07.txt"]
+    assert shards.manifest["documents"]["train"]["count"] + len(list(shards.validation_documents())) == 98
+    assert lines[-1].endswith(", 2 skipped")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": 10**6}, r"training documents give \d+ tokens, less than one row of 1000000; add sources or set a"),
+        ({"validation_share": 1e-9}, r"1e-09 of 100 documents holds out none; raise it, set another data.seed or name"),
+        ({"corpus": [{"kind": "text", "paths": ["/nowhere/*.txt"]}]}, r"data source /nowhere/\*.txt: matches no file"),
+    ],
+)
+def test_shards_that_would_be_useless_are_not_made(ray_cluster, corpus, tmp_path, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        make(corpus, tmp_path / "shards", **changes)
+    assert not [path.name for path in tmp_path.iterdir() if "shards" in path.name and not path.name.endswith(".lock")]
+
+
+def test_an_empty_corpus_is_named(ray_cluster, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("")
+    (tmp_path / "corpus" / "table.jsonl").write_text("\n")
+    make(corpus_with_text(tmp_path), tmp_path / "trained", validation_share=0.0)
+    source = PretrainedTokenizer(path=str(tmp_path / "trained" / "tokenizer"))
+    with pytest.raises(SettingsError, match=r"data.corpus: is empty, 1 documents were skipped and none is left"):
+        make(tmp_path / "corpus", tmp_path / "shards", tokenizer_source=source, on_bad="skip")
+    with pytest.raises(SettingsError, match="no text to train a byte_level_bpe on"):
+        make(tmp_path / "corpus", tmp_path / "shards", on_bad="skip")
+
+
+def corpus_with_text(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text("words " * 100)
+    (tmp_path / "other" / "table.jsonl").write_text("")
+    return tmp_path / "other"
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(corpus, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(SettingsError, match=r"home: exists and holds no shards; choose an empty or new folder"):
+        make(corpus, tmp_path / "home")
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+
+
+def test_the_digest_names_settings_sources_and_tokenizer(corpus):
+    def digest(source=BPE, **changes):
+        return shards_digest(settings(corpus, **changes), tokenizer_source=source)
+
+    digests = [digest(), digest(window=33), digest(seed=1), digest(ByteLevelBpe(vocab_size=301)), digest(shard_rows=9)]
+    assert digest(shards="/elsewhere") == digests[0]
+    os.utime(corpus / "00.txt", ns=(1, 1))
+    digests.append(digest())
+    assert len(set(digests)) == len(digests)
+    with pytest.raises(SettingsError, match=r"tokenizer /nowhere: not found, wanted a folder with tokenizer.json"):
+        digest(PretrainedTokenizer(path="/nowhere"))
+
+
+def test_the_split_is_free_of_the_order_and_follows_seed_and_share():
+    names = [f"document {number}" for number in range(20_000)]
+    chosen = {name for name in names if is_held_out(name, seed=0, share=0.1)}
+    assert abs(len(chosen) - 2000) < 5 * (20_000 * 0.1 * 0.9) ** 0.5
+    assert chosen <= {name for name in names if is_held_out(name, seed=0, share=0.2)}
+    other = {name for name in names if is_held_out(name, seed=1, share=0.1)}
+    assert len(chosen & other) < 300
+    assert not [name for name in names if is_held_out(name, seed=0, share=0.0)]
+
+
+KILLED = """
+import json, os, signal, sys
+import ray
+from pathlib import Path
+from e2ray.config.data import ByteLevelBpe, DataSettings
+from e2ray.data.prepare import prepare
+
+settings, folder, address = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+ray.init(address=address, log_to_driver=False)
+
+def progress(line):
+    if "documents" in line:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+settings = DataSettings.model_validate(settings)
+prepare(settings, folder, tokenizer_source=ByteLevelBpe(vocab_size=300), progress=progress)
+"""
+
+
+def test_a_killed_prepare_leaves_nothing_that_passes_for_finished(ray_cluster, corpus, tmp_path):
+    folder = tmp_path / "shards"
+    value = json.dumps(settings(corpus, shard_rows=50).model_dump(mode="json"))
+    address = ray_cluster.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", KILLED, value, str(folder), address]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not folder.exists()
+    left = list(tmp_path.glob(".tmp-*-shards"))
+    assert len(left) == 1
+    assert (left[0] / "train-00000.arrow").exists()
+    with pytest.raises(SettingsError, match="holds no finished shards"):
+        ShardSet.open(left[0])
+    shards, _ = make(corpus, folder)
+    shards.verify()
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from e2ray import files
+from e2ray.config.base import SettingsError
+from e2ray.config.data import ByteLevelBpe
+from e2ray.data.prepare import _save
+from e2ray.data.shards import TrainRows
+from e2ray.data.tokenizer import train_byte_level_bpe
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+try:
+    with files.atomic_folder(sys.argv[1]) as aside:
+        if sys.argv[2] == "tokenizer":
+            _save(train_byte_level_bpe(["some words"], ByteLevelBpe(vocab_size=300)), aside / "tokenizer")
+        rows = TrainRows(aside, 32, shard_rows=8192)
+        rows.add(0, np.arange(10_000, dtype=np.int32))
+        rows.finish()
+except SettingsError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "shards"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, what):
+    command = [sys.executable, "-c", FULL, str(tmp_path / "shards"), what]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/shards: no space left on the device; free some or choose another storage\n"
+    assert not list(tmp_path.iterdir())
+    assert done.stderr == ""
