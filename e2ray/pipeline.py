@@ -5,103 +5,30 @@ result stands is not run again, so the same command continues a run wherever it 
 """
 
 import os
-import platform
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import PretrainedTokenizer
-from e2ray.config.load import dump, read_recipe, validate
+from e2ray.config.load import dump
 from e2ray.config.model import PretrainedModel
 from e2ray.config.positions import PositionSettings
-from e2ray.config.run import RunConfig, differences
+from e2ray.config.run import RunConfig
 from e2ray.config.train import ClusterSettings, TrainSettings
+from e2ray.run import Run, refuse_other_settings, reporting, resolve, result_line, stop_on_sigterm
 from e2ray.train.record import now, read_status, write_status
 
 STAGES = ("prepare", "pretrain", "train", "evaluate", "export")  # the order of a whole run
 
 
-class Preempted(KeyboardInterrupt):
-    """The run was asked to stop from outside."""
-
-
 def show(line: str) -> None:
     """Print one line at once."""
     print(line, flush=True)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A resolved recipe and the places it writes to."""
-
-    config: RunConfig  # every default that depends on the model filled in
-    base_context_length: int
-
-    @property
-    def storage(self) -> Path:
-        """Folder of all runs."""
-        return Path(self.config.storage).expanduser()
-
-    @property
-    def folder(self) -> Path:
-        """Folder of this run."""
-        return self.storage / self.config.name
-
-    @property
-    def longest(self) -> int:
-        """Longest context length the draws train for, in tokens."""
-        return int(self.config.positions.max_scale * self.base_context_length)
-
-    @property
-    def base(self) -> Path:
-        """Folder of the pretraining, shared by all runs with the same base."""
-        config = self.config
-        identity = {
-            "model": config.model.model_dump(mode="json", exclude={"lora", "gradient_checkpointing", "attention"}),
-            "data": config.data.model_dump(mode="json", exclude={"shards"}),
-            "pretrain": config.pretrain.model_dump(mode="json") if config.pretrain else None,
-            "seed": config.seed,
-            "python": platform.python_version(),
-        }
-        return self.storage / "bases" / files.digest(identity)[:16]
-
-
-def resolve(config: RunConfig) -> Run:
-    """Return the run of a recipe with all defaults that depend on the model filled in.
-
-    Raises:
-        SettingsError: If the model cannot be read, is no RoPE model, or a choice about its scaling is missing.
-    """
-    from e2ray.core.model import base_facts
-    from e2ray.evaluate.perplexity import default_scales, default_stride, default_windows
-
-    length = base_facts(config.model).base_context_length
-    largest = config.positions.max_scale
-    changes: dict[str, Any] = {}
-    if config.evaluate:
-        filled = {
-            "windows": config.evaluate.windows or default_windows(length, largest),
-            "scales": config.evaluate.scales or default_scales(largest),
-            "stride": config.evaluate.stride or default_stride(length),
-        }
-        changes["evaluate"] = config.evaluate.model_copy(update=filled)
-    if config.export and not config.export.context_lengths:
-        changes["export"] = config.export.model_copy(update={"context_lengths": default_windows(length, largest)})
-    if isinstance(config.model, PretrainedModel):
-        changes["model"] = config.model.model_copy(update={"base_context_length": length})
-        if config.data.tokenizer is None:
-            tokenizer = PretrainedTokenizer(path=config.model.path, revision=config.model.revision)
-            changes["data"] = config.data.model_copy(update={"tokenizer": tokenizer})
-    return Run(config.model_copy(update=changes), length)
 
 
 @contextmanager
@@ -130,6 +57,7 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
             logging_level="WARNING",
             _temp_dir=os.environ.get("E2RAY_RAY_FOLDER") or str(Path(tempfile.gettempdir()) / "ray"),
         )
+    stop_on_sigterm()  # Ray has put its own handler in place, which ends the process without a word
     try:
         yield
     finally:
@@ -139,7 +67,8 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
 def remote(name: str, function: Callable[..., Any], *arguments: Any, use_gpu: bool) -> Any:
     """Run a function on a node of the cluster that has what it needs, and return its result.
 
-    `name` is what the dashboard shows. The driver of a Ray job sits on the head node, which has often neither a GPU nor memory to spare.
+    The driver of a Ray job sits on the head node, which has often neither a GPU nor memory to spare. `name` is what
+    the dashboard shows.
     """
     import ray
 
@@ -195,8 +124,9 @@ def prepare(run: Run, *, again: bool = False) -> Path:
     else:
         folder = Path(data.shards).expanduser()
         if (folder / MANIFEST).exists() and not again:
-            pretrained = isinstance(source, PretrainedTokenizer)
-            wanted = tokenizer_hash(load_tokenizer(source.path, source.revision)) if pretrained else None
+            wanted = None
+            if isinstance(source, PretrainedTokenizer):
+                wanted = tokenizer_hash(load_tokenizer(source.path, source.revision))
             ShardSet.open(folder, window=data.window, tokenizer_hash=wanted)
             return folder
     prepare_shards(data, folder, tokenizer_source=source, progress=show)
@@ -300,8 +230,8 @@ def evaluate(run: Run, shards: Path, base: Any) -> dict[str, Any]:
     else:
         raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run train first")
     use_gpu = wants_gpu(run.config.cluster)
-    cells, verdict = remote("evaluate", _measure, run, shards, found, use_gpu, use_gpu=use_gpu)
-    write_evaluation(run.folder, cells, verdict)
+    cells, verdict, missing = remote("evaluate", _measure, run, shards, found, use_gpu, use_gpu=use_gpu)
+    write_evaluation(run.folder, cells, verdict, missing_windows=missing)
     show(table(cells, verdict))
     return files.read_json(run.folder / "evaluation.json", wanted="an evaluation")
 
@@ -317,22 +247,24 @@ def tuned_model(run: Run, base: Any) -> PretrainedModel:
     )
 
 
-def _measure(run: Run, shards: Path, found: dict[str, Any], use_gpu: bool) -> tuple[Any, dict[str, Any]]:
-    """Return the cells and the verdict; runs on a worker."""
+def _measure(run: Run, shards: Path, found: dict[str, Any], use_gpu: bool) -> tuple[Any, Any, list[int]]:
+    """Return the cells, the verdict and the windows no document reaches; runs on a worker."""
     import torch
 
     from e2ray.core.model import build_model
     from e2ray.core.rope import RotaryHook
     from e2ray.data.shards import ShardSet
-    from e2ray.evaluate.perplexity import select_documents, surface
+    from e2ray.evaluate.perplexity import reachable_windows, select_documents, surface
     from e2ray.evaluate.verdict import verdict
 
     settings = run.config.evaluate
     assert settings is not None and settings.windows and settings.scales and settings.stride
     opened = ShardSet.open(shards)
+    held_out = [tokens for _, tokens in opened.validation_documents()]
+    windows = reachable_windows(held_out, settings.windows, cut=settings.document_tokens, progress=show)
     documents = select_documents(
-        [tokens for _, tokens in opened.validation_documents()],
-        minimum_tokens=max(settings.windows),
+        held_out,
+        minimum_tokens=max(windows),
         limit=settings.documents,
         cut=settings.document_tokens,
     )
@@ -347,7 +279,7 @@ def _measure(run: Run, shards: Path, found: dict[str, Any], use_gpu: bool) -> tu
             model,
             hook,
             documents,
-            windows=settings.windows,
+            windows=windows,
             scales=settings.scales,
             stride=settings.stride,
             batch_tokens=settings.batch_tokens,
@@ -356,7 +288,7 @@ def _measure(run: Run, shards: Path, found: dict[str, Any], use_gpu: bool) -> tu
             progress=show,
         )
         del model, hook
-    return cells, verdict(cells, run.base_context_length)
+    return cells, verdict(cells, run.base_context_length), sorted(set(settings.windows) - set(windows))
 
 
 def export(run: Run, base: Any) -> Path:
@@ -380,7 +312,7 @@ def _export(run: Run, base: Any) -> None:
     facts = RunFacts(
         name=run.config.name,
         base_model=model.path if isinstance(model, PretrainedModel) and not model.is_folder else None,
-        settings=run.config.model_dump(mode="json"),
+        settings=run.config.model_dump(mode="json", exclude={"storage"}),
         facts={"steps": steps, "tokens": steps * run.config.train.batch_sequences * run.config.data.window},
     )
     write_export(
@@ -445,61 +377,6 @@ def execute(config: RunConfig) -> None:
             run_stages(run, STAGES)
             write_status(run.folder, state="succeeded", ended_at=now(), result=result_line(run))
         show(result_line(run))
-
-
-def refuse_other_settings(run: Run, *, besides: Sequence[str] = ()) -> None:
-    """Raise SettingsError naming the difference if the run's folder holds a run with other settings.
-
-    Args:
-        run: The run asked for.
-        besides: Sections that may differ.
-    """
-    path = run.folder / "config.yaml"
-    if not path.exists():
-        return
-    before = validate(read_recipe(path), source=str(path)).model_dump(mode="json")
-    after = run.config.model_dump(mode="json")
-    for section in besides:
-        before.pop(section), after.pop(section)
-    found = differences(before, after)
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise SettingsError(
-            f"{path}: the run {run.config.name!r} was begun with other settings: {found[0]}{more}; "
-            "choose another name, or the old value"
-        )
-
-
-@contextmanager
-def reporting(run: Run) -> Iterator[None]:
-    """Write into status.json how the block ended, whatever ends it: an error, SIGTERM or an interrupt."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Preempted(f"stopped by {signal.Signals(number).name}")
-
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if main else None
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        write_status(run.folder, state="preempted", error=str(error) or "interrupted", ended_at=now())
-        raise
-    except BaseException as error:
-        write_status(run.folder, state="failed", error=" ".join(str(error).split()), ended_at=now())
-        raise
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
-
-
-def result_line(run: Run) -> str:
-    """Return one line that says what a finished run found and where it lies."""
-    parts = []
-    evaluation = run.folder / "evaluation.json"
-    if evaluation.exists():
-        parts += files.read_json(evaluation, wanted="an evaluation")["verdict"]["sentences"][:1]
-    place = "export" if (run.folder / "export").is_dir() else "model"
-    return " ".join([*parts, f"Model: {run.folder / place}"])
 
 
 def prepare_only(config: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""Models and tokenizers: loading or building them, and proving that the rotary hook works on the one at hand.
+"""Models and tokenizers: loading or building them, from what their config says about positions.
 
 A checkpoint's frequencies are not saved with its weights, so what its config says about RoPE decides what is
 trained. A checkpoint that already carries a scaling is therefore refused until `model.base_scaling` says whether
@@ -6,16 +6,13 @@ to train on top of it or without it. Remote code is never run.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,15 +27,14 @@ from transformers.utils import is_flash_attn_2_available
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, LoraSettings, Model, ModelSettings, PretrainedModel
-from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook, frequency_buffers, inverse_frequencies_divided
+from e2ray.core.proof import prove, seeded
+from e2ray.core.rope import LOCAL_LAYER_TYPE
 
 # Rope types whose frequencies depend on the length of the text: no fixed model to train on top of.
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 SCALINGS = ("linear", "llama3", "yarn", *LENGTH_DEPENDENT)
 
-# A power of two, by which float32 numbers are divided without rounding: both sides of the proof are then equal.
-PROOF_SCALE = 4.0
-PROOF_PREFIX = 4
+__all__ = ["BaseFacts", "base_facts", "build_model", "load_tokenizer", "merged", "prove", "resolve_attention"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def build_model(
         _enable_checkpointing(model)
     if settings.lora is None:
         return model
-    with _seeded(seed, device):
+    with seeded(seed, device):
         return _with_adapters(model, settings.lora)
 
 
@@ -159,111 +155,11 @@ def resolve_attention(settings: ModelSettings, device: str | torch.device, *, dt
     return settings.attention
 
 
-def prove(
-    forward: Callable[[Int[Tensor, "one tokens"]], Float[Tensor, "one tokens vocabulary"]],
-    hook: RotaryHook,
-    model: nn.Module,
-    *,
-    vocab_size: int,
-    tokens: int = 64,
-    device: str | torch.device,
-) -> None:
-    """Prove on the loaded model that positions are what a draw says, in the very mode that is trained.
-
-    Inverse frequencies are float32; scale 1 without offsets equals the untouched model; a scale equals dividing
-    the inverse frequencies by it; a scale and a shift behind a prefix each change the logits; under both the
-    last token still depends on the first. The bound for "equal" is the difference between two runs of the
-    untouched model, which is 0 on all but non-deterministic ones. The hook is cleared afterwards.
-
-    Args:
-        forward: Logits of token ids, int64 [1, tokens] without mask and positions, as in a training step.
-        hook: The model's hook.
-        model: The module that holds the rotary modules; may be an engine.
-        vocab_size: Tokens to choose from.
-        tokens: Length of the text, cut to the model's sliding window; at least 8.
-        device: Where `forward` wants its tokens.
-
-    Raises:
-        SettingsError: Naming the proof that failed.
-    """
-    for module in hook.rotary_modules:
-        for name, buffer in frequency_buffers(module).items():
-            _demand(buffer.dtype == torch.float32, f"its {name} is {buffer.dtype}, wanted float32", model)
-    ids = _proof_tokens(model, vocab_size, tokens)
-    other = ids.clone()
-    other[0, 0] = (ids[0, 0] + 1) % vocab_size
-    shift = torch.zeros(ids.shape, dtype=torch.int64, device=device)
-    shift[:, PROOF_PREFIX:] = 4 * ids.shape[1]
-
-    def logits(
-        scale: float | None, offsets: Tensor | None = None, text: Tensor = ids
-    ) -> Float[Tensor, "tokens vocabulary"]:
-        hook.clear()
-        if scale is not None:
-            hook.set(scale, offsets)
-        try:
-            with _seeded(0, device):  # the same dropout each time
-                return forward(text.to(device))[0].detach().float()
-        finally:
-            hook.clear()
-
-    untouched = logits(None)
-    _demand(bool(untouched.isfinite().all()), "its logits are not finite", model)
-    noise = 4 * _difference(untouched, logits(None))
-    scaled, shifted = logits(PROOF_SCALE), logits(1.0, shift)
-    with inverse_frequencies_divided(model, PROOF_SCALE):
-        divided = logits(None)
-    both, both_other = logits(PROOF_SCALE, shift), logits(PROOF_SCALE, shift, other)
-    identity = _difference(untouched, logits(1.0, torch.zeros_like(shift)))
-    _demand(identity <= noise, f"scale 1 without offsets changes its logits by {identity:.2g}", model)
-    reference = _difference(scaled, divided)
-    _demand(reference <= noise, f"scale {PROOF_SCALE} differs from divided frequencies by {reference:.2g}", model)
-    _demand(_difference(scaled, untouched) > noise, "a scale does not change its logits", model)
-    _demand(_difference(shifted, untouched) > noise, "a shift behind a prefix does not change its logits", model)
-    reach = _difference(both[-1], both_other[-1])
-    _demand(reach > noise, "the last token does not depend on the first under a scale and a shift", model)
-
-
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return a plain model that can be saved and served: adapters merged in place, the cache allowed again."""
     plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
     plain.config.use_cache = True
     return plain
-
-
-def _demand(holds: bool, complaint: str, model: nn.Module) -> None:
-    if not holds:
-        raise SettingsError(
-            f"proof of positions failed on {type(model).__name__}: {complaint}; "
-            "this model cannot be trained with scaled positions, choose another model or model.attention"
-        )
-
-
-def _difference(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
-
-
-def _proof_tokens(model: nn.Module, vocab_size: int, tokens: int) -> Int[Tensor, "one tokens"]:
-    """Return fixed random tokens, few enough that every layer sees the first from the last."""
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            for key in ("sliding_window", "attention_chunk_size"):
-                tokens = min(tokens, getattr(module.config.get_text_config(), key, None) or tokens)
-    if tokens < 2 * PROOF_PREFIX:
-        raise ValueError(f"the proof needs at least {2 * PROOF_PREFIX} tokens within the sliding window, got {tokens}")
-    return torch.randint(vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
-
-
-@contextmanager
-def _seeded(seed: int, device: str | torch.device) -> Iterator[None]:
-    """Seed torch within the block and give the global random state back afterwards."""
-    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs that are not forked too
-        for gpu in devices:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def _plain_rope(base_frequency: float) -> dict[str, Any]:
@@ -384,7 +280,7 @@ def _build_llama(settings: LlamaModel, *, attention: str, vocab_size: int | None
         eos_token_id=None,
         attn_implementation=attention,
     )
-    with _seeded(seed, "cpu"):
+    with seeded(seed, "cpu"):
         return LlamaForCausalLM(config)
 
 
@@ -392,8 +288,11 @@ def _load_checkpoint(
     settings: PretrainedModel, *, attention: str, dtype: torch.dtype, vocab_size: int | None
 ) -> PreTrainedModel:
     config = _load_config(settings)
+    facts = _config_facts(settings, config)
     # Has to be written before the model is made: later changes of a config have no effect on its frequencies.
-    config.rope_parameters = _config_facts(settings, config).trained_rope_parameters
+    config.rope_parameters = facts.trained_rope_parameters
+    if facts.base_scaling == "replace":  # servers multiply this length by the factor they are given
+        config.max_position_embeddings = facts.base_context_length
     try:
         model = AutoModelForCausalLM.from_pretrained(
             _location(settings.path, key="model.path"),

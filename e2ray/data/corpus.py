@@ -14,7 +14,6 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -140,7 +139,7 @@ def _matches(pattern: str) -> list[SourceFile]:
 
 def _source_file(path: str, root: str, prefix: str) -> SourceFile:
     status = os.stat(path)
-    name = os.path.join(prefix, os.path.relpath(path, root)).encode("utf-8", "backslashreplace").decode()
+    name = printable(os.path.join(prefix, os.path.relpath(path, root)))
     return SourceFile(path, name, status.st_size, status.st_mtime_ns)
 
 
@@ -232,6 +231,11 @@ def read_item(item: Item) -> Iterator[Document | BadDocument]:
         yield from _read_jsonl(item)
     else:
         yield from _read_parquet(item)
+
+
+def printable(text: str) -> str:
+    """Return a text on one line and as UTF-8; a file name may be neither."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
 
 
 def one_line(error: BaseException) -> str:
@@ -366,8 +370,4 @@ def fingerprint(sources: Iterable[Source]) -> list[list[object]]:
     Raises:
         SettingsError: If a source matches no file.
     """
-    return [
-        [Path(file.path).as_posix(), file.bytes, file.modified_ns]
-        for source in sources
-        for file in source_files(source)
-    ]
+    return [[printable(file.path), file.bytes, file.modified_ns] for source in sources for file in source_files(source)]

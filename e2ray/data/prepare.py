@@ -21,7 +21,8 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer, Source
 from e2ray.data import tokenizer as tokenizers
 from e2ray.data.corpus import Document, Item, fingerprint, list_items, read_item, source_files
-from e2ray.data.shards import MANIFEST, SCHEMA_VERSION, ShardSet, Tokens, TrainRows, ValidationRows, manifest_text
+from e2ray.data.rows import TrainRows, ValidationRows
+from e2ray.data.shards import MANIFEST, SCHEMA_VERSION, ShardSet, Tokens, manifest_text
 from e2ray.data.stream import tokenise
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -114,7 +115,8 @@ def prepare(
 
 def _finished(folder: Path, wanted: str) -> dict[str, Any] | None:
     """Return the manifest in `folder` if it is the wanted one and whole; refuse a folder that is not ours."""
-    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    ours = (folder / MANIFEST).is_file() and any(folder.glob("train-*.arrow"))
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder}: exists and holds no shards; choose an empty or new folder for data.shards")
     try:
         manifest = ShardSet.open(folder).manifest
@@ -137,6 +139,7 @@ class _Build:
         self.num_skipped = 0
         self.num_documents = 0
         self.num_tokens = 0
+        self.started = 0.0
         self.tokenizer: Any = None
 
     def make_tokenizer(self, items: list[Item]) -> None:
@@ -176,23 +179,23 @@ class _Build:
     def add(self, items: list[Item], *, held_out: bool) -> None:
         """Tokenise `items` and write their documents; all of them to validation if `held_out`."""
         begin, end = tokenizers.begin_token(self.tokenizer), self.tokenizer.eos_token_id
-        started = reported = time.monotonic()
-        tokens = 0
+        before, reported = self.num_documents, time.monotonic()
+        self.started = self.started or reported
         for table in tokenise(items, self.folder / TOKENIZER_FOLDER, begin=begin, end=end):
             for name, row, reason in _documents(table):
                 if reason is not None:
                     self._skip(reason)
                 else:
                     self._add_document(name, row, held_out=held_out or self._held_out(name))
-                    tokens += len(row)
             now = time.monotonic()
             if now - reported >= PROGRESS_S:
                 reported = now
-                self._report(tokens / (now - started))
-        if tokens:
-            self._report(tokens / (time.monotonic() - started))
+                self._report()
+        if self.num_documents > before:
+            self._report()
 
-    def _report(self, tokens_per_second: float) -> None:
+    def _report(self) -> None:
+        tokens_per_second = self.num_tokens / max(time.monotonic() - self.started, 1e-3)
         self.progress(
             f"prepare: {self.num_documents:,} documents, {self.num_tokens:,} tokens, {tokens_per_second:,.0f} tokens/s"
             + (f", {self.num_skipped} skipped" if self.num_skipped else "")

@@ -1,4 +1,4 @@
-"""Rows of tokens in Arrow IPC files, written once, and read through memory maps that notice every flipped bit.
+"""Rows of tokens in Arrow IPC files, read through memory maps that notice every flipped bit.
 
 A folder holds train-*.arrow (rows of exactly `window` tokens), validation-*.arrow (one whole document per row),
 the tokenizer and manifest.json. The manifest carries a digest of itself, and per file its sha256 and its blocks:
@@ -7,12 +7,11 @@ to the last byte, so a batch whose file was damaged or swapped is never handed o
 0.3 ms per MiB the first time a process touches it.
 """
 
-import hashlib
 import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from e2ray.data.order import Reader
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-BATCH_BYTES = 256 * 2**10  # a random row verifies its whole record batch
 Tokens = npt.NDArray[np.int32]
 
 
@@ -52,179 +50,6 @@ def validation_schema() -> pa.Schema:
         pa.field("name", pa.string(), nullable=False),
     ]
     return pa.schema(fields)
-
-
-class _Sink:
-    """A file for Arrow to write to that knows its place, its CRC since the last cut and its sha256."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("xb")
-        self.sha256 = hashlib.sha256()
-        self.place = 0
-        self.crc = 0
-        self.closed = False
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self.file.write(view)
-        self.sha256.update(view)
-        self.crc = zlib.crc32(view, self.crc)
-        self.place += view.nbytes
-        return view.nbytes
-
-    def tell(self) -> int:
-        return self.place
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def close(self) -> None:
-        self.closed = True
-        self.file.close()
-
-
-class ShardWriter:
-    """Writes record batches of one schema into numbered files and keeps what the manifest says about them."""
-
-    def __init__(self, folder: Path, kind: str, schema: pa.Schema, *, shard_rows: int) -> None:
-        self.folder, self.kind, self.schema, self.shard_rows = folder, kind, schema, shard_rows
-        self.entries: list[dict[str, Any]] = []
-        self.rows = 0
-        self._sink: _Sink | None = None
-        self._writer: Any = None
-        self._first_row = 0
-        self._blocks: list[list[int]] = []
-
-    @property
-    def room(self) -> int:
-        """Rows that still fit into the open file."""
-        return self.shard_rows - (self.rows - self._first_row)
-
-    def write(self, columns: Sequence[pa.Array]) -> None:
-        """Append one record batch of at most `room` rows; a file that is full is closed."""
-        batch = pa.RecordBatch.from_arrays(list(columns), schema=self.schema)
-        if batch.num_rows > self.room:
-            raise ValueError(f"a record batch must have at most {self.room} rows (the room left), got {batch.num_rows}")
-        if self._sink is None:
-            self._sink = _Sink(self.folder / f"{self.kind}-{len(self.entries):05d}.arrow")
-            self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self.schema)
-        self._writer.write_batch(batch)
-        self._cut(self._sink)
-        self.rows += batch.num_rows
-        if not self.room:
-            self.close()
-
-    def close(self) -> None:
-        """Finish the open file, if any."""
-        if self._sink is None:
-            return
-        self._writer.close()
-        self._cut(self._sink)
-        self._sink.close()
-        self.entries.append(
-            {
-                "file": f"{self.kind}-{len(self.entries):05d}.arrow",
-                "rows": self.rows - self._first_row,
-                "first_row": self._first_row,
-                "bytes": self._sink.place,
-                "sha256": self._sink.sha256.hexdigest(),
-                "blocks": self._blocks,
-            }
-        )
-        self._first_row, self._sink, self._blocks = self.rows, None, []
-
-    def _cut(self, sink: _Sink) -> None:
-        self._blocks.append([sink.place, sink.crc])
-        sink.crc = 0
-
-
-class TrainRows:
-    """Cuts a stream of documents into rows of exactly `window` tokens and writes them."""
-
-    def __init__(self, folder: Path, window: int, *, shard_rows: int) -> None:
-        self.window = window
-        self.rows_per_batch = min(max(BATCH_BYTES // (4 * window), 1), shard_rows)
-        self.writer = ShardWriter(folder, "train", train_schema(window), shard_rows=shard_rows)
-        self._pieces: list[Tokens] = []
-        self._documents: list[int] = []
-        self._waiting = 0
-
-    def add(self, document: int, tokens: Tokens) -> None:
-        """Append a document's tokens, int32 [tokens]."""
-        self._pieces.append(tokens)
-        self._documents.append(document)
-        self._waiting += len(tokens)
-        while self._waiting >= (wanted := min(self.rows_per_batch, self.writer.room) * self.window):
-            self._write(wanted)
-
-    def finish(self) -> int:
-        """Write the whole rows that wait, close the file and return the number of tokens left over."""
-        if self._waiting >= self.window:
-            self._write(self._waiting // self.window * self.window)
-        self.writer.close()
-        return self._waiting
-
-    def _write(self, count: int) -> None:
-        """Write the first `count` waiting tokens, whole rows, and keep the rest."""
-        window, rows = self.window, count // self.window
-        lengths = np.array([len(piece) for piece in self._pieces])
-        begins = np.cumsum(lengths) - lengths
-        flat = np.concatenate(self._pieces)
-        cuts = np.union1d(begins[begins < count], np.arange(rows) * window)
-        owners = np.searchsorted(begins, cuts, side="right") - 1
-        offsets = pa.array(np.append(np.searchsorted(cuts, np.arange(rows) * window), len(cuts)), pa.int32())
-        _, starts, documents = train_schema(window)
-        self.writer.write(
-            [
-                pa.FixedSizeListArray.from_arrays(pa.array(flat[:count]), type=train_schema(window).field(0).type),
-                pa.ListArray.from_arrays(offsets, pa.array((cuts % window).astype(np.int32)), type=starts.type),
-                pa.ListArray.from_arrays(
-                    offsets, pa.array(np.array(self._documents, np.int64)[owners]), type=documents.type
-                ),
-            ]
-        )
-        self._waiting -= count
-        if self._waiting:
-            first = int(np.searchsorted(begins, count, side="right")) - 1
-            self._pieces = [flat[count : begins[first] + lengths[first]].copy(), *self._pieces[first + 1 :]]
-            self._documents = self._documents[first:]
-        else:
-            self._pieces, self._documents = [], []
-
-
-class ValidationRows:
-    """Writes whole documents, one per row."""
-
-    def __init__(self, folder: Path, *, shard_rows: int) -> None:
-        self.writer = ShardWriter(folder, "validation", validation_schema(), shard_rows=shard_rows)
-        self._waiting: list[tuple[Tokens, int, str]] = []
-        self._bytes = 0
-
-    def add(self, document: int, name: str, tokens: Tokens) -> None:
-        """Append one document, tokens int32 [tokens]."""
-        self._waiting.append((tokens, document, name))
-        self._bytes += 4 * len(tokens)
-        if self._bytes >= BATCH_BYTES or len(self._waiting) == self.writer.room:
-            self._write()
-
-    def finish(self) -> None:
-        """Write what waits and close the file."""
-        if self._waiting:
-            self._write()
-        self.writer.close()
-
-    def _write(self) -> None:
-        tokens, documents, names = zip(*self._waiting, strict=True)
-        offsets = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
-        kind = validation_schema().field(0).type
-        self.writer.write(
-            [
-                pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(tokens)), type=kind),
-                pa.array(documents, pa.int64()),
-                pa.array(names, pa.string()),
-            ]
-        )
-        self._waiting, self._bytes = [], 0
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:

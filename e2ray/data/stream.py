@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from e2ray.config.base import SettingsError
-from e2ray.data.corpus import MIB, Document, Item, read_item
+from e2ray.data.corpus import MIB, Document, Item, printable, read_item
 from e2ray.data.order import Reader, local_indices
 from e2ray.data.shards import ShardSet
 from e2ray.data.tokenizer import Encoder
@@ -107,7 +107,7 @@ def _tokenise_items(table: pa.Table, *, path: str, begin: int | None, end: int) 
             for document in read_item(item):
                 names.append(document.name)
                 texts.append(document.text if isinstance(document, Document) else "")
-                reasons.append(None if isinstance(document, Document) else document.reason)
+                reasons.append(None if isinstance(document, Document) else printable(document.reason))
                 size += len(texts[-1])
                 if size >= TOKENISE_CHARACTERS:
                     yield _tokenised(encoder, names, texts, reasons)
@@ -179,14 +179,8 @@ def batches(
         reader=reader,
         block_steps=block_steps,
     )
-    block_bytes = block_steps * step_bytes
-    tables = _pipeline(
-        work,
-        function,
-        num_cpus=num_cpus,
-        block_bytes=2 * block_bytes,
-        prefetch_bytes=max(prefetch_bytes, 2 * block_bytes),
-    )
+    size = 2 * block_steps * step_bytes  # twice a block, so that Ray Data does not cut one
+    tables = _pipeline(work, function, num_cpus=num_cpus, block_bytes=size, prefetch_bytes=max(prefetch_bytes, size))
     yield from _by_step(tables, share, window)
 
 

@@ -148,7 +148,7 @@ def _recorder(task: Task, start: int, gauges: Callable[[dict[str, Any]], None] |
 
 
 def _demand_vocabulary(model: torch.nn.Module, task: Task) -> None:
-    embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+    embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if embeddings < task.vocab_size:
         raise SettingsError(
             f"data.tokenizer: the shards in {task.shards} use {task.vocab_size} tokens, the model has {embeddings}; "

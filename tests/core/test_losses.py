@@ -80,6 +80,7 @@ def test_evaluation_needs_no_gradient():
         assert not token_nll(logits, tokens).requires_grad
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("logits", "tokens"),
     [((2, 5, 7), (2, 4)), ((2, 5, 7), (3, 5)), ((2, 1, 7), (2, 1)), ((5, 7), (5,))],

@@ -8,50 +8,22 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import GPT2Config, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import Gemma3Config, GPT2Config, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, LoraSettings, PretrainedModel
 from e2ray.core import model as model_module
-from e2ray.core.model import base_facts, build_model, load_tokenizer, merged, prove, resolve_attention
-from e2ray.core.rope import RotaryHook, inverse_frequencies_divided
+from e2ray.core.model import base_facts, build_model, load_tokenizer, merged, resolve_attention
 
-from .tiny import FAMILIES, VOCAB_SIZE, random_tokens, tiny_config, tiny_model
+from .tiny import FAMILIES, SCALED, VOCAB_SIZE, logits, random_tokens, tiny_config, tiny_model
 
 BUILT = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-SCALED = {
-    "linear": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
-    "llama3": LLAMA3,
-    "yarn": {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16},
-    "dynamic": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
-    "longrope": {
-        "rope_type": "longrope",
-        "rope_theta": 10_000.0,
-        "factor": 4.0,
-        "original_max_position_embeddings": 16,
-        "short_factor": [1.0] * 8,
-        "long_factor": [4.0] * 8,
-    },
-}
 
 
 def saved(folder, family="llama", **changes):
     """Save a tiny checkpoint and return its path."""
     tiny_model(family, **changes).save_pretrained(folder)
     return str(folder)
-
-
-def logits(model, tokens):
-    with torch.no_grad():
-        return model(tokens, use_cache=False).logits
 
 
 def built(**changes):
@@ -156,6 +128,7 @@ def write(text):
         (write('{"model_type": "nonesuch"}'), r"its config.json cannot be used \(.*nonesuch"),
         (write(json.dumps({"model_type": "x", "auto_map": {"AutoConfig": "x.Y"}})), "remote code, which is never run"),
         (lambda folder: GPT2Config().save_pretrained(folder), "gpt2 has no rotary positions"),
+        (lambda folder: Gemma3Config().save_pretrained(folder), "gemma3 is a model of several modalities"),
     ],
 )
 def test_an_unusable_config_is_one_line(prepare, message, tmp_path):
@@ -256,9 +229,10 @@ def test_a_checkpoint_is_loaded_as_it_was_saved(family, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_keep_loads_the_scaled_model_and_replace_the_plain_one(family, tmp_path):
     tokens, path = random_tokens(1, 40), saved(tmp_path, family, factor=4.0)
-    for choice, factor in (("keep", 4.0), ("replace", None)):
+    for choice, factor, length in (("keep", 4.0, 64), ("replace", None, 16)):
         chosen = PretrainedModel(path=path, base_scaling=choice, base_context_length=16)
         loaded = build_model(chosen, dtype=torch.float32).eval()
+        assert loaded.config.max_position_embeddings == length
         wanted = logits(tiny_model(family, factor=factor), tokens)
         torch.testing.assert_close(logits(loaded, tokens), wanted, rtol=0, atol=0)
 
@@ -387,130 +361,3 @@ def test_merging_a_plain_model_allows_the_cache_again():
     model = build_model(built(gradient_checkpointing=True), dtype=torch.float32, vocab_size=VOCAB_SIZE)
     assert merged(model) is model
     assert model.config.use_cache is True
-
-
-# The proof
-
-
-def run_proof(model, hook=None, forward=None):
-    forward = forward or (lambda ids: model(input_ids=ids, use_cache=False).logits)
-    prove(forward, hook or RotaryHook(model), model, vocab_size=VOCAB_SIZE, device="cpu")
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_proof_holds_for_every_family(family):
-    run_proof(tiny_model(family).train())
-
-
-@pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
-def test_the_proof_holds_on_top_of_a_kept_scaling(rope):
-    run_proof(tiny_model("llama", rope_parameters=SCALED[rope]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("lora", [None, LoraSettings(dropout=0.3, trainable=("embed_tokens",))])
-def test_the_proof_holds_in_the_mode_of_training(dtype, lora):
-    chosen = built(gradient_checkpointing=True, lora=lora)
-    model = build_model(chosen, dtype=dtype, vocab_size=VOCAB_SIZE).train()
-    state = torch.get_rng_state()
-    run_proof(model)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_proof_leaves_the_model_untouched():
-    model, tokens = tiny_model("llama"), random_tokens(1, 16)
-    before = logits(model, tokens)
-    hook = RotaryHook(model)
-    hook.set(2.0)
-    run_proof(model, hook)
-    torch.testing.assert_close(logits(model, tokens), before, rtol=0, atol=0)
-
-
-def test_the_proof_refuses_rounded_frequencies():
-    with pytest.raises(SettingsError, match=r"its inv_freq is torch.bfloat16, wanted float32"):
-        run_proof(tiny_model("llama").to(torch.bfloat16))
-
-
-def test_the_proof_refuses_a_hook_that_was_removed():
-    model = tiny_model("llama")
-    hook = RotaryHook(model)
-    hook.remove()
-    with pytest.raises(SettingsError, match=r"scale 4.0 differs from divided frequencies"):
-        run_proof(model, hook)
-
-
-def test_the_proof_refuses_a_model_whose_positions_do_not_matter():
-    model = tiny_model("llama")
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.q_proj.weight.zero_()
-    with pytest.raises(SettingsError, match="a scale does not change its logits"):
-        run_proof(model)
-
-
-def test_the_proof_refuses_a_forward_that_hides_the_first_token():
-    model = tiny_model("llama")
-
-    def cut(ids):
-        return model(torch.cat([torch.ones_like(ids[:, :1]), ids[:, 1:]], dim=1)).logits
-
-    with pytest.raises(SettingsError, match="the last token does not depend on the first under a scale and a shift"):
-        run_proof(model, forward=cut)
-
-
-def test_the_proof_refuses_a_forward_that_ignores_offsets():
-    model = tiny_model("llama")
-    hook = RotaryHook(model)
-
-    def without_offsets(ids):
-        hook._offsets = None
-        return model(ids).logits
-
-    with pytest.raises(SettingsError, match="a shift behind a prefix does not change its logits"):
-        run_proof(model, hook, without_offsets)
-
-
-def test_the_proof_refuses_scaled_position_ids_that_cut_attention():
-    """What happens where the scale goes into position_ids: attention sees a new document at every step."""
-    model = tiny_model("llama")
-    hook = RotaryHook(model)
-
-    def by_position_ids(ids):
-        scale, offsets = hook._scale, hook._offsets
-        if scale is None:
-            return model(ids).logits
-        index = torch.arange(ids.shape[1]) + (0 if offsets is None else offsets[0])
-        hook.clear()
-        return model(ids, position_ids=(index / scale)[None], use_cache=False).logits
-
-    with pytest.raises(SettingsError, match=r"proof of positions failed on LlamaForCausalLM: .*; this model cannot be"):
-        run_proof(model, hook, by_position_ids)
-
-
-def test_the_proof_refuses_a_model_that_yields_nan():
-    model = tiny_model("llama")
-    with torch.no_grad():
-        model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(SettingsError, match="its logits are not finite"):
-        run_proof(model)
-
-
-def test_the_proof_fits_its_text_into_a_sliding_window():
-    model = tiny_model("mistral")
-    lengths = []
-
-    def forward(ids):
-        lengths.append(ids.shape[1])
-        return model(ids).logits
-
-    run_proof(model, forward=forward)
-    assert set(lengths) == {16}
-
-
-def test_divided_frequencies_are_an_independent_reference_for_a_kept_llama3_scaling():
-    tokens = random_tokens(1, 40)
-    model = tiny_model("llama", rope_parameters=LLAMA3)
-    with inverse_frequencies_divided(model, 4.0):
-        wanted = logits(model, tokens)
-    with RotaryHook(model).applied(4.0):
-        torch.testing.assert_close(logits(model, tokens), wanted, rtol=0, atol=0)

@@ -10,7 +10,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.core.positions import draw, positions
 from e2ray.core.rope import RotaryHook, find_rotary_modules, frequency_buffers, inverse_frequencies_divided
 
-from .tiny import FAMILIES, SLIDING_WINDOW, VOCAB_SIZE, random_tokens, tiny_model
+from .tiny import FAMILIES, LLAMA3, SLIDING_WINDOW, VOCAB_SIZE, logits, random_tokens, tiny_model
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order; logits are of order 1 to 10
@@ -19,11 +19,6 @@ CLOSE = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order; logits are o
 def e2llm(num, window, *, length=64):
     chosen = PositionSettings.model_validate({"preset": "e2llm", "max_scale": 20.0})
     return draw(chosen, seed=0, step=0, indices=range(num), window=window, base_context_length=length)
-
-
-def logits(model, tokens, **kwargs):
-    with torch.no_grad():
-        return model(tokens, use_cache=False, **kwargs).logits
 
 
 def enable_checkpointing(model):
@@ -219,6 +214,7 @@ def test_a_model_with_learned_positions_cannot_be_hooked():
         RotaryHook(model)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("scale", "offsets", "message"),
     [
@@ -251,6 +247,7 @@ def test_a_batch_that_does_not_fit_the_draw_is_refused():
         logits(model, random_tokens(2, 4), position_ids=torch.arange(6, 10)[None])
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_two_hooks_at_once_and_multimodal_positions_are_refused():
     model = tiny_model("llama")
     first, second = RotaryHook(model), RotaryHook(model)
@@ -261,3 +258,12 @@ def test_two_hooks_at_once_and_multimodal_positions_are_refused():
     second.clear()
     with pytest.raises(SettingsError, match=r"position ids of shape \[3, 1, 8\], wanted \[batch, tokens\]"):
         first.rotary_modules[0](torch.zeros(1, 8, 4), torch.zeros(3, 1, 8, dtype=torch.int64))
+
+
+def test_divided_frequencies_are_an_independent_reference_for_a_kept_llama3_scaling():
+    tokens = random_tokens(1, 40)
+    model = tiny_model("llama", rope_parameters=LLAMA3)
+    with inverse_frequencies_divided(model, 4.0):
+        wanted = logits(model, tokens)
+    with RotaryHook(model).applied(4.0):
+        torch.testing.assert_close(logits(model, tokens), wanted, rtol=0, atol=0)

@@ -44,6 +44,30 @@ CONFIGS = {
 FAMILIES = sorted(CONFIGS)
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+SCALED = {
+    "linear": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    "llama3": LLAMA3,
+    "yarn": {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+    },
+}
+
+
 def tiny_config(family, *, factor=None, **changes):
     """Return a config; `factor` writes transformers' own linear scaling into it, for global layers."""
     kind, own = CONFIGS[family]
@@ -63,3 +87,9 @@ def tiny_model(family, *, seed=0, **options):
 def random_tokens(*shape, seed=1):
     """Return token ids, int64."""
     return torch.randint(1, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model, tokens, **kwargs):
+    """Return logits without gradients and without a cache, the state of training."""
+    with torch.no_grad():
+        return model(tokens, use_cache=False, **kwargs).logits

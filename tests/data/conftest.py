@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from e2ray.data.shards import SCHEMA_VERSION, TrainRows, ValidationRows, manifest_text
+from e2ray.data.rows import TrainRows, ValidationRows
+from e2ray.data.shards import SCHEMA_VERSION, manifest_text
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,7 @@ def test_a_name_that_is_no_utf8_can_still_be_written_down(tmp_path):
     (tmp_path / os.fsdecode(b"a\xff.txt")).write_text("odd")
     (document,) = read(text(tmp_path / "*.txt"))
     assert document.name.encode("utf-8").endswith(b"a\\udcff.txt")
+    assert str(fingerprint([text(tmp_path / "*.txt")])).encode("utf-8")
 
 
 def test_files_left_out_are_not_read(tmp_path):

@@ -125,14 +125,16 @@ def test_the_validation_corpus_is_held_out_whole_even_where_the_corpus_names_it(
 def test_bad_documents_stop_the_run_or_are_listed(ray_cluster, corpus, tmp_path):
     (corpus / "05.txt").write_bytes(b"caf\xe9")
     (corpus / "07.txt").write_bytes(b"")
+    (corpus / os.fsdecode(b"z\n\xff.txt")).write_bytes(b" ")
     with pytest.raises(SettingsError, match=r"/05.txt: is no UTF-8 .*; mend it or set data.on_bad: skip$"):
         make(corpus, tmp_path / "shards")
     assert not (tmp_path / "shards").exists()
     shards, lines = make(corpus, tmp_path / "shards", on_bad="skip")
-    assert shards.manifest["num_skipped"] == 2
-    assert [reason.split(": ")[0] for reason in shards.manifest["skipped"]] == [f"{corpus}/05.txt", f"{corpus}/07.txt"]
+    assert shards.manifest["num_skipped"] == 3
+    skipped = [reason.split(": ")[0] for reason in shards.manifest["skipped"]]
+    assert skipped == [f"{corpus}/05.txt", f"{corpus}/07.txt", rf"{corpus}/z\n\udcff.txt"]
     assert shards.manifest["documents"]["train"]["count"] + len(list(shards.validation_documents())) == 98
-    assert lines[-1].endswith(", 2 skipped")
+    assert lines[-1].endswith(", 3 skipped")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +173,7 @@ def corpus_with_text(tmp_path):
 def test_a_folder_that_holds_something_else_is_left_alone(corpus, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
+    (tmp_path / "home" / "manifest.json").write_text("{}")
     with pytest.raises(SettingsError, match=r"home: exists and holds no shards; choose an empty or new folder"):
         make(corpus, tmp_path / "home")
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
@@ -244,7 +247,7 @@ from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe
 from e2ray.data.prepare import _save
-from e2ray.data.shards import TrainRows
+from e2ray.data.rows import TrainRows
 from e2ray.data.tokenizer import train_byte_level_bpe
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))

@@ -2,57 +2,18 @@ import json
 import shutil
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from e2ray.config.base import SettingsError
-from e2ray.data import shards as shards_module
+from e2ray.data import rows as rows_module
 from e2ray.data.order import rows_of_step
-from e2ray.data.shards import ShardSet, local_batches, manifest_text, read_manifest, train_schema, validation_schema
+from e2ray.data.shards import ShardSet, local_batches, manifest_text, read_manifest
 
 HELD_OUT = [("books/a.txt", [5, 6, 7]), ("books/ä.txt", list(range(1000))), ("c", [1])]
 
 
-def naive_rows(documents, window):
-    """Rows, starts and document numbers, token by token."""
-    flat = [(token, number, place == 0) for number, each in enumerate(documents) for place, token in enumerate(each)]
-    rows = []
-    for first in range(0, len(flat) - window + 1, window):
-        row = flat[first : first + window]
-        starts = [place for place, (_, _, begins) in enumerate(row) if begins or place == 0]
-        rows.append(([token for token, _, _ in row], starts, [row[place][1] for place in starts]))
-    return rows, len(flat) % window
-
-
-@pytest.mark.parametrize("window", [2, 16, 33, 500])
-@pytest.mark.parametrize("shard_rows", [1, 7, 8192])
-@pytest.mark.parametrize("batch_bytes", [1, 700, 2**18])
-def test_rows_are_the_documents_end_to_end(write_shards, documents, monkeypatch, window, shard_rows, batch_bytes):
-    monkeypatch.setattr(shards_module, "BATCH_BYTES", batch_bytes)
-    shards = ShardSet.open(write_shards(documents, window=window, shard_rows=shard_rows))
-    wanted, dropped = naive_rows(documents, window)
-    found = [row for batch in shards.train_batches() for row in batch.to_pylist()]
-    assert [(row["tokens"], row["starts"], row["documents"]) for row in found] == wanted
-    assert (shards.rows, shards.manifest["dropped_tokens"]) == (len(wanted), dropped)
-    assert [entry["rows"] for entry in shards.manifest["shards"][:-1]] == [shard_rows] * (
-        -(-len(wanted) // shard_rows) - 1
-    )
-    order = np.random.default_rng(0).permutation(len(wanted))
-    np.testing.assert_array_equal(shards.tokens(order), np.array([row for row, _, _ in wanted])[order])
-
-
-def test_the_files_are_plain_arrow_of_the_promised_schema(write_shards, documents):
-    folder = write_shards(documents, HELD_OUT, window=16)
-    train = pa.ipc.open_file(folder / "train-00000.arrow").read_all()
-    held_out = pa.ipc.open_file(folder / "validation-00000.arrow").read_all()
-    assert train.schema == train_schema(16)
-    assert train.schema.field("tokens").type.equals(pa.list_(pa.field("item", pa.int32(), nullable=False), 16))
-    assert held_out.schema == validation_schema()
-    assert held_out["document"].to_pylist() == [30, 31, 32]
-
-
 def test_validation_documents_come_back_whole(write_shards, documents, monkeypatch):
-    monkeypatch.setattr(shards_module, "BATCH_BYTES", 100)
+    monkeypatch.setattr(rows_module, "BATCH_BYTES", 100)
     shards = ShardSet.open(write_shards(documents, HELD_OUT, shard_rows=2))
     found = [(name, tokens.tolist()) for name, tokens in shards.validation_documents()]
     assert found == HELD_OUT
@@ -75,13 +36,6 @@ def test_a_row_that_does_not_exist_is_an_error(write_shards, documents):
             shards.tokens([0, row])
 
 
-def test_writing_twice_gives_the_same_bytes(write_shards, documents):
-    one, two = (write_shards(documents, HELD_OUT, name=name) for name in ("one", "two"))
-    names = sorted(path.name for path in one.iterdir())
-    assert names == sorted(path.name for path in two.iterdir())
-    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
-
-
 def read_all(folder):
     shards = ShardSet.open(folder)
     shards.tokens(np.arange(shards.rows))
@@ -90,7 +44,7 @@ def read_all(folder):
 
 @pytest.mark.parametrize("name", ["train-00000.arrow", "train-00001.arrow", "validation-00000.arrow", "manifest.json"])
 def test_every_flipped_bit_is_noticed_and_the_file_named(write_shards, documents, monkeypatch, name):
-    monkeypatch.setattr(shards_module, "BATCH_BYTES", 1500)
+    monkeypatch.setattr(rows_module, "BATCH_BYTES", 1500)
     folder = write_shards(documents, HELD_OUT)
     read_all(folder)
     whole = (folder / name).read_bytes()
@@ -108,7 +62,7 @@ def test_every_flipped_bit_is_noticed_and_the_file_named(write_shards, documents
 
 
 def test_rows_beside_a_damaged_batch_are_still_handed_out(write_shards, documents, monkeypatch):
-    monkeypatch.setattr(shards_module, "BATCH_BYTES", 64 * 4)
+    monkeypatch.setattr(rows_module, "BATCH_BYTES", 64 * 4)
     folder = write_shards(documents)
     blocks = read_manifest(folder)["shards"][0]["blocks"]
     content = bytearray((folder / "train-00000.arrow").read_bytes())

@@ -8,6 +8,7 @@ import pytest
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, JsonlSource, TextSource
+from e2ray.data import rows as rows_module
 from e2ray.data import stream
 from e2ray.data.corpus import list_items, read_item
 from e2ray.data.order import rows_of_step
@@ -98,7 +99,7 @@ def test_shards_made_anew_under_the_same_name_are_read_anew(ray_cluster, write_s
 
 def test_a_reader_that_nobody_drains_stops_reading_ahead(ray_cluster, write_shards, monkeypatch):
     rows, window, step = 2000, 1024, 300  # 24 KiB a step: that row is due 7 MiB after the first
-    monkeypatch.setattr(shards_module, "BATCH_BYTES", 4 * window)
+    monkeypatch.setattr(rows_module, "BATCH_BYTES", 4 * window)
     folder = write_shards([np.arange(rows * window) % 1000], window=window, shard_rows=rows)
     seen = batches(folder, **arguments(window=window, stop_step=rows // 6), prefetch_bytes=2**20)
     next(seen)

@@ -1,0 +1,145 @@
+"""A resolved recipe, the places it writes to, and the words of its status.json."""
+
+import platform
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+from e2ray.config.data import PretrainedTokenizer
+from e2ray.config.load import read_recipe, validate
+from e2ray.config.model import PretrainedModel
+from e2ray.config.run import RunConfig, differences
+from e2ray.train.record import now, write_status
+
+
+class Preempted(KeyboardInterrupt):
+    """The run was asked to stop from outside."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resolved recipe and the places it writes to."""
+
+    config: RunConfig  # every default that depends on the model filled in
+    base_context_length: int
+
+    @property
+    def storage(self) -> Path:
+        """Folder of all runs."""
+        return Path(self.config.storage).expanduser()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this run."""
+        return self.storage / self.config.name
+
+    @property
+    def longest(self) -> int:
+        """Longest context length the draws train for, in tokens."""
+        return int(self.config.positions.max_scale * self.base_context_length)
+
+    @property
+    def base(self) -> Path:
+        """Folder of the pretraining, shared by all runs with the same base."""
+        config = self.config
+        identity = {
+            "model": config.model.model_dump(mode="json", exclude={"lora", "gradient_checkpointing", "attention"}),
+            "data": config.data.model_dump(mode="json", exclude={"shards"}),
+            "pretrain": config.pretrain.model_dump(mode="json") if config.pretrain else None,
+            "seed": config.seed,
+            "python": platform.python_version(),
+        }
+        return self.storage / "bases" / files.digest(identity)[:16]
+
+
+def resolve(config: RunConfig) -> Run:
+    """Return the run of a recipe with all defaults that depend on the model filled in.
+
+    Raises:
+        SettingsError: If the model cannot be read, is no RoPE model, or a choice about its scaling is missing.
+    """
+    from e2ray.core.model import base_facts
+    from e2ray.evaluate.perplexity import default_scales, default_stride, default_windows
+
+    length = base_facts(config.model).base_context_length
+    largest = config.positions.max_scale
+    changes: dict[str, Any] = {}
+    if config.evaluate:
+        filled = {
+            "windows": config.evaluate.windows or default_windows(length, largest),
+            "scales": config.evaluate.scales or default_scales(largest),
+            "stride": config.evaluate.stride or default_stride(length),
+        }
+        changes["evaluate"] = config.evaluate.model_copy(update=filled)
+    if config.export and not config.export.context_lengths:
+        changes["export"] = config.export.model_copy(update={"context_lengths": default_windows(length, largest)})
+    if isinstance(config.model, PretrainedModel):
+        changes["model"] = config.model.model_copy(update={"base_context_length": length})
+        if config.data.tokenizer is None:
+            tokenizer = PretrainedTokenizer(path=config.model.path, revision=config.model.revision)
+            changes["data"] = config.data.model_copy(update={"tokenizer": tokenizer})
+    return Run(config.model_copy(update=changes), length)
+
+
+def refuse_other_settings(run: Run, *, besides: Sequence[str] = ()) -> None:
+    """Raise SettingsError naming the difference if the run's folder holds a run with other settings.
+
+    Args:
+        run: The run asked for.
+        besides: Sections that may differ.
+    """
+    path = run.folder / "config.yaml"
+    if not path.exists():
+        return
+    before = validate(read_recipe(path), source=str(path)).model_dump(mode="json")
+    after = run.config.model_dump(mode="json")
+    for section in besides:
+        before.pop(section), after.pop(section)
+    found = differences(before, after)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise SettingsError(
+            f"{path}: the run {run.config.name!r} was begun with other settings: {found[0]}{more}; "
+            "choose another name, or the old value"
+        )
+
+
+@contextmanager
+def reporting(run: Run) -> Iterator[None]:
+    """Write into status.json how the block ended, whatever ends it: an error, SIGTERM or an interrupt."""
+    stop_on_sigterm()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        write_status(run.folder, state="preempted", error=str(error) or "interrupted", ended_at=now())
+        raise
+    except BaseException as error:
+        write_status(run.folder, state="failed", error=" ".join(str(error).split()), ended_at=now())
+        raise
+
+
+def result_line(run: Run) -> str:
+    """Return one line that says what a finished run found and where it lies."""
+    parts = []
+    evaluation = run.folder / "evaluation.json"
+    if evaluation.exists():
+        parts += files.read_json(evaluation, wanted="an evaluation")["verdict"]["sentences"][:1]
+    place = "export" if (run.folder / "export").is_dir() else "model"
+    return " ".join([*parts, f"Model: {run.folder / place}"])
+
+
+def stop_on_sigterm() -> None:
+    """Make SIGTERM, which `ray job stop` sends, raise Preempted in the main thread."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted(f"stopped by {signal.Signals(number).name}")
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)

@@ -1,0 +1,138 @@
+"""The proof of positions: it holds for every family and mode, and each way to be wrong is named."""
+
+import pytest
+import torch
+
+from e2ray.config.base import SettingsError
+from e2ray.config.model import LlamaModel, LoraSettings
+from e2ray.core.model import build_model, prove
+from e2ray.core.rope import RotaryHook
+
+from .tiny import FAMILIES, SCALED, VOCAB_SIZE, logits, random_tokens, tiny_model
+
+
+def run_proof(model, hook=None, forward=None):
+    forward = forward or (lambda ids: model(input_ids=ids, use_cache=False).logits)
+    prove(forward, hook or RotaryHook(model), model, vocab_size=VOCAB_SIZE, device="cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_proof_holds_for_every_family(family):
+    run_proof(tiny_model(family).train())
+
+
+@pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
+def test_the_proof_holds_on_top_of_a_kept_scaling(rope):
+    run_proof(tiny_model("llama", rope_parameters=SCALED[rope]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lora", [None, LoraSettings(dropout=0.3, trainable=("embed_tokens",))])
+def test_the_proof_holds_in_the_mode_of_training(dtype, lora):
+    chosen = LlamaModel(hidden_size=64, num_layers=2, gradient_checkpointing=True, lora=lora)
+    model = build_model(chosen, dtype=dtype, vocab_size=VOCAB_SIZE).train()
+    state = torch.get_rng_state()
+    run_proof(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_proof_leaves_the_model_untouched():
+    model, tokens = tiny_model("llama"), random_tokens(1, 16)
+    before = logits(model, tokens)
+    hook = RotaryHook(model)
+    hook.set(2.0)
+    run_proof(model, hook)
+    torch.testing.assert_close(logits(model, tokens), before, rtol=0, atol=0)
+
+
+def test_the_proof_refuses_rounded_frequencies():
+    with pytest.raises(SettingsError, match=r"its inv_freq is torch.bfloat16, wanted float32"):
+        run_proof(tiny_model("llama").to(torch.bfloat16))
+
+
+def test_the_proof_refuses_a_hook_that_was_removed():
+    model = tiny_model("llama")
+    hook = RotaryHook(model)
+    hook.remove()
+    with pytest.raises(SettingsError, match=r"scale 4.0 differs from divided frequencies"):
+        run_proof(model, hook)
+
+
+def test_the_proof_refuses_a_model_whose_positions_do_not_matter():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.zero_()
+    with pytest.raises(SettingsError, match="a scale does not change its logits"):
+        run_proof(model)
+
+
+def test_the_proof_refuses_a_scale_of_one_that_is_no_identity():
+    model = tiny_model("llama")
+    hook = RotaryHook(model)
+
+    def rounded_at_scale_one(ids):
+        result = model(ids).logits
+        return result if hook._scale is None or float(hook._scale) != 1 else result.bfloat16()
+
+    with pytest.raises(SettingsError, match="scale 1 without offsets changes its logits by"):
+        run_proof(model, hook, rounded_at_scale_one)
+
+
+def test_the_proof_refuses_a_forward_that_hides_the_first_token():
+    model = tiny_model("llama")
+
+    def cut(ids):
+        return model(torch.cat([torch.ones_like(ids[:, :1]), ids[:, 1:]], dim=1)).logits
+
+    with pytest.raises(SettingsError, match="the last token does not depend on the first under a scale and a shift"):
+        run_proof(model, forward=cut)
+
+
+def test_the_proof_refuses_a_forward_that_ignores_offsets():
+    model = tiny_model("llama")
+    hook = RotaryHook(model)
+
+    def without_offsets(ids):
+        hook._offsets = None
+        return model(ids).logits
+
+    with pytest.raises(SettingsError, match="a shift behind a prefix does not change its logits"):
+        run_proof(model, hook, without_offsets)
+
+
+def test_the_proof_refuses_scaled_position_ids_that_cut_attention():
+    """What happens where the scale goes into position_ids: attention sees a new document at every step."""
+    model = tiny_model("llama")
+    hook = RotaryHook(model)
+
+    def by_position_ids(ids):
+        scale, offsets = hook._scale, hook._offsets
+        if scale is None:
+            return model(ids).logits
+        index = torch.arange(ids.shape[1]) + (0 if offsets is None else offsets[0])
+        hook.clear()
+        return model(ids, position_ids=(index / scale)[None], use_cache=False).logits
+
+    with pytest.raises(SettingsError, match=r"proof of positions failed on LlamaForCausalLM: .*; this model cannot be"):
+        run_proof(model, hook, by_position_ids)
+
+
+def test_the_proof_refuses_a_model_that_yields_nan():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(SettingsError, match="its logits are not finite"):
+        run_proof(model)
+
+
+def test_the_proof_fits_its_text_into_a_sliding_window():
+    model = tiny_model("mistral")
+    lengths = []
+
+    def forward(ids):
+        lengths.append(ids.shape[1])
+        return model(ids).logits
+
+    run_proof(model, forward=forward)
+    assert set(lengths) == {16}

@@ -1,0 +1,155 @@
+"""The whole chain on real parts: text files in, a served model out, with a restart in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from e2ray import pipeline
+from e2ray.config.base import SettingsError
+from e2ray.config.load import validate
+from e2ray.train.record import read_metrics, read_status
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Python sources of this project: real text that is at hand."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for path in sorted((ROOT / "e2ray").rglob("*.py")):
+        if path.stat().st_size:
+            (folder / "-".join(path.relative_to(ROOT).parts)).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path, corpus):
+    """A recipe of the whole chain in miniature."""
+    training = {"steps": 8, "batch_sequences": 8, "micro_batch_sequences": 4, "log_every": 1, "checkpoint_every": 4}
+    return {
+        "name": "small",
+        "storage": str(tmp_path / "runs"),
+        "model": {
+            "kind": "llama",
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 64,
+            "base_context_length": 32,
+        },
+        "data": {
+            "corpus": [{"kind": "text", "paths": [f"{corpus}/*.py"]}],
+            "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 320},
+            "window": 32,
+            "validation_share": 0.2,
+        },
+        "pretrain": training | {"lr": 1e-2},
+        "positions": {"preset": "e2llm", "max_scale": 4},
+        "train": training | {"lr": 1e-3},
+        "evaluate": {"documents": 2, "document_tokens": 200},
+        "cluster": {"max_failures": 0},
+    }
+
+
+def config_of(recipe):
+    return validate(recipe, source="test")
+
+
+def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys):
+    pipeline.execute(config_of(recipe))
+    folder = Path(recipe["storage"]) / "small"
+    status = read_status(folder)
+    assert (status["state"], status["step"], status["error"]) == ("succeeded", 8, None)
+    assert status["ended_at"] >= status["started_at"]
+    metrics = read_metrics(folder)
+    assert [line["step"] for line in metrics] == list(range(1, 9))
+    assert metrics[-1]["tokens"] == 8 * 8 * 32
+    assert all(1 <= line["scale_mean"] <= 4 and set(line["loss_by_scale"]) <= {"1", "2", "4"} for line in metrics)
+    assert (folder / "checkpoints" / "latest").read_text() == "step-8\n"
+    assert json.loads((folder / "environment.json").read_text())["versions"]["ray"]
+    assert list((folder / "tensorboard").glob("events*"))
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert {(row["model"], row["window"], row["scale"]) for row in evaluation["rows"]} == {
+        (model, window, scale) for model in ("base", "tuned") for window in (32, 64, 128) for scale in (1, 2, 4)
+    }
+    for name in ("evaluation.parquet", "evaluation.png", "model/model.safetensors", "export/README.md"):
+        assert (folder / name).stat().st_size > 0, name
+    assert sorted(path.name for path in (folder / "export" / "serving").iterdir()) == ["128", "32", "64"]
+
+    # The resolved settings reproduce the run, and a finished run says so and does nothing.
+    again = yaml.safe_load((folder / "config.yaml").read_text())
+    capsys.readouterr()
+    pipeline.execute(config_of(again))
+    assert "is finished" in capsys.readouterr().out
+
+    # The same name with other settings is refused by name.
+    recipe["train"]["lr"] = 2e-3
+    with pytest.raises(SettingsError, match=r"train\.lr: 0\.001 in the run, 0\.002 asked for"):
+        pipeline.execute(config_of(recipe))
+
+    # Everything but the tuned weights is shared with a run of another seed of draws' distribution.
+    recipe["name"], recipe["train"]["lr"] = "other", 1e-3
+    recipe["positions"] = {"preset": "pose", "max_scale": 4}
+    recipe["evaluate"] = recipe["export"] = None
+    pipeline.execute(config_of(recipe))
+    assert len(list((Path(recipe["storage"]) / "bases").iterdir())) == 1
+    assert len([path for path in (Path(recipe["storage"]) / "shards").iterdir() if path.is_dir()]) == 1
+
+
+def losses(folder):
+    return [(line["step"], line["loss"], line["grad_norm"], line["loss_by_scale"]) for line in read_metrics(folder)]
+
+
+def start(recipe_path):
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(recipe_path)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+
+
+def wait_until(condition, *, process, timeout_s=120):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, "the run did not get there in time"
+        time.sleep(0.05)
+
+
+def test_killed_and_stopped_run_continues_with_the_losses_of_an_unbroken_one(tmp_path, recipe, ray_cluster):
+    recipe |= {"evaluate": None, "export": None, "pretrain": None}
+    recipe["train"] |= {"steps": 150, "checkpoint_every": 10}
+    unbroken = recipe | {"name": "unbroken"}
+    pipeline.execute(config_of(unbroken))
+    folder = Path(recipe["storage"]) / "small"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+
+    process = start(path)
+    try:
+        wait_until(lambda: (folder / "checkpoints" / "step-20").exists(), process=process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert read_status(folder)["state"] == "running"  # nobody was left to write anything else
+
+    process = start(path)
+    wait_until(lambda: (folder / "checkpoints" / "step-60").exists(), process=process)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert "interrupted; the same command continues" in output
+    assert read_status(folder)["state"] == "preempted"
+
+    pipeline.execute(config_of(recipe))
+    assert read_status(folder)["state"] == "succeeded"
+    assert losses(folder) == losses(Path(recipe["storage"]) / "unbroken")

@@ -1,0 +1,100 @@
+"""Training on several ranks for tests: started by torch.distributed.run, told what to do by a JSON file.
+
+Arguments: a JSON list of phases and a file for the results. A phase builds a new engine, loads a checkpoint if it
+names one, makes updates and saves if it is told to. Rank 0 writes the losses of each phase.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from e2ray.config.model import LoraSettings
+from e2ray.config.positions import PositionSettings
+from e2ray.config.train import TrainSettings
+from e2ray.core.model import prove
+from e2ray.core.positions import draw
+from e2ray.train import checkpoint
+from e2ray.train.engine import Engine, precision_of
+from e2ray.train.schedule import learning_rate
+
+WINDOW, BATCH, VOCABULARY = 32, 8, 101
+CPU = torch.device("cpu")
+
+
+def engine_for(phase):
+    # Odd sizes: under ZeRO-3 no parameter divides evenly by the ranks.
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=36,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        intermediate_size=77,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=phase.get("tied", True),
+    )
+    torch.manual_seed(0)
+    settings = TrainSettings(
+        steps=8,
+        batch_sequences=BATCH,
+        micro_batch_sequences=2,
+        lr=1e-2,
+        weight_decay=0.1,
+        zero_stage=phase["stage"],
+        offload=phase.get("offload", "none"),
+        precision=phase.get("precision", "fp32"),
+        warmup_steps=2,
+        log_every=1,
+        checkpoint_every=1,
+    )
+    model = LlamaForCausalLM(config)
+    if phase.get("lora"):
+        from e2ray.core.model import _with_adapters
+
+        model = _with_adapters(model, LoraSettings(rank=3))
+    dtype = precision_of(settings, CPU)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.train()
+    return Engine(model, settings, device=CPU, dtype=dtype), settings
+
+
+def updates(engine, settings, start, stop):
+    positions = PositionSettings.model_validate({"preset": "e2llm", "max_scale": 8})
+    share = BATCH // engine.num_workers
+    mine = range(engine.rank * share, (engine.rank + 1) * share)
+    losses = []
+    for step in range(start, stop):
+        rows = np.random.default_rng(step).integers(0, VOCABULARY, (BATCH, WINDOW))[mine.start : mine.stop]
+        drawn = draw(positions, seed=0, step=step, indices=mine, window=WINDOW, base_context_length=WINDOW)
+        nll = engine.update(torch.from_numpy(rows), drawn, lr=learning_rate(settings, step))
+        losses.append([engine.total(nll.double().sum()).item() / BATCH, engine.grad_norm])
+    return losses
+
+
+def main(phases, results):
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    found = []
+    for phase in phases:
+        engine, settings = engine_for(phase)
+        prove(engine.logits, engine.hook, engine.ds.module, vocab_size=VOCABULARY, device=CPU, tokens=24)
+        if "load" in phase:
+            assert checkpoint.load(engine, Path(phase["load"]))["step"] == phase["start"]
+        losses = updates(engine, settings, phase["start"], phase["stop"])
+        if "save" in phase:
+            folder = Path(phase["save"])
+            checkpoint.save(engine, folder, step=phase["stop"], facts={"tokens": 0, "dtype": "float32"}, keep=2)
+        found.append(losses)
+    if dist.get_rank() == 0:
+        Path(results).write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), sys.argv[2])
