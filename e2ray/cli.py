@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 DESCRIPTIONS = {
     "prepare": "corpus -> tokens -> Arrow shards",
@@ -18,15 +19,20 @@ DESCRIPTIONS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.splitlines())}; see {self.prog} --help\n")
+
+
 def parser(command: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of one command, or of all of them as subcommands."""
     if command:
-        single = argparse.ArgumentParser(description=DESCRIPTIONS[command])
+        single = _Parser(description=DESCRIPTIONS[command])
         _add_options(single, command)
         return single
-    top = argparse.ArgumentParser(
-        prog="e2ray", description="Train once on short windows, serve every context length: E2-LLM on Ray."
-    )
+    top = _Parser(prog="e2ray", description="Train once on short windows, serve every context length: E2-LLM on Ray.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in DESCRIPTIONS.items():
         _add_options(commands.add_parser(name, help=text, description=text), name)
@@ -64,22 +70,37 @@ def run(command: str, parsed: argparse.Namespace) -> int:
 
     try:
         _dispatch(command, parsed)
+        sys.stdout.flush()
     except (SettingsError, FileNotFoundError) as error:
-        print(f"e2ray {command}: {error}", file=sys.stderr)
+        _say(command, error)
         return 2
     except KeyboardInterrupt:
-        print(f"e2ray {command}: interrupted; the same command continues", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say(command, "interrupted; the same command continues")
         return 1
     except Exception as error:
+        unwritable = _discard_unwritable_output()
+        if unwritable and isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `| head`
+            return 1
         if os.environ.get("E2RAY_TRACEBACK"):
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"e2ray {command}: {text} (E2RAY_TRACEBACK=1 shows where)", file=sys.stderr)
+        _say(command, f"{str(error) or type(error).__name__} (E2RAY_TRACEBACK=1 shows where)")
         return 1
     return 0
+
+
+def _say(command: str, message: object) -> None:
+    """Print a message as one line on stderr."""
+    print(f"e2ray {command}: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _discard_unwritable_output() -> bool:
+    """Return whether stdout takes no more; what it holds back is then dropped, else the exit complains again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _dispatch(command: str, parsed: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from e2ray.config.base import SettingsError
 
 TEMPORARY = ".tmp-"
+_WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 def sync_folder(folder: Path) -> None:
@@ -104,7 +105,7 @@ def named_write_error(error: OSError, path: Path) -> OSError | SettingsError:
     """Return a one-line error for a write that the file system refused, or the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return SettingsError(f"{path}: no space left on the device; free some or choose another storage")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in _WRONG_PLACE:
         return SettingsError(f"{path}: cannot be written: {error.strerror}; choose another storage")
     return error
 
@@ -126,13 +127,15 @@ def read_json(path: str | Path, *, wanted: str) -> Any:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        SettingsError: If it is not JSON.
+        SettingsError: If it cannot be read or is not JSON.
     """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: not found; wanted {wanted}") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}; wanted {wanted}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise SettingsError(f"{path}: is no JSON ({error}); wanted {wanted}") from None
 
@@ -142,11 +145,16 @@ def lock(path: str | Path, *, what: str) -> Iterator[None]:
     """Hold an exclusive lock file for the block; it is free again when the process ends, however it ends.
 
     Raises:
-        SettingsError: If another process holds it; `what` says what that process is doing.
+        SettingsError: If another process holds it (`what` says what that process is doing), or the folder cannot
+            be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise named_write_error(error, path) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,6 +14,9 @@ class SettingsError(ValueError):
     between processes.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # paths and values may hold line breaks
+
 
 class Settings(BaseModel):
     """A frozen, strict group of settings; unknown keys, NaN and infinities are refused."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from e2ray.config.base import SettingsError
@@ -85,7 +85,8 @@ def parse_yaml(text: str, *, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise SettingsError(f"{source}{place}: {error.problem}") from None
+        problem = ": ".join(part for part in (error.context, error.problem) if part)
+        raise SettingsError(f"{source}{place}: {problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingsError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     _refuse_non_finite(value, source, "")
@@ -106,15 +107,19 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         SettingsError: If the file is missing, unreadable, empty or not a mapping of strict YAML.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
+        with path.expanduser().open("rb") as file:
+            data = file.read(MAX_RECIPE_BYTES + 1)  # a pipe or a device tells no size
+        if len(data) > MAX_RECIPE_BYTES:
             raise SettingsError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes, which no recipe is")
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8")
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such recipe; jobs/recipes/ holds some to start from") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~somebody without a home
+        raise SettingsError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     value = parse_yaml(text, source=str(path))
     if value is None:
         raise SettingsError(f"{path}: is empty; wanted a mapping of settings, see `e2ray schema`")
@@ -130,7 +135,7 @@ def apply_override(recipe: dict[str, Any], assignment: str) -> None:
         SettingsError: If the text is no assignment, or the path leads through a plain value.
     """
     key, equals, text = assignment.partition("=")
-    if not equals or not key or any(not part for part in key.split(".")):
+    if not equals or not 1 <= len(key.split(".")) <= MAX_DEPTH or not all(key.split(".")):
         raise SettingsError(f"--set {assignment}: wanted key.path=value, e.g. --set train.lr=1e-4")
     value = parse_yaml(text, source=f"--set {key}")
     *parents, last = key.split(".")
@@ -152,8 +157,9 @@ def _item(place: Any, part: str, path: str, assignment: str) -> Any:
     if isinstance(place, dict):
         return place[part]
     if isinstance(place, list):
-        if not part.isdigit() or int(part) >= len(place):
-            raise SettingsError(f"--set {assignment}: {path} has entries 0 to {len(place) - 1}, got {part!r}")
+        if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(place):
+            entries = f"has entries 0 to {len(place) - 1}" if place else "is an empty list"
+            raise SettingsError(f"--set {assignment}: {path} {entries}, got {part!r}")
         return place[int(part)]
     raise SettingsError(f"--set {assignment}: {path} is {place!r}, not a section")
 
@@ -171,63 +177,109 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def validate(recipe: dict[str, Any], *, source: str) -> RunConfig:
-    """Return the settings a plain mapping stands for; `source` names it in errors."""
+    """Return the settings a plain mapping stands for; `source` names it in errors.
+
+    Raises:
+        SettingsError: One line with key path, value found and value wanted; of several errors the first.
+    """
     try:
         return RunConfig.model_validate(recipe)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        raise SettingsError(f"{source}: {_describe(details[0])}{more}") from None
+        places: dict[str, list[ErrorDetails]] = {}
+        for detail in error.errors(include_url=False):
+            places.setdefault(_key_path(detail["loc"], recipe), []).append(detail)
+        path, details = next(iter(places.items()))
+        # a wrong entry makes its list "too short" as well
+        others = [place for place in places if place != path and not path.startswith(f"{place}.")]
+        more = f" (and {len(others)} more)" if others else ""
+        raise SettingsError(f"{source}: {path + ': ' if path else ''}{_problem(details)}{more}") from None
 
 
-_UNION_TAGS = re.compile(r"^(pretrained|llama|text|jsonl|parquet|python_stdlib|byte_level_bpe)$")
+_WANTED = {  # pydantic's words for what it wanted, and ours
+    r"a valid tuple": "a list",
+    r"a valid string": "text",
+    r"a valid integer": "a whole number",
+    r"a valid number": "a number",
+    r"a valid boolean": "true or false",
+    r"a valid dictionary or .*": "a section",
+    r"greater than or equal to (.*)": r"at least \1",
+    r"less than or equal to (.*)": r"at most \1",
+    r"greater than (.*)": r"more than \1",
+    r"(?:Tuple|String) should have (at (?:least|most) .*?)(?: after validation, not \d+)?": r"\1",
+}
 
 
-def _describe(detail: ErrorDetails) -> str:
-    """Return `key.path: got X, wanted Y` for one of pydantic's errors."""
-    path = ".".join(_without_tags(detail["loc"]))
-    where = f"{path}: " if path else ""
-    found = detail["input"]
+def _problem(details: list[ErrorDetails]) -> str:
+    """Return `got X, wanted Y` for pydantic's errors at one key, the members of a choice of types among them."""
+    detail = details[0]
     context = detail.get("ctx", {})
-    shown = repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
+    shown = repr(detail["input"]) if len(repr(detail["input"])) <= 60 else repr(detail["input"])[:57] + "..."
     match detail["type"]:
         case "missing":
-            return f"{where}is missing; the recipe must set it"
+            return "is missing; the recipe must set it"
         case "extra_forbidden":
-            return f"{where}unknown setting (value {shown}); `e2ray schema` lists the known ones"
+            return f"unknown setting (value {shown}); `e2ray schema` lists the known ones"
         case "value_error":
-            return f"{where}{context['error']}"
+            return str(context["error"])
         case "union_tag_not_found":
-            return f"{where}got {shown}, wanted a section with `kind`"
+            return f"got {shown}, wanted a section with `kind`"
         case "union_tag_invalid":
-            return f"{where}kind is {context['tag']!r}, wanted one of {context['expected_tags']}"
-    wanted = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{where}got {shown}, wanted {wanted}"
+            return f"kind is {context['tag']!r}, wanted one of {context['expected_tags']}"
+    return f"got {shown}, wanted {' or '.join(_wanted(detail['msg']) for detail in details)}"
 
 
-def _without_tags(location: tuple[int | str, ...]) -> list[str]:
-    """Return an error's path without the `kind` that pydantic puts behind a choice of classes."""
+def _wanted(message: str) -> str:
+    text = message.removeprefix("Input should be ")
+    for pattern, ours in _WANTED.items():
+        if re.fullmatch(pattern, text):
+            return re.sub(f"^{pattern}$", ours, text)
+    return text
+
+
+_CHOICES = {"model", "scale", "placement", "jump", "tokenizer"}  # keys whose section has a `kind`
+
+
+def _key_path(location: tuple[int | str, ...], recipe: dict[str, Any]) -> str:
+    """Return an error's dotted path in the recipe.
+
+    Pydantic puts the `kind` behind a choice of classes and the type behind a choice of types, and it reports a
+    preset's scale where the preset was expanded to.
+    """
     parts: list[str] = []
-    tagged = {"model", "scale", "placement", "jump", "tokenizer"}
     previous: int | str | None = None
     for part in location:
         is_source = isinstance(previous, int) and len(parts) >= 2 and parts[-2].endswith("corpus")
-        if isinstance(part, str) and not (previous in tagged or is_source):
-            parts.append(part)
-        elif isinstance(part, int):
+        is_kind = isinstance(part, str) and (previous in _CHOICES or is_source)
+        is_type = part == "bool" or str(part).startswith("literal[")
+        if not is_kind and not is_type:
             parts.append(str(part))
-        elif previous in tagged or is_source:
-            previous = None
-            continue
-        previous = part
-    return parts
+        previous = None if is_kind else part
+    path = ".".join(parts)
+    positions = recipe.get("positions")
+    if path == "positions.scale.max_scale" and isinstance(positions, dict) and "preset" in positions:
+        return "positions.max_scale"
+    return path
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper that quotes what either its own loader or ours would read as no text."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [
+        *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+        *_Loader.yaml_implicit_resolvers.get(first, []),
+    ]
+    for first in yaml.SafeDumper.yaml_implicit_resolvers.keys() | _Loader.yaml_implicit_resolvers.keys()
+}
 
 
 def dump(config: RunConfig) -> str:
     """Return the resolved settings as YAML that `load` reads back to the same settings."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def schema() -> str:
     """Return the JSON schema of a recipe."""
-    return json.dumps(TypeAdapter(RunConfig).json_schema(), indent=2)
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(dialect | RunConfig.model_json_schema(), indent=2)

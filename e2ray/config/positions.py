@@ -8,7 +8,7 @@ base context length L and window R. u is uniform on [0, 1).
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from e2ray.config.base import Settings
 
@@ -92,7 +92,7 @@ class ChoiceScale(Settings):
     @classmethod
     def _distinct(cls, value: tuple[ScaleWeight, ...]) -> tuple[ScaleWeight, ...]:
         if len({choice.scale for choice in value}) != len(value):
-            raise ValueError("must name each scale once")
+            raise ValueError(f"must name each scale once, got {[choice.scale for choice in value]}")
         return value
 
     @property
@@ -232,12 +232,32 @@ def preset(name: str, max_scale: float) -> dict[str, Any]:
 PRESETS = ("e2llm", "pose", "randpos", "cream", "clex", "endprompt", "pi", "native")
 
 
+def _with_presets(schema: dict[str, Any]) -> None:
+    """Add the form with `preset` to the JSON schema of `PositionSettings`, whose fields are the resolved form."""
+    shared = {"additionalProperties": False, "type": "object"}
+    properties = schema.pop("properties")
+    resolved = shared | {"properties": properties, "required": schema.pop("required")}
+    named = {
+        "preset": {"enum": list(PRESETS), "description": "A published method."},
+        "max_scale": {"type": "number", "minimum": 1, "description": "The scale it trains for; native needs none."},
+        "placement": properties["placement"],
+        "per": properties["per"],
+    }
+    native = {"properties": {"preset": {"const": "native"}}}
+    preset_form = shared | {"properties": named, "required": ["preset"], "anyOf": [native, {"required": ["max_scale"]}]}
+    for key in shared:
+        schema.pop(key)
+    schema["anyOf"] = [resolved, preset_form]
+
+
 class PositionSettings(Settings):
     """How positions are drawn for training rows.
 
     Either `preset` and `max_scale`, or `scale` and `placement`. A preset is expanded at once, so the
     resolved settings hold only what it stands for; `placement` or `per` beside a preset replace its own.
     """
+
+    model_config = ConfigDict(json_schema_extra=_with_presets)
 
     scale: Scale = Field(description="Distribution of the scale g, which divides positions.")
     placement: Placement = Field(description="Where in the window the jumps are.")
@@ -254,11 +274,13 @@ class PositionSettings(Settings):
         name, max_scale = rest.pop("preset"), rest.pop("max_scale", None)
         if "scale" in rest:
             raise ValueError("takes either preset or scale, not both; leave preset out")
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
         if name == "native":
             max_scale = 1.0 if max_scale is None else max_scale
         if isinstance(max_scale, bool) or not isinstance(max_scale, int | float) or max_scale < 1:
             raise ValueError(f"preset {name!r} needs max_scale, a number of at least 1, got {max_scale!r}")
-        return preset(name, float(max_scale)) | rest
+        return preset(name, max_scale) | rest
 
     @property
     def max_scale(self) -> float:

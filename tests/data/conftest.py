@@ -1,7 +1,5 @@
-"""A small Ray cluster for the tests that need one, and shards written without it."""
+"""Shards written without Ray."""
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,27 +7,6 @@ import pytest
 
 from e2ray.data.rows import TrainRows, ValidationRows
 from e2ray.data.shards import SCHEMA_VERSION, manifest_text
-
-
-@pytest.fixture(scope="session")
-def ray_cluster():
-    """A Ray of two CPUs, ended with the session."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets need a short path
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=128 * 2**20,
-        log_to_driver=False,
-        _temp_dir=folder,
-    )
-    yield ray
-    ray.shutdown()
-    patch.undo()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
