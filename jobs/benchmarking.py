@@ -1,0 +1,91 @@
+"""What the benchmarks share: alternating measurements and the form of a result file.
+
+Both sides of a ratio run in one process in the order A B B A, so that a machine that grows slower or faster favours
+neither. A result is written only from a clean commit that can be named.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def alternate(one: Callable[[], object], other: Callable[[], object], *, pairs: int, warmup: int) -> dict[str, Any]:
+    """Return the seconds of both sides, measured in the order A B B A, and the ratio of their medians.
+
+    Args:
+        one: Runs side A once, to its end.
+        other: Runs side B once, to its end.
+        pairs: Pairs that are measured, an even number.
+        warmup: Runs of each side that are not counted.
+    """
+    for _ in range(warmup):
+        one(), other()
+    seconds: dict[str, list[float]] = {"a_s": [], "b_s": []}
+    sides = {"a_s": one, "b_s": other}
+    for pair in range(pairs):
+        for side in ("a_s", "b_s") if pair % 2 == 0 else ("b_s", "a_s"):
+            began = time.perf_counter()
+            sides[side]()
+            seconds[side].append(time.perf_counter() - began)
+    medians = {side: statistics.median(values) for side, values in seconds.items()}
+    spread = {f"{side}_quartiles": statistics.quantiles(values, n=4) for side, values in seconds.items()}
+    return {
+        **seconds,
+        **{f"{side}_median": value for side, value in medians.items()},
+        **spread,
+        "ratio_of_medians": medians["a_s"] / medians["b_s"],
+        "median_of_pair_ratios": statistics.median(a / b for a, b in zip(seconds["a_s"], seconds["b_s"], strict=True)),
+    }
+
+
+def goal(name: str, value: float, *, at_most: float | None = None, at_least: float | None = None) -> dict[str, Any]:
+    """Return one entry of `goals`: what was measured, what was wanted, whether it was met."""
+    met = (at_most is None or value <= at_most) and (at_least is None or value >= at_least)
+    wanted = f"<= {at_most}" if at_most is not None else f">= {at_least}"
+    return {"name": name, "value": value, "goal": wanted, "met": met}
+
+
+def finish(question: str, *, config: dict[str, Any], runs: Any, goals: list[dict[str, Any]], check: bool) -> int:
+    """Print the goals, write `results/<question>_<hardware>_<date>.json`, and return the exit code."""
+    from e2ray import files
+    from e2ray.train.record import environment
+
+    found = environment()
+    for entry in goals:
+        print(
+            f"{'met   ' if entry['met'] else 'MISSED'}  {entry['name']}: {entry['value']:.4g} (wanted {entry['goal']})"
+        )
+    commit = found["commit"]
+    if commit is None or commit.endswith("-dirty"):
+        print("not written: results come from a clean commit", file=sys.stderr)
+    else:
+        hardware = found["hardware"]
+        gpu = hardware["gpus"][0].replace(" ", "-").lower() if hardware["gpus"] else f"cpu{hardware['cpus']}"
+        path = RESULTS / f"{question}_{gpu}_{datetime.now(UTC):%Y-%m-%d}.json"
+        result = {
+            "commit": commit,
+            "command": " ".join(["python", f"jobs/bench_{question}.py", *sys.argv[1:]]),
+            "hardware": hardware,
+            "versions": found["versions"] | {"python": found["python"]},
+            "config": config,
+            "runs": runs,
+            "goals": goals,
+        }
+        files.write_json(path, json.loads(json.dumps(result)))
+        print(f"written to {path.relative_to(RESULTS.parents[1])}")
+    return 1 if check and not all(entry["met"] for entry in goals) else 0
+
+
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser with what every benchmark takes."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--check", action="store_true", help="exit 1 if a goal is missed")
+    return made
