@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 a setting, a path or data is wrong (one line on stderr); 1
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -78,8 +79,9 @@ def run(command: str, parsed: argparse.Namespace) -> int:
         _say(command, "interrupted; the same command continues")
         return 1
     except Exception as error:
-        unwritable = _discard_unwritable_output()
-        if unwritable and isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `| head`
+        gone = isinstance(error, BrokenPipeError) and _reader_has_gone()
+        _discard_unwritable_output()
+        if gone:
             return 1
         if os.environ.get("E2RAY_TRACEBACK"):
             raise
@@ -93,14 +95,19 @@ def _say(command: str, message: object) -> None:
     print(f"e2ray {command}: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _discard_unwritable_output() -> bool:
-    """Return whether stdout takes no more; what it holds back is then dropped, else the exit complains again."""
+def _reader_has_gone() -> bool:
+    """Return whether nobody reads stdout any more, as behind `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard_unwritable_output() -> None:
+    """Drop what stdout holds back and cannot write, else the exit complains again."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def _dispatch(command: str, parsed: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise named_write_error(error, path) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # gone already, or the folder is no folder: the error above says so
+            aside.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

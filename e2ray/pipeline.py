@@ -48,6 +48,7 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
         ray.init(address=address, logging_level="WARNING")
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other on a busy machine
         ray.init(
             address="local",
             num_cpus=len(os.sched_getaffinity(0)),

@@ -264,7 +264,12 @@ def _key_path(location: tuple[int | str, ...], recipe: dict[str, Any]) -> str:
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper that quotes what either its own loader or ours would read as no text."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        folded = any(character in data for character in "\x85\u2028\u2029")  # line breaks that plain quotes lose
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if folded else None)
 
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 _Dumper.yaml_implicit_resolvers = {
     first: [
         *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -20,7 +21,7 @@ def test_decay_starts_at_the_peak_and_falls_to_the_final_share(schedule):
     rates = [learning_rate(settings(schedule=schedule), step) for step in range(10, 101)]
     assert rates[0] == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(1e-4)
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
 
 
 def test_halfway_linear_and_cosine_agree_and_a_quarter_in_they_differ_by_the_closed_form():

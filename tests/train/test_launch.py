@@ -1,0 +1,115 @@
+"""Real Ray Train workers: the same losses on one and on two, and errors that come out in one line."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from e2ray.config.base import SettingsError
+from e2ray.config.model import LlamaModel
+from e2ray.config.positions import PositionSettings
+from e2ray.config.train import ClusterSettings, TrainSettings
+from e2ray.data.rows import TrainRows
+from e2ray.data.shards import SCHEMA_VERSION, manifest_text
+from e2ray.train.launch import Resources, resources, shortage, train
+from e2ray.train.record import read_metrics
+from e2ray.train.worker import Task
+
+WINDOW, VOCABULARY = 32, 64
+
+
+@pytest.fixture
+def task(tmp_path):
+    """A task on shards of random rows, eight updates of four rows, a line for each."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    rows = TrainRows(shards, WINDOW, shard_rows=20)
+    generator = np.random.default_rng(0)
+    for number in range(5):
+        rows.add(number, generator.integers(0, VOCABULARY, 10 * WINDOW, dtype=np.int32))
+    dropped = rows.finish()
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "tokenizer_hash": "a" * 64,
+        "vocab_size": VOCABULARY,
+        "window": WINDOW,
+        "rows": rows.writer.rows,
+        "rows_per_batch": rows.rows_per_batch,
+        "dropped_tokens": dropped,
+        "shards": rows.writer.entries,
+        "validation": [],
+    }
+    (shards / "manifest.json").write_text(manifest_text(manifest), encoding="utf-8")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return Task(
+        folder=folder,
+        shards=shards,
+        tokenizer_hash="a" * 64,
+        vocab_size=VOCABULARY,
+        window=WINDOW,
+        base_context_length=WINDOW,
+        seed=3,
+        model=LlamaModel(
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            base_context_length=32,
+        ),
+        positions=PositionSettings.model_validate({"preset": "e2llm", "max_scale": 8}),
+        train=TrainSettings(steps=8, batch_sequences=4, lr=1e-2, log_every=1, checkpoint_every=4),
+        digest="0" * 64,
+    )
+
+
+@pytest.mark.ray
+def test_two_workers_see_the_rows_and_draws_of_one(ray_cluster, task, tmp_path):
+    """Every step's loss by scale is a function of the rows and draws of all steps before: equal means equal."""
+    train(task, ClusterSettings(num_workers=1, max_failures=0))
+    (tmp_path / "two").mkdir()
+    double = replace(task, folder=tmp_path / "two")
+    train(double, ClusterSettings(num_workers=2, max_failures=0))
+    one, two = read_metrics(task.folder), read_metrics(double.folder)
+    assert [line["step"] for line in one] == list(range(1, 9))
+    for mine, other in zip(one, two, strict=True):
+        assert mine["scale_mean"] == other["scale_mean"]
+        assert mine["loss_by_scale"] == pytest.approx(other["loss_by_scale"], rel=1e-5)
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert one[-1]["loss"] != pytest.approx(one[0]["loss"], rel=1e-3)  # it did train
+
+
+@pytest.mark.ray
+def test_a_damaged_shard_comes_out_as_one_line_and_is_not_retried_for_ever(ray_cluster, task):
+    entry = json.loads((task.shards / "manifest.json").read_text())["shards"][1]
+    path = task.shards / entry["file"]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=rf"{entry['file']}.*rerun prepare") as caught:
+        train(task, ClusterSettings(max_failures=2))
+    assert "\n" not in str(caught.value)
+    assert not [path for path in Path(task.folder).iterdir() if path.name.startswith(".refused")]
+
+
+@pytest.mark.ray
+def test_more_workers_than_the_cluster_has_is_told_at_once(ray_cluster):
+    with pytest.raises(SettingsError, match=r"cluster\.num_workers: 64 workers need 48 CPUs .* has 2, enough for 2"):
+        resources(ClusterSettings(num_workers=64))
+    with pytest.raises(SettingsError, match=r"2 workers need 2 GPUs .* has 0"):
+        resources(ClusterSettings(num_workers=2, use_gpu=True, cpus_per_worker=0.1))
+
+
+@pytest.mark.ray
+def test_a_cluster_that_scales_is_waited_for(ray_cluster):
+    with pytest.raises(SettingsError, match="64 workers"):
+        resources(ClusterSettings(num_workers=64, autoscaling=True, wait_s=0.3))
+
+
+def test_readers_of_the_data_are_counted():
+    wanted = Resources(num_workers=2, use_gpu=False, cpus_per_worker=1.0)
+    assert shortage(wanted, {"CPU": 2.5}) is None
+    assert "need 2.5 CPUs" in str(shortage(wanted, {"CPU": 2.0}))
