@@ -5,8 +5,10 @@ result stands is not run again, so the same command continues a run wherever it 
 """
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,7 @@ from e2ray.config.model import PretrainedModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.config.train import ClusterSettings, TrainSettings
-from e2ray.run import Run, refuse_other_settings, reporting, resolve, result_line, stop_on_sigterm
+from e2ray.run import Run, refuse_other_settings, reporting, resolve, result_line
 from e2ray.train.record import now, read_status, write_status
 
 STAGES = ("prepare", "pretrain", "train", "evaluate", "export")  # the order of a whole run
@@ -43,11 +45,13 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    handler = signal.getsignal(signal.SIGTERM)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, logging_level="WARNING")
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:`ExecutionOptions.exclude_resources`")  # Ray to itself
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other on a busy machine
         ray.init(
             address="local",
@@ -58,7 +62,8 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
             logging_level="WARNING",
             _temp_dir=os.environ.get("E2RAY_RAY_FOLDER") or str(Path(tempfile.gettempdir()) / "ray"),
         )
-    stop_on_sigterm()  # Ray has put its own handler in place, which ends the process without a word
+    if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place, which ends the process without a word
     try:
         yield
     finally:
@@ -74,12 +79,15 @@ def remote(name: str, function: Callable[..., Any], *arguments: Any, use_gpu: bo
     import ray
 
     task = ray.remote(max_retries=0)(_in_task).options(name=name, num_cpus=1, num_gpus=1 if use_gpu else 0)
+    from e2ray.data.corpus import one_line
+
     try:
         return ray.get(task.remote(function, arguments))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SettingsError):
             raise SettingsError(str(error.cause)) from error
-        raise
+        cause = error.cause or error
+        raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
 
 
 def _in_task(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -170,6 +178,7 @@ def _train(
 
     manifest = read_manifest(shards)
     task = Task(
+        name=run.config.name if folder == run.folder else f"{run.config.name}-pretrain",
         folder=folder,
         shards=shards,
         tokenizer_hash=manifest["tokenizer_hash"],
@@ -274,7 +283,8 @@ def _measure(run: Run, shards: Path, found: dict[str, Any], use_gpu: bool) -> tu
     cells = []
     for name, model_settings in found.items():
         plain = model_settings.model_copy(update={"lora": None, "gradient_checkpointing": False})
-        model = build_model(plain, dtype=dtype, device=device).eval()
+        vocabulary = opened.manifest["vocab_size"]
+        model = build_model(plain, dtype=dtype, device=device, vocab_size=vocabulary, seed=run.config.seed).eval()
         hook = RotaryHook(model)
         cells += surface(
             model,

@@ -16,7 +16,7 @@ from e2ray.config.data import PretrainedTokenizer
 from e2ray.config.load import read_recipe, validate
 from e2ray.config.model import PretrainedModel
 from e2ray.config.run import RunConfig, differences
-from e2ray.train.record import now, write_status
+from e2ray.train.record import now, read_status, write_status
 
 
 class Preempted(KeyboardInterrupt):
@@ -113,16 +113,29 @@ def refuse_other_settings(run: Run, *, besides: Sequence[str] = ()) -> None:
 
 @contextmanager
 def reporting(run: Run) -> Iterator[None]:
-    """Write into status.json how the block ended, whatever ends it: an error, SIGTERM or an interrupt."""
-    stop_on_sigterm()
+    """Write into status.json how the block ended, whatever ends it: an error, SIGTERM or an interrupt.
+
+    SIGTERM, which `ray job stop` sends, is written down by the handler itself: the job is killed seconds later.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        write_status(run.folder, state="preempted", error=f"stopped by {signal.Signals(number).name}", ended_at=now())
+        raise Preempted
+
+    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
     try:
         yield
-    except KeyboardInterrupt as error:
-        write_status(run.folder, state="preempted", error=str(error) or "interrupted", ended_at=now())
-        raise
+    except (KeyboardInterrupt, SystemExit) as error:  # while it trains, Ray turns Ctrl-C into SystemExit
+        status = read_status(run.folder)
+        if status and status["state"] != "preempted":
+            write_status(run.folder, state="preempted", error="interrupted", ended_at=now())
+        raise KeyboardInterrupt from error
     except BaseException as error:
         write_status(run.folder, state="failed", error=" ".join(str(error).split()), ended_at=now())
         raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def result_line(run: Run) -> str:
@@ -133,13 +146,3 @@ def result_line(run: Run) -> str:
         parts += files.read_json(evaluation, wanted="an evaluation")["verdict"]["sentences"][:1]
     place = "export" if (run.folder / "export").is_dir() else "model"
     return " ".join([*parts, f"Model: {run.folder / place}"])
-
-
-def stop_on_sigterm() -> None:
-    """Make SIGTERM, which `ray job stop` sends, raise Preempted in the main thread."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Preempted(f"stopped by {signal.Signals(number).name}")
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)

@@ -1,7 +1,7 @@
 """The only module that knows DeepSpeed: one update, the gradient norm, and full fp32 state in and out.
 
 DeepSpeed's settings are derived from ours, so that a value has one home. On a machine without CUDA nothing is
-compiled: the shared-memory op that `initialize` would build is declared unavailable, and the optimizer is
+compiled: the ops that `initialize` would probe for and build are declared unavailable, and the optimizer is
 torch's AdamW. State is read and written per parameter through DeepSpeed's full-parameter accessors, so that a
 checkpoint knows neither a world size nor a ZeRO stage.
 """
@@ -120,7 +120,7 @@ class Engine:
             fused=device.type == "cuda" and settings.offload == "none",
         )
         if device.type == "cpu":
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a compiler runs for a minute
+            deepspeed.ops.__compatible_ops__ = {}  # else each op is probed, and one compiled for a minute
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.ds, *_ = deepspeed.initialize(
             model=model.to(device),

@@ -1,5 +1,6 @@
 """Training on a Ray cluster: checks the resources, starts the workers, hands their errors on in one line."""
 
+import logging
 import math
 import os
 import threading
@@ -99,7 +100,7 @@ def train(task: "Task", settings: ClusterSettings, *, show: Callable[[str], None
         ),
         torch_config=TorchConfig(backend="nccl" if wanted.use_gpu else "gloo"),
         run_config=RunConfig(
-            name=f"{task.folder.name}-{attempt}",
+            name=f"{task.name}-{attempt}",
             storage_path=str(task.folder / "ray"),
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=2),
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -134,6 +135,8 @@ def _work(config: dict[str, Any]) -> None:
     from e2ray.data.stream import batches
     from e2ray.train import worker
 
+    logging.getLogger().setLevel(logging.WARNING)  # else Ray prints a line per report; LoggingConfig misses its logger
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     task: Task = config["task"]
     refusal = _refusal(task.folder, config["attempt"])
     if refusal.exists():
@@ -149,7 +152,7 @@ def _work(config: dict[str, Any]) -> None:
             device=ray.train.torch.get_device(),
             open_rows=open_rows,
             report=lambda metrics: ray.train.report(metrics),
-            gauges=gauges(task.folder.name),
+            gauges=gauges(task.name),
         )
     except SettingsError as error:
         files.write_text(refusal, str(error))

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
-from e2ray.config.base import SettingsError
 from e2ray.config.model import Model
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
@@ -33,6 +32,7 @@ Rows = Iterator[NDArray[np.int32]]
 class Task:
     """Everything one training needs, the same on every worker; it can be pickled."""
 
+    name: str  # of the run, as the dashboard and the gauges show it
     folder: Path  # of the run: metrics.jsonl, checkpoints/ ... appear here
     shards: Path
     tokenizer_hash: str
@@ -91,7 +91,6 @@ def run(
     disable_progress_bar()
     dtype = precision_of(task.train, device)
     model = build_model(task.model, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu")
-    _demand_vocabulary(model, task)
     model.train()
     engine = Engine(model, task.train, device=device, dtype=dtype)
     prove(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)
@@ -145,12 +144,3 @@ def _recorder(task: Task, start: int, gauges: Callable[[dict[str, Any]], None] |
         show=(lambda line: print(line, flush=True)) if task.show_progress else None,
         gauges=gauges,
     )
-
-
-def _demand_vocabulary(model: torch.nn.Module, task: Task) -> None:
-    embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if embeddings < task.vocab_size:
-        raise SettingsError(
-            f"data.tokenizer: the shards in {task.shards} use {task.vocab_size} tokens, the model has {embeddings}; "
-            "prepare with the model's own tokenizer (data.tokenizer: null)"
-        )

@@ -33,6 +33,7 @@ def train_on_ranks(tmp_path_factory):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         assert not list(extensions.rglob("*")), "DeepSpeed compiled something"
+        assert "ld returned" not in done.stderr, "DeepSpeed probed for something with a linker"
         return json.loads((folder / "results.json").read_text())
 
     return run

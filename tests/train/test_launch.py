@@ -45,6 +45,7 @@ def task(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     return Task(
+        name="run",
         folder=folder,
         shards=shards,
         tokenizer_hash="a" * 64,
