@@ -91,6 +91,15 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys):
     pipeline.execute(config_of(again))
     assert "is finished" in capsys.readouterr().out
 
+    # Evaluation and export can be done again with other settings of their own.
+    recipe["evaluate"] = {"documents": 1, "document_tokens": 100, "windows": [32, 64], "scales": [1, 2], "stride": 16}
+    recipe["export"] = {"context_lengths": [64]}
+    pipeline.evaluate_only(config_of(recipe))
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert {(row["window"], row["scale"]) for row in evaluation["rows"]} == {(32, 1), (32, 2), (64, 1), (64, 2)}
+    pipeline.export_only(config_of(recipe))
+    assert [path.name for path in (folder / "export" / "serving").iterdir()] == ["64"]
+
     # The same name with other settings is refused by name.
     recipe["train"]["lr"] = 2e-3
     with pytest.raises(SettingsError, match=r"train\.lr: 0\.001 in the run, 0\.002 asked for"):
@@ -103,6 +112,45 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys):
     pipeline.execute(config_of(recipe))
     assert len(list((Path(recipe["storage"]) / "bases").iterdir())) == 1
     assert len([path for path in (Path(recipe["storage"]) / "shards").iterdir() if path.is_dir()]) == 1
+
+
+def test_a_bad_document_fails_the_run_in_one_line(ray_cluster, recipe, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 50)
+    recipe["data"]["corpus"].append({"kind": "text", "paths": [str(tmp_path / "latin.txt")]})
+    with pytest.raises(SettingsError, match=r"latin\.txt.*UTF-8.*on_bad: skip"):
+        pipeline.execute(config_of(recipe))
+    folder = Path(recipe["storage"]) / "small"
+    status = read_status(folder)
+    assert status["state"] == "failed"
+    assert "latin.txt" in status["error"]
+    assert not (folder / "model").exists()
+    assert not [path for path in (Path(recipe["storage"]) / "shards").iterdir() if path.is_dir()]
+
+
+def test_shards_of_another_window_or_tokenizer_are_refused(ray_cluster, recipe, tmp_path):
+    recipe["data"]["shards"] = str(tmp_path / "mine")
+    recipe["pretrain"] = None
+    pipeline.prepare_only(config_of(recipe))
+    recipe["data"]["window"] = 16
+    with pytest.raises(SettingsError, match="32-token rows, the run wants 16; rerun prepare"):
+        pipeline.execute(config_of(recipe))
+    recipe["data"] |= {"window": 32, "tokenizer": {"kind": "pretrained", "path": other_tokenizer(tmp_path)}}
+    recipe["name"] = "other"
+    with pytest.raises(SettingsError, match="tokenizer"):
+        pipeline.execute(config_of(recipe))
+    assert read_status(Path(recipe["storage"]) / "other")["state"] == "failed"
+
+
+def other_tokenizer(tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    from e2ray.config.data import ByteLevelBpe
+    from e2ray.data.tokenizer import train_byte_level_bpe
+
+    tokenizer = train_byte_level_bpe(["another text"], ByteLevelBpe(vocab_size=260))
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return str(tmp_path / "tokenizer")
 
 
 def losses(folder):
