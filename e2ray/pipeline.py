@@ -48,7 +48,7 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level="WARNING")
+        _attach(address)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("PYTHONWARNINGS", "ignore:`ExecutionOptions.exclude_resources`")  # Ray to itself
@@ -68,6 +68,25 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _attach(address: str) -> None:
+    """Connect to a running cluster.
+
+    Raises:
+        SettingsError: If the address is the jobs API's, or no cluster answers there.
+    """
+    import ray
+
+    if address.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"RAY_ADDRESS: {address} is where jobs are submitted; use `ray job submit -- python jobs/train.py ...`, "
+            "or unset it to run on a Ray of this machine alone"
+        )
+    try:
+        ray.init(address=address, logging_level="WARNING")
+    except ConnectionError as error:
+        raise SettingsError(f"RAY_ADDRESS: no Ray cluster answers at {address}; start one or unset it") from error
 
 
 def remote(name: str, function: Callable[..., Any], *arguments: Any, use_gpu: bool) -> Any:

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -157,8 +160,15 @@ def losses(folder):
     return [(line["step"], line["loss"], line["grad_norm"], line["loss_by_scale"]) for line in read_metrics(folder)]
 
 
-def start(recipe_path):
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+@pytest.fixture
+def ray_folder():
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets need a short path
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(recipe_path, ray_folder):
+    environment = os.environ | {"E2RAY_RAY_FOLDER": ray_folder}
     command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(recipe_path)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
@@ -173,7 +183,7 @@ def wait_until(condition, *, process, timeout_s=120):
         time.sleep(0.05)
 
 
-def test_killed_and_stopped_run_continues_with_the_losses_of_an_unbroken_one(tmp_path, recipe, ray_cluster):
+def test_killed_and_stopped_run_continues_with_the_losses_of_an_unbroken_one(tmp_path, recipe, ray_cluster, ray_folder):
     recipe |= {"evaluate": None, "export": None, "pretrain": None}
     recipe["train"] |= {"steps": 150, "checkpoint_every": 10}
     unbroken = recipe | {"name": "unbroken"}
@@ -182,7 +192,7 @@ def test_killed_and_stopped_run_continues_with_the_losses_of_an_unbroken_one(tmp
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
 
-    process = start(path)
+    process = start(path, ray_folder)
     try:
         wait_until(lambda: (folder / "checkpoints" / "step-20").exists(), process=process)
     finally:
@@ -190,7 +200,7 @@ def test_killed_and_stopped_run_continues_with_the_losses_of_an_unbroken_one(tmp
     process.communicate(timeout=60)
     assert read_status(folder)["state"] == "running"  # nobody was left to write anything else
 
-    process = start(path)
+    process = start(path, ray_folder)
     wait_until(lambda: (folder / "checkpoints" / "step-60").exists(), process=process)
     process.terminate()
     output, _ = process.communicate(timeout=60)
@@ -201,3 +211,27 @@ def test_killed_and_stopped_run_continues_with_the_losses_of_an_unbroken_one(tmp
     pipeline.execute(config_of(recipe))
     assert read_status(folder)["state"] == "succeeded"
     assert losses(folder) == losses(Path(recipe["storage"]) / "unbroken")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:8265", r"RAY_ADDRESS: .* is where jobs are submitted; use `ray job submit"),
+        ("127.0.0.1:9", r"RAY_ADDRESS: no Ray cluster answers at 127\.0\.0\.1:9"),
+    ],
+)
+def test_an_address_without_a_cluster_is_told_in_one_line(tmp_path, recipe, address, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(path)],
+        env=os.environ | {"RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert re.search(message, done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+    assert read_status(Path(recipe["storage"]) / "small")["state"] == "failed"
