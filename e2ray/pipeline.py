@@ -6,6 +6,7 @@ result stands is not run again, so the same command continues a run wherever it 
 
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import PretrainedTokenizer
-from e2ray.config.load import dump
+from e2ray.config.load import dump, read_recipe, validate
 from e2ray.config.model import PretrainedModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
@@ -83,9 +84,12 @@ def _attach(address: str) -> None:
             f"RAY_ADDRESS: {address} is where jobs are submitted; use `ray job submit -- python jobs/train.py ...`, "
             "or unset it to run on a Ray of this machine alone"
         )
+    host, colon, port = address.rpartition(":")
     try:
+        if colon and "://" not in address and port.isdigit():  # else Ray tries for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=address, logging_level="WARNING")
-    except ConnectionError as error:
+    except OSError as error:  # ConnectionError is one
         raise SettingsError(f"RAY_ADDRESS: no Ray cluster answers at {address}; start one or unset it") from error
 
 
@@ -439,6 +443,10 @@ def _later_stage(run: Run, stage: str) -> None:
     refuse_other_settings(run, besides=("evaluate", "export"))
     with files.lock(run.folder / ".lock", what="running this run"):
         run_stages(run, [stage])
+        path = run.folder / "config.yaml"  # its settings are those of the results beside it
+        before = validate(read_recipe(path), source=str(path))
+        files.write_text(path, dump(before.model_copy(update={stage: getattr(run.config, stage)})))
+        write_status(run.folder, result=result_line(run))
 
 
 def check(config: RunConfig) -> None:

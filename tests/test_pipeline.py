@@ -102,6 +102,10 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys):
     assert {(row["window"], row["scale"]) for row in evaluation["rows"]} == {(32, 1), (32, 2), (64, 1), (64, 2)}
     pipeline.export_only(config_of(recipe))
     assert [path.name for path in (folder / "export" / "serving").iterdir()] == ["64"]
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (resolved["evaluate"]["windows"], resolved["export"]["context_lengths"]) == ([32, 64], [64])
+    pipeline.execute(config_of(resolved))
+    assert "is finished" in capsys.readouterr().out
 
     # The same name with other settings is refused by name.
     recipe["train"]["lr"] = 2e-3
@@ -183,9 +187,9 @@ def wait_until(condition, *, process, timeout_s=120):
         time.sleep(0.05)
 
 
-def test_killed_and_stopped_run_continues_with_the_losses_of_an_unbroken_one(tmp_path, recipe, ray_cluster, ray_folder):
+def test_a_killed_run_continues_with_the_losses_of_an_unbroken_one(tmp_path, recipe, ray_cluster, ray_folder):
     recipe |= {"evaluate": None, "export": None, "pretrain": None}
-    recipe["train"] |= {"steps": 150, "checkpoint_every": 10}
+    recipe["train"] |= {"steps": 60, "checkpoint_every": 10}
     unbroken = recipe | {"name": "unbroken"}
     pipeline.execute(config_of(unbroken))
     folder = Path(recipe["storage"]) / "small"
@@ -199,14 +203,6 @@ def test_killed_and_stopped_run_continues_with_the_losses_of_an_unbroken_one(tmp
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert read_status(folder)["state"] == "running"  # nobody was left to write anything else
-
-    process = start(path, ray_folder)
-    wait_until(lambda: (folder / "checkpoints" / "step-60").exists(), process=process)
-    process.terminate()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1, output
-    assert "interrupted; the same command continues" in output
-    assert read_status(folder)["state"] == "preempted"
 
     pipeline.execute(config_of(recipe))
     assert read_status(folder)["state"] == "succeeded"
