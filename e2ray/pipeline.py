@@ -5,24 +5,20 @@ result stands is not run again, so the same command continues a run wherever it 
 """
 
 import os
-import signal
-import socket
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from e2ray import files
+from e2ray.cluster import cluster, remote, wants_gpu
 from e2ray.config.base import SettingsError
 from e2ray.config.data import PretrainedTokenizer
 from e2ray.config.load import dump, read_recipe, validate
 from e2ray.config.model import PretrainedModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
-from e2ray.config.train import ClusterSettings, TrainSettings
+from e2ray.config.train import TrainSettings
 from e2ray.run import Run, refuse_other_settings, reporting, resolve, result_line
 from e2ray.train.record import now, read_status, write_status
 
@@ -32,104 +28,6 @@ STAGES = ("prepare", "pretrain", "train", "evaluate", "export")  # the order of 
 def show(line: str) -> None:
     """Print one line at once."""
     print(line, flush=True)
-
-
-@contextmanager
-def cluster(settings: ClusterSettings) -> Iterator[None]:
-    """Connect to the cluster RAY_ADDRESS names (a Ray job has one), else start one on this machine for the block.
-
-    The dashboard stays on, since without it placement groups of ended trials are never freed.
-    """
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _attach(address)
-    else:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("PYTHONWARNINGS", "ignore:`ExecutionOptions.exclude_resources`")  # Ray to itself
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other on a busy machine
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            object_store_memory=settings.object_store_mib * 2**20,
-            dashboard_host="127.0.0.1",
-            _node_ip_address="127.0.0.1",
-            logging_level="WARNING",
-            _temp_dir=os.environ.get("E2RAY_RAY_FOLDER") or str(Path(tempfile.gettempdir()) / "ray"),
-        )
-    if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place, which ends the process without a word
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _attach(address: str) -> None:
-    """Connect to a running cluster.
-
-    Raises:
-        SettingsError: If the address is the jobs API's, or no cluster answers there.
-    """
-    import ray
-
-    if address.startswith(("http://", "https://")):
-        raise SettingsError(
-            f"RAY_ADDRESS: {address} is where jobs are submitted; use `ray job submit -- python jobs/train.py ...`, "
-            "or unset it to run on a Ray of this machine alone"
-        )
-    host, colon, port = address.rpartition(":")
-    try:
-        if colon and "://" not in address and port.isdigit():  # else Ray tries for minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        ray.init(address=address, logging_level="WARNING")
-    except OSError as error:  # ConnectionError is one
-        raise SettingsError(f"RAY_ADDRESS: no Ray cluster answers at {address}; start one or unset it") from error
-
-
-def remote(name: str, function: Callable[..., Any], *arguments: Any, use_gpu: bool) -> Any:
-    """Run a function on a node of the cluster that has what it needs, and return its result.
-
-    The driver of a Ray job sits on the head node, which has often neither a GPU nor memory to spare. `name` is what
-    the dashboard shows.
-    """
-    import ray
-
-    task = ray.remote(max_retries=0)(_in_task).options(name=name, num_cpus=1, num_gpus=1 if use_gpu else 0)
-    from e2ray.data.corpus import one_line
-
-    try:
-        return ray.get(task.remote(function, arguments))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SettingsError):
-            raise SettingsError(str(error.cause)) from error
-        cause = error.cause or error
-        raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
-
-
-def _in_task(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    import torch
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    return function(*arguments)
-
-
-def wants_gpu(settings: ClusterSettings) -> bool:
-    """Return whether the workers get GPUs on the connected cluster."""
-    import ray
-
-    return ray.cluster_resources().get("GPU", 0) > 0 if settings.use_gpu == "auto" else settings.use_gpu
-
-
-# ---- stages ----------------------------------------------------------------------------------------------------
 
 
 def prepare(run: Run, *, again: bool = False) -> Path:
@@ -360,9 +258,6 @@ def _export(run: Run, base: Any) -> None:
         picture=run.folder / "evaluation.png" if evaluation.exists() else None,
         progress=show,
     )
-
-
-# ---- the whole run ---------------------------------------------------------------------------------------------
 
 
 def base_of(run: Run, shards: Path) -> Any:
