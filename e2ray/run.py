@@ -96,7 +96,8 @@ def refuse_other_settings(run: Run, *, besides: Sequence[str] = ()) -> None:
         besides: Sections that may differ.
     """
     path = run.folder / "config.yaml"
-    if not path.exists():
+    begun = (run.folder / "model").is_dir() or (run.folder / "checkpoints" / "latest").exists()
+    if not begun or not path.exists():  # a run that failed before it trained may be mended under its name
         return
     before = validate(read_recipe(path), source=str(path)).model_dump(mode="json")
     after = run.config.model_dump(mode="json")

@@ -133,6 +133,12 @@ def test_a_bad_document_fails_the_run_in_one_line(ray_cluster, recipe, tmp_path)
     assert not (folder / "model").exists()
     assert not [path for path in (Path(recipe["storage"]) / "shards").iterdir() if path.is_dir()]
 
+    # Nothing was trained yet, so the same name may go on with the setting that the line advises.
+    recipe["data"]["on_bad"] = "skip"
+    recipe |= {"pretrain": None, "evaluate": None, "export": None}
+    pipeline.execute(config_of(recipe))
+    assert read_status(folder)["state"] == "succeeded"
+
 
 def test_shards_of_another_window_or_tokenizer_are_refused(ray_cluster, recipe, tmp_path):
     recipe["data"]["shards"] = str(tmp_path / "mine")
