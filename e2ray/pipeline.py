@@ -350,12 +350,10 @@ def check(config: RunConfig) -> None:
     Raises:
         SettingsError: For the first thing that a run would stumble over.
     """
-    from e2ray.core.model import base_facts, load_tokenizer, resolve_attention
+    from e2ray.core.model import load_tokenizer
     from e2ray.data.corpus import list_items
 
     run = resolve(config)
-    facts = base_facts(config.model)
-    resolve_attention(config.model, "cpu") if config.model.attention != "flash_attention_2" else None
     documents = list_items([*run.config.data.corpus, *run.config.data.validation_corpus])
     if isinstance(run.config.data.tokenizer, PretrainedTokenizer):
         load_tokenizer(run.config.data.tokenizer.path, run.config.data.tokenizer.revision)
@@ -366,7 +364,7 @@ def check(config: RunConfig) -> None:
     train_settings = config.train
     tokens = train_settings.steps * train_settings.batch_sequences * config.data.window
     show(
-        f"{config.name}: sound. L {facts.base_context_length}, window {config.data.window}, scales up to "
+        f"{config.name}: sound. L {run.base_context_length}, window {config.data.window}, scales up to "
         f"{config.positions.max_scale:g}, contexts up to {run.longest:,} tokens; "
         f"{train_settings.steps:,} steps of {train_settings.batch_sequences} rows, {tokens:,} tokens; "
         f"{len(documents)} work items; run folder {run.folder}"
