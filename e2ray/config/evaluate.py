@@ -15,6 +15,9 @@ class EvaluateSettings(Settings):
         None, strict=False, min_length=1, description="g; null: 1, 2, 4, ... up to max_scale."
     )
     documents: int = Field(32, ge=1, description="Held-out documents scored at most.")
+    skip_documents: int = Field(
+        0, ge=0, description="Held-out documents left out before the first one scored, e.g. those a search chose by."
+    )
     document_tokens: int | None = Field(
         None, ge=2, description="Tokens of a document that are scored, from its start; null: the whole document."
     )

@@ -1,15 +1,18 @@
 """One run: every setting, and the checks that need more than one section."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from e2ray.config.base import Settings, SettingsError
 from e2ray.config.data import DataSettings
 from e2ray.config.evaluate import EvaluateSettings, ExportSettings
 from e2ray.config.model import LlamaModel, Model
 from e2ray.config.positions import PositionSettings
+from e2ray.config.search import SearchSettings, Space
+from e2ray.config.space import assign, check, family
 from e2ray.config.train import ClusterSettings, TrainSettings
 
 # A run may be continued with other values of these: they change where and how fast it runs, not what it computes.
@@ -46,6 +49,7 @@ class RunConfig(Settings):
     cluster: ClusterSettings = ClusterSettings()
     evaluate: EvaluateSettings | None = Field(EvaluateSettings(), description="null leaves the stage out.")
     export: ExportSettings | None = Field(ExportSettings(), description="null leaves the stage out.")
+    search: SearchSettings | None = Field(None, description="A study over settings of this recipe, for `e2ray tune`.")
 
     @field_validator("name")
     @classmethod
@@ -84,18 +88,69 @@ class RunConfig(Settings):
                 f"data.window: must equal model.base_context_length ({self.model.base_context_length}) where the "
                 f"recipe pretrains, since both trainings read the same rows, got {self.data.window}"
             )
+        if self.search:
+            self._check_search(self.search)
         return self
 
+    def _check_search(self, search: SearchSettings) -> None:
+        if self.evaluate is None:
+            raise ValueError("evaluate: is null, a search compares trials by it; give it a section")
+        if isinstance(self.model, LlamaModel) and not self.pretrain:
+            raise ValueError("pretrain: a search fine-tunes one base model; give a built model a pretrain section")
+        for path in search.trial:
+            if not path.startswith(("train.", "evaluate.")):
+                raise ValueError(f"search.trial.{path}: wanted settings of train or evaluate; change the recipe itself")
+            if search.trial[path] is None:
+                raise ValueError(f"search.trial.{path}: is null, wanted a value; leave it out to take the recipe's")
+        try:
+            trial = self.trial()
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in detail["loc"])
+            raise ValueError(f"search.trial: {where}: {detail.get('ctx', {}).get('error', detail['msg'])}") from None
+        first = search.first_rung(trial.train.steps, trial.train.log_every) if search.early_stopping else None
+        if first is not None and (first % trial.train.log_every or first >= trial.train.steps):
+            raise ValueError(
+                f"search.early_stopping.min_steps: must be a multiple of train.log_every ({trial.train.log_every}) "
+                f"below the {trial.train.steps} steps of a trial, got {first}; lower train.log_every, or set "
+                "early_stopping: null"
+            )
+        for name in search.baselines:
+            baseline = PositionSettings.model_validate({"preset": name, "max_scale": self.positions.max_scale})
+            try:
+                baseline.check_window(self.data.window)
+            except ValueError as error:
+                raise ValueError(f"search.baselines: {name}: {error}; leave it out of the list") from None
+        try:
+            check(self.space(), trial.model_dump(mode="json"), RunConfig)
+        except ValueError as error:
+            raise ValueError(f"search.space.{error}") from None
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return one text per setting that differs and must not: `key: <old> in the run, <new> asked for`."""
+    def trial(self) -> "RunConfig":
+        """Return the recipe that trials start from: `search.trial` put in its place, without the search."""
+        assert self.search is not None
+        recipe = self.model_dump(mode="json", exclude={"search"})
+        return RunConfig.model_validate(assign(recipe, self.search.trial, RunConfig))
+
+    def space(self) -> Space:
+        """Return the searched settings by dotted path, the default family where the recipe names none."""
+        assert self.search is not None
+        if self.search.space is not None:
+            return self.search.space
+        return family(self.positions, window=self.data.window, lr=self.trial().train.lr)
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any], prefix: str = "", free: Sequence[str] = FREE_ON_RESUME
+) -> list[str]:
+    """Return one text per setting that differs and is not `free` to: `key: <old> in the run, <new> asked for`."""
     found: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         path = f"{prefix}{key}"
-        if path in FREE_ON_RESUME or old.get(key) == new.get(key):
+        if path in free or old.get(key) == new.get(key):
             continue
         if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-            found += differences(old[key], new[key], f"{path}.")
+            found += differences(old[key], new[key], f"{path}.", free)
         else:
             found.append(f"{path}: {old.get(key)!r} in the run, {new.get(key)!r} asked for")
     return found

@@ -1,0 +1,36 @@
+"""What is asked of a model that shall find one sentence in a long text."""
+
+from pydantic import Field, field_validator
+
+from e2ray.config.base import Settings
+
+
+class RetrievalSettings(Settings):
+    """The grid of the passkey task: context length x depth x trials, each length read at the scale W / L."""
+
+    context_lengths: tuple[int, ...] | None = Field(
+        None, strict=False, min_length=1, description="W in tokens, exact length of a prompt; null: evaluate.windows."
+    )
+    depths: tuple[float, ...] = Field(
+        (0.1, 0.3, 0.5, 0.7, 0.9),
+        strict=False,
+        min_length=1,
+        description="Fraction of the surrounding text that stands before the key, 0 to 1.",
+    )
+    trials: int = Field(4, ge=1, description="Prompts of one cell, each with its own text and key.")
+    digits: int = Field(5, ge=1, le=18, description="Digits of a key, the first not 0.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seeds texts and keys; a cell does not depend on the other cells.")
+
+    @field_validator("context_lengths")
+    @classmethod
+    def _lengths(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (list(value) != sorted(set(value)) or value[0] < 2):
+            raise ValueError(f"must be increasing and at least 2, got {list(value)}")
+        return value
+
+    @field_validator("depths")
+    @classmethod
+    def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)) or value[0] < 0 or value[-1] > 1:
+            raise ValueError(f"must be increasing and lie in [0, 1], got {list(value)}")
+        return value
