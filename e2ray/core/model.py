@@ -121,12 +121,25 @@ def build_model(
             parameter.data = parameter.data.to(dtype)
     else:
         model = _load_checkpoint(settings, attention=attention, dtype=dtype, vocab_size=vocab_size)
-    model.to(device)
+    return made_ready(model.to(device), settings, seed=seed)
+
+
+def made_ready(model: PreTrainedModel, settings: Model, *, seed: int) -> PreTrainedModel | PeftModel:
+    """Return a loaded model with what a training adds to it: gradient checkpointing and adapters.
+
+    Args:
+        model: Changed in place where adapters are added.
+        settings: Say what to add.
+        seed: Of the adapters' weights; the global random state is left as it was.
+
+    Raises:
+        SettingsError: If a module named for LoRA is not there.
+    """
     if settings.gradient_checkpointing:
         _enable_checkpointing(model)
     if settings.lora is None:
         return model
-    with seeded(seed, device):
+    with seeded(seed, model.device):
         return _with_adapters(model, settings.lora)
 
 

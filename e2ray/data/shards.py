@@ -255,7 +255,7 @@ class ShardSet:
 
 
 def local_batches(
-    folder: str | Path,
+    folder: "str | Path | ShardSet",
     *,
     seed: int,
     start_step: int,
@@ -268,13 +268,16 @@ def local_batches(
 ) -> Iterator[Tokens]:
     """Yield one rank's rows of each step in [start_step, stop_step), int32 [rows, window], read in this process.
 
-    The arrays are those of `e2ray.data.stream.batches`, without Ray.
+    The arrays are those of `e2ray.data.stream.batches`, without Ray. Shards that are open already are read as they are.
 
     Raises:
         SettingsError: If the shards do not fit the run or are damaged.
         ValueError: If the batch does not divide by the workers.
     """
-    shards = ShardSet.open(folder, window=window, tokenizer_hash=tokenizer_hash)
+    if isinstance(folder, ShardSet):
+        shards = folder
+    else:
+        shards = ShardSet.open(folder, window=window, tokenizer_hash=tokenizer_hash)
     reader = Reader(seed, shards.rows, batch_sequences, rank, num_workers)
     for step in range(start_step, stop_step):
         yield shards.tokens(reader.row_ids(step))

@@ -49,7 +49,8 @@ def _pipeline(
 
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
-    dataset = ray.data.from_arrow([pa.table({"work": pa.array([pickle.dumps(piece)], pa.binary())}) for piece in work])
+    pieces = [{"work": pickle.dumps(piece)} for piece in work]
+    dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces))  # from_arrow waits for a whole free CPU
     context = dataset.context
     context.enable_progress_bars = False
     context.print_on_execution_start = False

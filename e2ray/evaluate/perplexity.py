@@ -27,6 +27,10 @@ BOS_POLICY = "no token is added; the first token of a document is context only a
 Progress = Callable[[str], None]
 
 
+class DivergedWeights(SettingsError):
+    """A model's NLL is no finite number."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell of the surface: a model read in windows of `window` tokens at one scale.
@@ -117,23 +121,34 @@ def reachable_windows(
 
 
 def select_documents(
-    documents: Sequence[np.ndarray], *, minimum_tokens: int, limit: int, cut: int | None
+    documents: Sequence[np.ndarray], *, minimum_tokens: int, limit: int, cut: int | None, skip: int = 0
 ) -> list[np.ndarray]:
-    """Return the documents that every cell scores: the first `limit` of at least `minimum_tokens` tokens.
+    """Return the documents that every cell scores: `limit` of at least `minimum_tokens` tokens, after the first `skip`.
 
     Args:
         documents: Held-out documents, integer tokens of shape [length].
         minimum_tokens: The largest window asked for.
         limit: Documents returned at most.
         cut: Tokens kept of each, from its start; None keeps them whole.
+        skip: Long enough documents that are left out.
 
     Raises:
-        SettingsError: If no document is long enough.
+        SettingsError: If no document is long enough, or `skip` leaves none.
     """
-    chosen = [document[:cut] for document in documents if _cut_length(document, cut) >= minimum_tokens]
+    chosen = [documents[index][:cut] for index in long_enough([len(d) for d in documents], minimum_tokens, cut)]
     if not chosen:
         raise SettingsError(_too_short(documents, minimum_tokens, cut))
-    return chosen[:limit]
+    if len(chosen) <= skip:
+        raise SettingsError(
+            f"evaluate.skip_documents: {skip} leaves none of the {len(chosen)} held-out documents of at least "
+            f"{minimum_tokens} tokens; lower it or raise data.validation_share"
+        )
+    return chosen[skip : skip + limit]
+
+
+def long_enough(lengths: Sequence[int], minimum_tokens: int, cut: int | None) -> list[int]:
+    """Return the indices of the documents that `select_documents` chooses among, by their lengths in tokens."""
+    return [i for i, length in enumerate(lengths) if (length if cut is None else min(length, cut)) >= minimum_tokens]
 
 
 def _cut_length(document: np.ndarray, cut: int | None) -> int:
@@ -183,7 +198,8 @@ def surface(
         progress: Takes one line per cell.
 
     Raises:
-        SettingsError: If there are no documents, or an NLL is not finite.
+        SettingsError: If there are no documents.
+        DivergedWeights: If an NLL is not finite.
     """
     if not documents:
         raise SettingsError(_too_short(documents, 2, None))
@@ -223,14 +239,14 @@ def _measure(
 ) -> Cell:
     step = min(stride, window - 1)
     sums = np.zeros(len(documents))
-    with torch.inference_mode(), hook.applied(float(scale)):
+    with torch.no_grad(), hook.applied(float(scale)):
         for batch in _batches(documents, window, step, batch_tokens):
             for span, nll in zip(batch, _score(model, documents, batch, window, device), strict=True):
                 sums[span.document] += nll
     counts = np.array([len(document) - 1 for document in documents])
     nll = float(sums.sum() / counts.sum())
     if not math.isfinite(nll):
-        raise SettingsError(
+        raise DivergedWeights(
             f"{name} model, window {window}, scale {scale:g}: NLL is {nll}, wanted a finite number; the weights have "
             "diverged, train with a lower train.lr"
         )

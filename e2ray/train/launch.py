@@ -9,9 +9,9 @@ import uuid
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 import ray.train
@@ -79,14 +79,42 @@ def shortage(wanted: Resources, total: dict[str, float]) -> str | None:
     return None
 
 
-def train(task: "Task", settings: ClusterSettings, *, show: Callable[[str], None] = print) -> None:
+class Watch(Protocol):
+    """Measures a training at the steps it chooses; travels to the workers."""
+
+    def open(self, device: Any) -> Callable[[Any, int], dict[str, Any]]:
+        """Return what is called with the engine and each logged step, on a worker."""
+
+
+def train(task: "Task", settings: ClusterSettings) -> None:
     """Train a task to its end on the connected cluster; it continues from the folder's newest checkpoint.
 
     Raises:
         SettingsError: If a setting, a path or data is wrong, with the worker's one line.
         RuntimeError: If the workers failed more often than `cluster.max_failures`.
     """
+    with _bar(task) if not task.show_progress else nullcontext():
+        _fit(task, settings)
+
+
+def try_out(task: "Task", settings: ClusterSettings, watch: Watch, callbacks: list[Any]) -> None:
+    """Train a trial of several workers; what `watch` finds is reported to Ray Train's `callbacks`.
+
+    A loss that is no number is reported as `failed` and ends the trial.
+
+    Raises:
+        SettingsError: If a setting, a path or data is wrong, with the worker's one line.
+        RuntimeError: If the workers failed more often than `cluster.max_failures`.
+    """
+    _fit(task, settings, watch=watch, callbacks=callbacks)
+
+
+def _fit(
+    task: "Task", settings: ClusterSettings, watch: Watch | None = None, callbacks: list[Any] | None = None
+) -> None:
     wanted = resources(settings)
+    if watch is not None:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a trial that is cut off begins anew
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every progress line twice
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -94,7 +122,7 @@ def train(task: "Task", settings: ClusterSettings, *, show: Callable[[str], None
     attempt = uuid.uuid4().hex[:8]
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"task": task, "attempt": attempt},
+        train_loop_config={"task": task, "attempt": attempt, "watch": watch},
         scaling_config=ScalingConfig(
             num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=wanted.per_worker()
         ),
@@ -104,12 +132,11 @@ def train(task: "Task", settings: ClusterSettings, *, show: Callable[[str], None
             storage_path=str(task.folder / "ray"),
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=2),
             logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=callbacks,
         ),
     )
-    bar = _bar(task) if not task.show_progress else nullcontext()
     try:
-        with bar:
-            trainer.fit()
+        trainer.fit()
     except TrainingFailedError as error:
         raise _cause(error) from error
     finally:
@@ -133,7 +160,9 @@ def _work(config: dict[str, Any]) -> None:
     import ray.train.torch
 
     from e2ray.data.stream import batches
+    from e2ray.evaluate.perplexity import DivergedWeights
     from e2ray.train import worker
+    from e2ray.train.loop import Diverged
 
     logging.getLogger().setLevel(logging.WARNING)  # else Ray prints a line per report; LoggingConfig misses its logger
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -146,17 +175,29 @@ def _work(config: dict[str, Any]) -> None:
     open_rows = partial(
         _open_rows, batches, task=task, rank=context.get_world_rank(), num_workers=context.get_world_size()
     )
+    watch: Watch | None = config["watch"]
+    device = ray.train.torch.get_device()
     try:
         worker.run(
             task,
-            device=ray.train.torch.get_device(),
+            device=device,
             open_rows=open_rows,
-            report=lambda metrics: ray.train.report(metrics),
+            report=ray.train.report if watch is None else _report_measured,
             gauges=gauges(task.name),
+            evaluate=watch.open(device) if watch else None,
         )
+    except (Diverged, DivergedWeights) as error:
+        if watch is None:
+            raise
+        ray.train.report({"failed": str(error), "step": 0, "tokens": 0, "trial_seconds": 0.0})  # the same on every rank
     except SettingsError as error:
         files.write_text(refusal, str(error))
         raise
+
+
+def _report_measured(metrics: dict[str, Any]) -> None:
+    if "cells" in metrics:
+        ray.train.report(metrics)
 
 
 def _open_rows(batches: Any, start: int, stop: int, *, task: "Task", rank: int, num_workers: int) -> Any:
@@ -175,20 +216,26 @@ def _open_rows(batches: Any, start: int, stop: int, *, task: "Task", rank: int, 
 
 def gauges(run: str) -> Callable[[dict[str, Any]], None]:
     """Return a function that shows a logged step as Ray gauges: e2ray_loss, e2ray_tokens_per_second and so on."""
-    from ray.util.metrics import Gauge
-
-    shown = {
-        "loss": Gauge("e2ray_loss", "Mean training loss, nats per token", tag_keys=("run",)),
-        "tokens_per_second": Gauge("e2ray_tokens_per_second", "Tokens trained per second", tag_keys=("run",)),
-        "scale_mean": Gauge("e2ray_scale_mean", "Mean scale of the draws", tag_keys=("run",)),
-        "step": Gauge("e2ray_step", "Updates made", tag_keys=("run",)),
-    }
+    shown = _gauges()
 
     def set_all(metrics: dict[str, Any]) -> None:
         for name, gauge in shown.items():
             gauge.set(metrics[name], tags={"run": run})
 
     return set_all
+
+
+@lru_cache(maxsize=1)
+def _gauges() -> dict[str, Any]:
+    """Return this process's gauges; one that shows run after run makes them once."""
+    from ray.util.metrics import Gauge
+
+    return {
+        "loss": Gauge("e2ray_loss", "Mean training loss, nats per token", tag_keys=("run",)),
+        "tokens_per_second": Gauge("e2ray_tokens_per_second", "Tokens trained per second", tag_keys=("run",)),
+        "scale_mean": Gauge("e2ray_scale_mean", "Mean scale of the draws", tag_keys=("run",)),
+        "step": Gauge("e2ray_step", "Updates made", tag_keys=("run",)),
+    }
 
 
 def _cause(error: TrainingFailedError) -> Exception:

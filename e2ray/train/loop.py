@@ -125,7 +125,7 @@ def fit(
         start_step: Updates that were made before.
         report: Takes the metrics of a logged step; may answer "stop", which all ranks then agree on.
         save: Called with the number of updates made, every `checkpoint_every` steps and at the end.
-        evaluate: Called before each save; its numbers join that step's metrics.
+        evaluate: Called with each logged step; its numbers, if any, join that step's metrics.
         progress: Called after every update with the number of updates made.
         tokens: Tokens that were trained on before.
 
@@ -150,7 +150,7 @@ def fit(
             metrics = meter.line(step=done, lr=lr)
             if not math.isfinite(metrics["loss"]):
                 raise Diverged(f"the loss is {metrics['loss']} at step {done}; lower train.lr or lengthen the warm-up")
-            if evaluate and saving:
+            if evaluate:
                 metrics |= evaluate(done)
             if engine.any(report(metrics) == "stop"):
                 save(done)

@@ -6,12 +6,14 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from e2ray.config.model import Model
@@ -45,6 +47,7 @@ class Task:
     train: TrainSettings
     digest: str  # of the settings that decide the losses
     show_progress: bool = True
+    keep: bool = True  # whether checkpoints are written
 
 
 def use_all_cores(local_workers: int) -> None:
@@ -68,6 +71,27 @@ def drawn(arrays: Rows, task: Task, *, rank: int, num_workers: int, start_step: 
         yield Batch(torch.from_numpy(array.astype(np.int64)), positions)
 
 
+def begin(task: Task, *, device: torch.device, model: nn.Module | None = None) -> Engine:
+    """Return the engine of a task, its positions proven on the loaded model.
+
+    Args:
+        task: What to train.
+        device: Where; torch.distributed must be initialised with a backend for it.
+        model: The task's model on the CPU where it is loaded already; the engine takes it over.
+
+    Raises:
+        SettingsError: If the model cannot be hooked or fails the proof.
+    """
+    disable_progress_bar()
+    dtype = precision_of(task.train, device)
+    if model is None:
+        model = build_model(task.model, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu")
+    model.train()
+    engine = Engine(model, task.train, device=device, dtype=dtype)
+    prove(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)
+    return engine
+
+
 def run(
     task: Task,
     *,
@@ -75,6 +99,7 @@ def run(
     open_rows: Callable[[int, int], Rows],
     report: Callable[[dict[str, Any]], Answer] = lambda metrics: None,
     gauges: Callable[[dict[str, Any]], None] | None = None,
+    evaluate: Callable[[Engine, int], dict[str, Any]] | None = None,
 ) -> int:
     """Train this rank's part of a task to its end and return the updates made in all.
 
@@ -84,16 +109,12 @@ def run(
         open_rows: Called with (first step, step behind the last), returns this rank's rows of each step.
         report: Called on every rank with a logged step's metrics; may answer "stop".
         gauges: Called on rank 0 with the same.
+        evaluate: Called on every rank with a logged step; its numbers, if any, join that step's metrics.
 
     Raises:
         SettingsError: If the model cannot be hooked, fails the proof, or a checkpoint or shard is damaged.
     """
-    disable_progress_bar()
-    dtype = precision_of(task.train, device)
-    model = build_model(task.model, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu")
-    model.train()
-    engine = Engine(model, task.train, device=device, dtype=dtype)
-    prove(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)
+    engine = begin(task, device=device)
     checkpoints = task.folder / "checkpoints"
     found = checkpoint.latest(checkpoints)
     state = checkpoint.load(engine, found) if found else {"step": 0, "tokens": 0}
@@ -111,11 +132,13 @@ def run(
         return report(metrics)
 
     def save(step: int) -> None:
+        if not task.keep:
+            return
         facts = {
             "tokens": seen["tokens"],
             "seed": task.seed,
             "digest": task.digest,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": str(precision_of(task.train, device)).removeprefix("torch."),
         }
         checkpoint.save(engine, checkpoints, step=step, facts=facts, keep=task.train.keep_checkpoints)
 
@@ -127,6 +150,7 @@ def run(
             start_step=start,
             report=record,
             save=save,
+            evaluate=partial(evaluate, engine) if evaluate else None,
             progress=recorder.progress if recorder else None,
             tokens=state["tokens"],
         )

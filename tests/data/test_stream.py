@@ -97,6 +97,26 @@ def test_shards_made_anew_under_the_same_name_are_read_anew(ray_cluster, write_s
     np.testing.assert_array_equal(next(batches(folder, **arguments())), first + 1)
 
 
+@pytest.mark.timeout(120)
+def test_a_pipeline_starts_where_no_whole_cpu_is_free(ray_cluster, write_shards, documents):
+    """Workers may leave less than one CPU: what asks for a quarter must not wait for a whole one."""
+
+    @ray_cluster.remote(num_cpus=0.85)
+    class Busy:
+        def ready(self):
+            return True
+
+    folder = write_shards(documents)
+    holders = [Busy.remote(), Busy.remote()]
+    assert ray_cluster.get([holder.ready.remote() for holder in holders]) == [True, True]
+    try:
+        assert ray_cluster.available_resources().get("CPU", 0) < 1
+        assert len(list(batches(folder, **arguments(stop_step=5)))) == 5
+    finally:
+        for holder in holders:
+            ray_cluster.kill(holder)
+
+
 def test_a_reader_that_nobody_drains_stops_reading_ahead(ray_cluster, write_shards, monkeypatch):
     rows, window, step = 2000, 1024, 300  # 24 KiB a step: that row is due 7 MiB after the first
     monkeypatch.setattr(rows_module, "BATCH_BYTES", 4 * window)

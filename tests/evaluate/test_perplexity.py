@@ -12,6 +12,7 @@ from e2ray.evaluate.perplexity import (
     default_scales,
     default_stride,
     default_windows,
+    long_enough,
     paper_scale,
     ratio_stderr,
     reachable_windows,
@@ -180,6 +181,17 @@ def test_selected_documents_all_reach_the_largest_window(documents):
     assert [len(document) for document in chosen] == [41, 57]
     assert [len(document) for document in select_documents(documents, minimum_tokens=40, limit=1, cut=40)] == [40]
     np.testing.assert_array_equal(select_documents(documents, minimum_tokens=40, limit=5, cut=50)[1], documents[2][:50])
+
+
+def test_documents_that_a_search_chose_by_can_be_left_out(documents):
+    chosen = select_documents(documents, minimum_tokens=40, limit=5, cut=None, skip=1)
+    assert [len(document) for document in chosen] == [57]
+    with pytest.raises(SettingsError, match=r"evaluate\.skip_documents: 2 leaves none of the 2 held-out documents"):
+        select_documents(documents, minimum_tokens=40, limit=5, cut=None, skip=2)
+    assert long_enough([len(document) for document in documents], 40, None) == [
+        index for index, document in enumerate(documents) if len(document) >= 40
+    ]
+    assert long_enough([50, 60], 40, 30) == []
 
 
 def test_too_short_documents_name_the_setting_to_change(documents):
