@@ -1,0 +1,274 @@
+"""The results of a study as files: tables for any tool, JSON for programs, recipes to train with.
+
+All of it is computed again from the journal at every export, and the same records give the same bytes. A row of a
+finished trial depends on that trial and the study's space alone, so what was exported once is still there, byte for
+byte, after the study went on. Each file appears whole or not at all.
+"""
+
+import csv
+import io
+import json
+import re
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from e2ray.config import load, space
+from e2ray.config.run import RunConfig
+from e2ray.files import atomic_path, write_json, write_text
+from e2ray.search.record import Noise, StudyFacts, StudyResults, TrialRecord
+from e2ray.search.results import KEPT_GAIN_SHARE, MAXIMISED, base_long, objectives_of, text_of
+
+PARAM = "param:"
+MAX_NAME = 100  # characters of a run's name
+HEADER_WIDTH = 110
+
+_FIELDS: tuple[tuple[str, pa.DataType, bool], ...] = (  # name, type, may be null
+    ("number", pa.int64(), False),
+    ("state", pa.string(), False),
+    ("baseline", pa.string(), True),
+    ("repeat", pa.int64(), True),
+    ("seed", pa.int64(), False),
+    ("long", pa.float64(), True),
+    ("short", pa.float64(), True),
+    ("retrieval", pa.float64(), True),
+    ("value", pa.float64(), True),
+    ("step", pa.int64(), False),
+    ("steps", pa.int64(), False),
+    ("tokens", pa.int64(), False),
+    ("seconds", pa.float64(), False),
+    ("reason", pa.string(), True),
+    ("scale_kind", pa.string(), True),
+    ("max_scale", pa.float64(), True),
+    ("native_share", pa.float64(), True),
+    ("placement_kind", pa.string(), True),
+    ("per", pa.string(), True),
+    ("lr", pa.float64(), True),
+    ("positions", pa.string(), True),
+)
+_OWN = [name for name, _, _ in _FIELDS[:13]]  # what the record of a trial has under the same name
+
+CURVES_SCHEMA = pa.schema(
+    [
+        pa.field("number", pa.int64(), nullable=False),
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("window", pa.int64(), nullable=False),
+        pa.field("scale", pa.float64(), nullable=False),
+        pa.field("nll", pa.float64(), nullable=False),
+        pa.field("stderr", pa.float64()),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("documents", pa.int64(), nullable=False),
+        pa.field("stride", pa.int64(), nullable=False),
+    ]
+)
+
+ROLES = {
+    "long-first": "Long first: of the study's Pareto front, the trial with the lowest long objective.",
+    "balanced": "Balanced: of the study's Pareto front, the trial with the lowest weighted number among those that are "
+    "better than the paper's preset in both objectives, or among all where none is.",
+    "short-first": "Short first: of the study's Pareto front, the trial with the lowest short objective among those "
+    f"that keep at least {KEPT_GAIN_SHARE:.0%} of what the long-first trial gains over the untouched base model.",
+}
+
+
+def write_tables(folder: Path, found: StudyResults) -> None:
+    """Write trials.parquet, trials.csv, curves.parquet, pareto.json and ranges.json into the export folder.
+
+    Raises:
+        SettingsError: If the folder cannot be written.
+    """
+    schema = trials_schema(found.facts)
+    rows = [_row(record, schema, found.facts) for record in sorted(found.records, key=lambda record: record.number)]
+    _write_parquet(folder / "trials.parquet", rows, schema)
+    _write_csv(folder / "trials.csv", rows, schema)
+    _write_parquet(folder / "curves.parquet", _curves(found), CURVES_SCHEMA)
+    write_json(folder / "pareto.json", _pareto(found))
+    write_json(folder / "ranges.json", found.ranges | {"seeds": found.noise.runs, "rungs": found.correlations})
+
+
+def trials_schema(facts: StudyFacts) -> pa.Schema:
+    """Return the columns of trials.parquet and trials.csv: what every trial has, then one per searched setting."""
+    fields = [pa.field(name, kind, nullable=nullable) for name, kind, nullable in _FIELDS]
+    # by name: a resumed study may list its space in another order
+    return pa.schema(fields + [pa.field(PARAM + path, _type(facts.space[path])) for path in sorted(facts.space)])
+
+
+def _type(parameter: Mapping[str, Any]) -> pa.DataType:
+    """Return the type of a setting's column; options of several types, or null among them, become text."""
+    if parameter["kind"] != "choice":
+        return {"float": pa.float64(), "int": pa.int64()}[parameter["kind"]]
+    types = {type(option) for option in parameter["options"]}
+    if types == {bool}:
+        return pa.bool_()
+    if types == {int}:
+        return pa.int64()
+    return pa.float64() if types and types <= {int, float} else pa.string()
+
+
+def _row(record: TrialRecord, schema: pa.Schema, facts: StudyFacts) -> dict[str, Any]:
+    positions = record.settings.get("positions") or {}
+    scale = positions.get("scale", {})
+    listed = [choice["scale"] for choice in scale.get("choices", [])]  # this kind names its scales one by one
+    reason = None if record.reason is None else record.reason.encode("utf-8", "replace").decode("utf-8")
+    row = {name: getattr(record, name) for name in _OWN} | {
+        "reason": None if reason is None else " ".join(reason.split()),
+        "scale_kind": scale.get("kind"),
+        "max_scale": max(listed) if listed else scale.get("max_scale"),
+        "native_share": scale.get("native_share"),
+        "placement_kind": positions.get("placement", {}).get("kind"),
+        "per": positions.get("per"),
+        "lr": record.settings.get("train.lr"),
+        "positions": json.dumps(positions, sort_keys=True, ensure_ascii=False) if positions else None,
+    }
+    row |= {PARAM + path: record.params.get(path) for path in facts.space}
+    active = {PARAM + path for path in record.params}
+    return {field.name: _cell(row[field.name], field.type, field.name in active) for field in schema}
+
+
+def _cell(value: Any, kind: pa.DataType, active: bool) -> Any:
+    """Return a value as its column has it; None stays empty unless a searched setting was given null as its value."""
+    if value is None:
+        return text_of(None) if active else None
+    if pa.types.is_floating(kind):
+        return float(value)
+    if pa.types.is_integer(kind):
+        return int(value)
+    return text_of(value) if pa.types.is_string(kind) else value
+
+
+def _curves(found: StudyResults) -> list[dict[str, Any]]:
+    rows = [{"number": record.number} | row for record in found.records for row in record.curves]
+    return sorted(rows, key=lambda row: (row["number"], row["step"], row["window"], row["scale"]))
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    table = pa.Table.from_pylist(rows, schema=schema)
+    with atomic_path(path) as aside:
+        pq.write_table(table, aside, compression="zstd", store_schema=False)
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(schema.names)
+    writer.writerows([_csv_text(row[name]) for name in schema.names] for row in rows)
+    with atomic_path(path) as aside:
+        aside.write_bytes(text.getvalue().encode("utf-8"))
+
+
+def _csv_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _pareto(found: StudyResults) -> dict[str, Any]:
+    objectives = objectives_of(found.records)
+    return {
+        "study": found.facts.name,
+        "objectives": {name: "maximise" if name in MAXIMISED else "minimise" for name in objectives},
+        "weights": dict(found.facts.weights),
+        "noise": asdict(found.noise),
+        "base": {"long": base_long(found.facts), "short": 0.0},
+        "front": [_point(found.record(number)) for number in found.front],
+        "chosen": dict(found.chosen),
+    }
+
+
+def _point(record: TrialRecord) -> dict[str, Any]:
+    names = ("number", "long", "short", "retrieval", "value", "baseline", "params", "settings")
+    return {name: getattr(record, name) for name in names}
+
+
+def write_recipes(folder: Path, found: StudyResults, recipe: Mapping[str, Any], *, skip_documents: int | None) -> None:
+    """Write the recipes a study proposes: best-<role>.yaml, best.yaml (the balanced one), front/<number>.yaml.
+
+    Each is the study's own recipe, with its full budget, and the trial's settings in their places. Those of an
+    earlier export that are proposed no more are removed.
+
+    Args:
+        folder: The export folder.
+        found: What follows from the study.
+        recipe: The study's recipe as plain data; its `search` section is left out.
+        skip_documents: Held-out documents that the study chose by, which the evaluation of the new run leaves out; None
+            if there are no others, and the recipe's own setting stays.
+
+    Raises:
+        SettingsError: If the recipe cannot hold a trial's settings, or the folder cannot be written.
+    """
+    proposed = {f"best-{role}.yaml": (role, number, ROLES[role]) for role, number in found.chosen.items()}
+    if "balanced" in found.chosen:
+        proposed["best.yaml"] = proposed["best-balanced.yaml"]
+    for number in found.front:
+        words = "One point of the study's Pareto front: no other trial is at least as good in every objective."
+        proposed[f"front/{number}.yaml"] = (f"front-{number}", number, words)
+    for name, (role, number, words) in proposed.items():
+        record = found.record(number)
+        config = _config(record, found, recipe, role=role, skip_documents=skip_documents)
+        write_text(folder / name, _header(words, record, found, config, skip_documents) + load.dump(config))
+    for path in [*folder.glob("best*.yaml"), *folder.glob("front/*.yaml")]:
+        name = path.relative_to(folder).as_posix()
+        ours = re.fullmatch(rf"best(-({'|'.join(ROLES)}))?\.yaml|front/[0-9]+\.yaml", name)
+        if ours and name not in proposed:
+            path.unlink()
+
+
+def _config(
+    record: TrialRecord, found: StudyResults, recipe: Mapping[str, Any], *, role: str, skip_documents: int | None
+) -> RunConfig:
+    plain = {key: value for key, value in recipe.items() if key != "search"}
+    source = f"trial {record.number} of study {found.facts.name}"
+    made = load.validate(plain, source=source).model_dump(mode="json")  # presets expanded
+    if record.params:
+        made = space.assign(made, record.params, RunConfig)
+    else:  # a published method that the space cannot express
+        made["positions"] = record.settings["positions"]
+        made["train"]["lr"] = record.settings["train.lr"]
+    made["name"] = f"{found.facts.name[: MAX_NAME - len(role) - 1]}-{role}"
+    if made["evaluate"] is not None and skip_documents is not None:
+        made["evaluate"]["skip_documents"] = skip_documents
+    return load.validate(made, source=source)
+
+
+def _header(words: str, record: TrialRecord, found: StudyResults, config: RunConfig, skip_documents: int | None) -> str:
+    """Return the comment on top of a recipe: where it comes from, and how sure that is."""
+    facts, noise = found.facts, found.noise
+    origin = f"the published method {record.baseline}" if record.baseline else "sampled by the search"
+    retrieval = "" if record.retrieval is None else f", passkeys found {record.retrieval:.0%}"
+    paragraphs = [
+        words,
+        f"Study {facts.name}, trial {record.number} ({origin}): long {_measured(record.long, noise.long)}, short "
+        f"{_measured(record.short, noise.short, sign='+')} nats per token{retrieval}. {_noise_words(noise)}",
+        f"long: mean NLL over the windows {', '.join(map(str, facts.windows))}, each read at scale W / L; short: NLL "
+        f"at {facts.base_context_length} tokens and scale 1 minus the untouched base model's. Both over "
+        f"{facts.documents} held-out documents.",
+        f"Budget of the trial: {record.step} updates of {facts.batch_sequences} rows of {facts.window} tokens, "
+        f"{record.tokens} tokens. This recipe trains for {config.train.steps} updates of "
+        f"{config.train.batch_sequences} rows.",
+    ]
+    if config.evaluate is not None and skip_documents is None:
+        paragraphs.append("It is evaluated on the documents by which the trial was chosen: there are no others.")
+    elif config.evaluate is not None:
+        paragraphs.append(
+            f"Its evaluation leaves out the first {skip_documents} held-out documents, by which the trial was chosen."
+        )
+    lines = [line for text in paragraphs for line in textwrap.wrap(text, HEADER_WIDTH, break_on_hyphens=False)]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _measured(value: float | None, deviation: float | None, *, sign: str = "") -> str:
+    assert value is not None, "a proposed trial is complete"
+    return f"{value:{sign}.4f}" if deviation is None else f"{value:{sign}.4f} +- {deviation:.4f}"
+
+
+def _noise_words(noise: Noise) -> str:
+    if noise.value is None:
+        return "How far trials differ by their seed alone was not measured, so small differences say nothing."
+    return f"+- is one standard deviation of the paper's preset over {noise.runs} seeds."

@@ -1,0 +1,434 @@
+"""A study in Optuna's hands: what to try next, what came of it, and a journal from which all of it is rebuilt.
+
+The journal is the only memory. Whatever a killed driver had not yet written is done again under the same trial
+number: a trial that was running keeps its parameters and runs anew, so no trial is lost or counted twice, and the
+rungs that others reached are still there to be compared with. A trial's proposal is a function of the study's seed,
+its number and the trials finished before it.
+
+A trial stopped at a rung is told to Optuna as PRUNED at that step; one that died or returned NaN as FAIL, with the
+reason. The published methods are asked for first and run to their end.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from e2ray.config.positions import PositionSettings
+from e2ray.config.run import RunConfig
+from e2ray.config.search import PAPER, Choice, IntRange, SearchSettings
+from e2ray.config.space import active, assign, express, in_order
+from e2ray.evaluate.perplexity import paper_scale
+from e2ray.search.importances import importances
+from e2ray.search.journal import JOURNAL, mend
+from e2ray.search.record import State, StudyFacts, TrialRecord
+from e2ray.search.rungs import verdict
+
+STATES: dict[TrialState, State] = {
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One trial to run: the recipe it trains with and the steps at which it is measured."""
+
+    number: int
+    config: RunConfig
+    rungs: tuple[int, ...]
+    baseline: str | None
+    repeat: int | None
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a trial's worker found at a step.
+
+    Attributes:
+        step: Updates made.
+        cells: Rows {window, scale, nll, stderr, tokens, documents, stride}.
+        retrieval: Share of passkeys found, or None where none were looked for.
+        tokens: Tokens trained on so far.
+        seconds: Wall time of training and evaluation so far.
+        loss: Training loss since the last logged step.
+    """
+
+    step: int
+    cells: list[dict[str, Any]]
+    retrieval: float | None
+    tokens: int
+    seconds: float
+    loss: float
+
+
+class Study:
+    """The trials of one study; one process at a time may hold it."""
+
+    def __init__(self, folder: Path, config: RunConfig, base_context_length: int) -> None:
+        """Open the study in a folder, or begin it there; the caller holds the folder's lock.
+
+        Args:
+            folder: Holds the journal.
+            config: The resolved recipe with its `search` section.
+            base_context_length: L, tokens.
+        """
+        assert config.search is not None
+        self.base_context_length = base_context_length
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.name = config.name
+        self.search: SearchSettings = config.search
+        self.start = config.trial()
+        self.recipe = self.start.model_dump(mode="json", exclude={"search"})
+        self.space = config.space()
+        self.order = in_order(self.space)
+        self.rungs = self.search.rungs(self.start.train.steps, self.start.train.log_every)
+        self.path = folder / JOURNAL
+        self._optuna = self._open()
+        self._enqueue_baselines()
+        running = self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self._again = [trial.number for trial in running]
+        self._live: dict[int, Trial] = {}
+
+    def _open(self) -> optuna.Study:
+        mend(self.path)
+        storage = JournalStorage(JournalFileBackend(str(self.path)))
+        num_objectives = len(self.objectives) if self.search.mode == "pareto" else 1
+        return optuna.create_study(
+            study_name=self.name,
+            storage=storage,
+            directions=[optuna.study.StudyDirection.MINIMIZE] * num_objectives,
+            pruner=optuna.pruners.NopPruner(),  # verdicts are `rungs.py`'s
+            sampler=optuna.samplers.RandomSampler(seed=0),  # proposals are `_propose`'s, every value is enqueued
+            load_if_exists=True,
+        )
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives that have a weight."""
+        return tuple(name for name, weight in self.search.weights.model_dump().items() if weight)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """Return a sampler seeded for one trial: one seed for all would repeat the first trials after a resume."""
+        seed = int(np.random.SeedSequence([self.start.seed, number]).generate_state(1)[0])
+        if self.search.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(
+                seed=seed,
+                n_startup_trials=self.search.startup_trials + self.search.fixed_trials,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+            )
+
+    def _enqueue_baselines(self) -> None:
+        """Put the published methods and the paper's repeats in front, those that a killed driver left out too."""
+        known = {
+            (trial.user_attrs.get("baseline"), trial.user_attrs.get("repeat"))
+            for trial in self._optuna.get_trials(deepcopy=False)
+        }
+        wanted: list[tuple[str, int | None]] = [(PAPER, repeat) for repeat in range(self.search.repeats)]
+        wanted += [(name, None) for name in self.search.baselines if name != PAPER]
+        for name, repeat in wanted:
+            if (name, repeat) not in known:
+                params = {} if repeat else self._express(name)
+                attributes = {"baseline": name, "repeat": repeat, "in_space": bool(params)}
+                self._optuna.enqueue_trial(params, user_attrs=attributes)
+
+    def _positions(self, preset: str) -> dict[str, Any]:
+        largest = self.start.positions.max_scale
+        return PositionSettings.model_validate({"preset": preset, "max_scale": largest}).model_dump(mode="json")
+
+    def _express(self, preset: str) -> dict[str, Any]:
+        target = self.recipe | {"positions": self._positions(preset)}
+        return express(self.space, self.recipe, RunConfig, target)
+
+    def next(self) -> Plan | None:
+        """Return the next trial to run, or None when all that were asked for exist.
+
+        A proposal that makes no recipe is a failed trial, and the one behind it is returned.
+        """
+        while True:
+            if self._again:
+                trial = Trial(self._optuna, self._frozen(self._again.pop(0))._trial_id)
+            else:
+                trials = self._optuna.get_trials(deepcopy=False)
+                if all(trial.state != TrialState.WAITING for trial in trials):
+                    if len(trials) >= self.search.trials:
+                        return None
+                    self._propose(trials)
+                trial = self._optuna.ask()
+            self._live[trial.number] = trial
+            try:
+                return self._plan(trial)
+            except ValueError as error:  # of pydantic's
+                self.fail(trial.number, f"makes no recipe: {error}")
+
+    def _propose(self, trials: Sequence[FrozenTrial]) -> None:
+        """Let Optuna choose all values of a new trial, and put them into the journal in one line.
+
+        They are chosen on a copy of the study, since asked for one by one a kill would leave some of them.
+        """
+        copy = optuna.create_study(directions=self._optuna.directions, sampler=self._sampler(len(trials)))
+        copy.add_trials(trials)
+        trial, params = copy.ask(), dict[str, Any]()
+        for path in self.order:
+            if active(self.space, path, params):
+                params[path] = self._suggest(trial, path)
+        self._optuna.enqueue_trial(params, user_attrs={"baseline": None, "repeat": None, "in_space": True})
+
+    def _plan(self, trial: Trial) -> Plan:
+        """Return what to run for a trial whose values are chosen here, or were before a kill."""
+        baseline, repeat = trial.user_attrs.get("baseline"), trial.user_attrs.get("repeat")
+        params: dict[str, Any] = {}
+        if trial.user_attrs.get("in_space", True):
+            for path in self.order:
+                if active(self.space, path, params):
+                    params[path] = self._suggest(trial, path)
+        recipe = assign(self.recipe, params, RunConfig)
+        if baseline is not None:
+            recipe["positions"] = self._positions(baseline)
+        if repeat:
+            recipe["seed"] = (self.start.seed + repeat) % 2**32
+        config = RunConfig.model_validate(recipe)
+        settings = {"positions": config.positions.model_dump(mode="json"), "train.lr": config.train.lr}
+        settings |= {"seed": config.seed, "steps": config.train.steps}
+        if trial.user_attrs.get("settings") != settings:
+            trial.set_user_attr("settings", settings)
+        rungs = self.search.rungs(config.train.steps, config.train.log_every)
+        return Plan(trial.number, config, rungs, baseline, repeat, params)
+
+    def _suggest(self, trial: Trial, path: str) -> Any:
+        parameter = self.space[path]
+        if isinstance(parameter, Choice):
+            return trial.suggest_categorical(path, parameter.options)
+        if isinstance(parameter, IntRange):
+            return trial.suggest_int(path, parameter.low, parameter.high, log=parameter.log)
+        return trial.suggest_float(path, parameter.low, parameter.high, log=parameter.log)
+
+    def set_base(self, cells: Sequence[Mapping[str, Any]], retrieval: float | None = None) -> None:
+        """Keep the untouched base model's cells, which the short objective is measured against.
+
+        Raises:
+            ValueError: If a window of the objectives is not among them.
+        """
+        rows = [dict(cell) for cell in cells]
+        for window in (self.base_context_length, *self.windows):
+            cell_nll(rows, window, paper_scale(window, self.base_context_length))
+        self._optuna.set_user_attr("base_retrieval", retrieval)
+        self._optuna.set_user_attr("base", rows)
+
+    @property
+    def base(self) -> list[dict[str, Any]] | None:
+        """The untouched base model's cells, or None before they were measured."""
+        return self._optuna.user_attrs.get("base")
+
+    def objective(self, measured: Measured) -> dict[str, float | None]:
+        """Return `long`, `short`, `retrieval` and the weighted `value` of what a trial's worker found.
+
+        Raises:
+            ValueError: If one is no finite number, or a window was not measured.
+        """
+        length = self.base_context_length
+        nll = [cell_nll(measured.cells, window, paper_scale(window, length)) for window in self.windows]
+        long = float(np.mean(nll))
+        short = cell_nll(measured.cells, length, 1.0) - cell_nll(self.base or [], length, 1.0)
+        weights = self.search.weights
+        value = weights.long * long + weights.short * short
+        if weights.retrieval:
+            assert measured.retrieval is not None
+            value += weights.retrieval * (1 - measured.retrieval)
+        if not math.isfinite(value):
+            raise ValueError(f"the objective is {value} (long {long}, short {short})")
+        return {"long": long, "short": short, "retrieval": measured.retrieval, "value": value}
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """W in tokens: the windows of the long objective."""
+        assert self.start.evaluate is not None and self.start.evaluate.windows is not None
+        return self.start.evaluate.windows
+
+    def rung(self, number: int, measured: Measured) -> bool:
+        """Write down what a trial reached at a rung, and return whether it is stopped there.
+
+        A value that was written down before a kill keeps its verdict.
+        """
+        trial = self._live[number]
+        known = trial.user_attrs.get(_key(measured.step))
+        if known is None:
+            found = self.objective(measured)
+            known = self._note(trial, measured, found, stop=self._stops(number, measured.step, found["value"]))
+        if self.search.mode == "pareto":
+            return False
+        self._report(trial, known["value"], measured.step)
+        if known["stop"]:
+            self._tell(number, state=TrialState.PRUNED)
+        return known["stop"]
+
+    def _stops(self, number: int, step: int, value: float | None) -> bool:
+        """Return whether a trial is stopped at a rung; a published method never is."""
+        stopping, frozen = self.search.early_stopping, self._frozen(number)
+        if stopping is None or frozen.user_attrs.get("baseline") is not None:
+            return False
+        others = {
+            other.number: other.user_attrs[_key(step)]["value"]
+            for other in self._optuna.get_trials(deepcopy=False)
+            if other.number != number and _key(step) in other.user_attrs and not other.user_attrs.get("repeat")
+        }
+        assert value is not None
+        return verdict(stopping, self.rungs, step, number=number, value=value, others=others)
+
+    def complete(self, number: int, measured: Measured) -> None:
+        """Write down what a trial reached at its last step."""
+        trial = self._live[number]
+        found = self.objective(measured)
+        self._note(trial, measured, found, stop=False)
+        if self.search.mode == "weighted":
+            assert found["value"] is not None
+            self._report(trial, found["value"], measured.step)
+            self._tell(number, values=[found["value"]])
+            return
+        self._tell(number, values=[_minimised(name, found[name]) for name in self.objectives])
+
+    def is_running(self, number: int) -> bool:
+        """Return whether a trial was handed out by `next` and has not ended yet."""
+        return number in self._live
+
+    def fail(self, number: int, reason: str, *, step: int = 0, tokens: int = 0, seconds: float = 0.0) -> None:
+        """Write down that a trial died or returned no number; it counts as one of the trials asked for.
+
+        Args:
+            number: Of the trial.
+            reason: One line; line breaks and what is too long are taken out.
+            step: Updates it had made, where known; also tokens and seconds.
+            tokens: Tokens it had trained on.
+            seconds: Wall time it had taken.
+        """
+        if number in self._live:
+            end = {"reason": _one_line(reason), "step": step, "tokens": tokens, "seconds": round(seconds, 3)}
+            self._live[number].set_user_attr("failed", end)
+            self._tell(number, state=TrialState.FAIL)
+
+    def _note(
+        self, trial: Trial, measured: Measured, found: Mapping[str, float | None], *, stop: bool
+    ) -> dict[str, Any]:
+        """Write one line into the journal that holds all that is known at a step, its verdict too."""
+        note = {
+            "cells": measured.cells,
+            "tokens": measured.tokens,
+            "seconds": round(measured.seconds, 3),
+            "loss": measured.loss,
+            "stop": stop,
+        }
+        note |= found
+        trial.set_user_attr(_key(measured.step), note)
+        return note
+
+    def _report(self, trial: Trial, value: float, step: int) -> None:
+        if step not in self._frozen(trial.number).intermediate_values:  # reported before a kill
+            trial.report(value, step)
+
+    def _tell(self, number: int, *, state: TrialState | None = None, values: list[float] | None = None) -> None:
+        self._optuna.tell(self._live.pop(number), values=values, state=state)
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._optuna.get_trials(deepcopy=False)[number]
+
+    def records(self) -> list[TrialRecord]:
+        """Return every trial that the journal knows, by number."""
+        return [self._record(trial) for trial in self._optuna.get_trials(deepcopy=False)]
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        notes = {int(key.split()[1]): value for key, value in trial.user_attrs.items() if key.startswith("step ")}
+        step = max(notes, default=0)
+        last, failed = notes.get(step, {}), trial.user_attrs.get("failed", {})
+        settings = trial.user_attrs.get("settings", {})
+        rows = [{"step": at, **cell} for at in sorted(notes) for cell in notes[at]["cells"]]
+        return TrialRecord(
+            number=trial.number,
+            state=STATES[trial.state],
+            baseline=trial.user_attrs.get("baseline"),
+            repeat=trial.user_attrs.get("repeat"),
+            seed=settings.get("seed", self.start.seed),
+            params=dict(sorted(trial.params.items(), key=lambda item: self.order.index(item[0]))),
+            settings={key: value for key, value in settings.items() if key not in ("seed", "steps")},
+            steps=settings.get("steps", self.start.train.steps),
+            step=step,
+            long=last.get("long"),
+            short=last.get("short"),
+            retrieval=last.get("retrieval"),
+            value=last.get("value"),
+            tokens=max(last.get("tokens", 0), failed.get("tokens", 0)),
+            seconds=max(last.get("seconds", 0.0), failed.get("seconds", 0.0)),
+            reason=failed.get("reason"),
+            curves=rows,
+            values={at: notes[at]["value"] for at in sorted(notes)},
+        )
+
+    def facts(self) -> StudyFacts:
+        """Return what all trials share."""
+        evaluate = self.start.evaluate
+        assert evaluate is not None
+        return StudyFacts(
+            name=self.name,
+            trials=self.search.trials,
+            base_context_length=self.base_context_length,
+            window=self.start.data.window,
+            windows=self.windows,
+            max_scale=self.start.positions.max_scale,
+            steps=self.start.train.steps,
+            batch_sequences=self.start.train.batch_sequences,
+            rungs=self.rungs,
+            weights=self.search.weights.model_dump(),
+            mode=self.search.mode,
+            space={path: parameter.model_dump(mode="json") for path, parameter in self.space.items()},
+            base=self.base or [],
+            documents=self.base[0]["documents"] if self.base else evaluate.documents,
+            seed=self.start.seed,
+        )
+
+    def importances(self) -> dict[str, float]:
+        """Return each parameter's share of the weighted number's variance, see `importances.importances`."""
+        return importances(self.records(), self.space)
+
+
+def _key(step: int) -> str:
+    """Return the name of what is written down about a trial at a step."""
+    return f"step {step}"
+
+
+def _one_line(text: str) -> str:
+    """Return a text as one line of at most 500 characters, its end kept: that is where an error says what it is."""
+    line = " ".join(text.split())
+    return line if len(line) <= 500 else f"{line[:150]} ... {line[-340:]}"
+
+
+def cell_nll(cells: Sequence[Mapping[str, Any]], window: int, scale: float) -> float:
+    """Return the NLL of one cell.
+
+    Raises:
+        ValueError: If it was not measured.
+    """
+    for cell in cells:
+        if cell["window"] == window and abs(cell["scale"] - scale) < 1e-6:
+            return float(cell["nll"])
+    raise ValueError(f"window {window} at scale {scale:g} was not measured")
+
+
+def _minimised(objective: str, found: float | None) -> float:
+    assert found is not None
+    return 1 - found if objective == "retrieval" else found

@@ -1,0 +1,339 @@
+"""One trial without Ray: trained by the same engine and loop as a run, measured at its rungs.
+
+A `Workbench` stands in a process that runs trial after trial: the base model, the rows and the held-out documents are
+loaded once, and each trial begins with a copy of the base. A trial's losses equal those of `jobs/train.py` with its
+settings in every bit at the same number of threads, since engine, rows, draws and loop are the same.
+"""
+
+import copy
+import gc
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers.utils.logging import disable_progress_bar
+
+from e2ray.config.evaluate import EvaluateSettings
+from e2ray.config.model import LlamaModel
+from e2ray.config.retrieval import RetrievalSettings
+from e2ray.config.run import RunConfig
+from e2ray.core.model import build_model, load_tokenizer, made_ready
+from e2ray.core.rope import RotaryHook
+from e2ray.data.shards import ShardSet, local_batches
+from e2ray.evaluate.perplexity import DivergedWeights, paper_scale, select_documents, surface
+from e2ray.evaluate.retrieval import accuracy
+from e2ray.search.study import Measured, Plan
+from e2ray.train.engine import Engine, precision_of
+from e2ray.train.loop import Batch, Diverged, fit
+from e2ray.train.worker import Task, begin, drawn
+
+CELL = ("window", "scale", "nll", "stderr", "tokens", "documents", "stride")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all trials of a study have in common; it can be pickled."""
+
+    study: str
+    folder: Path  # of the study; trials of several workers write below it
+    task: Task  # of the recipe: shards, tokenizer, window, base model
+    evaluate: EvaluateSettings  # resolved
+    surface: bool  # whether a finished trial is measured at every window and scale
+    retrieval: RetrievalSettings | None
+
+    def task_of(self, plan: Plan) -> Task:
+        """Return the training of one trial."""
+        config = plan.config
+        lora = config.model.lora
+        return replace(
+            self.task,
+            name=f"{self.study}-{plan.number}",
+            folder=self.folder / "trials" / str(plan.number),
+            seed=config.seed,
+            model=self.task.model.model_copy(update={"lora": lora}),
+            positions=config.positions,
+            train=config.train,
+            show_progress=False,
+            keep=False,
+        )
+
+
+class Examiner:
+    """Measures a model on the study's documents, the same for every trial."""
+
+    def __init__(self, shared: Shared, shards: ShardSet, device: torch.device) -> None:
+        """Choose the documents.
+
+        Raises:
+            SettingsError: If none is as long as the largest window.
+        """
+        settings = shared.evaluate
+        assert settings.windows and settings.scales and settings.stride
+        self.shared, self.settings, self.device = shared, settings, device
+        self.length = shared.task.base_context_length
+        self.windows = settings.windows
+        held_out: list[np.ndarray] = [tokens for _, tokens in shards.validation_documents()]
+        self.documents = select_documents(
+            held_out,
+            minimum_tokens=max(self.length, *self.windows),
+            limit=settings.documents,
+            cut=settings.document_tokens,
+            skip=settings.skip_documents,
+        )
+        self.tokenizer = load_tokenizer(str(shards.folder / "tokenizer")) if shared.retrieval else None
+
+    def cells(self, model: nn.Module, hook: RotaryHook, *, whole: bool) -> list[dict[str, Any]]:
+        """Return rows {window, scale, nll, ...}: each window at scale W / L, or at every scale of the recipe too.
+
+        Raises:
+            DivergedWeights: If an NLL is no finite number.
+        """
+        served = {(window, paper_scale(window, self.length)) for window in (self.length, *self.windows)}
+        if whole:
+            served |= set(itertools.product(self.windows, self.settings.scales or ()))
+        rows = []
+        for window, scale in sorted(served):
+            rows += surface(
+                model,
+                hook,
+                self.documents,
+                windows=[window],
+                scales=[scale],
+                stride=self.settings.stride or 1,
+                batch_tokens=self.settings.batch_tokens,
+                device=self.device,
+                name="tuned",
+            )
+        return [{key: cell.row()[key] for key in CELL} for cell in rows]
+
+    def found(self, model: nn.Module, hook: RotaryHook) -> float | None:
+        """Return the share of passkeys that the model finds over the grid, or None where the study looks for none."""
+        if self.shared.retrieval is None:
+            return None
+        rows = accuracy(
+            model,
+            hook,
+            self.documents,
+            self.tokenizer,
+            settings=self.shared.retrieval,
+            windows=self.windows,
+            base_context_length=self.length,
+            batch_tokens=self.settings.batch_tokens,
+            device=self.device,
+        )
+        return sum(row["found"] for row in rows) / sum(row["trials"] for row in rows)
+
+    def examine(self, engine: Engine, *, whole: bool) -> dict[str, Any]:
+        """Return `cells` and `retrieval` of a model in training."""
+        module = engine.ds.module
+        return {"cells": self.cells(module, engine.hook, whole=whole), "retrieval": self.found(module, engine.hook)}
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """Measures a trial in training at its rungs and at its end; it can be pickled, and opens what it needs itself."""
+
+    shared: Shared
+    plan: Plan
+
+    def open(self, device: torch.device) -> Callable[[Engine, int], dict[str, Any]]:
+        """Return what the loop calls at each logged step."""
+        examiner = Examiner(self.shared, ShardSet.open(self.shared.task.shards), device)
+        began = time.perf_counter()
+        return lambda engine, step: measure(examiner, engine, self.plan, step, lambda: time.perf_counter() - began)
+
+
+def measure(examiner: Examiner, engine: Engine, plan: Plan, step: int, seconds: Callable[[], float]) -> dict[str, Any]:
+    """Return what a trial is at a step: empty but at its rungs and at its end.
+
+    Args:
+        examiner: Measures it.
+        engine: Trains it.
+        plan: What it is.
+        step: Updates made.
+        seconds: Returns the wall time it has trained and been measured.
+    """
+    last = step == plan.config.train.steps
+    if not last and step not in plan.rungs:
+        return {}
+    found = examiner.examine(engine, whole=last and examiner.shared.surface)
+    return found | {"trial_seconds": seconds(), "complete": last}
+
+
+def measured(metrics: dict[str, Any]) -> Measured:
+    """Return the part of a logged step's metrics that the study keeps."""
+    return Measured(
+        step=metrics["step"],
+        cells=metrics["cells"],
+        retrieval=metrics["retrieval"],
+        tokens=metrics["tokens"],
+        seconds=metrics["trial_seconds"],
+        loss=metrics["loss"],
+    )
+
+
+def one_rank(device: torch.device) -> None:
+    """Make this process a group of its own, as DeepSpeed wants one."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed demands it
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+class Workbench:
+    """Runs trial after trial in this process, one at a time."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        *,
+        device: torch.device,
+        gauges: Callable[[str], Callable[[dict[str, Any]], None]] | None = None,
+    ) -> None:
+        """Load what all trials share.
+
+        Args:
+            shared: Of the study.
+            device: Where the trials train.
+            gauges: Called with a trial's name, returns what takes its logged steps.
+
+        Raises:
+            SettingsError: If the model, the shards or the documents are not what the recipe says.
+        """
+        one_rank(device)
+        disable_progress_bar()
+        self.shared, self.device, self.gauges = shared, device, gauges
+        self.shards = ShardSet.open(
+            shared.task.shards, window=shared.task.window, tokenizer_hash=shared.task.tokenizer_hash
+        )
+        self.examiner = Examiner(shared, self.shards, device)
+        self._base: tuple[Any, nn.Module] | None = None
+        self.engine: Engine | None = None
+
+    def _model(self, task: Task) -> nn.Module:
+        """Return a fresh copy of the base with what this trial adds to it."""
+        dtype = precision_of(task.train, self.device)
+        plain = task.model.model_copy(update={"lora": None, "gradient_checkpointing": False})
+        key = (dtype, task.seed if isinstance(plain, LlamaModel) else None)  # a built model's weights follow the seed
+        if self._base is None or self._base[0] != key:
+            self._base = None
+            base = build_model(plain, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu")
+            self._base = (key, base)
+        return made_ready(copy.deepcopy(self._base[1]), task.model, seed=task.seed)
+
+    def begin(self, plan: Plan) -> None:
+        """Put a trial on the bench; the one before is dropped."""
+        self.end()
+        task = self.shared.task_of(plan)
+        self.plan, self.task = plan, task
+        self.engine = begin(task, device=self.device, model=self._model(task))
+        rows: Iterator[Any] = local_batches(
+            self.shards,
+            seed=task.seed,
+            start_step=0,
+            stop_step=task.train.steps,
+            rank=0,
+            num_workers=1,
+            batch_sequences=task.train.batch_sequences,
+            window=task.window,
+            tokenizer_hash=task.tokenizer_hash,
+        )
+        self.batches = self._counted(drawn(rows, task, rank=0, num_workers=1, start_step=0))
+        self.done = self.tokens = self.taken = 0
+        self.seconds = 0.0
+        self.show = self.gauges(task.name) if self.gauges else None
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.taken += 1
+            yield batch
+
+    def advance(self) -> dict[str, Any]:
+        """Train the trial to its next rung or its end and return that step's metrics, `cells` among them.
+
+        Returns:
+            The metrics of the step; or `failed` (the reason), `step`, `tokens` and `trial_seconds` where the loss or an
+            NLL is no finite number.
+        """
+        assert self.engine is not None
+        last: dict[str, Any] = {}
+        began = time.perf_counter()
+
+        def report(metrics: dict[str, Any]) -> Any:
+            last.clear()
+            last.update(metrics)
+            if self.show:
+                self.show(metrics)
+            return "stop" if "cells" in metrics else None
+
+        def evaluate(step: int) -> dict[str, Any]:
+            assert self.engine is not None
+            seconds = self.seconds
+            return measure(self.examiner, self.engine, self.plan, step, lambda: seconds + time.perf_counter() - began)
+
+        try:
+            self.done = fit(
+                self.engine,
+                self.batches,
+                self.task.train,
+                start_step=self.done,
+                report=report,
+                save=lambda step: None,
+                evaluate=evaluate,
+                tokens=self.tokens,
+            )
+        except (Diverged, DivergedWeights) as error:
+            tokens = self.taken * self.task.train.batch_sequences * self.task.window
+            spent = self.seconds + time.perf_counter() - began
+            return {"failed": str(error), "step": self.taken, "tokens": tokens, "trial_seconds": spent}
+        self.tokens, self.seconds = last["tokens"], last["trial_seconds"]
+        return last
+
+    def end(self) -> None:
+        """Drop the trial on the bench and what it held."""
+        if self.engine is not None:
+            self.engine.hook.remove()
+            self.engine.ds.destroy()
+            self.engine = None
+            self.batches = iter(())
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def examine_base(shared: Shared, device: torch.device) -> tuple[list[dict[str, Any]], float | None]:
+    """Return the untouched base model's cells at every window and scale, and its share of passkeys found.
+
+    Raises:
+        SettingsError: If the model, the shards or the documents are not what the recipe says.
+    """
+    disable_progress_bar()
+    task = shared.task
+    plain = task.model.model_copy(update={"lora": None, "gradient_checkpointing": False})
+    dtype = precision_of(task.train, device)
+    model = build_model(plain, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device=device)
+    examiner, hook = Examiner(shared, ShardSet.open(task.shards), device), RotaryHook(model)
+    return examiner.cells(model.eval(), hook, whole=True), examiner.found(model, hook)
+
+
+def share(config: RunConfig, task: Task, folder: Path) -> Shared:
+    """Return what the trials of a resolved recipe share; `task` is the recipe's own training."""
+    assert config.search is not None
+    start = config.trial()
+    assert start.evaluate is not None
+    return Shared(
+        study=config.name,
+        folder=folder,
+        task=task,
+        evaluate=start.evaluate,
+        surface=config.search.surface,
+        retrieval=config.search.retrieval if config.search.weights.retrieval else None,
+    )

@@ -1,0 +1,350 @@
+"""Ray Tune around a study: trials side by side on a cluster. The only module of this layer that knows Ray.
+
+Tune starts, watches and ends the trials. What to try, what is stopped and what has been found is the study's, which
+the two adapters below ask: Tune's own state is never read again. Trials of one worker share actors that keep the base
+model and the rows; trials of several workers run a Ray Train of their own each.
+"""
+
+import logging
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from e2ray.config.base import SettingsError
+from e2ray.config.train import ClusterSettings
+from e2ray.search.study import Plan, Study
+from e2ray.search.trial import Rungs, Shared, Workbench, measured
+from e2ray.train import launch
+
+DRIVER_CPUS = 0.01  # of a trial whose workers ask for their own
+DEAD_AT_START = 3  # workers that die before any trial was measured end the study
+DEAD_IN_A_ROW = 10  # and so many one after the other at any time
+QUIET = ("ray.tune.execution.tune_controller", "ray.tune.tune", "ray.tune.analysis.experiment_analysis")
+
+
+@dataclass(frozen=True)
+class Room:
+    """What one trial asks of the cluster, and how many trials it holds at once."""
+
+    wanted: launch.Resources
+    trials: int
+
+
+def room(settings: ClusterSettings, most: int | None) -> Room:
+    """Return how many trials run at once on the connected cluster.
+
+    A worker is counted where a node has room for it whole. On a cluster that adds nodes by itself what stands now says
+    little: there `most` is taken as it is.
+
+    Args:
+        settings: Of the recipe: workers of one trial, and what each asks for.
+        most: Trials at once that the recipe allows; None for no limit.
+
+    Raises:
+        SettingsError: If the cluster is too small for one trial.
+    """
+    if settings.num_workers > 1:
+        wanted = launch.resources(settings)
+        need = wanted.cpus_per_worker + launch.READER_CPUS + DRIVER_CPUS
+    else:
+        need = settings.cpus_per_worker or 1.0
+        if settings.autoscaling:
+            launch.resources(settings.model_copy(update={"cpus_per_worker": need}))
+        use_gpu = ray.cluster_resources().get("GPU", 0) > 0 if settings.use_gpu == "auto" else settings.use_gpu
+        wanted = launch.Resources(1, use_gpu, need)
+    needs = {"CPU": need} | ({"GPU": 1.0} if wanted.use_gpu else {})
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    workers = sum(min(math.floor(node.get(kind, 0.0) / n + 1e-9) for kind, n in needs.items()) for node in nodes)
+    holds = workers // wanted.num_workers
+    if settings.autoscaling and most:
+        return Room(wanted, most)
+    if holds < 1:
+        short = " and ".join(
+            f"{amount:g} {kind}s on one node (the largest has {max(node.get(kind, 0.0) for node in nodes):g})"
+            for kind, amount in needs.items()
+        )
+        raise SettingsError(
+            f"cluster: is too small for one trial: each of its {wanted.num_workers} workers needs {short}; lower "
+            "cluster.num_workers or cluster.cpus_per_worker, or add nodes"
+        )
+    return Room(wanted, min(holds, most or holds))
+
+
+class _Bench(tune.Trainable):
+    """An actor that runs trial after trial of one worker."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        import torch
+
+        logging.getLogger().setLevel(logging.WARNING)
+        shared: Shared = config["shared"]
+        gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
+        torch.set_num_threads(config["threads"])
+        self.bench = Workbench(shared, device=torch.device("cuda" if gpu else "cpu"), gauges=launch.gauges)
+        self.plan: Plan = config["plan"]
+        self.started = False
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.plan, self.started = new_config["plan"], False
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if not self.started:
+            self.bench.begin(self.plan)
+            self.started = True
+        found = self.bench.advance()
+        return found | {"done": "failed" in found or found["complete"]}
+
+    def __repr__(self) -> str:
+        return f"e2ray study {self.bench.shared.study}" if hasattr(self, "bench") else "e2ray study"
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Keep nothing: a trial that was cut off is run again."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing was kept."""
+
+    def cleanup(self) -> None:
+        self.bench.end()
+
+
+def _distributed(config: dict[str, Any]) -> None:
+    """Run one trial of several workers; a driver of its own for Ray Train."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    shared: Shared = config["shared"]
+    plan: Plan = config["plan"]
+    logging.getLogger().setLevel(logging.WARNING)
+    launch.try_out(shared.task_of(plan), config["cluster"], Rungs(shared, plan), [TuneReportCallback()])
+
+
+class _Proposals(Searcher):
+    """Asks the study what to try next."""
+
+    def __init__(self, verdicts: "_Verdicts", given: dict[str, Any]) -> None:
+        super().__init__()
+        self.verdicts, self.given = verdicts, given
+
+    def suggest(self, trial_id: str) -> Any:
+        plan = None
+        with self.verdicts.kept_error():
+            plan = self.verdicts.study.next() if self.verdicts.error is None else None
+        return Searcher.FINISHED if plan is None else self.given | {"plan": plan}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The scheduler has told the study already."""
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_text("the journal is the memory of a study\n", encoding="utf-8")
+
+
+class _Verdicts(FIFOScheduler):
+    """Tells the study what trials found, and Tune which of them stop.
+
+    A trial whose worker died is told as failed when another one has been measured after it: where all die, it is no
+    property of the trials, and they can run again when the cause is mended. An error of this process (a full disk) is
+    kept, ends the study, and is raised behind Tune, which would wrap it.
+    """
+
+    def __init__(self, study: Study, told: Callable[[int], None]) -> None:
+        super().__init__()
+        self.study, self.told = study, told
+        self.dead: list[tuple[int, str]] = []
+        self.measured = False
+        self.error: BaseException | None = None
+
+    @contextmanager
+    def kept_error(self) -> Iterator[None]:
+        """Keep an error of the block for behind Tune."""
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+
+    @property
+    def broken(self) -> bool:
+        """Whether workers die whatever the trial."""
+        return len(self.dead) >= (DEAD_IN_A_ROW if self.measured else DEAD_AT_START)
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        return self.STOP if self._take(trial, result) else self.CONTINUE
+
+    def _take(self, trial: Trial, result: dict[str, Any]) -> bool:
+        """Tell the study one result and return whether the trial is stopped."""
+        number = trial.config["plan"].number
+        news = {"cells", "failed"} & result.keys()
+        if self.error or not news or not self.study.is_running(number):
+            return False  # Tune repeats a function's last result when it ends
+        stopped = True
+        with self.kept_error():
+            stopped = self._judge(number, result)
+            self.told(number)
+        return stopped
+
+    def _judge(self, number: int, result: dict[str, Any]) -> bool:
+        if "failed" in result:
+            spent = {"step": result["step"], "tokens": result["tokens"], "seconds": result["trial_seconds"]}
+            self.study.fail(number, result["failed"], **spent)
+            return False
+        self.measured = True
+        self.bury()
+        try:
+            if result["complete"]:
+                self.study.complete(number, measured(result))
+                return False
+            return self.study.rung(number, measured(result))
+        except ValueError as error:
+            self.study.fail(number, str(error))
+            return True
+
+    def bury(self) -> None:
+        """Tell the study the trials whose workers died."""
+        while self.dead:
+            number, reason = self.dead.pop(0)
+            self.study.fail(number, reason)
+            self.told(number)
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        self.dead.append((trial.config["plan"].number, _reason(trial)))
+        super().on_trial_error(tune_controller, trial)
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
+        number = trial.config["plan"].number
+        self._take(trial, result)  # Tune shows the last result, the one with `done`, here alone
+        with self.kept_error():
+            if self.error is None and self.study.is_running(number):
+                self.study.fail(number, "it ended before its last step")
+                self.told(number)
+        super().on_trial_complete(tune_controller, trial, result)
+
+
+def _reason(trial: Trial) -> str:
+    """Return in one line why Tune gave a trial up: the worker's own error where it left one."""
+    path = trial.pickled_error_file
+    if path is None or not Path(path).exists():
+        return "its worker died"
+    error = ray.cloudpickle.loads(Path(path).read_bytes())  # written by this process a moment ago
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
+    text = lines[-1] if isinstance(cause, ray.exceptions.RayError) else " ".join(lines)  # Ray's end with what matters
+    return f"{type(cause).__name__}: {text}"
+
+
+class _Broken(tune.Stopper):
+    """Ends the study where every worker dies, or this process cannot go on."""
+
+    def __init__(self, verdicts: _Verdicts) -> None:
+        self.verdicts = verdicts
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.verdicts.broken or self.verdicts.error is not None
+
+
+def run(
+    study: Study,
+    shared: Shared,
+    settings: ClusterSettings,
+    *,
+    told: Callable[[int], None] = lambda number: None,
+    room_of: Room | None = None,
+    share_actors: bool = True,
+) -> None:
+    """Run the trials that a study still lacks on the connected cluster.
+
+    Args:
+        study: Says what to try, and takes what is found.
+        shared: What all trials have in common.
+        settings: Of the cluster.
+        told: Called in this process with a trial's number when something about it was written down.
+        room_of: What `room` returned.
+        share_actors: False gives every trial of one worker a Ray Train of its own too, as those of several have.
+
+    Raises:
+        SettingsError: If the cluster is too small for one trial.
+        RuntimeError: If workers die whatever the trial.
+    """
+    found = room_of or room(settings, study.search.concurrency)
+    os.environ |= {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study has its own exports
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # and its own lines
+        "RAY_AIR_NEW_OUTPUT": "0",  # the new one is not silent at verbosity 0
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end a study that was interrupted as if it were done
+        "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    }
+    threads = max(1, int(found.wanted.cpus_per_worker))
+    given = {"shared": shared, "cluster": settings, "threads": threads}
+    alone = settings.num_workers == 1 and share_actors
+    asked = found.wanted.per_worker() if alone else {"CPU": DRIVER_CPUS}
+    verdicts = _Verdicts(study, told)
+    tuner = tune.Tuner(
+        tune.with_resources(_Bench if alone else _distributed, asked),
+        tune_config=tune.TuneConfig(
+            search_alg=_Proposals(verdicts, given),
+            scheduler=verdicts,
+            num_samples=-1,
+            max_concurrent_trials=found.trials,
+            reuse_actors=alone,
+            trial_name_creator=lambda trial: f"{study.name}-{trial.config['plan'].number}",
+            trial_dirname_creator=lambda trial: f"{trial.config['plan'].number}-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name=f"{study.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(shared.folder / "ray"),
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            stop=_Broken(verdicts),
+            verbose=0,
+        ),
+    )
+    levels = {name: logging.getLogger(name).level for name in QUIET}
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # every failed trial has its line and its row
+    try:
+        tuner.fit()
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+    if verdicts.error is not None:
+        raise verdicts.error
+    if verdicts.broken:
+        raise RuntimeError(
+            f"{len(verdicts.dead)} trials died one after the other, the last one of {verdicts.dead[-1][1]}; mend that "
+            "and continue with --resume, which runs them again"
+        )
+    verdicts.bury()
+
+
+def gauges(study: str) -> Callable[[dict[str, int], float | None], None]:
+    """Return a function that shows a study's trials by state and its best weighted number as Ray gauges."""
+    from ray.util.metrics import Gauge
+
+    trials = Gauge("e2ray_search_trials", "Trials of a study by state", tag_keys=("study", "state"))
+    best = Gauge("e2ray_search_best", "Best weighted number of a study's complete trials", tag_keys=("study",))
+
+    def show(states: dict[str, int], value: float | None) -> None:
+        for state, count in states.items():
+            trials.set(count, tags={"study": study, "state": state})
+        if value is not None:
+            best.set(value, tags={"study": study})
+
+    return show
+
+
+__all__ = ["Room", "gauges", "room", "run"]

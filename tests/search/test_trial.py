@@ -1,0 +1,207 @@
+"""Trials without Ray: one after the other on one bench, equal to a training run in every bit."""
+
+import os
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from e2ray.core.model import build_model
+from e2ray.core.rope import RotaryHook
+from e2ray.data.shards import ShardSet, local_batches
+from e2ray.evaluate.perplexity import select_documents, surface
+from e2ray.search.study import Plan
+from e2ray.search.trial import Rungs, Workbench, examine_base, measured
+from e2ray.train import worker
+from e2ray.train.record import read_metrics
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank():
+    os.environ.setdefault("LOCAL_RANK", "0")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A pretrained folder: a tiny Llama with random weights."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    return {"kind": "pretrained", "path": str(tmp_path / "base")}
+
+
+def plan_of(config, number=0, rungs=(1, 3)):
+    return Plan(number, config.trial(), rungs, None, None, {})
+
+
+def run_through(bench, plan):
+    bench.begin(plan)
+    found = [bench.advance()]
+    while not found[-1].get("complete") and "failed" not in found[-1]:
+        found.append(bench.advance())
+    return found
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.1}], ids=["full", "lora"])
+def test_a_trial_has_the_losses_of_a_training_run_to_the_bit(configured, shared_of, base, tmp_path, lora):
+    model = base | {"base_context_length": 32, "lora": lora}
+    config = configured()
+    config = type(config).model_validate(config.model_dump(mode="json") | {"model": model, "pretrain": None})
+    shared = shared_of(config)
+    lines = []
+    bench = Workbench(shared, device=CPU, gauges=lambda name: lines.append)
+    run_through(bench, plan_of(config))
+    task = replace(shared.task, folder=tmp_path / "run")
+    task.folder.mkdir()
+    rows = partial(
+        local_batches,
+        task.shards,
+        seed=task.seed,
+        rank=0,
+        num_workers=1,
+        batch_sequences=4,
+        window=32,
+        tokenizer_hash=None,
+    )
+    worker.run(task, device=CPU, open_rows=lambda start, stop: rows(start_step=start, stop_step=stop))
+    trained = read_metrics(task.folder)
+    assert [line["loss"] for line in lines] == [line["loss"] for line in trained]
+    assert [line["grad_norm"] for line in lines] == [line["grad_norm"] for line in trained]
+    assert len(lines) == 9 and lines[0]["loss"] != lines[-1]["loss"]
+
+
+def test_a_trial_leaves_nothing_to_the_next_one(configured, shared_of):
+    one, other = configured(), configured(positions={"preset": "pose", "max_scale": 4}, train={"lr": 0.05})
+    shared = shared_of(one)
+
+    def values(bench, config):
+        return [(found["loss"], found["cells"]) for found in run_through(bench, plan_of(config))]
+
+    bench = Workbench(shared, device=CPU)
+    first = values(bench, one)
+    assert values(bench, other) != first
+    bench.begin(plan_of(other))
+    bench.advance()  # given up at its first rung
+    assert values(bench, one) == first == values(Workbench(shared, device=CPU), one)
+
+
+def test_a_trial_is_measured_at_its_rungs_and_whole_at_its_end(configured, shared_of):
+    config = configured()
+    found = run_through(Workbench(shared_of(config), device=CPU), plan_of(config))
+    assert [metrics["step"] for metrics in found] == [1, 3, 9]
+    assert [metrics["complete"] for metrics in found] == [False, False, True]
+    served = {(32, 1.0), (64, 2.0), (128, 4.0)}
+    assert all({(c["window"], c["scale"]) for c in metrics["cells"]} == served for metrics in found[:2])
+    assert {(c["window"], c["scale"]) for c in found[2]["cells"]} == {(w, g) for w in (32, 64, 128) for g in (1, 2, 4)}
+    assert [measured(metrics).tokens for metrics in found] == [128, 3 * 128, 9 * 128]
+    assert found[0]["trial_seconds"] < found[2]["trial_seconds"]
+
+
+def test_without_a_surface_only_served_scales_are_measured(configured, shared_of):
+    config = configured({"surface": False})
+    last = run_through(Workbench(shared_of(config), device=CPU), plan_of(config))[-1]
+    assert {(c["window"], c["scale"]) for c in last["cells"]} == {(32, 1.0), (64, 2.0), (128, 4.0)}
+
+
+def test_cells_are_those_of_the_evaluation_of_a_run(configured, shared_of):
+    config = configured()
+    shared = shared_of(config)
+    task = shared.task
+    model = build_model(task.model, dtype=torch.float32, vocab_size=64, seed=task.seed).eval()
+    documents = [tokens for _, tokens in ShardSet.open(task.shards).validation_documents()]
+    wanted = surface(
+        model,
+        RotaryHook(model),
+        select_documents(documents, minimum_tokens=128, limit=2, cut=None),
+        windows=(32, 64, 128),
+        scales=(1.0, 2.0, 4.0),
+        stride=16,
+        batch_tokens=config.evaluate.batch_tokens,
+        device=CPU,
+        name="base",
+    )
+    found, _ = examine_base(shared, CPU)
+    assert {(c["window"], c["scale"]): c["nll"] for c in found} == {(c.window, c.scale): c.nll for c in wanted}
+
+
+def test_a_loss_that_is_no_number_fails_the_trial_and_leaves_the_bench_usable(configured, shared_of):
+    config = configured()
+    shared = shared_of(config)
+    bench = Workbench(shared, device=CPU)
+    wild = configured(train={"lr": 1.0, "clip_norm": 0.0, "eps": 1e-30, "weight_decay": 1e39})
+    failed = run_through(bench, plan_of(wild))[-1]
+    assert "nan" in failed["failed"] and failed["tokens"] == failed["step"] * 128 and failed["trial_seconds"] > 0
+    assert run_through(bench, plan_of(config))[-1]["complete"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.distributed:FutureWarning")  # DeepSpeed's own calls
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_any_zero_stage_goes_on_behind_a_rung(configured, shared_of, stage):
+    config = configured(train={"zero_stage": stage})
+    found = run_through(Workbench(shared_of(config), device=CPU), plan_of(config))
+    assert found[-1]["complete"] and found[-1]["loss"] != found[0]["loss"]
+
+
+def test_the_base_window_is_measured_though_no_window_of_the_study(configured, shared_of):
+    config = configured(evaluate={"windows": [64, 128]})
+    found = run_through(Workbench(shared_of(config), device=CPU), plan_of(config))
+    assert {(c["window"], c["scale"]) for c in found[0]["cells"]} == {(32, 1.0), (64, 2.0), (128, 4.0)}
+    config = configured(evaluate={"windows": [16, 64]})
+    found = run_through(Workbench(shared_of(config), device=CPU), plan_of(config))
+    assert {(c["window"], c["scale"]) for c in found[0]["cells"]} == {(16, 1.0), (32, 1.0), (64, 2.0)}
+
+
+def test_a_built_model_follows_the_seed_of_the_trial(configured, shared_of):
+    config = configured()
+    bench = Workbench(shared_of(config), device=CPU)
+    first = run_through(bench, plan_of(config))[0]["loss"]
+    assert run_through(bench, plan_of(configured(seed=1)))[0]["loss"] != first
+    assert run_through(bench, plan_of(config))[0]["loss"] == first
+
+
+def test_trials_of_several_workers_are_measured_by_the_same_code(configured, shared_of, tmp_path):
+    config = configured()
+    shared = shared_of(config)
+    wanted = run_through(Workbench(shared, device=CPU), plan_of(config))
+    plan = plan_of(config)
+    task = shared.task_of(plan)
+    task.folder.mkdir(parents=True)
+    rows = partial(
+        local_batches,
+        task.shards,
+        seed=task.seed,
+        rank=0,
+        num_workers=1,
+        batch_sequences=4,
+        window=32,
+        tokenizer_hash=None,
+    )
+    found = []
+    worker.run(
+        task,
+        device=CPU,
+        open_rows=lambda start, stop: rows(start_step=start, stop_step=stop),
+        report=lambda metrics: found.append(metrics) if "cells" in metrics else None,
+        evaluate=Rungs(shared, plan).open(CPU),
+    )
+    assert [metrics["cells"] for metrics in found] == [metrics["cells"] for metrics in wanted]
+    assert not (task.folder / "checkpoints").exists()

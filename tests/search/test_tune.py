@@ -1,0 +1,143 @@
+"""Ray Tune around a study, with real trials on a real cluster."""
+
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+import ray
+
+from e2ray.config.base import SettingsError
+from e2ray.config.train import ClusterSettings
+from e2ray.search import tune
+from e2ray.search.study import Study
+from e2ray.search.trial import Shared, examine_base
+
+pytestmark = pytest.mark.ray
+
+
+@dataclass(frozen=True)
+class Deadly(Shared):
+    """Trials with these numbers end their worker without a word."""
+
+    numbers: tuple[int, ...] = ()
+
+    def task_of(self, plan):
+        if plan.number in self.numbers:
+            os._exit(1)
+        return super().task_of(plan)
+
+
+def study_of(tmp_path, config, shared):
+    import torch
+
+    folder = tmp_path / "study"
+    folder.mkdir(exist_ok=True)
+    study = Study(folder, config, 32)
+    study.set_base(*examine_base(shared, torch.device("cpu")))
+    return study
+
+
+def deadly(shared, *numbers):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return Deadly(**vars(shared), numbers=numbers)
+
+
+def test_a_study_runs_its_trials_two_at_a_time(ray_cluster, tmp_path, configured, shared_of):
+    config = configured()
+    shared = shared_of(config)
+    study = study_of(tmp_path, config, shared)
+    told = []
+    tune.run(study, shared, config.cluster, told=told.append)
+    records = study.records()
+    assert len(records) == 12 and all(record.finished for record in records)
+    assert {record.state for record in records} <= {"complete", "pruned"}
+    assert set(told) == set(range(12))
+    for record in records:
+        assert record.tokens == record.step * 4 * 32 and 0 < record.seconds < 600
+    tune.run(study, shared, config.cluster, told=told.append)  # nothing is left to do
+    assert study.records() == records
+
+
+def test_a_trial_that_dies_is_a_failed_row_and_the_study_goes_on(ray_cluster, tmp_path, configured, shared_of):
+    config = configured({"trials": 8})
+    shared = deadly(shared_of(config), 1, 6)
+    study = study_of(tmp_path, config, shared)
+    tune.run(study, shared, config.cluster)
+    records = study.records()
+    assert [record.number for record in records if record.state == "failed"] == [1, 6]
+    assert Counter(record.finished for record in records) == {True: 8}
+    assert "ActorDied" in records[1].reason and "\n" not in records[1].reason
+
+
+def test_a_study_whose_workers_all_die_ends_and_can_be_resumed(ray_cluster, tmp_path, configured, shared_of):
+    config = configured({"trials": 6, "concurrency": 1})
+    shared = shared_of(config)
+    study = study_of(tmp_path, config, shared)
+    with pytest.raises(RuntimeError, match=r"3 trials died one after the other, .*continue with --resume"):
+        tune.run(study, deadly(shared, *range(6)), config.cluster)
+    assert not [record for record in study.records() if record.finished]
+    again = Study(tmp_path / "study", config, 32)
+    tune.run(again, shared, config.cluster)
+    assert {record.state for record in again.records()} <= {"complete", "pruned"} and len(again.records()) == 6
+
+
+def test_a_trial_without_a_finite_loss_is_a_failed_row(ray_cluster, tmp_path, configured, shared_of):
+    wild = {"train.lr": {"kind": "choice", "options": [0.01, 1.0]}}
+    config = configured(
+        {"space": wild, "trials": 8, "startup_trials": 0, "sampler": "random"},
+        train={"clip_norm": 0.0, "eps": 1e-30, "weight_decay": 1e39},
+    )
+    shared = shared_of(config)
+    study = study_of(tmp_path, config, shared)
+    tune.run(study, shared, config.cluster)
+    records = study.records()
+    assert len(records) == 8
+    states = {(record.settings["train.lr"], record.state) for record in records}
+    assert states == {(0.01, "complete"), (1.0, "failed")}
+    assert all("nan" in record.reason and record.tokens >= 128 for record in records if record.state == "failed")
+
+
+def test_an_error_of_the_driver_ends_the_study_as_itself(ray_cluster, tmp_path, configured, shared_of):
+    config = configured()
+    shared = shared_of(config)
+    study = study_of(tmp_path, config, shared)
+
+    def told(number):
+        raise SettingsError("no space left on the device")
+
+    with pytest.raises(SettingsError, match=r"^no space left on the device$"):
+        tune.run(study, shared, config.cluster, told=told)
+    assert any(not record.finished for record in study.records())
+
+
+def test_a_trial_of_two_workers_runs_a_ray_train_of_its_own(ray_cluster, tmp_path, configured, shared_of):
+    search = {"trials": 1, "baselines": ["e2llm"], "repeats": 1}
+    two, one = configured(search, cluster={"num_workers": 2}), configured(search)
+    shared = shared_of(two)
+    study = study_of(tmp_path, two, shared)
+    tune.run(study, shared, two.cluster)
+    (record,) = study.records()
+    assert record.state == "complete" and sorted(record.values) == [1, 3, 9], record.reason
+    assert record.tokens == 9 * 4 * 32 and record.seconds > 0
+    (tmp_path / "alone").mkdir()
+    other = study_of(tmp_path / "alone", one, shared)
+    tune.run(other, shared_of(one), one.cluster)
+    assert record.long == pytest.approx(other.records()[0].long, rel=1e-4)  # sums of gradients round differently
+    assert record.short == pytest.approx(other.records()[0].short, abs=1e-3)
+
+
+def test_room_follows_from_the_cluster(ray_cluster):
+    assert tune.room(ClusterSettings(), None).trials == 2
+    assert tune.room(ClusterSettings(), 1).trials == 1
+    assert tune.room(ClusterSettings(cpus_per_worker=0.5), None).trials == 4
+    assert tune.room(ClusterSettings(num_workers=2), None).trials == 1
+    with pytest.raises(
+        SettingsError, match=r"too small for one trial: .* needs 3 CPUs on one node \(the largest has 2\)"
+    ):
+        tune.room(ClusterSettings(cpus_per_worker=3), None)
+    with pytest.raises(SettingsError, match=r"cluster\.num_workers: 64 workers need"):
+        tune.room(ClusterSettings(num_workers=64), None)
+    with pytest.raises(SettingsError, match=r"needs 1 CPUs .* and 1 GPUs on one node \(the largest has 0\)"):
+        tune.room(ClusterSettings(use_gpu=True), None)
