@@ -14,8 +14,10 @@ DESCRIPTIONS = {
     "prepare": "corpus -> tokens -> Arrow shards",
     "train": "run a recipe: prepare, pretrain, train, evaluate, export; the same command continues a stopped run",
     "evaluate": "measure a trained run: NLL over window x scale, base beside tuned",
+    "tune": "search settings of a recipe: many short trainings, exported as ranges, recipes and a report",
     "export": "write a trained run as a Hugging Face folder with a serving profile per context length",
     "check": "validate a recipe, its paths and its model before a submission",
+    "plan": "what a recipe will do, before any training: which relative distances its draws show the model",
     "schema": "print the JSON schema of a recipe",
 }
 
@@ -52,6 +54,11 @@ def _add_options(target: argparse.ArgumentParser, command: str) -> None:
         dest="overrides",
         help="replace one setting; may be given many times",
     )
+    if command == "tune":
+        target.add_argument("--resume", action="store_true", help="continue the study of this name, or begin it")
+    if command == "plan":
+        target.add_argument("--coverage", action="store_true", help="the relative distances that the draws will show")
+        target.add_argument("--out", metavar="PNG", help="where to put the picture; default: <name>-coverage.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +83,7 @@ def run(command: str, parsed: argparse.Namespace) -> int:
         _say(command, error)
         return 2
     except KeyboardInterrupt:
-        _say(command, "interrupted; the same command continues")
+        _say(command, f"interrupted; the same command{' with --resume' if command == 'tune' else ''} continues")
         return 1
     except Exception as error:
         gone = isinstance(error, BrokenPipeError) and _reader_has_gone()
@@ -112,6 +119,7 @@ def _discard_unwritable_output() -> None:
 
 def _dispatch(command: str, parsed: argparse.Namespace) -> None:
     from e2ray.config import load
+    from e2ray.config.base import SettingsError
 
     if command == "schema":
         print(load.schema())
@@ -130,6 +138,14 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
             pipeline.export_only(config)
         case "check":
             pipeline.check(config)
+        case "tune":
+            from e2ray import tuning
+
+            tuning.tune(config, resume=parsed.resume)
+        case "plan":
+            if not parsed.coverage:
+                raise SettingsError("say what to plan: --coverage shows which relative distances the draws cover")
+            pipeline.plan_coverage(config, parsed.out)
 
 
 if __name__ == "__main__":

@@ -89,16 +89,15 @@ def trained_model(run: Run, base: Path | None) -> Any:
     )
 
 
-def _train(
+def task_of(
     run: Run, folder: Path, shards: Path, model: Any, settings: TrainSettings, positions: PositionSettings
-) -> None:
-    """Train into `folder` and write its `model/`; continues from the folder's newest checkpoint."""
+) -> Any:
+    """Return the training of a model on the run's rows, into `folder`."""
     from e2ray.data.shards import read_manifest
-    from e2ray.train.launch import resources, train
     from e2ray.train.worker import Task
 
     manifest = read_manifest(shards)
-    task = Task(
+    return Task(
         name=run.config.name if folder == run.folder else f"{run.config.name}-pretrain",
         folder=folder,
         shards=shards,
@@ -113,6 +112,15 @@ def _train(
         digest=files.digest([model.model_dump(mode="json"), settings.model_dump(mode="json")]),
         show_progress=not sys.stdout.isatty(),
     )
+
+
+def _train(
+    run: Run, folder: Path, shards: Path, model: Any, settings: TrainSettings, positions: PositionSettings
+) -> None:
+    """Train into `folder` and write its `model/`; continues from the folder's newest checkpoint."""
+    from e2ray.train.launch import resources, train
+
+    task = task_of(run, folder, shards, model, settings, positions)
     resources(run.config.cluster)
     train(task, run.config.cluster)
     remote("write model", _write_model, task, use_gpu=False)
@@ -151,7 +159,7 @@ def train(run: Run, shards: Path, model: Any) -> None:
 def evaluate(run: Run, shards: Path, base: Any) -> dict[str, Any]:
     """Measure the surface of base and tuned model, write and print it, and return evaluation.json's content."""
     from e2ray.evaluate.verdict import table
-    from e2ray.report import write_evaluation
+    from e2ray.report.evaluation import write_evaluation
 
     settings = run.config.evaluate
     assert settings is not None
@@ -198,6 +206,7 @@ def _measure(run: Run, shards: Path, found: dict[str, Any], use_gpu: bool) -> tu
         minimum_tokens=max(windows),
         limit=settings.documents,
         cut=settings.document_tokens,
+        skip=settings.skip_documents,
     )
     device = torch.device("cuda" if use_gpu else "cpu")
     dtype = torch.bfloat16 if use_gpu else torch.float32
@@ -290,9 +299,13 @@ def execute(config: RunConfig) -> None:
     Raises:
         SettingsError: If a setting, a path or data is wrong, or the run was begun with other settings.
     """
-    run = resolve(config)
+    from e2ray.search.journal import JOURNAL
+
+    run = resolve(config.model_copy(update={"search": None}))
     with files.lock(run.folder / ".lock", what="running this run"):
         refuse_other_settings(run)
+        if (run.folder / JOURNAL).exists():
+            raise SettingsError(f"{run.folder}: holds a study of that name; choose another name for the training run")
         status = read_status(run.folder)
         if status and status["state"] == "succeeded":
             show(f"{run.folder} is finished: {status['result']}")
@@ -368,4 +381,31 @@ def check(config: RunConfig) -> None:
         f"{config.positions.max_scale:g}, contexts up to {run.longest:,} tokens; "
         f"{train_settings.steps:,} steps of {train_settings.batch_sequences} rows, {tokens:,} tokens; "
         f"{len(documents)} work items; run folder {run.folder}"
+    )
+    if config.search:
+        trial = config.trial().train
+        rungs = config.search.rungs(trial.steps, trial.log_every)
+        show(
+            f"search: sound. {config.search.trials} trials of {trial.steps:,} steps over {len(config.space())} "
+            f"settings, {config.search.fixed_trials} of them published methods and repeats; "
+            + (f"stopped early at {', '.join(map(str, rungs))} steps" if rungs else "none is stopped early")
+        )
+
+
+def plan_coverage(config: RunConfig, out: str | None) -> None:
+    """Show which relative distances a recipe's draws will show the model, and write the picture."""
+    from e2ray.core.model import base_facts
+    from e2ray.plan import coverage
+
+    coverage(
+        config.positions,
+        name=config.name,
+        window=config.data.window,
+        base_context_length=base_facts(config.model).base_context_length,
+        steps=config.train.steps,
+        batch_sequences=config.train.batch_sequences,
+        seed=config.seed,
+        windows=config.evaluate.windows if config.evaluate else None,
+        out=Path(out or f"{config.name}-coverage.png"),
+        show=show,
     )

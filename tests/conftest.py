@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ |= {
     "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
@@ -15,6 +16,8 @@ os.environ |= {
 os.environ.pop("RAY_ADDRESS", None)
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -46,4 +49,48 @@ def ray_cluster():
     )
     yield ray
     ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Python sources of this project: real text that is at hand."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for path in sorted((ROOT / "e2ray").rglob("*.py")):
+        if path.stat().st_size:
+            (folder / "-".join(path.relative_to(ROOT).parts)).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path, corpus):
+    """Storage, model, data and draws of a run in miniature, as the sections of a recipe."""
+    return {
+        "name": "small",
+        "storage": str(tmp_path / "runs"),
+        "model": {
+            "kind": "llama",
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 64,
+            "base_context_length": 32,
+        },
+        "data": {
+            "corpus": [{"kind": "text", "paths": [f"{corpus}/*.py"]}],
+            "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 320},
+            "window": 32,
+            "validation_share": 0.2,
+        },
+        "positions": {"preset": "e2llm", "max_scale": 4},
+        "evaluate": {"documents": 2, "document_tokens": 200},
+    }
+
+
+@pytest.fixture
+def ray_folder():
+    """A folder for a Ray of a process of its own, which its sockets need a short path to."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    yield folder
     shutil.rmtree(folder, ignore_errors=True)

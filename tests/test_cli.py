@@ -4,6 +4,7 @@ Unless a test says otherwise the command runs in an empty folder, with nothing o
 """
 
 import ast
+import contextlib
 import json
 import os
 import resource
@@ -21,7 +22,7 @@ from e2ray.cli import DESCRIPTIONS
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "jobs" / "recipes" / "demo-cpu.yaml"
-JOBS = ("prepare", "train", "evaluate", "export")
+JOBS = ("prepare", "train", "tune", "evaluate", "export")
 HEAVY = {"torch", "ray", "transformers", "pyarrow", "numpy", "deepspeed"}
 
 # Runs a command and says on the last line of stdout which modules it has imported.
@@ -173,6 +174,25 @@ def test_check_validates_a_recipe_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_check_tells_what_a_search_will_do(tmp_path):
+    recipe = ROOT / "jobs" / "recipes" / "search-cpu.yaml"
+    command = e2ray("check", "--config", recipe, "--set", f"storage={tmp_path / 'storage'}")
+    code, output, errors = run(command, tmp_path, HF_HUB_OFFLINE="1")
+    assert code == 0, errors
+    assert "search: sound. 48 trials of 360 steps over 19 settings, 10 of them published methods" in output
+    assert "stopped early at 120 steps" in output
+
+
+def test_plan_shows_which_distances_the_draws_cover(tmp_path):
+    code, output, errors = run(e2ray("plan", "--coverage", "--config", RECIPE, "--out", "seen.png"), tmp_path)
+    assert code == 0, errors
+    assert "demo-cpu" in output and "reach" in output
+    assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
+    code, output, errors, _ = spied(tmp_path, "plan", "--config", RECIPE)
+    assert (code, output) == (2, "")
+    assert one_line(errors) == "e2ray plan: say what to plan: --coverage shows which relative distances the draws cover"
+
+
 # ---- other ends -------------------------------------------------------------------------------------------------
 
 
@@ -180,8 +200,12 @@ def test_an_interrupted_command_says_so_in_one_line(tmp_path):
     os.mkfifo(tmp_path / "recipe.yaml")
     process = start(e2ray("check", "--config", "recipe.yaml"), tmp_path)
     writer = open_for(process, tmp_path / "recipe.yaml")  # held open: the command waits for what is never written
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    errors = ""
+    for _ in range(20):  # a signal between Python's last look and the blocking read is seen with the next one
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _, errors = process.communicate(timeout=3)
+            break
     os.close(writer)
     assert process.returncode == 1
     assert one_line(errors) == "e2ray check: interrupted; the same command continues"

@@ -24,10 +24,11 @@ LAYERS = (
     "run",
     "cluster",
     "pipeline",
+    "tuning",
     "cli",
 )
 ALLOWED = {
-    "ray": {"data/stream.py", "train/launch.py", "cluster.py"},
+    "ray": {"data/stream.py", "train/launch.py", "search/tune.py", "cluster.py"},
     "deepspeed": {"train/engine.py"},
     "optuna": {"search/*.py"},
 }
@@ -152,7 +153,7 @@ def test_what_the_direction_allows_is_taken(tmp_path, path, code):
 
 IMPORT_ALL = """
 import os, pkgutil, random
-import deepspeed, torch  # what these do when they are imported is their own affair
+import deepspeed, optuna, ray.tune, torch  # what these do when they are imported is their own affair
 print("ours:", flush=True)
 state, torch_state, folder = random.getstate(), torch.get_rng_state(), os.getcwd()
 import e2ray

@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,42 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Python sources of this project: real text that is at hand."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for path in sorted((ROOT / "e2ray").rglob("*.py")):
-        if path.stat().st_size:
-            (folder / "-".join(path.relative_to(ROOT).parts)).write_bytes(path.read_bytes())
-    return folder
-
-
 @pytest.fixture
-def recipe(tmp_path, corpus):
+def recipe(small):
     """A recipe of the whole chain in miniature."""
     training = {"steps": 8, "batch_sequences": 8, "micro_batch_sequences": 4, "log_every": 1, "checkpoint_every": 4}
-    return {
-        "name": "small",
-        "storage": str(tmp_path / "runs"),
-        "model": {
-            "kind": "llama",
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 2,
-            "num_key_value_heads": 2,
-            "intermediate_size": 64,
-            "base_context_length": 32,
-        },
-        "data": {
-            "corpus": [{"kind": "text", "paths": [f"{corpus}/*.py"]}],
-            "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 320},
-            "window": 32,
-            "validation_share": 0.2,
-        },
+    return small | {
         "pretrain": training | {"lr": 1e-2},
-        "positions": {"preset": "e2llm", "max_scale": 4},
         "train": training | {"lr": 1e-3},
-        "evaluate": {"documents": 2, "document_tokens": 200},
         "cluster": {"max_failures": 0},
     }
 
@@ -168,13 +137,6 @@ def other_tokenizer(tmp_path):
 
 def losses(folder):
     return [(line["step"], line["loss"], line["grad_norm"], line["loss_by_scale"]) for line in read_metrics(folder)]
-
-
-@pytest.fixture
-def ray_folder():
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets need a short path
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def start(recipe_path, ray_folder):

@@ -40,6 +40,7 @@ def test_there_is_a_recipe_for_every_promised_use():
         "llama-3.1-8b-8k",
         "llama-3.1-8b-lora-1gpu",
         "qwen3-8b-8k",
+        "search-cpu",
     }
     assert len(FULL_SIZE) >= 4
 

@@ -50,9 +50,12 @@ class Head:
             timeout=240,
         )
 
-    def submit(self, job: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Submit the small run under an id; the same command every time."""
-        entry = ["python", "jobs/train.py", "--config", str(self.folder / "small.yaml")]
+    def submit(
+        self, job: str, *options: str, entry: tuple[str, ...] = ("train", "small"), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Submit a command and recipe, the small run if none is named, under an id."""
+        command, recipe, *more = entry
+        entry = ["python", f"jobs/{command}.py", "--config", str(self.folder / f"{recipe}.yaml"), *more]
         entry += ["--set", f"storage={self.folder / 'storage'}"]
         command = ["job", "submit", "--submission-id", job, *options, "--working-dir", ".", "--", *entry]
         return self.ray(*command, **environment)
@@ -71,7 +74,8 @@ class Head:
         found: dict[str, dict[str, float]] = {}
         for sample in samples:
             if sample.name.startswith("ray_e2ray_"):
-                found.setdefault(sample.name, {})[sample.labels["run"]] = sample.value
+                key = sample.labels.get("run") or sample.labels.get("state") or sample.labels["study"]
+                found.setdefault(sample.name, {})[key] = sample.value
         return found
 
 
@@ -164,6 +168,14 @@ def write_inputs(folder: Path) -> None:
         "export": {"context_lengths": [64]},
     }
     (folder / "small.yaml").write_text(yaml.safe_dump(recipe))
+    search = {"trials": 8, "baselines": ["e2llm", "pose"], "progress_s": 1.0}
+    search["early_stopping"] = {"kind": "asha", "min_steps": 10}
+    study = recipe | {
+        "name": "study",
+        "train": recipe["train"] | {"steps": 30, "checkpoint_every": 30},
+        "search": search,
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
 
 
 @pytest.fixture(scope="module")
@@ -320,3 +332,32 @@ def test_a_submission_without_the_token_is_refused(head: Head):
         with pytest.raises(urllib.error.HTTPError, match=r"HTTP Error 40[13]"):
             head.get("/api/jobs/", token=token)
     assert "refused" not in [job["submission_id"] for job in head.get("/api/jobs/")]
+
+
+@pytest.mark.slow
+def test_a_study_is_a_job_that_can_be_stopped_and_continued(head: Head, story: Story):
+    entry = ("tune", "study", "--resume")
+    first = head.submit("study-1", "--no-wait", entry=entry)
+    assert first.returncode == 0, first.stderr
+
+    def under_way() -> bool:
+        assert head.get("/api/jobs/study-1")["status"] in ("PENDING", "RUNNING"), head.ray(
+            "job", "logs", "study-1"
+        ).stdout
+        return head.gauges().get("ray_e2ray_search_trials", {}).get("complete", 0) >= 2
+
+    wait_for("two complete trials on the Prometheus page", under_way)
+    assert head.gauges()["ray_e2ray_search_best"]["study"] > 0
+    assert any(run.startswith("study-") for run in head.gauges()["ray_e2ray_loss"])
+    actors = head.get("/logical/actors")["data"]["actors"].values()
+    benches = [actor for actor in actors if "study" in (actor.get("reprName") or "") and actor["state"] == "ALIVE"]
+    assert 1 <= len(benches) <= 2, [actor.get("reprName") for actor in actors]
+    assert head.ray("job", "stop", "study-1").returncode == 0
+    folder = head.folder / "storage" / "study"
+    assert json.loads((folder / "status.json").read_text())["state"] == "preempted"
+    again = head.submit("study-2", entry=entry)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "study: 8 of 8 trials" in again.stdout and "best.yaml" not in again.stderr
+    assert json.loads((folder / "status.json").read_text())["state"] == "succeeded"
+    assert len((folder / "export" / "trials.csv").read_text().splitlines()) == 9
+    assert (folder / "export" / "report.html").stat().st_size > 10_000

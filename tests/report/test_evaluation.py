@@ -10,7 +10,7 @@ from matplotlib import image as images
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.verdict import verdict
-from e2ray.report import SCHEMA, draw, read_evaluation, write_evaluation
+from e2ray.report.evaluation import SCHEMA, draw, read_evaluation, write_evaluation
 
 L = 64
 

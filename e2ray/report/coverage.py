@@ -1,0 +1,138 @@
+"""The picture of a coverage: which distances the draws show, by served scale.
+
+Two heat maps, scale by distance, on one logarithmic colour: all pairs of tokens, and pairs of ordinary tokens only.
+The line in them is R / g, as far as a row of R tokens reaches at that scale if nothing is moved; what lies to its
+right is owed to the placement. Bars beside them give the shares per scale.
+"""
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from e2ray.config.base import SettingsError
+from e2ray.core.coverage import SEEN_PAIRS_PER_ROW, Coverage, percent
+from e2ray.files import atomic_path
+from e2ray.report.evaluation import BLUE, DOTS_PER_INCH, GREY, INK, ORANGE, SKY, SURFACE_COLOURS, VERMILLION
+
+HATCH_COLOUR = "#C8C8C8"
+
+
+def write_coverage(path: str | Path, found: Coverage, *, title: str) -> None:
+    """Write the picture as a PNG, whole or not at all.
+
+    Raises:
+        SettingsError: If the name does not end in .png, or the folder cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise SettingsError(f"{path}: the picture is a PNG; give it a name that ends in .png")
+    with atomic_path(path) as aside:
+        draw_coverage(found, title=title).savefig(aside, format="png")
+
+
+def draw_coverage(found: Coverage, *, title: str) -> Figure:
+    """Return the picture of a coverage.
+
+    Args:
+        found: What the draws show.
+        title: What the draws are, such as the name of the recipe; the number of the whole follows under it.
+    """
+    num_scales = len(found.scales)
+    figure = Figure(figsize=(13.5, 2.9 + 0.62 * num_scales), dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=[4, 4, 2.6])
+    norm = _norm(found)
+    _draw_map(axes[0], found, found.pairs, norm, "All pairs of tokens")
+    _draw_map(axes[1], found, found.pairs_ordinary, norm, f"Ordinary tokens only (not the first {found.leading})")
+    axes[0].set_yticks(
+        range(num_scales), [f"g = {row.scale:g}\n{row.context_length:,} tokens" for row in found.scales], fontsize=9
+    )
+    axes[0].set_ylabel("served scale and window")
+    axes[1].set_yticks(range(num_scales), [f"g = {row.scale:g}" for row in found.scales], fontsize=9)
+    bars = _draw_bars(axes[2], found)
+    bar = figure.colorbar(ScalarMappable(norm, SURFACE_COLOURS), ax=list(axes[:2]), shrink=0.9, pad=0.01)
+    bar.set_label("pairs per training row")
+    bar.outline.set_visible(False)
+    figure.suptitle(f"{title}\n{textwrap.fill(found.headline, 150)}", x=0.01, ha="left", fontsize=12, linespacing=1.5)
+    figure.legend(
+        handles=[
+            Line2D([], [], color=VERMILLION, linewidth=2, label="R / g: as far as a row reaches if nothing is moved"),
+            Patch(
+                facecolor="white",
+                edgecolor=HATCH_COLOUR,
+                hatch="////",
+                label=f"not shown: less than one pair in {1 / SEEN_PAIRS_PER_ROW:g} rows",
+            ),
+        ],
+        loc="outside lower left",
+        frameon=False,
+        fontsize=9,
+    )
+    figure.legend(handles=bars, loc="outside lower right", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def _norm(found: Coverage) -> LogNorm:
+    """Return the colours' range: from the least that counts as shown to the most that is shown."""
+    return LogNorm(SEEN_PAIRS_PER_ROW, max(float(found.pairs.max()), 10 * SEEN_PAIRS_PER_ROW))
+
+
+def _draw_map(
+    axis: Axes, found: Coverage, pairs: Float64[np.ndarray, "scales bins"], norm: LogNorm, title: str
+) -> None:
+    """Draw pairs per row over distance (columns) and served scale (rows); what is not shown stays hatched."""
+    length, num_scales = found.base_context_length, len(found.scales)
+    axis.add_patch(
+        Rectangle((0, -0.5), length, num_scales, facecolor="white", edgecolor=HATCH_COLOUR, hatch="////", linewidth=0)
+    )
+    shown = np.ma.masked_less(pairs, SEEN_PAIRS_PER_ROW)
+    rows = np.arange(num_scales + 1) - 0.5
+    axis.pcolormesh(found.edges, rows, shown, cmap=SURFACE_COLOURS, norm=norm, linewidth=0, rasterized=True)
+    axis.hlines(rows[1:-1], 0, length, color="white", linewidth=3)
+    limits = [min(length, found.window / row.scale) for row in found.scales]
+    axis.plot(np.repeat(limits, 2), np.repeat(rows, 2)[1:-1], color=VERMILLION, linewidth=2, clip_on=False)
+    axis.set_xlim(0, length)
+    axis.set_ylim(-0.5, num_scales - 0.5)
+    axis.set_xlabel(f"distance (base-model tokens; L = {length:,})")
+    axis.set_xticks([length * part / 4 for part in range(5)], [f"{length * part / 4:,g}" for part in range(5)])
+    axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axis.tick_params(axis="y", length=0)
+    axis.spines[:].set_visible(False)
+
+
+def _draw_bars(axis: Axes, found: Coverage) -> list[BarContainer]:
+    """Draw the shares of each served scale as bars on the rows of the maps; return what a legend explains."""
+    series = (
+        ("distances shown (reach)", BLUE, [row.reach for row in found.scales]),
+        ("... between ordinary tokens", SKY, [row.reach_ordinary for row in found.scales]),
+        ("overlap with real text", ORANGE, [row.overlap for row in found.scales]),
+        ("share of the rows drawn", GREY, [row.rows for row in found.scales]),
+    )
+    height, bars = 0.2, []
+    drawn = np.array([row.rows > 0 for row in found.scales])
+    for place, (label, colour, shares) in enumerate(series):
+        where = np.arange(len(shares)) + (1.5 - place) * height
+        bars.append(axis.barh(where, shares, height=0.9 * height, color=colour, label=label))
+        for row in np.flatnonzero(drawn):
+            axis.text(shares[row] + 0.015, where[row], percent(shares[row]), va="center", fontsize=7, color=INK)
+    for row in np.flatnonzero(~drawn):
+        axis.text(0.015, float(row), "no rows are drawn here", va="center", fontsize=9, color=INK)
+    axis.set_xlim(0, 1.16)
+    axis.set_ylim(-0.5, len(found.scales) - 0.5)
+    axis.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    axis.set_yticks(range(len(found.scales)), [f"g = {row.scale:g}" for row in found.scales], fontsize=9)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.set_title("Shares", loc="left", fontsize=11, fontweight="bold")
+    return bars
+
+
+__all__ = ["draw_coverage", "write_coverage"]
