@@ -7,12 +7,15 @@ neither. A result is written only from a clean commit that can be named.
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -44,6 +47,38 @@ def alternate(one: Callable[[], object], other: Callable[[], object], *, pairs: 
         "ratio_of_medians": medians["a_s"] / medians["b_s"],
         "median_of_pair_ratios": statistics.median(a / b for a, b in zip(seconds["a_s"], seconds["b_s"], strict=True)),
     }
+
+
+def memory_mib(process: psutil.Process) -> float:
+    """Return the proportional set size of a process and all below it, in MiB."""
+    total_kib = 0
+    for each in [process, *process.children(recursive=True)]:
+        try:
+            lines = Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has ended meanwhile
+            continue
+        total_kib += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total_kib / 1024
+
+
+def watched(arguments: list[str], *, log: Path) -> tuple[float, float]:
+    """Run a Python program to its end and return its seconds and the peak memory of all its processes in MiB.
+
+    Args:
+        arguments: Program and arguments, from the root of the source tree.
+        log: Where its output goes; its end is shown if it fails.
+    """
+    began = time.perf_counter()
+    with log.open("w") as output:
+        root = RESULTS.parents[1]
+        child = subprocess.Popen([sys.executable, *arguments], cwd=root, stdout=output, stderr=subprocess.STDOUT)
+        process, peak = psutil.Process(child.pid), 0.0
+        while child.poll() is None:
+            peak = max(peak, memory_mib(process))
+            time.sleep(1.0)
+    if child.returncode:
+        raise SystemExit(log.read_text()[-3000:])
+    return time.perf_counter() - began, peak
 
 
 def goal(name: str, value: float, *, at_most: float | None = None, at_least: float | None = None) -> dict[str, Any]:

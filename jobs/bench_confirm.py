@@ -1,0 +1,195 @@
+"""Does what a search recommends hold beyond the study? The balanced recipe against the paper's preset, trained anew.
+
+python jobs/bench_confirm.py --study runs/search-cpu
+
+The study's base model is fine-tuned for the full budget of best-balanced.yaml under seeds that the study never used,
+on documents that neither the study nor the base ever saw: the Python sources of the installed packages. The paper's
+preset gets the same rows and as many tokens, once with the recipe's learning rate and once with the balanced one's,
+which tells the draws from the learning rate. Differences are paired: over seeds with Student's t for three runs, over
+held-out documents with a bootstrap.
+"""
+
+import statistics
+import sys
+import sysconfig
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from benchmarking import finish, goal, parser
+
+from e2ray.config.load import dump, load, read_recipe, validate
+from e2ray.config.run import RunConfig
+from e2ray.run import resolve
+
+PACKAGES = (
+    "numpy",
+    "torch/nn",
+    "torch/optim",
+    "torch/distributed",
+    "pyarrow",
+    "optuna",
+    "matplotlib",
+    "networkx",
+    "ray/data",
+)
+SEEDS = (101, 102, 103)
+DOCUMENTS = 24
+T_95 = 4.303  # Student's t, two degrees of freedom, 95 %
+RESAMPLES = 10_000
+
+
+def recipes(study: Path) -> dict[str, RunConfig]:
+    """Return the recipe of each arm: the study's base model on new documents."""
+    best = load(study / "export" / "best-balanced.yaml")
+    recipe = read_recipe(study / "config.yaml")
+    base = resolve(validate(recipe | {"storage": str(study.parent)}, source="study")).base
+    folder = Path(sysconfig.get_paths()["purelib"])
+    changes = {
+        "model": {"kind": "pretrained", "path": str(base / "model"), "base_context_length": 128},
+        "pretrain": None,
+        "search": None,
+        "data": {
+            "corpus": [{"kind": "text", "paths": [f"{folder / package}/**/*.py" for package in PACKAGES]}],
+            "tokenizer": {"kind": "pretrained", "path": str(base / "model")},
+            "window": best.data.window,
+            "validation_share": 0.1,
+            "on_bad": "skip",
+        },
+    }
+    plain = best.model_dump(mode="json") | changes
+    plain["evaluate"] |= {"skip_documents": 0, "documents": DOCUMENTS}
+    paper = validate(recipe, source="study").positions.model_dump(mode="json")
+    arms = {
+        "balanced": plain,
+        "paper": plain | {"positions": paper, "train": plain["train"] | {"lr": recipe["train"]["lr"]}},
+        "paper, balanced lr": plain | {"positions": paper},
+    }
+    return {name: validate(arm | {"name": "confirm"}, source=name) for name, arm in arms.items()}
+
+
+def shared_of(config: RunConfig) -> Any:
+    """Return what the runs of all arms share; the shards are prepared already."""
+    from e2ray.pipeline import prepare, task_of
+    from e2ray.search.trial import Shared
+
+    run = resolve(config)
+    shards = prepare(run)
+    task = task_of(run, run.folder, shards, run.config.model, run.config.train, run.config.positions)
+    assert run.config.evaluate is not None
+    return Shared("confirm", run.folder, task, run.config.evaluate, False, None)
+
+
+def by_document(examiner: Any, model: Any, hook: Any) -> list[dict[str, float]]:
+    """Return each document's NLL by window, each window read at scale W / L."""
+    documents, found = examiner.documents, []
+    for document in documents:
+        examiner.documents = [document]
+        found.append({str(cell["window"]): cell["nll"] for cell in examiner.cells(model, hook, whole=False)})
+    examiner.documents = documents
+    return found
+
+
+def train(job: tuple[str, int, RunConfig]) -> dict[str, Any]:
+    """Train one arm under one seed and return its NLL by document and window; None as name measures the base."""
+    import torch
+
+    from e2ray.core.model import build_model
+    from e2ray.core.rope import RotaryHook
+    from e2ray.search.study import Plan
+    from e2ray.search.trial import Workbench
+
+    torch.set_num_threads(1)
+    name, seed, config = job
+    shared = shared_of(config)
+    bench = Workbench(shared, device=torch.device("cpu"))
+    began = time.perf_counter()
+    if name == "base":
+        model = build_model(config.model, dtype=torch.float32, vocab_size=shared.task.vocab_size).eval()
+        return {"arm": name, "seed": seed, "documents": by_document(bench.examiner, model, RotaryHook(model))}
+    bench.begin(Plan(0, config.model_copy(update={"seed": seed}), (), None, None, {}))
+    metrics = bench.advance()
+    assert "failed" not in metrics, metrics
+    found = by_document(bench.examiner, bench.engine.ds.module, bench.engine.hook)  # type: ignore[union-attr]
+    print(f"{name}, seed {seed}: {metrics['tokens']:,} tokens, {time.perf_counter() - began:.0f} s", flush=True)
+    return {"arm": name, "seed": seed, "tokens": metrics["tokens"], "documents": found}
+
+
+def objectives(documents: list[dict[str, float]], base: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """Return `long` and `short` of each document, nats per token."""
+    windows = sorted(documents[0], key=int)
+    return {
+        "long": np.array([statistics.fmean(row[window] for window in windows) for row in documents]),
+        "short": np.array([row[windows[0]] - other[windows[0]] for row, other in zip(documents, base, strict=True)]),
+    }
+
+
+def compared(runs: list[dict[str, Any]], arm: str, other: str, base: list[dict[str, float]]) -> dict[str, Any]:
+    """Return arm minus other for both objectives, paired, with 95 % intervals over seeds and over documents."""
+    generator = np.random.default_rng(0)
+    found = {}
+    for name in ("long", "short"):
+        by_run = {(run["arm"], run["seed"]): objectives(run["documents"], base)[name] for run in runs}
+        differences = np.array([by_run[arm, seed] - by_run[other, seed] for seed in SEEDS])  # [seeds, documents]
+        seeds = differences.mean(axis=1)
+        half = T_95 * seeds.std(ddof=1) / np.sqrt(len(SEEDS))
+        documents = differences.mean(axis=0)
+        picks = generator.integers(0, len(documents), (RESAMPLES, len(documents)))
+        found[name] = {
+            "difference": float(seeds.mean()),
+            "by_seed": seeds.tolist(),
+            "interval_over_seeds": [float(seeds.mean() - half), float(seeds.mean() + half)],
+            "interval_over_documents": np.quantile(documents[picks].mean(axis=1), (0.025, 0.975)).tolist(),
+            arm: float(np.mean([by_run[arm, seed].mean() for seed in SEEDS])),
+            other: float(np.mean([by_run[other, seed].mean() for seed in SEEDS])),
+        }
+    return found
+
+
+def by_window(runs: list[dict[str, Any]], arm: str) -> dict[str, float]:
+    """Return an arm's mean NLL over seeds and documents by window, each read at scale W / L."""
+    rows = [row for run in runs if run["arm"] == arm for row in run["documents"]]
+    return {window: statistics.fmean(row[window] for row in rows) for window in rows[0]}
+
+
+def main() -> int:
+    made = parser(__doc__)
+    made.add_argument("--study", type=Path, required=True, help="folder of a finished study")
+    parsed = made.parse_args()
+    arms = recipes(parsed.study.absolute())
+    from e2ray.cluster import cluster
+
+    with cluster(arms["balanced"].cluster):
+        shared_of(arms["balanced"])  # prepares the shards
+    jobs = [("base", 0, arms["balanced"])] + [(name, seed, arms[name]) for seed in SEEDS for name in arms]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        base, *runs = pool.map(train, jobs)
+    against = {other: compared(runs, "balanced", other, base["documents"]) for other in ("paper", "paper, balanced lr")}
+    for other, found in against.items():
+        for name, row in found.items():
+            print(f"balanced - {other}, {name}: {row}")
+    goals = [
+        goal(
+            f"{name}: balanced - paper, nats per token, upper end over seeds",
+            found["interval_over_seeds"][1],
+            at_most=0.0,
+        )
+        for name, found in against["paper"].items()
+    ]
+    result = {
+        "differences": against,
+        "nll_by_window": {arm: by_window(runs, arm) for arm in arms} | {"base": by_window([base], "base")},
+        "runs": runs,
+        "base": base,
+    }
+    config = {name: dump(arm) for name, arm in arms.items()}
+    return finish("confirm", config=config, runs=result, goals=goals, check=parsed.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

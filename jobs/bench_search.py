@@ -1,0 +1,253 @@
+"""What a search costs beside its training, and how much of a full grid it saves.
+
+python jobs/bench_search.py
+
+Overhead: studies of one-second trials in shared actors against a Ray Train of its own for each trial, alternately;
+"outside" is what a trial costs beyond its training and evaluation: choosing, starting, model copy, proof, reporting.
+Grid: every point of a space of 36 is trained in full and measured at a rung; the search, with its early stopping, is
+then replayed on those measurements under 20 seeds: each value it asks for is the one that the real trial gave. Its
+cost is the number of updates until it holds a full trial within 1 % of the best weighted number of the grid.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarking import finish, goal, parser
+
+from e2ray.cluster import cluster
+from e2ray.config.load import read_recipe, validate
+from e2ray.config.run import RunConfig
+from e2ray.config.space import assign
+from e2ray.pipeline import base_of, prepare, show, task_of
+from e2ray.run import resolve
+
+RECIPE = Path(__file__).parent / "recipes" / "search-cpu.yaml"
+SECOND = {"train.steps": 8, "train.warmup_steps": 1, "train.log_every": 4, "train.checkpoint_every": 8}
+SECOND |= {"train.batch_sequences": 8, "evaluate.documents": 1, "evaluate.windows": [128, 1024]}
+STEPS, RUNG = 120, 40
+KINDS = ("uniform_int", "log_uniform", "fixed")
+SHARES = (0.0, 0.1, 0.25, 0.5)
+PLACEMENTS = ("prefix", "random_breaks", "none")
+SEEDS = 20
+WITHIN = 1.01
+
+
+def recipe_of(folder: Path, name: str, search: dict[str, Any]) -> RunConfig:
+    """Return the study recipe under another name, with another search."""
+    recipe = read_recipe(RECIPE) | {"name": name, "storage": str(folder), "search": search}
+    return validate(recipe, source=str(RECIPE))
+
+
+def opened(config: RunConfig) -> tuple[Any, Any, Any]:
+    """Return (run, what trials share, study) of a recipe, its base model at hand."""
+    import torch
+
+    from e2ray.search.study import Study
+    from e2ray.search.trial import examine_base, share
+
+    run = resolve(config)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    shards = prepare(run)
+    model = base_of(run, shards)
+    task = task_of(run, run.folder, shards, model, run.config.trial().train, run.config.positions)
+    shared = share(run.config, task, run.folder)
+    study = Study(run.folder, run.config, run.base_context_length)
+    if study.base is None:
+        study.set_base(*examine_base(shared, torch.device("cpu")))
+    return run, shared, study
+
+
+def overhead(folder: Path, *, trials: int, share_actors: bool, name: str) -> dict[str, Any]:
+    """Run a study of one-second trials and return its figures."""
+    from e2ray.search import tune
+
+    search = {"trials": trials, "trial": SECOND, "baselines": ["e2llm"], "repeats": 1, "early_stopping": None}
+    run, shared, study = opened(recipe_of(folder, name, search | {"surface": False}))
+    ends: list[float] = []
+    began = time.perf_counter()
+    tune.run(
+        study,
+        shared,
+        run.config.cluster,
+        told=lambda number: ends.append(time.perf_counter() - began),
+        share_actors=share_actors,
+    )
+    seconds = time.perf_counter() - began
+    records = study.records()
+    assert all(record.state == "complete" for record in records), [record.reason for record in records]
+    room = tune.room(run.config.cluster, None).trials
+    work = [record.seconds for record in records]
+    # from the first end on every actor stands: what is left is the cost of a trial alone
+    steady = (ends[-1] - ends[room - 1]) * room / (trials - room) - statistics.mean(work) if trials > room else None
+    return {
+        "trials": trials,
+        "at_once": room,
+        "wall_s": seconds,
+        "work_s_per_trial": statistics.mean(work),
+        "outside_s_per_trial": (seconds * room - sum(work)) / trials,
+        "outside_s_per_trial_once_started": steady,
+        "trials_per_hour": trials / seconds * 3600,
+        "trials_per_hour_once_started": (trials - room) / (ends[-1] - ends[room - 1]) * 3600 if trials > room else None,
+    }
+
+
+class Grid:
+    """Every point of a space, in the place of a study: nothing is stopped, everything is kept."""
+
+    def __init__(self, study: Any, points: list[dict[str, Any]]) -> None:
+        from e2ray.search.study import Plan
+
+        self.study, self.search, self.name = study, study.search, study.name
+        self.waiting = [
+            Plan(number, RunConfig.model_validate(assign(study.recipe, point, RunConfig)), (RUNG,), None, None, point)
+            for number, point in enumerate(points)
+        ]
+        self.plans = list(self.waiting)
+        self.values: dict[int, dict[int, float]] = {}
+        self.running: set[int] = set()
+
+    def next(self) -> Any:
+        """Return the next point to train, or None."""
+        if not self.waiting:
+            return None
+        plan = self.waiting.pop(0)
+        self.running.add(plan.number)
+        return plan
+
+    def is_running(self, number: int) -> bool:
+        """Return whether a point is in training."""
+        return number in self.running
+
+    def rung(self, number: int, measured: Any) -> bool:
+        """Keep a value; nothing is stopped."""
+        self.values.setdefault(number, {})[measured.step] = self.study.objective(measured)["value"]
+        return False
+
+    def complete(self, number: int, measured: Any) -> None:
+        """Keep a point's last value."""
+        self.rung(number, measured)
+        self.running.discard(number)
+        show(f"grid {len(self.plans) - len(self.waiting)}/{len(self.plans)}: {self.values[number]}")
+
+    def fail(self, number: int, reason: str) -> None:
+        """A grid with a hole is none."""
+        raise RuntimeError(f"grid point {number} failed: {reason}")
+
+
+def space() -> dict[str, Any]:
+    """Return the grid's space."""
+    return {
+        "positions.scale.kind": {"kind": "choice", "options": list(KINDS)},
+        "positions.scale.native_share": {"kind": "choice", "options": list(SHARES)},
+        "positions.placement.kind": {"kind": "choice", "options": list(PLACEMENTS)},
+    }
+
+
+def grid(folder: Path) -> tuple[RunConfig, dict[tuple[Any, ...], dict[int, float]]]:
+    """Train every point in full and return the search's recipe and each point's values by step."""
+    from e2ray.search import tune
+
+    search = {
+        "trials": len(KINDS) * len(SHARES) * len(PLACEMENTS),
+        "space": space(),
+        "trial": {"train.steps": STEPS, "train.warmup_steps": 15},
+        "baselines": ["e2llm"],
+        "repeats": 1,
+        "surface": False,
+        "startup_trials": 6,
+        "early_stopping": {"kind": "asha", "min_steps": RUNG, "reduction_factor": 3},
+    }
+    run, shared, study = opened(recipe_of(folder, "grid", search))
+    points = [dict(zip(space(), point, strict=True)) for point in product(KINDS, SHARES, PLACEMENTS)]
+    every = Grid(study, points)
+    tune.run(every, shared, run.config.cluster)  # type: ignore[arg-type]
+    return run.config, {tuple(plan.params.values()): every.values[plan.number] for plan in every.plans}
+
+
+def replay(config: RunConfig, values: dict[tuple[Any, ...], dict[int, float]], seed: int, **search: Any) -> int | None:
+    """Search on the grid's measurements and return the updates until a full trial is within 1 % of the best.
+
+    None if all trials went by without one.
+    """
+    from e2ray.search.study import Measured, Study
+
+    wanted = WITHIN * min(value[STEPS] for value in values.values())
+    recipe = config.model_dump(mode="json") | {"seed": seed}
+    recipe["search"] |= search
+    with tempfile.TemporaryDirectory() as folder:
+        study = Study(Path(folder), RunConfig.model_validate(recipe), 128)
+        weights = study.search.weights
+        # cells whose weighted number is the measured one: long = short = value / (sum of weights) over a base of 0
+        window_cells = [{"window": w, "scale": w / 128, "documents": 1} for w in study.windows]
+        study.set_base([cell | {"nll": 0.0} for cell in window_cells])
+
+        def measured(step: int, value: float) -> Measured:
+            cells = [cell | {"nll": value / (weights.long + weights.short)} for cell in window_cells]
+            return Measured(step, cells, None, step, 0.0, 0.0)
+
+        spent = 0
+        while plan := study.next():
+            positions = plan.config.positions
+            point = (positions.scale.kind, positions.scale.native_share, positions.placement.kind)
+            stopped = False
+            if plan.rungs:
+                spent += RUNG
+                stopped = study.rung(plan.number, measured(RUNG, values[point][RUNG]))
+            if not stopped:
+                spent += STEPS - (RUNG if plan.rungs else 0)
+                study.complete(plan.number, measured(STEPS, values[point][STEPS]))
+                if values[point][STEPS] <= wanted:
+                    return spent
+    return None
+
+
+def main() -> int:
+    check = parser(__doc__).parse_args().check
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = recipe_of(folder, "first", {"trials": 1, "baselines": ["e2llm"], "repeats": 1})
+        with cluster(config.cluster):
+            sides: dict[str, list[dict[str, Any]]] = {"shared": [], "own": []}
+            for number, side in enumerate(("shared", "own", "own", "shared")):
+                shared = side == "shared"
+                found = overhead(folder, trials=24 if shared else 6, share_actors=shared, name=f"{side}-{number}")
+                show(f"{side}: {found}")
+                sides[side].append(found)
+            config, values = grid(folder)
+    full = STEPS * len(values)
+    costs = [replay(config, values, seed) for seed in range(SEEDS)]
+    plain = [replay(config, values, seed, sampler="random", early_stopping=None) for seed in range(SEEDS)]
+    shares = [1.0 if cost is None else cost / full for cost in costs]
+    random_shares = [1.0 if cost is None else cost / full for cost in plain]
+    outside = [found["outside_s_per_trial"] for found in sides["shared"]]
+    ratio = statistics.mean(f["trials_per_hour"] for f in sides["shared"]) / statistics.mean(
+        f["trials_per_hour"] for f in sides["own"]
+    )
+    goals = [
+        goal("seconds outside training and evaluation per one-second trial", max(outside), at_most=1.0),
+        goal("trials per hour, shared actors / a Ray Train per trial", ratio, at_least=4.0),
+        goal(
+            "updates to within 1 % of the grid's best / updates of the grid, median",
+            statistics.median(shares),
+            at_most=0.4,
+        ),
+    ]
+    runs = {
+        "overhead": sides,
+        "grid": [{"point": point, "values": found} for point, found in values.items()],
+        "search_share_of_grid": shares,
+        "random_without_stopping_share_of_grid": random_shares,
+        "worst_share": max(shares),
+    }
+    return finish("search", config=config.model_dump(mode="json"), runs=runs, goals=goals, check=check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

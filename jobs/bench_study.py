@@ -1,0 +1,76 @@
+"""Does the built-in study keep its promises: so many trials in so much time on two cores, with all its exports?
+
+python jobs/bench_study.py --keep runs
+
+Runs `jobs/tune.py` with `jobs/recipes/search-cpu.yaml` in a fresh storage folder, pretraining of the base included,
+and keeps its tables, recipes and pictures under jobs/results/search-cpu.
+"""
+
+import csv
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a source tree too
+
+from benchmarking import RESULTS, finish, goal, parser, watched
+
+SECONDS_AT_MOST = 45 * 60
+TRIALS_AT_LEAST = 40
+RECIPE = "jobs/recipes/search-cpu.yaml"
+KEPT = ("best*.yaml", "trials.csv", "ranges.json", "pareto.json")
+PICTURES = ("pareto", "ranges", "importances", "surfaces", "slices", "rungs")
+
+
+def main() -> int:
+    """Measure and write the result."""
+    made = parser(__doc__)
+    made.add_argument("--keep", type=Path, help="folder that the study's storage is moved to")
+    parsed = made.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        storage = parsed.keep.absolute() if parsed.keep else Path(name)
+        storage.mkdir(parents=True, exist_ok=True)
+        if any(storage.iterdir()):
+            raise SystemExit(f"{storage}: is not empty; the study is measured with nothing at hand")
+        seconds, peak = watched(
+            ["jobs/tune.py", "--config", RECIPE, "--set", f"storage={storage}"], log=Path(name) / "log"
+        )
+        export = storage / "search-cpu" / "export"
+        with (export / "trials.csv").open(newline="") as file:
+            trials = list(csv.DictReader(file))
+        ranges = json.loads((export / "ranges.json").read_text())
+        pareto = json.loads((export / "pareto.json").read_text())
+        log = (Path(name) / "log").read_text()
+        states = [row["state"] for row in trials]
+        goals = [
+            goal("trials", len(trials), at_least=TRIALS_AT_LEAST),
+            goal("seconds of the whole study after installation", seconds, at_most=SECONDS_AT_MOST),
+        ]
+        runs = {
+            "seconds": seconds,
+            "peak_mib": peak,
+            "states": {state: states.count(state) for state in sorted(set(states))},
+            "tokens": sum(int(row["tokens"]) for row in trials),
+            "ranges": ranges,
+            "pareto": pareto,
+            "log": log.replace(str(storage), "~/e2ray").splitlines()[-12:],
+        }
+        code = finish("study", config={"recipe": RECIPE}, runs=runs, goals=goals, check=parsed.check)
+        kept = RESULTS / "search-cpu"
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir()
+        for path in [found for pattern in KEPT for found in export.glob(pattern)]:
+            text = path.read_text(encoding="utf-8").replace(
+                str(storage), "~/e2ray"
+            )  # the storage that recipes default to
+            (kept / path.name).write_text(text, encoding="utf-8")
+        for picture in PICTURES:
+            shutil.copyfile(export / "pictures" / f"{picture}.png", kept / f"{picture}.png")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
