@@ -78,7 +78,10 @@ def refuse_other_study(run: Run, *, resume: bool) -> None:
     if not resume:
         raise SettingsError(f"{run.folder}: holds a study of that name; --resume continues it, or choose another name")
     if not path.exists():
-        return
+        raise SettingsError(
+            f"{path}: is missing beside the journal of a study, so nobody can say what was searched; put it back or "
+            "choose another name"
+        )
     before = validate(read_recipe(path), source=str(path))
     found = differences(before.model_dump(mode="json"), run.config.model_dump(mode="json"), free=FREE_ON_RESUME)
     if found:
@@ -174,12 +177,18 @@ def _refuse_unfinished(study: "Study") -> None:
         raise RuntimeError(f"no trial was completed; most often: {reasons.most_common(1)[0][0] if reasons else '?'}")
 
 
+def found_of(study: "Study") -> "StudyResults":
+    """Return everything that can be said about a study so far."""
+    from e2ray.search.results import results
+
+    return results(study.records(), study.facts(), study.importances(), study.importance_spread())
+
+
 def export_tables(run: Run, study: "Study") -> None:
     """Write what can be said about a study so far: tables, Pareto front, ranges."""
     from e2ray.search.exports import write_tables
-    from e2ray.search.results import results
 
-    write_tables(run.folder / EXPORT, results(study.records(), study.facts(), study.importances()))
+    write_tables(run.folder / EXPORT, found_of(study))
 
 
 def export(run: Run, study: "Study", unseen: int | None) -> str:
@@ -193,10 +202,9 @@ def export(run: Run, study: "Study", unseen: int | None) -> str:
     from e2ray.report.study import write_study
     from e2ray.search.exports import write_recipes, write_tables
     from e2ray.search.journal import JOURNAL
-    from e2ray.search.results import results
 
     folder = run.folder / EXPORT
-    found = results(study.records(), study.facts(), study.importances())
+    found = found_of(study)
     write_tables(folder, found)
     assert run.config.search is not None
     trial = {path: value for path, value in run.config.search.trial.items() if path.startswith("train.")}
@@ -227,7 +235,9 @@ def _coverage(study: "Study", found: "StudyResults") -> dict[str, "Figure"]:
             PositionSettings.model_validate(record.settings["positions"]),
             window=start.data.window,
             base_context_length=study.base_context_length,
-            scales=[paper_scale(window, study.base_context_length) for window in study.windows],
+            scales=[
+                paper_scale(w, study.base_context_length) for w in sorted({study.base_context_length, *study.windows})
+            ],
             steps=record.steps,
             batch_sequences=start.train.batch_sequences,
             seed=record.seed,

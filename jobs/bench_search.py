@@ -185,7 +185,7 @@ def replay(config: RunConfig, values: dict[tuple[Any, ...], dict[int, float]], s
         study = Study(Path(folder), RunConfig.model_validate(recipe), 128)
         weights = study.search.weights
         # cells whose weighted number is the measured one: long = short = value / (sum of weights) over a base of 0
-        window_cells = [{"window": w, "scale": w / 128, "documents": 1} for w in study.windows]
+        window_cells = [{"window": w, "scale": w / 128, "documents": 1} for w in (128, *study.windows)]
         study.set_base([cell | {"nll": 0.0} for cell in window_cells])
 
         def measured(step: int, value: float) -> Measured:

@@ -72,7 +72,7 @@ Stopping = Annotated[AshaStopping | HyperbandStopping, Field(discriminator="kind
 class Weights(Settings):
     """The weighted number: long * L + short * S + retrieval * (1 - found share), minimised."""
 
-    long: float = Field(1.0, ge=0, description="Of the mean NLL over the windows, each read at scale W / L.")
+    long: float = Field(1.0, ge=0, description="Of the mean NLL over the windows beyond L, each read at scale W / L.")
     short: float = Field(0.25, ge=0, description="Of the rise of the NLL over the base model's at L.")
     retrieval: float = Field(0.0, ge=0, description="Of the share of passkeys not found; 0 does not look for any.")
 
@@ -130,6 +130,8 @@ class SearchSettings(Settings):
             )
         if self.mode == "pareto" and self.early_stopping:
             raise ValueError("early_stopping: needs one number to compare by; set it to null, or mode: weighted")
+        if self.mode == "pareto" and sum(weight > 0 for weight in self.weights.model_dump().values()) < 2:
+            raise ValueError("mode: pareto weighs several objectives, wanted at least two weights above 0")
         if not self.weights.long and not self.weights.short:
             raise ValueError("weights: long and short are both 0, wanted one of them above 0")
         return self

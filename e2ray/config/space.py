@@ -23,6 +23,7 @@ SHARED = ("name", "storage", "seed", "search", "cluster", "evaluate", "export", 
 OWN = ("model.lora.",)  # below a shared section, and yet a trial's own
 UNSEARCHED = (  # the budget, by which trials are compared, and what changes no loss
     "train.steps",
+    "train.batch_sequences",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

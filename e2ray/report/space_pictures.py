@@ -121,7 +121,7 @@ def _kind_rows(axis: Axes, rows: Sequence[tuple[str, Mapping[str, Any], Mapping[
 
 
 def draw_importances(results: StudyResults) -> Figure | None:
-    """Return each setting's share of the weighted number's variation, the largest on top."""
+    """Return each setting's importance for being among the best quarter of the full trials, the largest on top."""
     ordered = sorted(results.importances.items(), key=lambda item: (-item[1], item[0]))
     if not ordered:
         return None
@@ -129,11 +129,15 @@ def draw_importances(results: StudyResults) -> Figure | None:
     axis = figure.subplots()
     shares = [100 * share for _, share in ordered]
     axis.barh(range(len(ordered)), shares, color=BLUE, height=0.65)
-    for y, share in enumerate(shares):
-        axis.text(share + 0.01 * max(*shares, 1), y, f"{share:.0f} %", va="center", fontsize=9.5, color=INK)
+    spans = [results.importance_spread.get(path, (share, share)) for path, share in ordered]
+    axis.hlines(range(len(ordered)), [100 * low for low, _ in spans], [100 * high for _, high in spans], INK, lw=1)
+    most = max(1.0, *shares, *(100 * high for _, high in spans))
+    for y, (share, (_, high)) in enumerate(zip(shares, spans, strict=True)):
+        place = max(share, 100 * high) + 0.01 * most
+        axis.text(place, y, f"{share:.0f} %", va="center", fontsize=9.5, color=INK)
     axis.set_yticks(range(len(ordered)), [plain(short_name(path)) for path, _ in ordered], fontsize=10)
-    axis.set(ylim=(len(ordered) - 0.4, -0.6), xlim=(0, 1.1 * max(*shares, 1)))
-    axis.set_xlabel("share of the weighted number's variation (%)")
+    axis.set(ylim=(len(ordered) - 0.4, -0.6), xlim=(0, 1.1 * most))
+    axis.set_xlabel("importance for being among the best quarter of the full trials (%); line: any one trial left out")
     axis.tick_params(length=0, axis="y")
     tidy(axis, grid="x")
     return figure

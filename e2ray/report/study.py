@@ -131,9 +131,9 @@ _TEXTS = {
         "No trial ran in full, so there are no ranges.",
     ),
     "importances": (
-        "Bars of each setting's share of the variation of the weighted number",
-        "How much of the weighted number's variation over the space each setting explains, an estimate from the trials "
-        "that ran in full. The estimate's own error was not measured; small shares cannot be ordered.",
+        "Bars of each setting's importance for being among the best quarter of the full trials",
+        "What tells the best quarter of the full trials from the rest, by PED-ANOVA; the shares sum to 1. A thin line "
+        "spans the shares with any one trial left out: what a single trial decides. The true uncertainty is larger.",
         "The importances could not be computed: too few trials ran in full, or they all came out alike.",
     ),
     "slices": (

@@ -22,11 +22,12 @@ from e2ray.report.study_terms import (
     range_words,
     ranges_by_space,
     settings_words,
+    share_words,
     short_name,
     trial_name,
 )
 from e2ray.search.record import StudyResults, TrialRecord
-from e2ray.search.results import KEPT_GAIN_SHARE, MIN_TRIALS
+from e2ray.search.results import KEPT_GAIN_SHARE, MIN_TRIALS, base_long
 
 ORDER = ("long-first", "balanced", "short-first")
 FOLDED_FROM = 60  # trials; a longer table hides behind a line
@@ -66,7 +67,8 @@ def _choice_row(results: StudyResults, name: str, record: TrialRecord, retrieval
     noise = results.noise
     cells = [
         name, str(record.number), settings_words(record.settings), _with_noise(record.long, noise.long),
-        _with_noise(record.short, noise.short, signed=True), *([_share(record.retrieval)] if retrieval else []),
+        _with_noise(record.short, noise.short, signed=True),
+        *([_share(record.retrieval, noise.retrieval)] if retrieval else []),
         _with_noise(record.value, noise.value),
     ]  # fmt: skip
     return Row(cells, "marked" if "balanced" in name else "")
@@ -90,7 +92,9 @@ def _mean_of_repeats(results: StudyResults, paper: TrialRecord, retrieval: bool)
         mean = sum(getattr(record, name) for record in same) / len(same)
         means.append(_with_noise(mean, None if noise is None else noise / len(same) ** 0.5, signed=signed))
     found = [record.retrieval for record in same if record.retrieval is not None]
-    share = [_share(sum(found) / len(found) if found else None)] if retrieval else []
+    noise = results.noise.retrieval
+    error = None if noise is None else noise / len(same) ** 0.5
+    share = [_share(sum(found) / len(found) if found else None, error)] if retrieval else []
     cells = [
         f"paper's preset, mean of {len(same)} seeds", ", ".join(str(record.number) for record in same),
         "the same; ± is the standard error of the mean", means[0], means[1], *share, means[2],
@@ -99,17 +103,23 @@ def _mean_of_repeats(results: StudyResults, paper: TrialRecord, retrieval: bool)
 
 
 def _base_row(results: StudyResults, retrieval: bool) -> Row:
-    """Return the row of the base model: its mean NLL over the study's windows, read at scale 1."""
-    nll = {row["window"]: row["nll"] for row in results.facts.base if abs(row["scale"] - 1) < 1e-6}
-    whole = all(window in nll for window in results.facts.windows) and results.facts.windows
-    mean = sum(nll[window] for window in results.facts.windows) / len(results.facts.windows) if whole else None
+    """Return the row of the base model: its mean NLL over the study's windows, each read as suits it best."""
+    mean = base_long(results.facts)
     long = "missing" if mean is None else f"{mean:.3f}"
-    cells = ["base, untouched", "", "no training, every window at scale 1", long, "0 by definition"]
-    return Row([*cells, *([""] if retrieval else []), ""], "faint")
+    cells = [
+        "base, untouched",
+        "",
+        "no training, each window at scale 1 or W/L, the better one",
+        long,
+        "0 by definition",
+    ]
+    return Row([*cells, *([_share(results.facts.base_retrieval)] if retrieval else []), ""], "faint")
 
 
-def _share(found: float | None) -> str:
-    return "missing" if found is None else f"{100 * found:.0f} %"
+def _share(found: float | None, noise: float | None = None) -> str:
+    if found is None:
+        return "missing"
+    return f"{100 * found:.0f} %" if noise is None else f"{100 * found:.1f} ± {100 * noise:.1f} %"
 
 
 def ranges(results: StudyResults) -> list[Part]:
@@ -122,7 +132,7 @@ def ranges(results: StudyResults) -> list[Part]:
         spec = results.facts.space.get(path, {})
         found = "undetermined" if row["undetermined"] else range_words(row)
         importance = row.get("importance")
-        share = "unknown" if importance is None else f"{100 * importance:.0f} %"
+        share = "unknown" if importance is None else share_words(importance, row.get("importance_spread"))
         cells = [path, searched_words(spec), found, str(row["trials"]), share]
         rows.append(Row(cells, "faint" if row["undetermined"] else ""))
     columns = [

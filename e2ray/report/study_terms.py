@@ -117,6 +117,12 @@ def plural(number_of: int, noun: str) -> str:
     return f"{number_of or 'no'} {noun}{'s' if number_of > 1 else ''}"
 
 
+def share_words(share: float, interval: tuple[float, float] | list[float] | None) -> str:
+    """Return a share with its lowest and highest value, where these are known: `31 % (24 to 40)`."""
+    known = "" if interval is None else f" ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
+    return f"{100 * share:.0f} %{known}"
+
+
 def short_name(path: str) -> str:
     """Return a setting's name without the section that every trial shares: scale.kind, learning rate."""
     return "learning rate" if path == "train.lr" else path.removeprefix("positions.").removeprefix("train.")

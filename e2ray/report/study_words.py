@@ -28,6 +28,7 @@ from e2ray.report.study_terms import (
     range_words,
     ranges_by_space,
     settings_words,
+    share_words,
     short_name,
 )
 from e2ray.search.record import StudyResults, TrialRecord
@@ -61,9 +62,9 @@ def _searched(results: StudyResults) -> Point:
         f"{f'; {left} not ended yet, so this report is provisional' if left > 0 else ''}. A full trial makes "
         f"{facts.steps} updates of {facts.batch_sequences} rows of {facts.window} tokens, {count(budget)} tokens; "
         f"all trials together trained on {count(sum(record.tokens for record in results.records))} tokens in "
-        f"{duration(sum(record.seconds for record in results.records))} of work. Each was read at windows of "
-        f"{_listed(facts.windows)} tokens, a window W at scale W/L with L = {facts.base_context_length}. Long is the "
-        f"mean NLL over these windows, short the rise of the NLL at L over the untouched base's; lower is better.",
+        f"{duration(sum(record.seconds for record in results.records))} of work. Long is the mean NLL "
+        f"over windows of {_listed(facts.windows)} tokens, a window W at scale W/L; short the rise of the NLL at "
+        f"L = {facts.base_context_length} over the untouched base's. Lower is better.",
         warning=left > 0,
     )
 
@@ -124,7 +125,10 @@ def _both(record: TrialRecord, results: StudyResults) -> str:
     """Return long and short of a trial with their noise."""
     noise = results.noise
     text = f"long {plus_minus(record.long, noise.long)}, short {plus_minus(record.short, noise.short, signed=True)}"
-    return text if record.retrieval is None else f"{text}, {100 * record.retrieval:.0f} % of the passkeys found"
+    if record.retrieval is None:
+        return text
+    spread = "" if noise.retrieval is None else f" ± {100 * noise.retrieval:.1f}"
+    return f"{text}, {100 * record.retrieval:.1f}{spread} % of the passkeys found"
 
 
 def _other_seeds(paper: TrialRecord, best: TrialRecord) -> str:
@@ -154,7 +158,7 @@ def _by_window(results: StudyResults, best: TrialRecord, paper: TrialRecord) -> 
     """Return where the best reads better and worse than the paper's preset, which a mean over windows hides."""
     told: dict[str, list[str]] = {}
     rise = False
-    for window in results.facts.windows:
+    for window in sorted({results.facts.base_context_length, *results.facts.windows}):
         left, right = (_at_paper_scale(record, window, results) for record in (best, paper))
         if left is None or right is None:
             told.setdefault("not measured at", []).append(str(window))
@@ -218,12 +222,19 @@ def _importances(results: StudyResults) -> Point:
     if not results.importances:
         return Point(head, f"Not computable: {plural(trials, 'trial')} ran in full.", warning=True)
     ordered = sorted(results.importances.items(), key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{short_name(path)} {100 * share:.0f} %" for path, share in ordered[:4])
+    told = ", ".join(
+        f"{short_name(path)} {share_words(share, results.importance_spread.get(path))}" for path, share in ordered[:4]
+    )
     rest = f"; the other {len(ordered) - 4} share the rest" if len(ordered) > 4 else ""
+    known = (
+        "In brackets the lowest and the highest share with any one trial left out; where these overlap, the order says "
+        "nothing."
+        if results.importance_spread
+        else "Their own error was not measured, so take their order for a hint."
+    )
     return Point(
         head,
-        f"Share of the weighted number's variation over the space: {told}{rest}. The shares are estimates from "
-        f"{plural(trials, 'full trial')}; their own error was not measured, so take their order for a hint.",
+        f"What tells the best quarter of {plural(trials, 'full trial')} from the rest: {told}{rest}. {known}",
     )
 
 

@@ -176,7 +176,7 @@ def _pareto(found: StudyResults) -> dict[str, Any]:
         "objectives": {name: "maximise" if name in MAXIMISED else "minimise" for name in objectives},
         "weights": dict(found.facts.weights),
         "noise": asdict(found.noise),
-        "base": {"long": base_long(found.facts), "short": 0.0},
+        "base": {"long": base_long(found.facts), "short": 0.0, "retrieval": found.facts.base_retrieval},
         "front": [_point(found.record(number)) for number in found.front],
         "chosen": dict(found.chosen),
     }
@@ -241,7 +241,7 @@ def _header(words: str, record: TrialRecord, found: StudyResults, config: RunCon
     """Return the comment on top of a recipe: where it comes from, and how sure that is."""
     facts, noise = found.facts, found.noise
     origin = f"the published method {record.baseline}" if record.baseline else "sampled by the search"
-    retrieval = "" if record.retrieval is None else f", passkeys found {record.retrieval:.0%}"
+    retrieval = "" if record.retrieval is None else f", passkeys found {_share(record.retrieval, noise.retrieval)}"
     paragraphs = [
         words,
         f"Study {facts.name}, trial {record.number} ({origin}): long {_measured(record.long, noise.long)}, short "
@@ -266,6 +266,10 @@ def _header(words: str, record: TrialRecord, found: StudyResults, config: RunCon
 def _measured(value: float | None, deviation: float | None, *, sign: str = "") -> str:
     assert value is not None, "a proposed trial is complete"
     return f"{value:{sign}.4f}" if deviation is None else f"{value:{sign}.4f} +- {deviation:.4f}"
+
+
+def _share(found: float, deviation: float | None) -> str:
+    return f"{found:.1%}" if deviation is None else f"{found:.1%} +- {deviation:.1%}"
 
 
 def _noise_words(noise: Noise) -> str:

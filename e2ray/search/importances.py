@@ -1,8 +1,8 @@
-"""How much each searched setting matters, by Optuna's PED-ANOVA."""
+"""How much each searched setting matters for a good trial, by Optuna's PED-ANOVA."""
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -10,28 +10,49 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from e2ray.config.search import Choice, IntRange, Parameter, Space
 from e2ray.search.record import TrialRecord
 
+GOOD_SHARE = 0.25  # of the complete trials: importance is for being among them; Optuna's own 10 % is three of thirty
+
 
 def importances(records: Iterable[TrialRecord], space: Space) -> dict[str, float]:
-    """Return each parameter's share of the weighted number's variance (PED-ANOVA), of complete trials only.
+    """Return each parameter's importance for being among the best `GOOD_SHARE` of the complete trials, summing to 1.
 
-    Empty if fewer than two complete trials have parameters. Source: arXiv 2304.10255.
+    It compares how a parameter is spread among the best trials with how it is spread among all. Empty if fewer than
+    two complete trials have parameters.
+
+    Source: PED-ANOVA (arXiv 2304.10255).
     """
+    return _shares(_comparable(records), space)
+
+
+def spread(records: Iterable[TrialRecord], space: Space) -> dict[str, tuple[float, float]]:
+    """Return the lowest and the highest importance of each parameter when any one trial is left out.
+
+    An interval of what a single trial decides, no confidence interval; the true uncertainty is larger. A parameter
+    that falls out of the computation without a trial has 0 there.
+    """
+    trials = _comparable(records)
+    whole = _shares(trials, space)
+    left_out = [_shares(trials[:place] + trials[place + 1 :], space) for place in range(len(trials))]
+    found = {path: [shares.get(path, 0.0) for shares in [whole, *left_out]] for path in whole}
+    return {path: (min(shares), max(shares)) for path, shares in found.items()}
+
+
+def _comparable(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    return [record for record in records if record.state == "complete" and record.params]
+
+
+def _shares(records: Sequence[TrialRecord], space: Space) -> dict[str, float]:
+    if len(records) < 2:
+        return {}
     made = optuna.create_study(direction="minimize")
     spaces = {path: distribution(parameter) for path, parameter in space.items()}
     for record in records:
-        if record.state == "complete" and record.params:
-            made.add_trial(
-                optuna.trial.create_trial(
-                    params=record.params,
-                    distributions={path: spaces[path] for path in record.params},
-                    value=record.value,
-                )
-            )
-    if len(made.trials) < 2:
-        return {}
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        known = {path: spaces[path] for path in record.params}
+        made.add_trial(optuna.trial.create_trial(params=record.params, distributions=known, value=record.value))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=GOOD_SHARE)
     with warnings.catch_warnings():  # it warns of settings that one trial alone has used, as conditional ones are
         warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         found = optuna.importance.get_param_importances(made, evaluator=evaluator)
     return {path: float(share) for path, share in found.items() if math.isfinite(share)}
 

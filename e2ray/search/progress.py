@@ -4,12 +4,12 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
-from e2ray.search.record import StudyFacts, TrialRecord
+from e2ray.search.record import State, StudyFacts, TrialRecord
 
 WIDTH = 150  # characters of the table; logs have no width of their own
 SHOWN = 5
@@ -137,7 +137,8 @@ class Progress:
         records = self.records()
         best = best_of(records)
         self.show(line_of(records[number], self.facts, best))
-        self.gauges(dict(Counter(record.state for record in records)), best.value if best else None)
+        states = Counter(record.state for record in records)
+        self.gauges({state: states[state] for state in get_args(State)}, best.value if best else None)
         if time.monotonic() - self.shown >= self.every_s:
             self.shown = time.monotonic()
             self.show(table(records, self.facts, elapsed_s=self.elapsed_s))

@@ -4,7 +4,7 @@ Nothing here knows Optuna or Ray. The journal is read into these records (`study
 them (`results.py`), and the report draws them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 State = Literal["waiting", "running", "complete", "pruned", "failed"]
@@ -25,7 +25,7 @@ class TrialRecord:
         settings: The trial's `positions` section and learning rate, resolved: {"positions": {...}, "train.lr": 1e-3}.
         steps: Updates it would make in full.
         step: Updates behind the numbers below; less than `steps` for a pruned trial.
-        long: Mean NLL over the study's windows, each read at scale W / L, nats per token.
+        long: Mean NLL over the windows beyond L, each read at scale W / L, nats per token.
         short: NLL at W = L and scale 1 minus the base model's, nats per token.
         retrieval: Share of passkeys found, 0 to 1, or None where the study does not ask.
         value: The weighted number that the study minimises, at `step`.
@@ -71,7 +71,7 @@ class StudyFacts:
         trials: Trials asked for.
         base_context_length: L, tokens.
         window: R, tokens of a training row.
-        windows: W in tokens, the context lengths read by the long objective, L among them.
+        windows: W in tokens, the context lengths read by the long objective: beyond L, where any is.
         max_scale: G of the recipe.
         steps: Updates of a trial in full.
         batch_sequences: Rows of an update.
@@ -80,6 +80,7 @@ class StudyFacts:
         mode: `weighted`, or `pareto` where Optuna itself works on several objectives.
         space: By dotted path: {"kind": "float" | "int" | "choice", "low", "high", "log", "options", "when"}.
         base: Rows {window, scale, nll, stderr, tokens, documents, stride} of the untouched base model.
+        base_retrieval: Share of passkeys that the untouched base model finds, or None where none were looked for.
         documents: Held-out documents scored.
         seed: Seed of the rows and draws.
     """
@@ -99,6 +100,7 @@ class StudyFacts:
     base: list[dict[str, Any]]
     documents: int
     seed: int
+    base_retrieval: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,13 @@ class StudyResults:
         chosen: Numbers of the trials behind best-*.yaml: `long-first`, `balanced`, `short-first`; absent where no trial
             qualifies.
         ranges: The content of ranges.json, under `parameters` by dotted path: {"kind", "trials", "undetermined",
-            "low", "high" or "kinds" (kind -> count), "importance"}, beside `within` (nats: the noise SD used), `best`
-            (number), `trials` (within it).
+            "low", "high" or "kinds" (kind -> count), "importance", "importance_spread"}, beside `within` (nats: the
+            noise SD used), `best` (number), `trials` (within it).
         correlations: One {"step", "spearman", "trials", "sampled_spearman", "sampled_trials"} per rung: rank
             correlation of its values with the final ones, of all trials that ran to the end and of the sampled ones.
-        importances: Share of the weighted number's variance by dotted path, summing to 1; empty if not computable.
+        importances: Importance of each setting, by dotted path, for being among the best quarter of the complete
+            trials; they sum to 1; empty if not computable.
+        importance_spread: Lowest and highest importance of each of these with any one trial left out.
     """
 
     facts: StudyFacts
@@ -147,6 +151,7 @@ class StudyResults:
     ranges: dict[str, Any]
     correlations: list[dict[str, Any]]
     importances: dict[str, float]
+    importance_spread: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def record(self, number: int) -> TrialRecord:
         """Return the trial of a number."""

@@ -25,13 +25,19 @@ MAXIMISED = ("retrieval",)
 ROUNDING = 1e-9  # relative slack before an interpolated number counts as past the whole number next to it
 
 
-def results(records: Iterable[TrialRecord], facts: StudyFacts, importances: Mapping[str, float]) -> StudyResults:
+def results(
+    records: Iterable[TrialRecord],
+    facts: StudyFacts,
+    importances: Mapping[str, float],
+    importance_spread: Mapping[str, tuple[float, float]] | None = None,
+) -> StudyResults:
     """Return everything that the exports and the report say about a study.
 
     Args:
         records: Its trials, in any order and any state.
         facts: What all of them share.
-        importances: Share of the weighted number's variance by dotted path; empty where it cannot be computed.
+        importances: Importance by dotted path, summing to 1; empty where it cannot be computed.
+        importance_spread: Lowest and highest of each with any one trial left out; None where it was not computed.
     """
     ordered = sorted(records, key=lambda record: record.number)
     measured = noise(ordered)
@@ -42,9 +48,10 @@ def results(records: Iterable[TrialRecord], facts: StudyFacts, importances: Mapp
         noise=measured,
         front=points,
         chosen=choose(ordered, facts, points),
-        ranges=ranges(ordered, facts, measured, importances),
+        ranges=ranges(ordered, facts, measured, importances, importance_spread),
         correlations=correlations(ordered, facts),
         importances=dict(importances),
+        importance_spread=dict(importance_spread or {}),
     )
 
 
@@ -154,16 +161,25 @@ def choose(records: Iterable[TrialRecord], facts: StudyFacts, front: Sequence[in
 
 
 def _past_the_paper(by_number: Mapping[int, TrialRecord], points: list[TrialRecord]) -> list[TrialRecord]:
-    """Return the points that beat the paper's preset, on the same rows, in both objectives; or all of them."""
+    """Return the points that beat the paper's preset, on the same rows, in both objectives; or all of them.
+
+    Where passkeys were looked for, it must find as many.
+    """
     paper = next((r for r in by_number.values() if r.repeat == 0 and r.state == "complete"), None)
     if paper is None or paper.long is None or paper.short is None:
         return points
     past = [r for r in points if (r.long or 0.0) < paper.long and (r.short or 0.0) < paper.short]
+    if paper.retrieval is not None:
+        past = [r for r in past if (r.retrieval or 0.0) >= paper.retrieval]
     return past or points
 
 
 def ranges(
-    records: Iterable[TrialRecord], facts: StudyFacts, noise: Noise, importances: Mapping[str, float]
+    records: Iterable[TrialRecord],
+    facts: StudyFacts,
+    noise: Noise,
+    importances: Mapping[str, float],
+    importance_spread: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ranges.json: for each searched setting, what the good trials have in common.
 
@@ -174,7 +190,8 @@ def ranges(
         `trials` (the good ones) and `parameters` by dotted path: `kind`, `trials` (good ones that have it),
         `undetermined` (fewer than `MIN_TRIALS` of these), `low` and `high` (central 80 % of their values, whole
         numbers rounded outwards) or `kinds` (count by option found), None where undetermined; `importance` (0 to 1, or
-        None) and `searched` (what the study searched: `low`, `high` and `log`, or `options`).
+        None), `importance_spread` (its [lowest, highest] with any one trial left out, or None) and `searched` (what the
+        study searched: `low`, `high` and `log`, or `options`).
     """
     candidates = [record for record in compared(records) if record.value is not None]
     best = min(candidates, key=_value, default=None)
@@ -187,10 +204,14 @@ def ranges(
         "trials": len(good),
         "parameters": {
             path: _range([record.params[path] for record in good if path in record.params], facts.space[path])
-            | {"importance": importances.get(path)}
+            | {"importance": importances.get(path), "importance_spread": _ends((importance_spread or {}).get(path))}
             for path in sorted(facts.space)
         },
     }
+
+
+def _ends(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
 
 
 def _value(record: TrialRecord) -> float:

@@ -27,7 +27,7 @@ from e2ray.config.run import RunConfig
 from e2ray.config.search import PAPER, Choice, IntRange, SearchSettings
 from e2ray.config.space import active, assign, express, in_order
 from e2ray.evaluate.perplexity import paper_scale
-from e2ray.search.importances import importances
+from e2ray.search.importances import importances, spread
 from e2ray.search.journal import JOURNAL, mend
 from e2ray.search.record import State, StudyFacts, TrialRecord
 from e2ray.search.rungs import verdict
@@ -258,9 +258,13 @@ class Study:
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """W in tokens: the windows of the long objective."""
+        """W in tokens: the windows of the long objective, those beyond L; all that are measured where none is longer.
+
+        L itself is the short objective's: counted in both, a gain at L would pass for one at long windows.
+        """
         assert self.start.evaluate is not None and self.start.evaluate.windows is not None
-        return self.start.evaluate.windows
+        measured = self.start.evaluate.windows
+        return tuple(window for window in measured if window > self.base_context_length) or measured
 
     def rung(self, number: int, measured: Measured) -> bool:
         """Write down what a trial reached at a rung, and return whether it is stopped there.
@@ -355,7 +359,9 @@ class Study:
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         notes = {int(key.split()[1]): value for key, value in trial.user_attrs.items() if key.startswith("step ")}
         step = max(notes, default=0)
-        last, failed = notes.get(step, {}), trial.user_attrs.get("failed", {})
+        last = notes.get(step, {})
+        # a kill may have come between this line and the verdict; the trial then ran again
+        failed = trial.user_attrs.get("failed", {}) if trial.state == TrialState.FAIL else {}
         settings = trial.user_attrs.get("settings", {})
         rows = [{"step": at, **cell} for at in sorted(notes) for cell in notes[at]["cells"]]
         return TrialRecord(
@@ -399,11 +405,16 @@ class Study:
             base=self.base or [],
             documents=self.base[0]["documents"] if self.base else evaluate.documents,
             seed=self.start.seed,
+            base_retrieval=self._optuna.user_attrs.get("base_retrieval"),
         )
 
     def importances(self) -> dict[str, float]:
-        """Return each parameter's share of the weighted number's variance, see `importances.importances`."""
+        """Return each parameter's importance for a good weighted number, see `importances.importances`."""
         return importances(self.records(), self.space)
+
+    def importance_spread(self) -> dict[str, tuple[float, float]]:
+        """Return how far the importances move when any one trial is left out."""
+        return spread(self.records(), self.space)
 
 
 def _key(step: int) -> str:

@@ -98,7 +98,7 @@ class Examiner:
         """
         served = {(window, paper_scale(window, self.length)) for window in (self.length, *self.windows)}
         if whole:
-            served |= set(itertools.product(self.windows, self.settings.scales or ()))
+            served |= set(itertools.product({self.length, *self.windows}, self.settings.scales or ()))
         rows = []
         for window, scale in sorted(served):
             rows += surface(
