@@ -28,6 +28,17 @@ def _few_threads():
 
 
 @pytest.fixture(scope="session")
+def one_rank():
+    """This process as a group of its own. One for the session: DeepSpeed keeps the first group it meets."""
+    import torch.distributed as dist
+
+    os.environ.setdefault("LOCAL_RANK", "0")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
 def ray_cluster():
     """A Ray of two CPUs in a folder of its own, ended with the session.
 

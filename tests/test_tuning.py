@@ -1,5 +1,6 @@
 """A study from its recipe to its exports, on real parts; killed, resumed, and refused where it must be."""
 
+import contextlib
 import json
 import os
 import random
@@ -99,6 +100,9 @@ def test_a_study_leaves_its_exports_and_they_can_be_trained(ray_cluster, recipe,
     recipe["search"]["space"] = {"train.lr": {"kind": "float", "low": 1e-4, "high": 1e-3}}
     with pytest.raises(SettingsError, match=r"the study 'small' was begun with other settings: search\.space: None"):
         tuning.tune(config_of(recipe), resume=True)
+    (folder / "config.yaml").unlink()
+    with pytest.raises(SettingsError, match=r"config\.yaml: is missing beside the journal of a study"):
+        tuning.tune(config_of(recipe), resume=True)
 
 
 def test_a_study_and_a_run_do_not_share_a_name(ray_cluster, recipe):
@@ -136,7 +140,7 @@ def start(path, ray_folder):
 
 
 def kill_at(path, journal, lines, ray_folder):
-    """Start a study and kill its driver and all it started when its journal has so many lines."""
+    """Start a study, kill its driver when its journal has so many lines, and later what the driver left."""
     process = start(path, ray_folder)
     end = time.monotonic() + 240
     try:
@@ -144,8 +148,12 @@ def kill_at(path, journal, lines, ray_folder):
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < end, "the study did not get there in time"
             time.sleep(0.01)
+        process.kill()
+        process.wait()
+        time.sleep(2)  # trials that outlive the driver have time to do harm
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
 
 

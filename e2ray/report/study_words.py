@@ -22,6 +22,7 @@ from e2ray.report.study_terms import (
     measured_trials,
     method,
     nats,
+    number,
     paper_trial,
     plural,
     plus_minus,
@@ -34,6 +35,7 @@ from e2ray.report.study_terms import (
 from e2ray.search.record import StudyResults, TrialRecord
 from e2ray.search.results import MIN_TRIALS, compared
 
+HIDDEN_FROM = 3  # stopped trials beyond every full one before it is told
 FEW_RUNS = 10  # a standard deviation of fewer is rough
 
 
@@ -46,6 +48,7 @@ def findings(results: StudyResults) -> list[Point]:
         _importances(results),
         *_ranges(results),
         _short_budget(results),
+        *_hidden_by_stopping(results),
         _failures(results),
     ]
 
@@ -280,6 +283,37 @@ def _short_budget(results: StudyResults) -> Point:
         f"how the order would change beyond {results.facts.steps} updates.",
         warning=not any(correlation_words(row).startswith("orders the trials much") for row in rows),
     )
+
+
+def _hidden_by_stopping(results: StudyResults) -> list[Point]:
+    """Return which ends of the searched intervals were seen by stopped trials alone; empty where there are none."""
+    sampled = [record for record in results.records if record.baseline is None]
+    told = []
+    for path, parameter in results.facts.space.items():
+        if parameter["kind"] == "choice":
+            continue
+        full, stopped = (
+            [record.params[path] for record in sampled if record.state == state and path in record.params]
+            for state in ("complete", "pruned")
+        )
+        if not full:
+            continue
+        for words, end, beyond in (
+            ("above", max(full), [value for value in stopped if value > max(full)]),
+            ("below", min(full), [value for value in stopped if value < min(full)]),
+        ):
+            if len(beyond) >= HIDDEN_FROM:
+                told.append(f"{short_name(path)} {words} {number(end)} ({plural(len(beyond), 'trial')})")
+    if not told:
+        return []
+    return [
+        Point(
+            "Hidden by early stopping.",
+            f"All trials with {'; with '.join(told)} were stopped early. What such settings give at full length was "
+            "not measured, so ranges, importances and the choice of trials leave them out.",
+            warning=True,
+        )
+    ]
 
 
 def _failures(results: StudyResults) -> Point:

@@ -122,7 +122,13 @@ def _fit(
     attempt = uuid.uuid4().hex[:8]
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"task": task, "attempt": attempt, "watch": watch},
+        train_loop_config={
+            "task": task,
+            "attempt": attempt,
+            "watch": watch,
+            # other trials may stand on the same machine: each keeps to what it reserved
+            "threads": max(1, int(wanted.cpus_per_worker)) if watch else None,
+        },
         scaling_config=ScalingConfig(
             num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=wanted.per_worker()
         ),
@@ -171,33 +177,35 @@ def _work(config: dict[str, Any]) -> None:
     if refusal.exists():
         return
     context = ray.train.get_context()
-    worker.use_all_cores(context.get_local_world_size())
+    worker.use_cores(config["threads"], context.get_local_world_size())
     open_rows = partial(
         _open_rows, batches, task=task, rank=context.get_world_rank(), num_workers=context.get_world_size()
     )
     watch: Watch | None = config["watch"]
     device = ray.train.torch.get_device()
+    logged: dict[str, Any] = {"step": 0, "tokens": 0, "trial_seconds": 0.0}  # the newest step, and when it was read
+
+    def report_measured(metrics: dict[str, Any]) -> None:
+        logged.update({key: metrics[key] for key in logged if key in metrics})
+        if "cells" in metrics:
+            ray.train.report(metrics)
+
     try:
         worker.run(
             task,
             device=device,
             open_rows=open_rows,
-            report=ray.train.report if watch is None else _report_measured,
+            report=ray.train.report if watch is None else report_measured,
             gauges=gauges(task.name),
             evaluate=watch.open(device) if watch else None,
         )
     except (Diverged, DivergedWeights) as error:
         if watch is None:
             raise
-        ray.train.report({"failed": str(error), "step": 0, "tokens": 0, "trial_seconds": 0.0})  # the same on every rank
+        ray.train.report({"failed": str(error)} | logged)  # the same on every rank
     except SettingsError as error:
         files.write_text(refusal, str(error))
         raise
-
-
-def _report_measured(metrics: dict[str, Any]) -> None:
-    if "cells" in metrics:
-        ray.train.report(metrics)
 
 
 def _open_rows(batches: Any, start: int, stop: int, *, task: "Task", rank: int, num_workers: int) -> Any:

@@ -50,9 +50,9 @@ class Task:
     keep: bool = True  # whether checkpoints are written
 
 
-def use_all_cores(local_workers: int) -> None:
-    """Share this machine's cores among its workers; Ray would give each one only as many as it reserved."""
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_workers))
+def use_cores(threads: int | None, local_workers: int) -> None:
+    """Use that many threads; None shares this machine's cores among its workers, whatever Ray reserved for each."""
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
 
 
 def drawn(arrays: Rows, task: Task, *, rank: int, num_workers: int, start_step: int) -> Iterator[Batch]:

@@ -167,6 +167,14 @@ def test_a_wrong_space_is_told_in_one_line(parameters, wanted):
         ({"mode": "pareto"}, r"early_stopping: needs one number"),
         ({"weights": {"long": 0.0, "short": 0.0}}, r"weights: long and short are both 0"),
         (
+            {"mode": "pareto", "early_stopping": None, "weights": {"short": 0.0}},
+            r"mode: pareto weighs several objectives, wanted at least two weights above 0",
+        ),
+        (
+            {"space": {"train.batch_sequences": {"kind": "choice", "options": [16, 32]}}},
+            r"train\.batch_sequences: is the same for all trials",
+        ),
+        (
             {"early_stopping": {"kind": "asha", "min_steps": 300}},
             r"min_steps: must be a multiple .* below the 300 steps",
         ),

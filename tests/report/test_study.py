@@ -201,6 +201,24 @@ def test_windows_where_the_best_reads_worse_are_named_though_the_mean_is_better(
     assert point.warning
 
 
+def test_what_only_stopped_trials_tried_is_said_to_be_unmeasured(study):
+    assert "Hidden by early stopping." not in said(with_stopped(study, above=2))
+    told = said(with_stopped(study, above=3))["Hidden by early stopping."]
+    assert re.match(r"All trials with learning rate above \S+ \(3 trials\) were stopped early", told)
+
+
+def with_stopped(study, *, above):
+    """The study with so many stopped trials whose learning rate no full trial has."""
+    complete = [record for record in study.records if record.state == "complete"]
+    most = max(record.params.get("train.lr", 0.0) for record in complete if record.baseline is None)
+    template = next(record for record in complete if record.baseline is None)
+    stopped = [
+        dataclasses.replace(template, number=100 + i, state="pruned", params=template.params | {"train.lr": most * 1.1})
+        for i in range(above)
+    ]
+    return follows(study, [*complete, *stopped])
+
+
 def test_a_study_with_one_seed_of_the_paper_says_that_its_noise_is_unknown(tmp_path):
     lonely = made_up(24, repeats=1)
     points = said(lonely)

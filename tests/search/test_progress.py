@@ -58,8 +58,10 @@ def test_a_table_comes_with_exports_and_gauges(monkeypatch):
         show=shown.append,
         every_s=0.0,
         export=lambda: exported.append(1),
-        gauges=lambda states, best: gauged.append((sum(states.values()), best)),
+        gauges=lambda states, best: gauged.append((states, best)),
     )
     progress.told(0)
     assert len(shown) == 2 and exported == [1]
-    assert gauged == [(45, best_of(found.records).value)]
+    ((states, best),) = gauged
+    assert sum(states.values()) == 45 and best == best_of(found.records).value
+    assert states["running"] == states["waiting"] == 0  # told too, or a gauge would keep its last number

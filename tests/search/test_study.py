@@ -82,7 +82,8 @@ def test_objectives_are_the_mean_over_windows_and_the_rise_over_the_base(tmp_pat
     study = opened(tmp_path / "s", configured({"weights": {"long": 2.0, "short": 0.25}}))
     rows = [row | {"nll": nll} for row, nll in zip(cells(0.0), (3.5, 4.0, 6.0), strict=True)]
     found = study.objective(measured(9, 0.0, cells=rows))
-    assert found == {"long": 4.5, "short": 0.5, "retrieval": None, "value": 2 * 4.5 + 0.25 * 0.5}
+    # of windows 32 (L), 64 and 128: L is the short objective's alone
+    assert found == {"long": 5.0, "short": 0.5, "retrieval": None, "value": 2 * 5.0 + 0.25 * 0.5}
     other = opened(tmp_path / "r", configured({"weights": {"retrieval": 2.0}}))
     assert other.objective(measured(9, 3.0, retrieval=0.75))["value"] == pytest.approx(3.0 + 2 * 0.25)
     with pytest.raises(ValueError, match="window 128 at scale 4 was not measured"):
@@ -199,11 +200,16 @@ def test_a_proposal_that_makes_no_recipe_is_a_failed_row(tmp_path, configured):
     assert "greater than or equal to 0" in records[7].reason and "\n" not in records[7].reason
 
 
-def test_windows_below_the_base_length_are_read_at_scale_one(tmp_path, configured):
+def test_windows_up_to_the_base_length_are_the_long_objective_where_there_is_no_longer_one(tmp_path, configured):
+    rows = [{"window": w, "scale": max(1.0, w / 32), "nll": w / 16, "documents": 2} for w in (8, 16, 32, 64)]
     study = Study(tmp_path, configured(evaluate={"windows": [16, 64], "scales": [1, 2]}), LENGTH)
-    rows = [{"window": w, "scale": max(1.0, w / 32), "nll": w / 16, "documents": 2} for w in (16, 32, 64)]
-    study.set_base(rows)
-    assert study.objective(measured(9, 0.0, cells=rows))["long"] == (1 + 4) / 2
+    study.set_base(rows[1:])
+    assert study.objective(measured(9, 0.0, cells=rows[1:]))["long"] == 4
+    (tmp_path / "below").mkdir()
+    below = Study(tmp_path / "below", configured(evaluate={"windows": [8, 16], "scales": [1]}), LENGTH)
+    below.set_base(rows)
+    assert below.objective(measured(9, 0.0, cells=rows))["long"] == (0.5 + 1) / 2
+    rows = rows[1:]
     with pytest.raises(ValueError, match="window 32 at scale 1 was not measured"):
         study.set_base(rows[::2])
 
@@ -216,6 +222,22 @@ def test_importances_are_shares_of_the_settings_that_were_tried(tmp_path, config
     assert sum(found.values()) == pytest.approx(1) and set(found) <= set(study.space)
     unused = ("positions.placement.jump.a", "positions.placement.num_chunks", "positions.per")
     assert max(found, key=found.get) not in unused
+    spread = study.importance_spread()
+    assert set(spread) == set(found)
+    assert all(0 <= low <= found[path] <= high <= 1 for path, (low, high) in spread.items())
+    assert any(low < high for low, high in spread.values())
+
+
+def test_a_failure_that_was_written_down_before_a_kill_is_forgotten_when_the_trial_ends_well(tmp_path, configured):
+    study = opened(tmp_path / "s", configured())
+    plan = study.next()
+    study._live[plan.number].set_user_attr("failed", {"reason": "the loss is nan", "step": 9, "tokens": 10**9})
+    again = opened(tmp_path / "s", configured())  # the driver was killed before it told Optuna
+    plan = again.next()
+    assert plan.number == 0
+    again.complete(plan.number, measured(9, 3.0))
+    record = again.records()[0]
+    assert record.state == "complete" and record.reason is None and record.tokens == 9 * 128
 
 
 def test_records_are_the_same_from_another_process_view(tmp_path, configured):

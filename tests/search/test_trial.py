@@ -1,12 +1,10 @@
 """Trials without Ray: one after the other on one bench, equal to a training run in every bit."""
 
-import os
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from e2ray.core.model import build_model
@@ -19,14 +17,7 @@ from e2ray.train import worker
 from e2ray.train.record import read_metrics
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank():
-    os.environ.setdefault("LOCAL_RANK", "0")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 @pytest.fixture

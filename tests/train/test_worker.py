@@ -1,13 +1,11 @@
 """A whole training without Ray: draws, engine, checkpoints, and the Hugging Face folder made from one."""
 
-import os
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -23,14 +21,7 @@ from e2ray.train.record import read_metrics
 WINDOW, VOCABULARY = 24, 50
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_key_value_heads": 2, "intermediate_size": 48}
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank():
-    os.environ.setdefault("LOCAL_RANK", "0")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 @pytest.fixture
