@@ -18,6 +18,7 @@ DESCRIPTIONS = {
     "export": "write a trained run as a Hugging Face folder with a serving profile per context length",
     "check": "validate a recipe, its paths and its model before a submission",
     "plan": "what a recipe will do, before any training: which relative distances its draws show the model",
+    "shards": "look at a folder of shards: what it holds (info), and whether every byte is what prepare wrote (verify)",
     "schema": "print the JSON schema of a recipe",
 }
 
@@ -44,6 +45,10 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def _add_options(target: argparse.ArgumentParser, command: str) -> None:
     if command == "schema":
+        return
+    if command == "shards":
+        target.add_argument("question", choices=("info", "verify"), help="what to tell about the folder")
+        target.add_argument("folder", help="folder of shards, made by prepare")
         return
     target.add_argument("--config", required=True, metavar="RECIPE", help="recipe file (YAML); see jobs/recipes/")
     target.add_argument(
@@ -124,6 +129,9 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
     if command == "schema":
         print(load.schema())
         return
+    if command == "shards":
+        _shards(parsed.question, parsed.folder)
+        return
     config = load.load(parsed.config, parsed.overrides)  # before torch and ray are imported
     from e2ray import pipeline
 
@@ -146,6 +154,18 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
             if not parsed.coverage:
                 raise SettingsError("say what to plan: --coverage shows which relative distances the draws cover")
             pipeline.plan_coverage(config, parsed.out)
+
+
+def _shards(question: str, folder: str) -> None:
+    from pathlib import Path
+
+    from e2ray.data import inspect
+
+    path = Path(folder).expanduser()
+    if question == "verify":
+        inspect.verify(path, show=print)
+    else:
+        print("\n".join(inspect.info(path)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""A folder of shards as a person asks about it: what is in it, and whether it is what `prepare` wrote."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+from e2ray.data.shards import read_manifest
+
+BAR = 40  # characters of the longest bar of a histogram
+
+
+def verify(folder: Path, *, show: Callable[[str], None]) -> None:
+    """Compare every file of a folder of shards with its manifest; tell each one that differs on a line of its own.
+
+    Args:
+        folder: Where `prepare` put the shards.
+        show: Takes each line.
+
+    Raises:
+        SettingsError: If the manifest is missing or damaged, or any file is damaged, missing, swapped or extra.
+    """
+    manifest = read_manifest(folder)
+    entries = manifest["shards"] + manifest["validation"]
+    owners = {entry["sha256"]: entry["file"] for entry in entries}
+
+    def problem(entry: dict[str, Any]) -> str | None:
+        path = folder / entry["file"]
+        try:
+            if not path.is_file():
+                return f"{path}: missing shard"
+            found = files.sha256(path)
+            size = path.stat().st_size
+        except OSError as error:
+            return f"{path}: cannot be read ({error.strerror})"
+        if found == entry["sha256"]:
+            return None
+        if found in owners:
+            return f"{path}: swapped, holds what {owners[found]} should hold"
+        if size != entry["bytes"]:
+            return f"{path}: damaged shard, {size} bytes, wanted {entry['bytes']}"
+        return f"{path}: damaged shard, its sha256 does not match"
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found = [line for line in pool.map(problem, entries) if line]
+    known = {entry["file"] for entry in entries}
+    found += [
+        f"{path}: extra shard that the manifest does not name"
+        for path in sorted(folder.glob("*.arrow"))
+        if path.name not in known
+    ]
+    for line in found:
+        show(line)
+    if found:
+        raise SettingsError(
+            f"{folder}: {len(found)} of {len(entries)} files are not what prepare wrote; remove the folder and rerun "
+            "prepare, or remove what is extra"
+        )
+    size = sum(entry["bytes"] for entry in entries)
+    show(f"{folder}: whole, {len(entries)} files of {size:,} bytes match their sha256")
+
+
+def info(folder: Path) -> list[str]:
+    """Return what a folder of shards holds, in lines; the manifest alone is read.
+
+    Raises:
+        SettingsError: If the manifest is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    files_of = {kind: manifest[key] for kind, key in (("train", "shards"), ("validation", "validation"))}
+    size = sum(entry["bytes"] for entries in files_of.values() for entry in entries)
+    lines = [
+        f"{folder}: {size:,} bytes, schema version {manifest['schema_version']}, shards "
+        f"{manifest.get('corpus_digest', '')[:16] or 'without a digest of their corpus'}",
+        f"rows        {manifest['rows']:,} of {manifest['window']:,} tokens in {len(files_of['train'])} files; "
+        f"{manifest['dropped_tokens']:,} tokens at the end filled no row",
+        f"tokenizer   {manifest['tokenizer_hash'][:16]}, {manifest.get('vocab_size', 0):,} tokens",
+    ]
+    for kind in files_of:
+        lines += _documents(kind, manifest.get("documents", {}).get(kind) or {"count": 0})
+    if manifest.get("num_skipped"):
+        lines += [f"skipped     {manifest['num_skipped']:,} documents, for example:"]
+        lines += [f"  {reason}" for reason in manifest["skipped"][:3]]
+    return lines
+
+
+def _documents(kind: str, facts: dict[str, Any]) -> list[str]:
+    """Return the lines of one half of the corpus: counts, then how long its documents are."""
+    if not facts["count"]:
+        return [f"{kind:<12}no documents"]
+    lines = [
+        f"{kind:<12}{facts['count']:,} documents, {facts['tokens']:,} tokens; {facts['min']:,} to {facts['max']:,} "
+        f"tokens each, median {facts['median']:,}"
+    ]
+    most = max(count for _, count in facts["histogram"])
+    width = max(len(f"{length:,}") for length, _ in facts["histogram"])
+    for length, count in facts["histogram"]:
+        bar = "#" * max(1, round(BAR * count / most))
+        lines.append(f"  up to {length:>{width},} tokens  {count:>9,}  {bar}")
+    return lines
