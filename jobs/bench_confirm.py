@@ -44,6 +44,7 @@ SEEDS = (101, 102, 103)
 DOCUMENTS = 24
 T_95 = 4.303  # Student's t, two degrees of freedom, 95 %
 RESAMPLES = 10_000
+ARMS = ("balanced", "paper", "paper, balanced lr")
 OBJECTIVES = ("long", "beyond", "short")
 
 
@@ -165,8 +166,9 @@ def by_window(runs: list[dict[str, Any]], arm: str) -> dict[str, float]:
 def main() -> int:
     made = parser(__doc__)
     made.add_argument("--study", type=Path, required=True, help="folder of a finished study")
+    made.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="what is trained; default: all three")
     parsed = made.parse_args()
-    arms = recipes(parsed.study.absolute())
+    arms = {name: recipe for name, recipe in recipes(parsed.study.absolute()).items() if name in parsed.arms}
     from e2ray.cluster import cluster
 
     with cluster(arms["balanced"].cluster):
@@ -174,7 +176,7 @@ def main() -> int:
     jobs = [("base", 0, arms["balanced"])] + [(name, seed, arms[name]) for seed in SEEDS for name in arms]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         base, *runs = pool.map(train, jobs)
-    against = {other: compared(runs, "balanced", other, base["documents"]) for other in ("paper", "paper, balanced lr")}
+    against = {other: compared(runs, "balanced", other, base["documents"]) for other in arms if other != "balanced"}
     for other, found in against.items():
         for name, row in found.items():
             print(f"balanced - {other}, {name}: {row}")
