@@ -36,7 +36,7 @@ def main() -> int:
         if any(storage.iterdir()):
             raise SystemExit(f"{storage}: is not empty; the study is measured with nothing at hand")
         seconds, peak = watched(
-            ["jobs/tune.py", "--config", RECIPE, "--set", f"storage={storage}"], log=Path(name) / "log"
+            ["jobs/tune.py", "--config", RECIPE, "--set", f"storage={storage}"], log=Path(name) / "log", every_s=10.0
         )
         export = storage / "search-cpu" / "export"
         with (export / "trials.csv").open(newline="") as file:
