@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from e2ray.evaluate.perplexity import paper_scale
 from e2ray.report.drawing import GREEN, label_points, missing_cell, new_figure, plain, tidy, upper_limit
@@ -37,6 +38,7 @@ def draw_pareto(results: StudyResults) -> Figure | None:
     if region:
         x_low, x_high, y_low, y_high = region
         axes[1].set(xlim=(x_low, x_high), ylim=(y_low, y_high))
+        axes[1].xaxis.set_major_locator(MaxNLocator(6))
         tidy(axes[1], "The dotted box")
         axes[0].add_patch(
             Rectangle((x_low, y_low), x_high - x_low, y_high - y_low, fill=False, edgecolor=GREY, linestyle=":")
@@ -51,11 +53,17 @@ def draw_pareto(results: StudyResults) -> Figure | None:
 
 
 def _best_region(results: StudyResults) -> tuple[float, float, float, float] | None:
-    """Return the box round long-first, balanced and the paper's preset, or None where it fills the picture anyway."""
+    """Return the box round long-first, balanced, those as good as the best one and the paper's preset.
+
+    None where it fills the picture anyway.
+    """
     trials, paper = measured_trials(results), paper_trial(results)
     wanted = {results.chosen[name] for name in ("long-first", "balanced") if name in results.chosen}
     near = [record for record in trials if record.number in wanted]
     near += [paper] if paper is not None else []
+    if near and results.noise.value is not None:
+        most = min(numbers_of(trials, "value")) + results.noise.value
+        near += [record for record in trials if record.value is not None and record.value <= most]
     if not near:
         return None
     points, everything = (np.array([numbers_of(some, "long"), numbers_of(some, "short")]).T for some in (near, trials))
