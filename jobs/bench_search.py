@@ -213,9 +213,13 @@ def replay(config: RunConfig, values: dict[tuple[Any, ...], dict[int, float]], s
 
 
 def main() -> int:
-    check = parser(__doc__).parse_args().check
+    made = parser(__doc__)
+    made.add_argument("--storage", type=Path, help="storage whose shards and base model are taken, e.g. the study's")
+    parsed = made.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        for kept in ("shards", "bases") if parsed.storage else ():
+            (folder / kept).symlink_to((parsed.storage / kept).absolute())
         config = recipe_of(folder, "first", {"trials": 1, "baselines": ["e2llm"], "repeats": 1})
         with cluster(config.cluster):
             sides: dict[str, list[dict[str, Any]]] = {"shared": [], "own": []}
@@ -266,7 +270,7 @@ def main() -> int:
         "points_within_1_percent": sum(value <= WITHIN * final[0] for value in final),
         "grid_best_and_worst": [final[0], final[-1]],
     }
-    return finish("search", config=config.model_dump(mode="json"), runs=runs, goals=goals, check=check)
+    return finish("search", config=config.model_dump(mode="json"), runs=runs, goals=goals, check=parsed.check)
 
 
 if __name__ == "__main__":
