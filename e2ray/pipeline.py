@@ -109,6 +109,8 @@ def task_of(
         model=model,
         positions=positions,
         train=settings,
+        packed=manifest.get("pack", "concat") != "concat",
+        ledger=run.config.data.ledger and folder == run.folder,
         digest=files.digest([model.model_dump(mode="json"), settings.model_dump(mode="json")]),
         show_progress=not sys.stdout.isatty(),
     )

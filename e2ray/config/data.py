@@ -74,17 +74,32 @@ class DataSettings(Settings):
     corpus: tuple[Source, ...] = Field(min_length=1, strict=False, description="Sources, read in this order.")
     tokenizer: Tokenizer | None = Field(None, description="null takes the tokenizer of the pretrained model.")
     window: int = Field(ge=2, description="R: tokens of a training row.")
+    pack: Literal["concat", "document", "best_fit"] = Field(
+        "concat",
+        description="concat: rows are cut out of one long text, which they attend to as one; document: one document a "
+        "row, the rest padded; best_fit: whole documents fill a row and do not see each other. A document longer than "
+        "a row is cut.",
+    )
+    pack_waiting: int = Field(
+        1000, ge=1, description="Documents that best_fit chooses among; more fill rows better and take more memory."
+    )
     validation_share: float = Field(
         0.02, ge=0, lt=1, description="Share of the corpus documents held out whole, chosen by seed and name."
     )
     validation_corpus: tuple[Source, ...] = Field(
         (), strict=False, description="Sources whose documents are all held out."
     )
+    min_tokens: int = Field(
+        1, ge=1, description="Documents of fewer tokens are left out and counted; begin and end tokens count too."
+    )
     on_bad: Literal["error", "skip"] = Field(
         "error", description="What an unreadable, empty or non-UTF-8 document does: stop, or be skipped and listed."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Chooses the validation documents.")
     shard_rows: int = Field(8192, ge=1, description="Training rows of one shard file.")
+    ledger: bool = Field(
+        False, description="Note each step's row ids, scales and shifts in <run>/ledger, as Arrow files, for audits."
+    )
     shards: str | None = Field(
         None, description="Folder of prepared shards; null means one under <storage>/shards named by its content."
     )

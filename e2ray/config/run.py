@@ -19,6 +19,7 @@ from e2ray.config.train import ClusterSettings, TrainSettings
 FREE_ON_RESUME = (
     "cluster",
     "storage",
+    "data.ledger",
     "train.zero_stage",
     "train.offload",
     "train.micro_batch_sequences",

@@ -86,6 +86,54 @@ def prove(
     _demand(reach > noise, "the last token does not depend on the first under a scale and a shift", model)
 
 
+def prove_apart(
+    forward: Callable[[Int[Tensor, "one tokens"], Int[Tensor, "one tokens"]], Float[Tensor, "one tokens vocabulary"]],
+    hook: RotaryHook,
+    model: nn.Module,
+    *,
+    vocab_size: int,
+    tokens: int = 64,
+    device: str | torch.device,
+) -> None:
+    """Prove on the loaded model that documents in a packed row do not see each other, under a scale and a shift.
+
+    Other tokens in the first document change its own logits and nothing in the second; in the second, the last token
+    still depends on the first. The hook is cleared afterwards.
+
+    Args:
+        forward: Logits of token ids and of position ids that restart with a document, both int64 [1, tokens].
+        hook: The model's hook.
+        model: The module that holds the rotary modules; may be an engine.
+        vocab_size: Tokens to choose from.
+        tokens: Length of the text, cut to the model's sliding window; at least 8.
+        device: Where `forward` wants its tokens.
+
+    Raises:
+        SettingsError: Naming the proof that failed.
+    """
+    text = _proof_tokens(model, vocab_size, tokens)
+    length = text.shape[1]
+    cut = length // 2 - 1  # the second document is the longer one, so that its ids are not the first's
+    ids = torch.cat([torch.arange(cut), torch.arange(length - cut)])[None].to(device)
+    shift = torch.zeros(1, length, dtype=torch.int64, device=device)
+    shift[:, PROOF_PREFIX:] = 4 * length
+
+    def logits(place: int | None) -> Float[Tensor, "tokens vocabulary"]:
+        other = text.clone()
+        if place is not None:
+            other[0, place] = (text[0, place] + 1) % vocab_size
+        with hook.applied(PROOF_SCALE, shift), seeded(0, device):
+            return forward(other.to(device), ids)[0].detach().float()
+
+    whole = logits(None)
+    noise = 4 * _difference(whole, logits(None))
+    first, second = logits(0), logits(cut)
+    leak = _difference(first[cut:], whole[cut:])
+    _demand(leak <= noise, f"a packed document sees the one before it, its logits change by {leak:.2g}", model)
+    _demand(_difference(first[cut - 1], whole[cut - 1]) > noise, "a packed document does not see its own start", model)
+    _demand(_difference(second[-1], whole[-1]) > noise, "a packed document does not see its own start", model)
+
+
 @contextmanager
 def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
     """Seed torch within the block and give the global random state back afterwards."""

@@ -32,6 +32,7 @@ EXTENSION_PATTERNS = tuple(  # its base64 at each of the three alignments, witho
     base64.b64encode(bytes(skip) + EXTENSION_KEY)[-(-8 * skip // 6) : 8 * (skip + len(EXTENSION_KEY)) // 6]
     for skip in range(3)
 )
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 UTF8_MARK = "\ufeff"
 
 
@@ -134,6 +135,12 @@ def _matches(pattern: str) -> list[SourceFile]:
         paths = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
     if not paths or not os.path.isfile(paths[0]):
         raise SettingsError(f"data source {pattern}: matches no file; check the path or the glob")
+    for packed in paths:
+        if packed.endswith(ARCHIVES):
+            raise SettingsError(
+                f"{packed}: is an archive (WebDataset), whose order and text cannot be known without unpacking it; "
+                "unpack it, or write its texts as JSONL or Parquet"
+            )
     return [_source_file(path, root, os.path.basename(root)) for path in paths]
 
 

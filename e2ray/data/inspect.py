@@ -72,15 +72,20 @@ def info(folder: Path) -> list[str]:
     manifest = read_manifest(folder)
     files_of = {kind: manifest[key] for kind, key in (("train", "shards"), ("validation", "validation"))}
     size = sum(entry["bytes"] for entries in files_of.values() for entry in entries)
+    pack = manifest.get("pack", "concat")
+    full = manifest.get("tokens", 0) / (manifest["rows"] * manifest["window"])
     lines = [
         f"{folder}: {size:,} bytes, schema version {manifest['schema_version']}, shards "
         f"{manifest.get('corpus_digest', '')[:16] or 'without a digest of their corpus'}",
         f"rows        {manifest['rows']:,} of {manifest['window']:,} tokens in {len(files_of['train'])} files; "
         f"{manifest['dropped_tokens']:,} tokens at the end filled no row",
+        f"packing     {pack}" + (f", rows {full:.4%} full" if pack != "concat" else ""),
         f"tokenizer   {manifest['tokenizer_hash'][:16]}, {manifest.get('vocab_size', 0):,} tokens",
     ]
     for kind in files_of:
         lines += _documents(kind, manifest.get("documents", {}).get(kind) or {"count": 0})
+    if manifest.get("num_short"):
+        lines.append(f"left out    {manifest['num_short']:,} documents with fewer than data.min_tokens tokens")
     if manifest.get("num_skipped"):
         lines += [f"skipped     {manifest['num_skipped']:,} documents, for example:"]
         lines += [f"  {reason}" for reason in manifest["skipped"][:3]]

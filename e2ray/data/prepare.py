@@ -21,7 +21,8 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer, Source
 from e2ray.data import tokenizer as tokenizers
 from e2ray.data.corpus import Document, Item, fingerprint, list_items, read_item, source_files
-from e2ray.data.rows import TrainRows, ValidationRows
+from e2ray.data.packing import Packer
+from e2ray.data.rows import PackedRows, TrainRows, ValidationRows
 from e2ray.data.shards import MANIFEST, SCHEMA_VERSION, ShardSet, Tokens, manifest_text
 from e2ray.data.stream import tokenise
 
@@ -50,7 +51,7 @@ def shards_digest(settings: DataSettings, *, tokenizer_source: TokenizerSource) 
     return files.digest(
         {
             "schema_version": SCHEMA_VERSION,
-            "settings": settings.model_dump(mode="json", exclude={"shards", "tokenizer"}),
+            "settings": settings.model_dump(mode="json", exclude={"shards", "tokenizer", "ledger"}),
             "tokenizer": _tokenizer_identity(tokenizer_source),
             "python": platform.python_version(),
             "corpus": fingerprint(settings.corpus),
@@ -110,7 +111,15 @@ def prepare(
             build.add(items, held_out=False)
             build.add(held_out, held_out=True)
             (aside / MANIFEST).write_text(build.finish(wanted), encoding="utf-8")
-        return ShardSet.open(folder).manifest
+        manifest = ShardSet.open(folder).manifest
+        if manifest["padded_tokens"]:
+            progress(f"prepare: rows are {fill(manifest):.2%} full")
+        return manifest
+
+
+def fill(manifest: dict[str, Any]) -> float:
+    """Return the share of the rows' places that hold a document's token, exactly, 0 to 1."""
+    return float(manifest["tokens"] / (manifest["rows"] * manifest["window"]))
 
 
 def _finished(folder: Path, wanted: str) -> dict[str, Any] | None:
@@ -132,15 +141,16 @@ class _Build:
         self, settings: DataSettings, folder: Path, source: TokenizerSource, progress: Callable[[str], None]
     ) -> None:
         self.settings, self.folder, self.source, self.progress = settings, folder, source, progress
-        self.train = TrainRows(folder, settings.window, shard_rows=settings.shard_rows)
         self.validation = ValidationRows(folder, shard_rows=settings.shard_rows)
         self.lengths: dict[str, list[int]] = {"train": [], "validation": []}
         self.skipped: list[str] = []
         self.num_skipped = 0
+        self.num_short = 0
         self.num_documents = 0
         self.num_tokens = 0
         self.started = 0.0
         self.tokenizer: Any = None
+        self.train: TrainRows | PackedRows
 
     def make_tokenizer(self, items: list[Item]) -> None:
         """Load or train the tokenizer and save it among the shards, where every node reads it."""
@@ -157,6 +167,15 @@ class _Build:
                 f"tokenizer {getattr(self.source, 'path', '')}: is another one once saved and loaded; "
                 f"save it as tokenizer.json with this version of transformers"
             )
+        self.train = self._train_rows()
+
+    def _train_rows(self) -> TrainRows | PackedRows:
+        settings = self.settings
+        if settings.pack == "concat":
+            return TrainRows(self.folder, settings.window, shard_rows=settings.shard_rows)
+        packer = Packer(settings.window, pack=settings.pack, waiting=settings.pack_waiting)
+        padding = self.tokenizer.eos_token_id
+        return PackedRows(self.folder, settings.window, shard_rows=settings.shard_rows, packer=packer, padding=padding)
 
     def _training_texts(self, items: list[Item], budget: int) -> Iterator[str]:
         """Yield at most `budget` bytes of training documents, taken from places spread evenly over the corpus."""
@@ -199,6 +218,7 @@ class _Build:
         self.progress(
             f"prepare: {self.num_documents:,} documents, {self.num_tokens:,} tokens, {tokens_per_second:,.0f} tokens/s"
             + (f", {self.num_skipped} skipped" if self.num_skipped else "")
+            + (f", {self.num_short} under data.min_tokens" if self.num_short else "")
         )
 
     def _skip(self, reason: str) -> None:
@@ -209,6 +229,9 @@ class _Build:
             self.skipped.append(reason)
 
     def _add_document(self, name: str, tokens: Tokens, *, held_out: bool) -> None:
+        if len(tokens) < self.settings.min_tokens:
+            self.num_short += 1
+            return
         if held_out:
             self.validation.add(self.num_documents, name, tokens)
         else:
@@ -233,10 +256,13 @@ class _Build:
             "window": settings.window,
             "rows": self.train.writer.rows,
             "rows_per_batch": self.train.rows_per_batch,
-            "tokens": self.train.writer.rows * settings.window,
+            "pack": settings.pack,
+            "tokens": self.train.writer.rows * settings.window - self.train.padded,
+            "padded_tokens": self.train.padded,
             "dropped_tokens": dropped,
             "documents": {kind: _lengths(lengths) for kind, lengths in self.lengths.items()},
             "validation_lengths": self.lengths["validation"],
+            "num_short": self.num_short,
             "num_skipped": self.num_skipped,
             "skipped": self.skipped,
             "sources": [_plain(source) for source in settings.corpus],
@@ -250,6 +276,11 @@ class _Build:
 
     def _check(self, dropped: int) -> None:
         documents = {kind: len(lengths) for kind, lengths in self.lengths.items()}
+        if not sum(documents.values()) and self.num_short:
+            raise SettingsError(
+                f"data.min_tokens: {self.num_short} documents have fewer than {self.settings.min_tokens} tokens and "
+                "none is left; lower it"
+            )
         if not sum(documents.values()):
             raise SettingsError(
                 f"data.corpus: is empty, {self.num_skipped} documents were skipped and none is left; name other sources"

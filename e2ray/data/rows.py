@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from e2ray.data.shards import Tokens, train_schema, validation_schema
+from e2ray.data.packing import Packer, Row
+from e2ray.data.shards import PADDING, Tokens, train_schema, validation_schema
 
 BATCH_BYTES = 256 * 2**10  # a random row verifies its whole record batch
 
@@ -110,6 +111,7 @@ class TrainRows:
         self.window = window
         self.rows_per_batch = min(max(BATCH_BYTES // (4 * window), 1), shard_rows)
         self.writer = ShardWriter(folder, "train", train_schema(window), shard_rows=shard_rows)
+        self.padded = 0
         self._pieces: list[Tokens] = []
         self._documents: list[int] = []
         self._waiting = 0
@@ -155,6 +157,74 @@ class TrainRows:
             self._documents = self._documents[first:]
         else:
             self._pieces, self._documents = [], []
+
+
+class PackedRows:
+    """Writes rows that hold whole documents, padded to `window` tokens."""
+
+    def __init__(self, folder: Path, window: int, *, shard_rows: int, packer: Packer, padding: int) -> None:
+        """Begin with nothing.
+
+        Args:
+            folder: Where the files go.
+            window: Tokens of a row.
+            shard_rows: Rows of a file.
+            packer: Chooses what shares a row.
+            padding: Token that fills a row; it is neither seen nor predicted.
+        """
+        self.window, self.packer, self.padding = window, packer, padding
+        self.rows_per_batch = min(max(BATCH_BYTES // (4 * window), 1), shard_rows)
+        self.writer = ShardWriter(folder, "train", train_schema(window), shard_rows=shard_rows)
+        self.padded = 0
+        self._rows: list[Row] = []
+
+    def add(self, document: int, tokens: Tokens) -> None:
+        """Append a document's tokens, int32 [tokens]."""
+        for row in self.packer.add(document, tokens):
+            self._append(row)
+
+    def finish(self) -> int:
+        """Write what waits, close the file and return the number of tokens left over: none."""
+        for row in self.packer.finish():
+            self._append(row)
+        if self._rows:
+            self._write()
+        self.writer.close()
+        return 0
+
+    def _append(self, row: Row) -> None:
+        self._rows.append(row)
+        if len(self._rows) == min(self.rows_per_batch, self.writer.room):
+            self._write()
+
+    def _write(self) -> None:
+        """Write the rows that wait as one record batch; what fills a row is a last piece of document `PADDING`."""
+        flat = np.full((len(self._rows), self.window), self.padding, dtype=np.int32)
+        starts: list[int] = []
+        documents: list[int] = []
+        offsets = [0]
+        for row, place in zip(self._rows, flat, strict=True):
+            end = 0
+            for piece in row:
+                starts.append(end)
+                documents.append(piece.document)
+                place[end : end + len(piece.tokens)] = piece.tokens
+                end += len(piece.tokens)
+            if end < self.window:
+                starts.append(end)
+                documents.append(PADDING)
+                self.padded += self.window - end
+            offsets.append(len(starts))
+        kinds = [field.type for field in train_schema(self.window)]
+        ends = pa.array(offsets, pa.int32())
+        self.writer.write(
+            [
+                pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), type=kinds[0]),
+                pa.ListArray.from_arrays(ends, pa.array(starts, pa.int32()), type=kinds[1]),
+                pa.ListArray.from_arrays(ends, pa.array(documents, pa.int64()), type=kinds[2]),
+            ]
+        )
+        self._rows = []
 
 
 class ValidationRows:

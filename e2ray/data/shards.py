@@ -12,6 +12,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,45 @@ from e2ray.data.order import Reader
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+PADDING = -1  # in `documents`: tokens that only fill a row
 Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training rows as a run reads them.
+
+    Attributes:
+        ids: Number of each row among all rows, int64 [n].
+        tokens: int32 [n, window].
+        places: Each token's place in its document, int32 [n, window], where rows are packed; a token that only fills
+            the row has -1 - its place among these. None where a row is one text.
+    """
+
+    ids: npt.NDArray[np.int64]
+    tokens: Tokens
+    places: Tokens | None
+
+    def __getitem__(self, part: slice) -> "Rows":
+        """Return some of the rows, as arrays of their own."""
+        places = None if self.places is None else self.places[part].copy()
+        return Rows(self.ids[part].copy(), self.tokens[part].copy(), places)
+
+
+def joined(one: Rows, other: Rows) -> Rows:
+    """Return the rows of both, one behind the other."""
+    places = None
+    if one.places is not None and other.places is not None:
+        places = np.concatenate([one.places, other.places])
+    return Rows(np.concatenate([one.ids, other.ids]), np.concatenate([one.tokens, other.tokens]), places)
 
 
 def train_schema(window: int) -> pa.Schema:
     """Return the schema of training rows.
 
     `starts` are the places in the row where a piece of a document begins, the first always 0, and `documents` the
-    number of each piece's document in the corpus; the first piece may continue a document of the row before.
+    number of each piece's document in the corpus; the first piece may continue a document of the row before. The last
+    piece of a packed row may be `PADDING`.
     """
     fields = [
         pa.field("tokens", pa.list_(pa.field("item", pa.int32(), nullable=False), window), nullable=False),
@@ -150,6 +182,7 @@ class ShardSet:
         self._firsts = np.array([entry["first_row"] for entry in manifest["shards"]], dtype=np.int64)
         self._shards: dict[str, _Shard] = {}
         self._views: dict[tuple[int, int], npt.NDArray[np.int32]] = {}
+        self._layouts: dict[tuple[int, int], tuple[Tokens, Tokens, npt.NDArray[np.int64]]] = {}
 
     @classmethod
     def open(cls, folder: str | Path, *, window: int | None = None, tokenizer_hash: str | None = None) -> "ShardSet":
@@ -211,6 +244,49 @@ class ShardSet:
             rows[index] = view[places[index]]
         return rows
 
+    @property
+    def packed(self) -> bool:
+        """Whether rows hold documents that do not see each other."""
+        return self.manifest.get("pack", "concat") != "concat"
+
+    def rows_of(self, row_ids: npt.ArrayLike) -> Rows:
+        """Return training rows in the order of `row_ids`, fresh arrays.
+
+        Raises:
+            SettingsError: If a row lies in a damaged record batch.
+            IndexError: If there is no such row.
+        """
+        tokens = self.tokens(row_ids)
+        ids = np.array(row_ids, dtype=np.int64)
+        return Rows(ids, tokens, self._places(ids) if self.packed else None)
+
+    def _places(self, ids: npt.NDArray[np.int64]) -> Tokens:
+        places = np.empty((len(ids), self.window), dtype=np.int32)
+        index = np.arange(self.window, dtype=np.int32)
+        shards = np.searchsorted(self._firsts, ids, side="right") - 1
+        batches, inside = np.divmod(ids - self._firsts[shards], self.rows_per_batch)
+        for row, key in enumerate(zip(shards.tolist(), batches.tolist(), strict=True)):
+            ends, starts, documents = self._layout(key)
+            begin, end = ends[inside[row]], ends[inside[row] + 1]
+            first = starts[begin:end]
+            lengths = np.diff(first, append=self.window)
+            place = index - np.repeat(first, lengths)
+            if documents[end - 1] == PADDING:
+                place[first[-1] :] = -1 - place[first[-1] :]
+            places[row] = place
+        return places
+
+    def _layout(self, key: tuple[int, int]) -> tuple[Tokens, Tokens, npt.NDArray[np.int64]]:
+        """Return (where each row's pieces begin in the two others, their starts, their documents) of a record batch."""
+        found = self._layouts.get(key)
+        if found is None:
+            shard, number = key
+            batch = self._shard(self.manifest["shards"][shard], train_schema(self.window)).batch(number)
+            starts, documents = batch.column(1), batch.column(2)
+            found = (starts.offsets.to_numpy(), starts.values.to_numpy(), documents.values.to_numpy())
+            self._layouts[key] = found
+        return found
+
     def _view(self, shard: int, batch: int) -> Tokens:
         entry = self.manifest["shards"][shard]
         tokens = self._shard(entry, train_schema(self.window)).batch(batch).column(0)
@@ -265,10 +341,10 @@ def local_batches(
     batch_sequences: int,
     window: int,
     tokenizer_hash: str | None,
-) -> Iterator[Tokens]:
-    """Yield one rank's rows of each step in [start_step, stop_step), int32 [rows, window], read in this process.
+) -> Iterator[Rows]:
+    """Yield one rank's rows of each step in [start_step, stop_step), read in this process.
 
-    The arrays are those of `e2ray.data.stream.batches`, without Ray. Shards that are open already are read as they are.
+    They are those of `e2ray.data.stream.batches`, without Ray. Shards that are open already are read as they are.
 
     Raises:
         SettingsError: If the shards do not fit the run or are damaged.
@@ -280,4 +356,4 @@ def local_batches(
         shards = ShardSet.open(folder, window=window, tokenizer_hash=tokenizer_hash)
     reader = Reader(seed, shards.rows, batch_sequences, rank, num_workers)
     for step in range(start_step, stop_step):
-        yield shards.tokens(reader.row_ids(step))
+        yield shards.rows_of(reader.row_ids(step))

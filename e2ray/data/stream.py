@@ -21,7 +21,7 @@ import pyarrow as pa
 from e2ray.config.base import SettingsError
 from e2ray.data.corpus import MIB, Document, Item, printable, read_item
 from e2ray.data.order import Reader, local_indices
-from e2ray.data.shards import ShardSet
+from e2ray.data.shards import Rows, ShardSet, joined
 from e2ray.data.tokenizer import Encoder
 
 TASKS = 256  # of one pipeline at most: handing an item to Ray takes milliseconds
@@ -141,8 +141,8 @@ def batches(
     tokenizer_hash: str | None,
     prefetch_bytes: int = 32 * MIB,
     num_cpus: float = 0.25,
-) -> Iterator[npt.NDArray[np.int32]]:
-    """Yield one rank's rows of each step in [start_step, stop_step), int32 [rows, window].
+) -> Iterator[Rows]:
+    """Yield one rank's rows of each step in [start_step, stop_step).
 
     Made inside the worker: one pipeline per rank, so no worker waits for another. Each array is a fresh one.
 
@@ -165,7 +165,7 @@ def batches(
     """
     shards = ShardSet.open(folder, window=window, tokenizer_hash=tokenizer_hash)
     share = len(local_indices(rank, num_workers, batch_sequences))
-    step_bytes = share * window * 4
+    step_bytes = share * window * 4 * (2 if shards.packed else 1)
     block_steps = max(min(BLOCK_BYTES, prefetch_bytes // 2) // step_bytes, 1)
     steps = range(start_step, stop_step)
     task_steps = max(TASK_BYTES // step_bytes, -(-len(steps) // TASKS), 1)
@@ -177,12 +177,13 @@ def batches(
         _read_steps,
         folder=str(Path(folder).absolute()),
         digest=shards.manifest["digest"],
+        packed=shards.packed,
         reader=reader,
         block_steps=block_steps,
     )
     size = 2 * block_steps * step_bytes  # twice a block, so that Ray Data does not cut one
     tables = _pipeline(work, function, num_cpus=num_cpus, block_bytes=size, prefetch_bytes=max(prefetch_bytes, size))
-    yield from _by_step(tables, share, window)
+    yield from _by_step(tables, share)
 
 
 @lru_cache(maxsize=4)
@@ -193,36 +194,51 @@ def _shards(folder: str, digest: str) -> ShardSet:
     return shards
 
 
-def _read_steps(table: pa.Table, *, folder: str, digest: str, reader: Reader, block_steps: int) -> Iterator[pa.Table]:
+def _read_steps(
+    table: pa.Table, *, folder: str, digest: str, packed: bool, reader: Reader, block_steps: int
+) -> Iterator[pa.Table]:
     for steps in _work(table):
         try:
             shards = _shards(folder, digest)
             for first in range(0, len(steps), block_steps):
                 rows = [reader.row_ids(step) for step in steps[first : first + block_steps]]
-                tokens = shards.tokens(np.concatenate(rows))
-                yield _block(tokens, None)
+                yield _block(shards.rows_of(np.concatenate(rows)), None)
         except SettingsError as error:
-            yield _block(np.zeros((1, 1), np.int32), str(error))
+            nothing = np.zeros((1, 1), np.int32)
+            yield _block(Rows(np.zeros(1, np.int64), nothing, nothing if packed else None), str(error))
             return
 
 
-def _block(tokens: npt.NDArray[np.int32], error: str | None) -> pa.Table:
+def _block(rows: Rows, error: str | None) -> pa.Table:
     """Return rows of any width as one table; an error comes with a row that nobody reads."""
-    offsets = np.arange(len(tokens) + 1, dtype=np.int32) * np.int32(tokens.shape[1])
-    rows = pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens.reshape(-1)))
-    return pa.table({"tokens": rows, "error": pa.array([error] * len(tokens), pa.string())})
+    columns = {"error": pa.array([error] * len(rows.ids), pa.string()), "ids": pa.array(rows.ids)}
+    columns |= {"tokens": _lists(rows.tokens)} | ({} if rows.places is None else {"places": _lists(rows.places)})
+    return pa.table(columns)
 
 
-def _by_step(tables: Iterator[pa.Table], share: int, window: int) -> Iterator[npt.NDArray[np.int32]]:
+def _lists(values: npt.NDArray[np.int32]) -> pa.ListArray:
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
+
+
+def _rows(batch: pa.RecordBatch) -> Rows:
+    def plane(name: str) -> npt.NDArray[np.int32]:
+        return batch.column(name).flatten().to_numpy(zero_copy_only=True).reshape(batch.num_rows, -1)
+
+    places = plane("places") if "places" in batch.schema.names else None
+    return Rows(batch.column("ids").to_numpy(zero_copy_only=True), plane("tokens"), places)
+
+
+def _by_step(tables: Iterator[pa.Table], share: int) -> Iterator[Rows]:
     """Yield `share` rows at a time, wherever the borders of the tables lie."""
-    waiting = np.empty((0, window), dtype=np.int32)
+    waiting: Rows | None = None
     for table in tables:
         if table.column("error").null_count < table.num_rows:
             raise SettingsError(next(error for error in table.column("error").to_pylist() if error))
-        for chunk in table.column("tokens").chunks:
-            rows = chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, window)
-            waiting = np.concatenate([waiting, rows]) if len(waiting) else rows
-            for first in range(0, len(waiting) - share + 1, share):
-                yield waiting[first : first + share].copy()
-            waiting = waiting[len(waiting) // share * share :]
-    assert not len(waiting), "a pipeline ended within a step"
+        for batch in table.to_batches():
+            rows = _rows(batch) if waiting is None else joined(waiting, _rows(batch))
+            whole = len(rows.ids) // share * share
+            for first in range(0, whole, share):
+                yield rows[first : first + share]
+            waiting = rows[whole : len(rows.ids)] if whole < len(rows.ids) else None
+    assert waiting is None, "a pipeline ended within a step"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import TrainSettings
-from e2ray.core.losses import next_token_nll
+from e2ray.core.losses import next_token_nll, plain_ids, predicted, token_nll
 from e2ray.core.positions import Draw
 from e2ray.core.rope import RotaryHook
 
@@ -129,34 +129,68 @@ class Engine:
             dist_init_required=False,
         )
 
-    def logits(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocabulary"]:
+    def logits(
+        self, input_ids: Int[Tensor, "batch length"], position_ids: Int[Tensor, "batch length"] | None = None
+    ) -> Float[Tensor, "batch length vocabulary"]:
         """Return the logits of a forward in the mode training has, without a graph."""
+        given = {} if position_ids is None else {"position_ids": position_ids}
         with torch.no_grad():
-            return self.ds(input_ids=input_ids).logits
+            return self.ds(input_ids=input_ids, use_cache=False, **given).logits
 
-    def update(self, tokens: Int[Tensor, "rows window"], draw: Draw, *, lr: float) -> Float[Tensor, " rows"]:
+    def update(
+        self,
+        tokens: Int[Tensor, "rows window"],
+        draw: Draw,
+        *,
+        lr: float,
+        places: Int[Tensor, "rows window"] | None = None,
+    ) -> Float[Tensor, " rows"]:
         """Make one optimizer update of this rank's rows and return each row's mean NLL, float32, detached.
+
+        Every predicted token of the global batch weighs the same, on any number of ranks.
 
         Args:
             tokens: This rank's rows of the global batch, int64.
             draw: Their scales and offsets.
             lr: Learning rate of the update.
+            places: Each token's index in its document where rows are packed, as in `Batch`.
         """
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
+        share = None if places is None else self._share_of_a_token(places)
         losses = []
         for start in range(0, len(tokens), self.micro_sequences):
             part = slice(start, start + self.micro_sequences)
             rows, drawn = tokens[part].to(self.device, non_blocking=True), draw[part].to(self.device)
             with self.hook.applied(drawn.scale, drawn.offsets):
-                logits = self.ds(input_ids=rows, use_cache=False).logits
-                nll = next_token_nll(logits, rows)
-                self.ds.backward(nll.mean())
+                if places is None or share is None:
+                    nll = next_token_nll(self.ds(input_ids=rows, use_cache=False).logits, rows)
+                    loss = nll.mean()
+                else:
+                    nll, loss = self._packed(rows, places[part].to(self.device, non_blocking=True), share)
+                self.ds.backward(loss)
             if self.settings.zero_stage == 0:  # DeepSpeed tells no norm without ZeRO
                 self._norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters() if p.grad is not None])
             self.ds.step()
             losses.append(nll.detach())
         return torch.cat(losses)
+
+    def _share_of_a_token(self, places: Int[Tensor, "rows window"]) -> float:
+        """Return what one predicted token weighs in a micro batch's loss, which is averaged over ranks and parts."""
+        count = self.total(predicted(places).sum().double().to(self.device)).item()
+        return self.num_workers * self.accumulation / max(count, 1.0)
+
+    def _packed(
+        self, rows: Int[Tensor, "rows window"], places: Int[Tensor, "rows window"], share: float
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, ""]]:
+        """Return each packed row's mean NLL over what it predicts, and the loss of them all.
+
+        The ids restart with every document, by which transformers keeps documents apart (`core/proof.py` proves it).
+        """
+        logits = self.ds(input_ids=rows, position_ids=plain_ids(places), use_cache=False).logits
+        wanted = predicted(places)
+        nll = token_nll(logits, rows) * wanted
+        return nll.sum(dim=1) / wanted.sum(dim=1).clamp(min=1), nll.sum() * share
 
     @property
     def grad_norm(self) -> float:

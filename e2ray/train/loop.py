@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from e2ray.config.train import TrainSettings
+from e2ray.core.losses import predicted
 from e2ray.core.positions import Draw
 from e2ray.train.schedule import learning_rate
 
@@ -26,10 +27,15 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's rows of one update: tokens int64 [rows, window] and their draws."""
+    """This rank's rows of one update: tokens int64 [rows, window], their draws, and their places where packed.
+
+    A place is a token's index in its document, int64 [rows, window]; one that only fills the row has -1 - its index
+    among these. None where a row is one text.
+    """
 
     tokens: Int[Tensor, "rows window"]
     draw: Draw
+    places: Int[Tensor, "rows window"] | None = None
 
 
 class TrainingEngine(Protocol):
@@ -38,8 +44,8 @@ class TrainingEngine(Protocol):
     device: torch.device
     num_workers: int
 
-    def update(self, tokens: Tensor, draw: Draw, *, lr: float) -> Tensor:
-        """Make one update and return each row's mean NLL, float32 [rows]."""
+    def update(self, tokens: Tensor, draw: Draw, *, lr: float, places: Tensor | None = None) -> Tensor:
+        """Make one update and return each row's mean NLL over what it predicts, float32 [rows]."""
 
     def total(self, values: Tensor) -> Tensor:
         """Return the sum over all ranks."""
@@ -69,13 +75,17 @@ class Meter:
 
     def _reset(self) -> None:
         self.sums = torch.zeros(self.BUCKETS + 1, 3, dtype=torch.float64, device=self.engine.device)
-        self.since, self.waited, self.steps = time.perf_counter(), 0.0, 0
+        self.since, self.waited, self.steps, self.rows = time.perf_counter(), 0.0, 0, 0
 
     def add(self, batch: Batch, nll: Float[Tensor, " rows"], waited: float) -> None:
         """Count one update's rows; `waited` is the time in s that its data were waited for."""
         scale = batch.draw.scale.to(self.engine.device)
         bucket = scale_bucket(scale).clamp(max=self.BUCKETS - 1)
-        columns = torch.stack([nll.double(), torch.ones_like(nll, dtype=torch.float64), scale.double()], dim=1)
+        weights = torch.ones_like(nll, dtype=torch.float64)
+        if batch.places is not None:  # a mean over tokens, not over rows
+            weights = predicted(batch.places).sum(dim=1).double().to(self.engine.device) / (self.window - 1)
+        self.rows += len(nll) * self.engine.num_workers
+        columns = torch.stack([nll.double() * weights, weights, scale.double() * weights], dim=1)
         self.sums.index_add_(0, bucket, columns)
         self.sums[self.BUCKETS, 0] += waited
         self.waited += waited
@@ -87,7 +97,7 @@ class Meter:
         waited = float(sums[self.BUCKETS, 0]) / self.engine.num_workers
         loss, rows, scale = (sums[: self.BUCKETS, column] for column in range(3))
         seconds = time.perf_counter() - self.since
-        interval_tokens = int(rows.sum()) * self.window
+        interval_tokens = self.rows * self.window
         self.tokens += interval_tokens
         metrics = {
             "step": step,
@@ -142,7 +152,7 @@ def fit(
             meter = Meter(engine, batch.tokens.shape[1])
             meter.tokens = tokens
         lr = learning_rate(settings, step)
-        meter.add(batch, engine.update(batch.tokens, batch.draw, lr=lr), waited)
+        meter.add(batch, engine.update(batch.tokens, batch.draw, lr=lr, places=batch.places), waited)
         done = step + 1
         last = done == settings.steps
         saving = last or done % settings.checkpoint_every == 0

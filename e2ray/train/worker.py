@@ -12,22 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from e2ray.config.base import SettingsError
 from e2ray.config.model import Model
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
 from e2ray.core.model import build_model, prove
 from e2ray.core.positions import draw
+from e2ray.core.proof import prove_apart
 from e2ray.data.order import local_indices
+from e2ray.data.shards import Rows
 from e2ray.train import checkpoint
 from e2ray.train.engine import Engine, precision_of
+from e2ray.train.ledger import Ledger
 from e2ray.train.loop import Answer, Batch, fit
 from e2ray.train.record import Recorder
-
-Rows = Iterator[NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,10 @@ class Task:
     positions: PositionSettings
     train: TrainSettings
     digest: str  # of the settings that decide the losses
+    packed: bool = False  # whether rows hold documents that do not see each other
     show_progress: bool = True
     keep: bool = True  # whether checkpoints are written
+    ledger: bool = False  # whether each rank notes its rows and draws
 
 
 def use_cores(threads: int | None, local_workers: int) -> None:
@@ -55,10 +59,15 @@ def use_cores(threads: int | None, local_workers: int) -> None:
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
 
 
-def drawn(arrays: Rows, task: Task, *, rank: int, num_workers: int, start_step: int) -> Iterator[Batch]:
-    """Yield this rank's rows of each step with their draws, and reseed everything random from (seed, step, rank)."""
+def drawn(
+    read: Iterator[Rows], task: Task, *, rank: int, num_workers: int, start_step: int, ledger: Ledger | None = None
+) -> Iterator[Batch]:
+    """Yield this rank's rows of each step with their draws, and reseed everything random from (seed, step, rank).
+
+    What is yielded is noted in the ledger, where there is one.
+    """
     indices = local_indices(rank, num_workers, task.train.batch_sequences)
-    for step, array in enumerate(arrays, start_step):
+    for step, rows in enumerate(read, start_step):
         torch.manual_seed(int(np.random.SeedSequence([task.seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
         positions = draw(
             task.positions,
@@ -68,7 +77,10 @@ def drawn(arrays: Rows, task: Task, *, rank: int, num_workers: int, start_step: 
             window=task.window,
             base_context_length=task.base_context_length,
         )
-        yield Batch(torch.from_numpy(array.astype(np.int64)), positions)
+        if ledger is not None:
+            ledger.add(step, indices, rows, positions)
+        places = None if rows.places is None else torch.from_numpy(rows.places.astype(np.int64))
+        yield Batch(torch.from_numpy(rows.tokens.astype(np.int64)), positions, places)
 
 
 def begin(task: Task, *, device: torch.device, model: nn.Module | None = None) -> Engine:
@@ -89,14 +101,35 @@ def begin(task: Task, *, device: torch.device, model: nn.Module | None = None) -
     model.train()
     engine = Engine(model, task.train, device=device, dtype=dtype)
     prove(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)
+    if task.packed:
+        refuse_flash_of_rows(engine)
+        prove_apart(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)
     return engine
+
+
+def refuse_flash_of_rows(engine: Engine) -> None:
+    """Raise SettingsError if documents of several packed rows would go through flash attention together.
+
+    transformers finds documents by their position ids for flash attention in a forward of one row alone; in several it
+    would let them see each other.
+    """
+    attention = {
+        module.config.get_text_config()._attn_implementation
+        for module in engine.ds.module.modules()
+        if isinstance(module, PreTrainedModel)
+    }
+    if engine.micro_sequences > 1 and any("flash" in (name or "") for name in attention):
+        raise SettingsError(
+            f"train.micro_batch_sequences: flash attention keeps packed documents apart one row at a time, got "
+            f"{engine.micro_sequences}; set it to 1, or model.attention: sdpa, or data.pack: concat"
+        )
 
 
 def run(
     task: Task,
     *,
     device: torch.device,
-    open_rows: Callable[[int, int], Rows],
+    open_rows: Callable[[int, int], Iterator[Rows]],
     report: Callable[[dict[str, Any]], Answer] = lambda metrics: None,
     gauges: Callable[[dict[str, Any]], None] | None = None,
     evaluate: Callable[[Engine, int], dict[str, Any]] | None = None,
@@ -120,8 +153,14 @@ def run(
     state = checkpoint.load(engine, found) if found else {"step": 0, "tokens": 0}
     start = state["step"]
     recorder = _recorder(task, start, gauges) if engine.rank == 0 else None
+    ledger = Ledger(task.folder, rank=engine.rank, start_step=start) if task.ledger else None
     rows = drawn(
-        open_rows(start, task.train.steps), task, rank=engine.rank, num_workers=engine.num_workers, start_step=start
+        open_rows(start, task.train.steps),
+        task,
+        rank=engine.rank,
+        num_workers=engine.num_workers,
+        start_step=start,
+        ledger=ledger,
     )
     seen = {"tokens": state["tokens"]}
 
@@ -134,6 +173,8 @@ def run(
     def save(step: int) -> None:
         if not task.keep:
             return
+        if ledger:
+            ledger.commit(step)
         facts = {
             "tokens": seen["tokens"],
             "seed": task.seed,

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from e2ray.core import losses
-from e2ray.core.losses import next_token_nll, token_nll
+from e2ray.core.losses import next_token_nll, plain_ids, predicted, token_nll
 
 SHAPES = [(1, 2, 3), (3, 17, 29), (2, 64, 101)]
 
@@ -88,3 +88,9 @@ def test_evaluation_needs_no_gradient():
 def test_shapes_that_disagree_are_refused(logits, tokens):
     with pytest.raises(ValueError, match=r"logits must be \[batch, tokens, vocabulary\].*at least 2 tokens, got"):
         token_nll(torch.zeros(logits), torch.zeros(tokens, dtype=torch.int64))
+
+
+def test_first_tokens_of_documents_and_what_fills_a_row_are_not_predicted():
+    places = torch.tensor([[0, 1, 2, 0, 1, 0, -1, -2], [0, 1, 2, 3, 4, 5, 6, 7]])
+    assert predicted(places).tolist() == [[True, True, False, True, False, False, False], [True] * 7]
+    assert plain_ids(places).tolist() == [[0, 1, 2, 0, 1, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]

@@ -6,6 +6,7 @@ import torch
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, LoraSettings
 from e2ray.core.model import build_model, prove
+from e2ray.core.proof import prove_apart
 from e2ray.core.rope import RotaryHook
 
 from .tiny import FAMILIES, SCALED, VOCAB_SIZE, logits, random_tokens, tiny_model
@@ -136,3 +137,25 @@ def test_the_proof_fits_its_text_into_a_sliding_window():
 
     run_proof(model, forward=forward)
     assert set(lengths) == {16}
+
+
+def run_proof_apart(model, forward=None):
+    forward = forward or (lambda text, ids: model(input_ids=text, position_ids=ids, use_cache=False).logits)
+    prove_apart(forward, RotaryHook(model), model, vocab_size=VOCAB_SIZE, device="cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_proof_that_packed_documents_stand_apart_holds_for_every_family(family):
+    run_proof_apart(tiny_model(family).train())
+
+
+def test_the_proof_refuses_a_model_that_lets_packed_documents_see_each_other():
+    model = tiny_model("llama")
+    with pytest.raises(SettingsError, match=r"a packed document sees the one before it"):
+        run_proof_apart(model, lambda text, ids: model(input_ids=text, use_cache=False).logits)
+
+
+def test_the_proof_refuses_attention_cut_within_a_document():
+    model = tiny_model("llama")
+    with pytest.raises(SettingsError, match=r"does not see its own start"):
+        run_proof_apart(model, lambda text, ids: model(input_ids=text, position_ids=ids * 0, use_cache=False).logits)

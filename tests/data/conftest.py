@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from e2ray.data.rows import TrainRows, ValidationRows
+from e2ray.data.packing import Packer
+from e2ray.data.rows import PackedRows, TrainRows, ValidationRows
 from e2ray.data.shards import SCHEMA_VERSION, manifest_text
 
 
@@ -13,10 +14,13 @@ from e2ray.data.shards import SCHEMA_VERSION, manifest_text
 def write_shards(tmp_path):
     """A function that writes given documents as shards, in this process, and returns the folder."""
 
-    def write(train, validation=(), *, window=16, shard_rows=40, name="shards") -> Path:
+    def write(train, validation=(), *, window=16, shard_rows=40, name="shards", pack="concat") -> Path:
         folder = tmp_path / name
         folder.mkdir()
         rows = TrainRows(folder, window, shard_rows=shard_rows)
+        if pack != "concat":
+            packer = Packer(window, pack=pack, waiting=10)
+            rows = PackedRows(folder, window, shard_rows=shard_rows, packer=packer, padding=0)
         held_out = ValidationRows(folder, shard_rows=shard_rows)
         for number, tokens in enumerate(train):
             rows.add(number, np.asarray(tokens, dtype=np.int32))
@@ -28,6 +32,7 @@ def write_shards(tmp_path):
             "schema_version": SCHEMA_VERSION,
             "tokenizer_hash": "a" * 64,
             "window": window,
+            "pack": pack,
             "rows": rows.writer.rows,
             "rows_per_batch": rows.rows_per_batch,
             "dropped_tokens": dropped,

@@ -47,6 +47,16 @@ def test_a_zst_stream_of_several_frames_is_read_to_its_end(tmp_path):
     assert [document.text for document in read(text(tmp_path / "a.*"))] == ["one two"] * 2
 
 
+@pytest.mark.parametrize("name", ["shard-0.tar", "shard-0.tar.gz", "shard-0.tgz"])
+def test_an_archive_is_refused_with_the_reason(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(
+        SettingsError, match=rf"{name}: is an archive \(WebDataset\).*; unpack it, or write its texts"
+    ) as e:
+        list_items([text(tmp_path / "*")])
+    assert "\n" not in str(e.value)
+
+
 def test_files_come_sorted_and_once_and_names_do_not_depend_on_the_place(tmp_path):
     names = []
     for place in ("here", "there"):

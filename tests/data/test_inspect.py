@@ -80,8 +80,9 @@ def test_info_tells_rows_documents_and_their_lengths(write_shards, documents):
     (folder / "manifest.json").write_text(manifest_text(told))
     lines = info(folder)
     assert f"{manifest['rows']:,} of 16 tokens" in lines[1]
+    assert lines[2] == "packing     concat"
     assert "train       30 documents, 1,800 tokens; 1 to 119 tokens each, median 60" in lines
-    assert lines[4].split() == ["up", "to", "64", "tokens", "10", "#" * 20]
-    assert lines[5].split() == ["up", "to", "128", "tokens", "20", "#" * 40]
+    assert lines[5].split() == ["up", "to", "64", "tokens", "10", "#" * 20]
+    assert lines[6].split() == ["up", "to", "128", "tokens", "20", "#" * 40]
     assert "validation  no documents" in lines
     assert lines[-2:] == ["  a.txt: is empty", "  b.txt: no UTF-8"]

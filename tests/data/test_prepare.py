@@ -9,7 +9,7 @@ import pytest
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer
-from e2ray.data.prepare import is_held_out, prepare, shards_digest
+from e2ray.data.prepare import fill, is_held_out, prepare, shards_digest
 from e2ray.data.shards import ShardSet
 from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash
 
@@ -77,6 +77,46 @@ def test_every_document_lands_whole_in_its_place(ray_cluster, corpus, tmp_path):
         f"prepare: 100 documents, {len(train) + sum(manifest['validation_lengths']):,} tokens, "
     )
     shards.verify()
+
+
+@pytest.mark.parametrize("pack", ["document", "best_fit"])
+def test_packed_rows_hold_every_document_and_say_how_full_they_are(ray_cluster, corpus, tmp_path, pack):
+    shards, lines = make(corpus, tmp_path / "shards", shard_rows=50, pack=pack)
+    tokenizer = load_tokenizer(tmp_path / "shards" / "tokenizer")
+    wanted = [
+        [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        for name, text in texts(corpus)
+        if not is_held_out(name, seed=0, share=0.2)
+    ]
+    cut = [document[first : first + 32] for document in wanted for first in range(0, len(document), 32)]
+    found = []
+    read = shards.rows_of(np.arange(shards.rows))
+    for tokens, places in zip(read.tokens, read.places, strict=True):
+        real = tokens[places >= 0]
+        found += [piece.tolist() for piece in np.split(real, np.flatnonzero(places[places >= 0] == 0)[1:])]
+    assert sorted(found) == sorted(cut)
+    manifest = shards.manifest
+    assert manifest["tokens"] == sum(map(len, wanted)) == (read.places >= 0).sum()
+    assert fill(manifest) == manifest["tokens"] / (shards.rows * 32) and manifest["dropped_tokens"] == 0
+    assert lines[-1] == f"prepare: rows are {fill(manifest):.2%} full"
+    shards.verify()
+
+
+def test_short_documents_are_left_out_and_counted(ray_cluster, corpus, tmp_path):
+    whole, _ = make(corpus, tmp_path / "whole")
+    lengths = [len(tokens) for _, tokens in whole.validation_documents()]
+    least = sorted(lengths)[len(lengths) // 2]
+    shards, lines = make(corpus, tmp_path / "shards", min_tokens=least)
+    assert [len(tokens) for _, tokens in shards.validation_documents()] == [n for n in lengths if n >= least]
+    manifest = shards.manifest
+    before, after = (
+        sum(made.manifest["documents"][kind]["count"] for kind in ("train", "validation")) for made in (whole, shards)
+    )
+    assert manifest["num_short"] == before - after > 10
+    assert lines[-1].endswith(f", {manifest['num_short']} under data.min_tokens")
+    assert min(manifest["documents"][kind]["min"] for kind in ("train", "validation")) >= least
+    with pytest.raises(SettingsError, match=r"data\.min_tokens: 100 documents have fewer than 99999 tokens and none"):
+        make(corpus, tmp_path / "none", min_tokens=99_999)
 
 
 def test_preparing_twice_gives_the_same_bytes(ray_cluster, corpus, tmp_path):

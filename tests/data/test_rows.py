@@ -3,7 +3,9 @@ import pyarrow as pa
 import pytest
 
 from e2ray.data import rows as rows_module
-from e2ray.data.shards import ShardSet, train_schema, validation_schema
+from e2ray.data.packing import Packer
+from e2ray.data.rows import PackedRows
+from e2ray.data.shards import SCHEMA_VERSION, ShardSet, manifest_text, train_schema, validation_schema
 
 HELD_OUT = [("books/a.txt", [5, 6, 7]), ("books/ä.txt", list(range(1000))), ("c", [1])]
 
@@ -51,3 +53,45 @@ def test_writing_twice_gives_the_same_bytes(write_shards, documents):
     names = sorted(path.name for path in one.iterdir())
     assert names == sorted(path.name for path in two.iterdir())
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize("pack", ["document", "best_fit"])
+def test_packed_rows_come_back_with_each_tokens_place(tmp_path, documents, pack):
+    window, padding = 16, 7_777
+    packer = Packer(window, pack=pack, waiting=5)
+    rows = PackedRows(tmp_path, window, shard_rows=40, packer=packer, padding=padding)
+    for number, tokens in enumerate(documents):
+        rows.add(number, tokens)
+    assert rows.finish() == 0
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "pack": pack,
+        "window": window,
+        "rows": rows.writer.rows,
+        "rows_per_batch": rows.rows_per_batch,
+        "shards": rows.writer.entries,
+        "validation": [],
+    }
+    (tmp_path / "manifest.json").write_text(manifest_text(manifest), encoding="utf-8")
+    shards = ShardSet.open(tmp_path)
+    assert len(manifest["shards"]) > 1 and shards.packed
+    read = shards.rows_of(np.arange(shards.rows)[::-1])
+    assert read.ids.tolist() == list(range(shards.rows))[::-1]
+    tokens, places = read.tokens[::-1], read.places[::-1]
+    np.testing.assert_array_equal(tokens, shards.tokens(np.arange(shards.rows)))
+    assert (
+        (places < 0).sum()
+        == rows.padded
+        == (tokens == padding).sum()
+        == shards.rows * window - sum(map(len, documents))
+    )
+    found = []
+    for row, place in zip(tokens, places, strict=True):
+        fill = place < 0
+        assert list(place[fill]) == [-1 - p for p in range(fill.sum())] and not fill[: window - fill.sum()].any()
+        for piece in np.split(row[~fill], np.flatnonzero(place[~fill] == 0)[1:]):
+            found.append(piece)
+        steps = np.diff(place[~fill])
+        assert set(steps[place[~fill][1:] != 0]) <= {1}
+    cut = [document[first : first + window] for document in documents for first in range(0, len(document), window)]
+    assert sorted(map(tuple, found)) == sorted(map(tuple, cut))

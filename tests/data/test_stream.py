@@ -57,12 +57,31 @@ def test_ray_and_one_process_read_the_same_rows(
     folder = write_shards(documents)
     wanted = list(local_batches(folder, **arguments(**changes)))
     found = list(batches(folder, **arguments(**changes)))
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert {(batch.dtype, batch.flags.writeable, batch.base is None) for batch in found} == {
+    assert_same(found, wanted)
+    assert {(batch.tokens.dtype, batch.tokens.flags.writeable, batch.tokens.base is None) for batch in found} == {
         (np.dtype("int32"), True, True)
     }
+
+
+def assert_same(found, wanted):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        assert (one.places is None) == (other.places is None)
+        if one.places is not None:
+            np.testing.assert_array_equal(one.places, other.places)
+
+
+def test_packed_rows_come_through_ray_with_their_places(ray_cluster, write_shards, documents, monkeypatch):
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 1000)
+    folder = write_shards(documents, pack="best_fit")
+    wanted = list(local_batches(folder, **arguments(num_workers=2, rank=1)))
+    found = list(batches(folder, **arguments(num_workers=2, rank=1)))
+    assert {batch.places.shape for batch in found} == {(3, 16)} and len(found) == 50
+    assert_same(found, wanted)
+    places = np.concatenate([batch.places for batch in found])
+    assert (places[:, 1:] == 0).any() and (places < 0).any()  # rows of several documents, and rows that are filled
 
 
 def test_no_steps_give_no_batches(ray_cluster, write_shards, documents):
@@ -94,7 +113,7 @@ def test_shards_made_anew_under_the_same_name_are_read_anew(ray_cluster, write_s
     first = next(batches(folder, **arguments()))
     folder.rename(folder.with_name("old"))
     write_shards([each + 1 for each in documents])
-    np.testing.assert_array_equal(next(batches(folder, **arguments())), first + 1)
+    np.testing.assert_array_equal(next(batches(folder, **arguments())).tokens, first.tokens + 1)
 
 
 @pytest.mark.timeout(120)

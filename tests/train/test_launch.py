@@ -11,9 +11,11 @@ from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import ClusterSettings, TrainSettings
-from e2ray.data.rows import TrainRows
+from e2ray.data.packing import Packer
+from e2ray.data.rows import PackedRows, TrainRows
 from e2ray.data.shards import SCHEMA_VERSION, manifest_text
 from e2ray.train.launch import Resources, resources, shortage, train
+from e2ray.train.ledger import read_ledger
 from e2ray.train.record import read_metrics
 from e2ray.train.worker import Task
 
@@ -21,20 +23,27 @@ WINDOW, VOCABULARY = 32, 64
 
 
 @pytest.fixture
-def task(tmp_path):
-    """A task on shards of random rows, eight updates of four rows, a line for each."""
+def task(tmp_path, request):
+    """A task on shards of random rows, eight updates of four rows, a line for each; packed where it is asked for."""
+    pack = getattr(request, "param", "concat")
     shards = tmp_path / "shards"
     shards.mkdir()
-    rows = TrainRows(shards, WINDOW, shard_rows=20)
     generator = np.random.default_rng(0)
-    for number in range(5):
-        rows.add(number, generator.integers(0, VOCABULARY, 10 * WINDOW, dtype=np.int32))
+    if pack == "concat":
+        rows, lengths = TrainRows(shards, WINDOW, shard_rows=20), [10 * WINDOW] * 5
+    else:
+        packer = Packer(WINDOW, pack=pack, waiting=20)
+        rows = PackedRows(shards, WINDOW, shard_rows=20, packer=packer, padding=0)
+        lengths = generator.integers(2, WINDOW, 90).tolist()
+    for number, length in enumerate(lengths):
+        rows.add(number, generator.integers(0, VOCABULARY, length, dtype=np.int32))
     dropped = rows.finish()
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "tokenizer_hash": "a" * 64,
         "vocab_size": VOCABULARY,
         "window": WINDOW,
+        "pack": pack,
         "rows": rows.writer.rows,
         "rows_per_batch": rows.rows_per_batch,
         "dropped_tokens": dropped,
@@ -64,10 +73,13 @@ def task(tmp_path):
         positions=PositionSettings.model_validate({"preset": "e2llm", "max_scale": 8}),
         train=TrainSettings(steps=8, batch_sequences=4, lr=1e-2, log_every=1, checkpoint_every=4),
         digest="0" * 64,
+        packed=pack != "concat",
+        ledger=True,
     )
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("task", ["concat", "best_fit"], indirect=True)
 def test_two_workers_see_the_rows_and_draws_of_one(ray_cluster, task, tmp_path):
     """Every step's loss by scale is a function of the rows and draws of all steps before: equal means equal."""
     train(task, ClusterSettings(num_workers=1, max_failures=0))
@@ -81,6 +93,9 @@ def test_two_workers_see_the_rows_and_draws_of_one(ray_cluster, task, tmp_path):
         assert mine["loss_by_scale"] == pytest.approx(other["loss_by_scale"], rel=1e-5)
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
     assert one[-1]["loss"] != pytest.approx(one[0]["loss"], rel=1e-3)  # it did train
+    mine, other = (read_ledger(folder).drop_columns(["rank"]) for folder in (task.folder, double.folder))
+    assert mine.equals(other) and mine.num_rows == 8 * 4
+    assert set(read_ledger(double.folder)["rank"].to_pylist()) == {0, 1}
 
 
 @pytest.mark.ray

@@ -22,7 +22,7 @@ class Recording:
     def __init__(self, fail_at=None):
         self.rates, self.draws, self.fail_at = [], [], fail_at
 
-    def update(self, tokens, drawn, *, lr):
+    def update(self, tokens, drawn, *, lr, places=None):
         step = len(self.rates)
         self.rates.append(lr)
         self.draws.append(drawn)
@@ -79,9 +79,21 @@ def test_a_line_holds_the_mean_over_the_rows_since_the_last_one():
             assert loss == pytest.approx(losses[inside].mean().item())
 
 
+def test_packed_rows_weigh_by_what_they_predict():
+    engine = Recording()
+    places = torch.stack([torch.arange(WINDOW), torch.tensor([*range(6), *(-1 - p for p in range(WINDOW - 6))])] * 2)
+    read = (Batch(batch.tokens, batch.draw, places) for batch in batches())
+    lines = []
+    fit(engine, read, settings(steps=3), start_step=0, report=lines.append, save=lambda step: None)
+    scales = torch.stack([drawn.scale for drawn in engine.draws])
+    losses, counts = scales + torch.arange(3)[:, None], torch.tensor([15.0, 5.0, 15.0, 5.0])
+    assert lines[0]["loss"] == pytest.approx(((losses * counts).sum() / (3 * counts.sum())).item())
+    assert lines[0]["tokens"] == 3 * ROWS * WINDOW
+
+
 def test_a_restart_logs_what_the_unbroken_run_logs():
     class Continued(Recording):
-        def update(self, tokens, drawn, *, lr):
+        def update(self, tokens, drawn, *, lr, places=None):
             nll = super().update(tokens, drawn, lr=lr)
             return nll + self.before
 

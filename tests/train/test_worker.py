@@ -13,9 +13,12 @@ from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, LoraSettings, PretrainedModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
+from e2ray.core.positions import draw
 from e2ray.data.order import local_indices
+from e2ray.data.shards import Rows
 from e2ray.train import checkpoint, worker
 from e2ray.train.assemble import write_model
+from e2ray.train.ledger import read_ledger, replayed
 from e2ray.train.record import read_metrics
 
 WINDOW, VOCABULARY = 24, 50
@@ -47,7 +50,8 @@ def task(tmp_path):
 
 def rows(start, stop, *, batch):
     for step in range(start, stop):
-        yield np.random.default_rng(step).integers(0, VOCABULARY, (batch, WINDOW), dtype=np.int32)
+        tokens = np.random.default_rng(step).integers(0, VOCABULARY, (batch, WINDOW), dtype=np.int32)
+        yield Rows(np.arange(batch), tokens, None)
 
 
 def run(task):
@@ -164,3 +168,17 @@ def test_ranks_draw_what_one_rank_draws_for_their_rows(task):
         part = next(worker.drawn(rows(3, 4, batch=2), task, rank=rank, num_workers=2, start_step=3)).draw
         assert torch.equal(part.offsets, whole.offsets[mine.start : mine.stop])
         assert torch.equal(part.scale, whole.scale[mine.start : mine.stop])
+
+
+def test_the_ledger_tells_the_rows_and_draws_that_were_trained_on(task):
+    noted = replace(task, ledger=True, train=task.train.model_copy(update={"steps": 4, "checkpoint_every": 2}))
+    run(noted)
+    found = read_ledger(task.folder).to_pylist()
+    assert [(row["step"], row["index"], row["row"]) for row in found] == [(s, i, i) for s in range(4) for i in range(4)]
+    for row in found:
+        key = {"seed": task.seed, "step": row["step"], "indices": [row["index"]]}
+        wanted = draw(task.positions, **key, window=WINDOW, base_context_length=WINDOW)
+        assert row["scale"] == float(wanted.scale[0])
+        assert torch.equal(replayed(row, WINDOW), wanted.offsets[0])
+    run(replace(noted, train=task.train))
+    assert len(read_ledger(task.folder)) == 6 * 4

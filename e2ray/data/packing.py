@@ -1,0 +1,83 @@
+"""Which documents share a row: greedy best fit over a bounded number of waiting documents.
+
+A row takes the longest document that waits and fits, then the longest that fits into what is left, until none does.
+Documents wait by their length, with one bit for each length at hand, so that choosing costs the same however many
+wait. What is longer than a row is cut into whole rows and a rest, which waits like any document.
+
+The order in which documents arrive decides nothing but who is at hand: the same documents in the same order give the
+same rows.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from e2ray.data.shards import Tokens
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a document, at most a row long: the document's number in the corpus and int32 tokens."""
+
+    document: int
+    tokens: Tokens
+
+
+Row = list[Piece]
+
+
+def pieces(document: int, tokens: Tokens, window: int) -> Iterator[Piece]:
+    """Yield a document in stretches of `window` tokens, the last one shorter; nothing of an empty document."""
+    for first in range(0, len(tokens), window):
+        yield Piece(document, tokens[first : first + window])
+
+
+class Packer:
+    """Puts documents into rows of at most `window` tokens, without cutting any that is no longer than a row."""
+
+    def __init__(self, window: int, *, pack: Literal["document", "best_fit"], waiting: int) -> None:
+        """Begin with nothing.
+
+        Args:
+            window: Tokens of a row.
+            pack: `document` gives each piece a row of its own; `best_fit` fills rows with several.
+            waiting: Documents that wait at most; the more, the fuller the rows and the more memory.
+        """
+        self.window, self.most = window, 0 if pack == "document" else waiting
+        self._waiting: dict[int, deque[Piece]] = {}
+        self._lengths = 0  # bit n is set where a piece of n tokens waits
+        self._count = 0
+
+    def add(self, document: int, tokens: Tokens) -> Iterator[Row]:
+        """Take a document and yield the rows that are due."""
+        for piece in pieces(document, tokens, self.window):
+            length = len(piece.tokens)
+            if length == self.window or not self.most:
+                yield [piece]
+                continue
+            queue = self._waiting.get(length)
+            if queue is None:
+                queue = self._waiting[length] = deque()
+            queue.append(piece)
+            self._lengths |= 1 << length
+            self._count += 1
+            if self._count > self.most:
+                yield self._row()
+
+    def finish(self) -> Iterator[Row]:
+        """Yield the rows of all that waits."""
+        while self._count:
+            yield self._row()
+
+    def _row(self) -> Row:
+        row, room = [], self.window
+        while fitting := self._lengths & ((2 << room) - 1):
+            length = fitting.bit_length() - 1
+            queue = self._waiting[length]
+            row.append(queue.popleft())
+            if not queue:
+                self._lengths ^= 1 << length
+            room -= length
+            self._count -= 1
+        return row

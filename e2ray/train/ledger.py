@@ -1,0 +1,107 @@
+"""The ledger of a run: which row every rank trained on in every step, and with which draw, for audits.
+
+Each rank writes what it handed to the loop, as it came out of the data path, one Arrow file for each stretch between
+two checkpoints: `ledger/steps-<first>-<behind the last>-rank-<rank>.arrow`. A stretch is written before its checkpoint,
+and what lies behind the checkpoint that a restart continues from is removed, so the files together tell the steps that
+the weights have seen, each once, whatever was killed in between.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from e2ray import files
+from e2ray.core.positions import Draw
+from e2ray.data.shards import Rows
+
+FOLDER = "ledger"
+NAME = re.compile(r"steps-(\d+)-(\d+)-rank-(\d+)\.arrow")
+SCHEMA = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),  # in the global batch
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),  # among all rows of the shards
+        pa.field("scale", pa.float32(), nullable=False),
+        pa.field("places", pa.list_(pa.int32()), nullable=False),  # where in a document the shift changes,
+        pa.field("shifts", pa.list_(pa.int64()), nullable=False),  # and to how many tokens
+    ]
+)
+
+
+class Ledger:
+    """One rank's hand on the ledger."""
+
+    def __init__(self, folder: Path, *, rank: int, start_step: int) -> None:
+        """Begin behind `start_step` updates; what this rank's name holds of later steps is removed.
+
+        Args:
+            folder: Of the run.
+            rank: This worker.
+            start_step: Updates that the checkpoint has made.
+
+        Raises:
+            SettingsError: If the folder cannot be written.
+        """
+        self.folder, self.rank, self.first = folder / FOLDER, rank, start_step
+        self._columns: dict[str, list[object]] = {field.name: [] for field in SCHEMA}
+        if rank == 0:
+            for path in self.folder.glob("*.arrow"):
+                found = NAME.fullmatch(path.name)
+                if found and int(found[2]) > start_step:
+                    path.unlink()
+
+    def add(self, step: int, indices: range, rows: Rows, draw: Draw) -> None:
+        """Note one step's rows and their draws."""
+        offsets = draw.offsets.numpy()
+        for place, (index, row) in enumerate(zip(indices, rows.ids.tolist(), strict=True)):
+            jumps = np.flatnonzero(np.diff(offsets[place], prepend=0))
+            entry = (step, index, self.rank, row, float(draw.scale[place]), jumps, offsets[place][jumps])
+            for name, value in zip(SCHEMA.names, entry, strict=True):
+                self._columns[name].append(value)
+
+    def commit(self, step: int) -> None:
+        """Write the steps below `step` that were noted since the last time, whole or not at all.
+
+        Raises:
+            SettingsError: If the disk is full or the folder cannot be written.
+        """
+        if step == self.first:
+            return
+        path = self.folder / f"steps-{self.first:08d}-{step:08d}-rank-{self.rank:05d}.arrow"
+        table = pa.table(self._columns, schema=SCHEMA)
+        assert table.num_rows == 0 or table.column("step")[-1].as_py() < step, "a step beyond the checkpoint was noted"
+        with files.atomic_path(path) as aside, pa.ipc.new_file(str(aside), SCHEMA) as writer:
+            writer.write_table(table)
+        self.first = step
+        self._columns = {name: [] for name in SCHEMA.names}
+
+
+def read_ledger(folder: Path) -> pa.Table:
+    """Return a run's ledger, sorted by (step, index in the global batch).
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        Columns of `SCHEMA`; no rows where there is no ledger.
+    """
+    tables = []
+    for path in sorted((folder / FOLDER).glob("*.arrow")):
+        with pa.OSFile(str(path)) as file:
+            tables.append(pa.ipc.open_file(file).read_all())
+    whole = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    return whole.sort_by([("step", "ascending"), ("index", "ascending")])
+
+
+def replayed(entry: dict[str, object], window: int) -> torch.Tensor:
+    """Return the offsets of a draw as one row of the ledger tells them, int64 [window]."""
+    offsets = np.zeros(window, dtype=np.int64)
+    places, shifts = entry["places"], entry["shifts"]
+    assert isinstance(places, list) and isinstance(shifts, list)
+    for place, shift in zip(places, shifts, strict=True):
+        offsets[place:] = shift
+    return torch.from_numpy(offsets)
