@@ -201,6 +201,13 @@ def test_windows_where_the_best_reads_worse_are_named_though_the_mean_is_better(
     assert point.warning
 
 
+def test_importances_carry_what_one_trial_decides(study):
+    known = said(study)["Settings that matter."]
+    assert re.search(r"learning rate \d+ % \(\d+ to \d+\)", known) and "any one trial left out" in known
+    unknown = said(dataclasses.replace(study, importance_spread={}))["Settings that matter."]
+    assert "(" not in unknown and "own error was not measured" in unknown
+
+
 def test_what_only_stopped_trials_tried_is_said_to_be_unmeasured(study):
     assert "Hidden by early stopping." not in said(with_stopped(study, above=2))
     told = said(with_stopped(study, above=3))["Hidden by early stopping."]

@@ -230,4 +230,5 @@ def made_up(num_trials=45, *, repeats=3, retrieval=False, surface=True, space=No
     weights = {"long": 1.0, "short": 0.5, "retrieval": 0.2 if retrieval else 0.0}
     about = facts(num_trials, weights=weights, space=space, mode=mode)
     records = made_up_records(about, repeats=repeats, retrieval=retrieval, surface=surface)
-    return results(records, about, importances_of(about.space))
+    shares = importances_of(about.space)
+    return results(records, about, shares, {path: (0.5 * share, 1.5 * share) for path, share in shares.items()})

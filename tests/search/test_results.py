@@ -193,7 +193,9 @@ def near_best(count, params):
 
 def parameter(path, count, params, space=SPACE):
     records, measured = near_best(count, params)
-    return ranges(records, replace(FACTS, space=space), measured, {path: 0.25})["parameters"][path]
+    return ranges(records, replace(FACTS, space=space), measured, {path: 0.25}, {path: (0.125, 0.5)})["parameters"][
+        path
+    ]
 
 
 def test_a_range_is_the_central_80_percent_of_the_good_trials():
@@ -207,6 +209,7 @@ def test_a_range_is_the_central_80_percent_of_the_good_trials():
         "high": pytest.approx(0.9),
         "searched": {"low": 0.0, "high": 9.0, "log": False},
         "importance": 0.25,
+        "importance_spread": [0.125, 0.5],
     }
 
 
