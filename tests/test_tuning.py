@@ -72,6 +72,7 @@ def test_a_study_leaves_its_exports_and_they_can_be_trained(ray_cluster, recipe,
     for number, row in rows.items():
         mine = [cell for cell in curves if cell["number"] == number and cell["step"] == row["step"]]
         served = {cell["window"]: cell["nll"] for cell in mine if cell["scale"] == cell["window"] / 32}
+        assert served.pop(32)  # L, which the short objective is about
         assert row["long"] == pytest.approx(sum(served.values()) / len(served), rel=1e-12)
     status = read_status(folder)
     assert status["state"] == "succeeded" and "report.html" in status["result"]
