@@ -195,7 +195,10 @@ def main() -> int:
         "runs": runs,
         "base": base,
     }
+    places = {str(parsed.study.absolute().parent): "~/e2ray", sysconfig.get_paths()["purelib"]: "<site-packages>"}
     config = {name: dump(arm) for name, arm in arms.items()}
+    for place, shown in places.items():  # a result says nothing of the machine's folders
+        config = {name: text.replace(place, shown) for name, text in config.items()}
     return finish("confirm", config=config, runs=result, goals=goals, check=parsed.check)
 
 

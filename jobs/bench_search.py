@@ -270,7 +270,13 @@ def main() -> int:
         "points_within_1_percent": sum(value <= WITHIN * final[0] for value in final),
         "grid_best_and_worst": [final[0], final[-1]],
     }
-    return finish("search", config=config.model_dump(mode="json"), runs=runs, goals=goals, check=parsed.check)
+    return finish(
+        "search",
+        config=config.model_dump(mode="json") | {"storage": "~/e2ray"},
+        runs=runs,
+        goals=goals,
+        check=parsed.check,
+    )
 
 
 if __name__ == "__main__":
