@@ -234,15 +234,19 @@ class ShardSet:
         if ids.size and not (0 <= ids.min() and ids.max() < self.rows):
             raise IndexError(f"row ids must lie in [0, {self.rows}), got {ids.min()} to {ids.max()}")
         rows = np.empty((len(ids), self.window), dtype=np.int32)
-        shards = np.searchsorted(self._firsts, ids, side="right") - 1
-        batches, places = np.divmod(ids - self._firsts[shards], self.rows_per_batch)
         views = self._views
-        for index, key in enumerate(zip(shards.tolist(), batches.tolist(), strict=True)):
+        for index, (key, place) in enumerate(self._located(ids)):
             view = views.get(key)
             if view is None:
                 view = views[key] = self._view(*key)
-            rows[index] = view[places[index]]
+            rows[index] = view[place]
         return rows
+
+    def _located(self, ids: npt.NDArray[np.int64]) -> Iterator[tuple[tuple[int, int], int]]:
+        """Yield ((shard, record batch), place in the batch) of each row."""
+        shards = np.searchsorted(self._firsts, ids, side="right") - 1
+        batches, places = np.divmod(ids - self._firsts[shards], self.rows_per_batch)
+        return zip(zip(shards.tolist(), batches.tolist(), strict=True), places.tolist(), strict=True)
 
     @property
     def packed(self) -> bool:
@@ -263,11 +267,9 @@ class ShardSet:
     def _places(self, ids: npt.NDArray[np.int64]) -> Tokens:
         places = np.empty((len(ids), self.window), dtype=np.int32)
         index = np.arange(self.window, dtype=np.int32)
-        shards = np.searchsorted(self._firsts, ids, side="right") - 1
-        batches, inside = np.divmod(ids - self._firsts[shards], self.rows_per_batch)
-        for row, key in enumerate(zip(shards.tolist(), batches.tolist(), strict=True)):
+        for row, (key, inside) in enumerate(self._located(ids)):
             ends, starts, documents = self._layout(key)
-            begin, end = ends[inside[row]], ends[inside[row] + 1]
+            begin, end = ends[inside], ends[inside + 1]
             first = starts[begin:end]
             lengths = np.diff(first, append=self.window)
             place = index - np.repeat(first, lengths)
