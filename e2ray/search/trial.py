@@ -1,7 +1,8 @@
 """One trial without Ray: trained by the same engine and loop as a run, measured at its rungs.
 
 A `Workbench` stands in a process that runs trial after trial: the base model, the rows and the held-out documents are
-loaded once, and each trial begins with a copy of the base. A trial's losses equal those of `jobs/train.py` with its
+loaded once. The engine is kept too, as long as trials differ in nothing it is built from: each begins with the base's
+weights and an optimizer that has seen nothing. A trial's losses equal those of `jobs/train.py` with its
 settings in every bit at the same number of threads, since engine, rows, draws and loop are the same.
 """
 
@@ -31,10 +32,14 @@ from e2ray.data.shards import ShardSet, local_batches
 from e2ray.evaluate.perplexity import DivergedWeights, paper_scale, select_documents, surface
 from e2ray.evaluate.retrieval import accuracy
 from e2ray.search.study import Measured, Plan
-from e2ray.train.engine import Engine, precision_of
+from e2ray.train.engine import Engine, ParameterState, precision_of
 from e2ray.train.loop import Batch, Diverged, fit
 from e2ray.train.worker import Task, begin, drawn
 
+BUILT_FROM = {  # settings of train that an engine is built from; all others are asked for at each update
+    "batch_sequences", "micro_batch_sequences", "betas", "eps", "weight_decay", "clip_norm", "zero_stage", "offload",
+    "precision",
+}  # fmt: skip
 CELL = ("window", "scale", "nll", "stderr", "tokens", "documents", "stride")
 
 
@@ -216,6 +221,8 @@ class Workbench:
         )
         self.examiner = Examiner(shared, self.shards, device)
         self._base: tuple[Any, nn.Module] | None = None
+        self._built: Any = None
+        self._fresh: list[ParameterState] = []
         self.engine: Engine | None = None
 
     def _model(self, task: Task) -> nn.Module:
@@ -231,10 +238,9 @@ class Workbench:
 
     def begin(self, plan: Plan) -> None:
         """Put a trial on the bench; the one before is dropped."""
-        self.end()
         task = self.shared.task_of(plan)
         self.plan, self.task = plan, task
-        self.engine = begin(task, device=self.device, model=self._model(task))
+        self._engine_for(task)
         rows: Iterator[Any] = local_batches(
             self.shards,
             seed=task.seed,
@@ -250,6 +256,17 @@ class Workbench:
         self.done = self.tokens = self.taken = 0
         self.seconds = 0.0
         self.show = self.gauges(task.name) if self.gauges else None
+
+    def _engine_for(self, task: Task) -> None:
+        """Make the engine one that has trained nothing: the last trial's put back, or where it differs a new one."""
+        seeded = task.model.lora is not None or isinstance(task.model, LlamaModel)  # weights that follow the seed
+        wanted = (task.model, task.seed if seeded else None, task.train.model_dump(include=BUILT_FROM))
+        if self.engine is not None and self._built == wanted:
+            self.engine.load(iter(self._fresh), optimizer_step=0)
+            return
+        self.end()
+        self.engine = begin(task, device=self.device, model=self._model(task))
+        self._built, self._fresh = wanted, list(self.engine.fresh_states())
 
     def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -293,16 +310,17 @@ class Workbench:
         except (Diverged, DivergedWeights) as error:
             tokens = self.taken * self.task.train.batch_sequences * self.task.window
             spent = self.seconds + time.perf_counter() - began
+            self.end()  # nothing of it is put back
             return {"failed": str(error), "step": self.taken, "tokens": tokens, "trial_seconds": spent}
         self.tokens, self.seconds = last["tokens"], last["trial_seconds"]
         return last
 
     def end(self) -> None:
-        """Drop the trial on the bench and what it held."""
+        """Drop the trial on the bench, its engine and what that held."""
         if self.engine is not None:
             self.engine.hook.remove()
             self.engine.ds.destroy()
-            self.engine = None
+            self.engine, self._fresh = None, []
             self.batches = iter(())
             gc.collect()
             if self.device.type == "cuda":

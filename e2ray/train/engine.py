@@ -227,8 +227,16 @@ class Engine:
             shape = getattr(parameter, "ds_shape", parameter.shape)
             yield ParameterState(name, *(value.detach().reshape(shape).cpu().clone() for value in full))
 
+    def fresh_states(self) -> Iterator[ParameterState]:
+        """Yield each trainable parameter as it is now, with moments of zero: `load` puts a used engine back to it."""
+        for name, parameter in self.parameters():
+            full = parameter.detach() if self.settings.zero_stage == 0 else safe_get_full_fp32_param(parameter)
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            zeros = torch.zeros(()).expand(shape)
+            yield ParameterState(name, full.detach().float().reshape(shape).cpu().clone(), zeros, zeros)
+
     def load(self, states: Iterator[ParameterState], *, optimizer_step: int) -> None:
-        """Take over every trainable parameter's state; the engine must be new.
+        """Take over every trainable parameter's state, in a new engine or one that stands between two updates.
 
         Args:
             states: In the order of `parameters`.

@@ -80,8 +80,10 @@ def test_a_trial_has_the_losses_of_a_training_run_to_the_bit(configured, shared_
     assert len(lines) == 9 and lines[0]["loss"] != lines[-1]["loss"]
 
 
-def test_a_trial_leaves_nothing_to_the_next_one(configured, shared_of):
-    one, other = configured(), configured(positions={"preset": "pose", "max_scale": 4}, train={"lr": 0.05})
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_trial_leaves_nothing_to_the_next_one(configured, shared_of, zero_stage):
+    one = configured(train={"zero_stage": zero_stage})
+    other = configured(positions={"preset": "pose", "max_scale": 4}, train={"lr": 0.05, "zero_stage": zero_stage})
     shared = shared_of(one)
 
     def values(bench, config):
@@ -93,6 +95,21 @@ def test_a_trial_leaves_nothing_to_the_next_one(configured, shared_of):
     bench.begin(plan_of(other))
     bench.advance()  # given up at its first rung
     assert values(bench, one) == first == values(Workbench(shared, device=CPU), one)
+
+
+def test_an_engine_is_kept_while_trials_are_built_alike(configured, shared_of):
+    bench = Workbench(shared_of(configured()), device=CPU)
+    run_through(bench, plan_of(configured()))
+    first = bench.engine
+    run_through(bench, plan_of(configured(train={"lr": 0.05, "warmup_steps": 2}), number=1))
+    assert bench.engine is first
+    run_through(bench, plan_of(configured(train={"weight_decay": 0.5}), number=2))
+    assert bench.engine is not first
+    bench.begin(plan_of(configured(train={"clip_norm": 0.0, "eps": 1e-30, "weight_decay": 1e39, "lr": 1.0}), number=3))
+    while "failed" not in (found := bench.advance()):
+        assert not found["complete"]
+    assert bench.engine is None  # what came of it is no number
+    run_through(bench, plan_of(configured(), number=4))
 
 
 def test_a_trial_is_measured_at_its_rungs_and_whole_at_its_end(configured, shared_of):
