@@ -80,6 +80,7 @@ def test_a_trial_has_the_losses_of_a_training_run_to_the_bit(configured, shared_
     assert len(lines) == 9 and lines[0]["loss"] != lines[-1]["loss"]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.distributed:FutureWarning")  # DeepSpeed's own calls under ZeRO-3
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_trial_leaves_nothing_to_the_next_one(configured, shared_of, zero_stage):
     one = configured(train={"zero_stage": zero_stage})
