@@ -36,7 +36,7 @@ class Ledger:
     """One rank's hand on the ledger."""
 
     def __init__(self, folder: Path, *, rank: int, start_step: int) -> None:
-        """Begin behind `start_step` updates; what this rank's name holds of later steps is removed.
+        """Begin behind `start_step` updates; rank 0 removes what all ranks noted of later steps.
 
         Args:
             folder: Of the run.
