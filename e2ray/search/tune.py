@@ -1,4 +1,4 @@
-"""Ray Tune around a study: trials side by side on a cluster. The only module of this layer that knows Ray.
+"""Ray Tune around a study: trials side by side on a cluster. Beside `actor.py` the only module that knows Ray here.
 
 Tune starts, watches and ends the trials. What to try, what is stopped and what has been found is the study's, which
 the two adapters below ask: Tune's own state is never read again. Trials of one worker share actors that keep the base
@@ -24,8 +24,9 @@ from ray.tune.search import Searcher
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
-from e2ray.search.study import Plan, Study
-from e2ray.search.trial import Rungs, Shared, Workbench, measured
+from e2ray.search.actor import TrialActor, distributed, packed
+from e2ray.search.study import Study
+from e2ray.search.trial import Shared, measured
 from e2ray.train import launch
 
 DRIVER_CPUS = 0.01  # of a trial whose workers ask for their own
@@ -82,54 +83,6 @@ def room(settings: ClusterSettings, most: int | None) -> Room:
     return Room(wanted, min(holds, most or holds))
 
 
-class _Bench(tune.Trainable):
-    """An actor that runs trial after trial of one worker."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        import torch
-
-        logging.getLogger().setLevel(logging.WARNING)
-        shared: Shared = config["shared"]
-        gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
-        torch.set_num_threads(config["threads"])
-        self.bench = Workbench(shared, device=torch.device("cuda" if gpu else "cpu"), gauges=launch.gauges)
-        self.plan: Plan = config["plan"]
-        self.started = False
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.plan, self.started = new_config["plan"], False
-        return True
-
-    def step(self) -> dict[str, Any]:
-        if not self.started:
-            self.bench.begin(self.plan)
-            self.started = True
-        found = self.bench.advance()
-        return found | {"done": "failed" in found or found["complete"]}
-
-    def __repr__(self) -> str:
-        return f"e2ray study {self.bench.shared.study}" if hasattr(self, "bench") else "e2ray study"
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Keep nothing: a trial that was cut off is run again."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing was kept."""
-
-    def cleanup(self) -> None:
-        self.bench.end()
-
-
-def _distributed(config: dict[str, Any]) -> None:
-    """Run one trial of several workers; a driver of its own for Ray Train."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    shared: Shared = config["shared"]
-    plan: Plan = config["plan"]
-    logging.getLogger().setLevel(logging.WARNING)
-    launch.try_out(shared.task_of(plan), config["cluster"], Rungs(shared, plan), [TuneReportCallback()])
-
-
 class _Proposals(Searcher):
     """Asks the study what to try next."""
 
@@ -141,7 +94,7 @@ class _Proposals(Searcher):
         plan = None
         with self.verdicts.kept_error():
             plan = self.verdicts.study.next() if self.verdicts.error is None else None
-        return Searcher.FINISHED if plan is None else self.given | {"plan": plan}
+        return Searcher.FINISHED if plan is None else self.given | {"number": plan.number, "plan": packed(plan)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The scheduler has told the study already."""
@@ -183,7 +136,7 @@ class _Verdicts(FIFOScheduler):
 
     def _take(self, trial: Trial, result: dict[str, Any]) -> bool:
         """Tell the study one result and return whether the trial is stopped."""
-        number = trial.config["plan"].number
+        number = trial.config["number"]
         news = {"cells", "failed"} & result.keys()
         if self.error or not news or not self.study.is_running(number):
             return False  # Tune repeats a function's last result when it ends
@@ -217,11 +170,11 @@ class _Verdicts(FIFOScheduler):
             self.told(number)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        self.dead.append((trial.config["plan"].number, _reason(trial)))
+        self.dead.append((trial.config["number"], _reason(trial)))
         super().on_trial_error(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
-        number = trial.config["plan"].number
+        number = trial.config["number"]
         self._take(trial, result)  # Tune shows the last result, the one with `done`, here alone
         with self.kept_error():
             if self.error is None and self.study.is_running(number):
@@ -286,23 +239,23 @@ def run(
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end a study that was interrupted as if it were done
-        "TUNE_MAX_PENDING_TRIALS_PG": "1",
+        "TUNE_MAX_PENDING_TRIALS_PG": str(found.trials),  # actors start side by side
     }
     threads = max(1, int(found.wanted.cpus_per_worker))
-    given = {"shared": shared, "cluster": settings, "threads": threads}
+    given = {"study": study.name, "shared": packed(shared), "cluster": packed(settings), "threads": threads}
     alone = settings.num_workers == 1 and share_actors
     asked = found.wanted.per_worker() if alone else {"CPU": DRIVER_CPUS}
     verdicts = _Verdicts(study, told)
     tuner = tune.Tuner(
-        tune.with_resources(_Bench if alone else _distributed, asked),
+        tune.with_resources(TrialActor if alone else distributed, asked),
         tune_config=tune.TuneConfig(
             search_alg=_Proposals(verdicts, given),
             scheduler=verdicts,
             num_samples=-1,
             max_concurrent_trials=found.trials,
             reuse_actors=alone,
-            trial_name_creator=lambda trial: f"{study.name}-{trial.config['plan'].number}",
-            trial_dirname_creator=lambda trial: f"{trial.config['plan'].number}-{trial.trial_id}",
+            trial_name_creator=lambda trial: f"{study.name}-{trial.config['number']}",
+            trial_dirname_creator=lambda trial: f"{trial.config['number']}-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
             name=f"{study.name}-{uuid.uuid4().hex[:8]}",

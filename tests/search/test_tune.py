@@ -29,6 +29,16 @@ class Deadly(Shared):
         return super().task_of(plan)
 
 
+@dataclass(frozen=True)
+class Signed(Shared):
+    """Each trial leaves the process it ran in."""
+
+    def task_of(self, plan):
+        with open(self.folder / "processes", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return super().task_of(plan)
+
+
 def study_of(tmp_path, config, shared):
     import torch
 
@@ -37,6 +47,15 @@ def study_of(tmp_path, config, shared):
     study = Study(folder, config, 32)
     study.set_base(*examine_base(shared, torch.device("cpu")))
     return study
+
+
+def test_actors_stand_side_by_side_and_run_trial_after_trial(ray_cluster, tmp_path, configured, shared_of):
+    config = configured()  # its trials are shorter than the start of an actor
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    shared = Signed(**vars(shared_of(config)))
+    tune.run(study_of(tmp_path, config, shared), shared, config.cluster)
+    ran = Counter((shared.folder / "processes").read_text().split())
+    assert len(ran) == 2 and sum(ran.values()) == 12 and min(ran.values()) > 1, ran
 
 
 def deadly(shared, *numbers):

@@ -1,0 +1,88 @@
+"""What Ray Tune starts for a trial: an actor that runs one after the other, or a driver of a Ray Train.
+
+Nothing heavy is imported before the first trial begins, and what a trial needs arrives packed: Tune takes back an
+actor that is still starting once another one is free, so one that needs longer to start than a trial to run would
+never come to stand.
+"""
+
+import logging
+from typing import Any
+
+import ray
+from ray import tune
+
+
+def packed(what: Any) -> bytes:
+    """Return an object as bytes, which an actor opens when it needs it."""
+    return bytes(ray.cloudpickle.dumps(what))
+
+
+def opened(what: bytes) -> Any:
+    """Return the object that `packed` took."""
+    return ray.cloudpickle.loads(what)
+
+
+class TrialActor(tune.Trainable):
+    """Runs trial after trial of one worker.
+
+    Its `config` holds `number` (of the trial), `shared` and `plan` (packed, see `trial.Shared` and `study.Plan`) and
+    `threads`.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first trial."""
+        logging.getLogger().setLevel(logging.WARNING)
+        self.bench: Any = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take another trial."""
+        self.given, self.started = new_config, False
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next rung or the end and return what was measured there."""
+        if self.bench is None:
+            self.bench = self._open()
+        if not self.started:
+            self.bench.begin(opened(self.given["plan"]))
+            self.started = True
+        found: dict[str, Any] = self.bench.advance()
+        return found | {"done": "failed" in found or found["complete"]}
+
+    def _open(self) -> Any:
+        """Return the bench, with all that trials share."""
+        import torch
+
+        from e2ray.search.trial import Workbench
+        from e2ray.train.launch import gauges
+
+        gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
+        torch.set_num_threads(self.given["threads"])
+        return Workbench(opened(self.given["shared"]), device=torch.device("cuda" if gpu else "cpu"), gauges=gauges)
+
+    def __repr__(self) -> str:
+        return f"e2ray study {self.given['study']}"
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Keep nothing: a trial that was cut off is run again."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing was kept."""
+
+    def cleanup(self) -> None:
+        """Drop the last trial."""
+        if self.bench is not None:
+            self.bench.end()
+
+
+def distributed(config: dict[str, Any]) -> None:
+    """Run one trial of several workers; a driver of its own for Ray Train."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from e2ray.search.trial import Rungs
+    from e2ray.train import launch
+
+    logging.getLogger().setLevel(logging.WARNING)
+    shared, plan = opened(config["shared"]), opened(config["plan"])
+    launch.try_out(shared.task_of(plan), opened(config["cluster"]), Rungs(shared, plan), [TuneReportCallback()])
