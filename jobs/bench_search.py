@@ -34,7 +34,7 @@ from e2ray.run import resolve
 
 RECIPE = Path(__file__).parent / "recipes" / "search-cpu.yaml"
 SECOND = {"train.steps": 8, "train.warmup_steps": 1, "train.log_every": 4, "train.checkpoint_every": 8}
-SECOND |= {"train.batch_sequences": 8, "evaluate.documents": 1, "evaluate.windows": [128, 1024]}
+SECOND |= {"train.batch_sequences": 8, "evaluate.documents": 1, "evaluate.windows": [128, 512]}
 STEPS, RUNG = 120, 40
 KINDS = ("uniform_int", "log_uniform", "fixed")
 SHARES = (0.0, 0.1, 0.25, 0.5)

@@ -49,23 +49,10 @@ def study_of(tmp_path, config, shared):
     return study
 
 
-def test_actors_stand_side_by_side_and_run_trial_after_trial(ray_cluster, tmp_path, configured, shared_of):
-    config = configured()  # its trials are shorter than the start of an actor
+def test_a_study_runs_its_trials_side_by_side_in_actors_that_stay(ray_cluster, tmp_path, configured, shared_of):
+    config = configured()
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     shared = Signed(**vars(shared_of(config)))
-    tune.run(study_of(tmp_path, config, shared), shared, config.cluster)
-    ran = Counter((shared.folder / "processes").read_text().split())
-    assert len(ran) == 2 and sum(ran.values()) == 12 and min(ran.values()) > 1, ran
-
-
-def deadly(shared, *numbers):
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    return Deadly(**vars(shared), numbers=numbers)
-
-
-def test_a_study_runs_its_trials_two_at_a_time(ray_cluster, tmp_path, configured, shared_of):
-    config = configured()
-    shared = shared_of(config)
     study = study_of(tmp_path, config, shared)
     told = []
     tune.run(study, shared, config.cluster, told=told.append)
@@ -75,8 +62,15 @@ def test_a_study_runs_its_trials_two_at_a_time(ray_cluster, tmp_path, configured
     assert set(told) == set(range(12))
     for record in records:
         assert record.tokens == record.step * 4 * 32 and 0 < record.seconds < 600
+    ran = Counter((shared.folder / "processes").read_text().split())  # a trial is shorter than the start of an actor
+    assert len(ran) == 2 and sum(ran.values()) == 12 and min(ran.values()) > 1, ran
     tune.run(study, shared, config.cluster, told=told.append)  # nothing is left to do
     assert study.records() == records
+
+
+def deadly(shared, *numbers):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return Deadly(**vars(shared), numbers=numbers)
 
 
 def test_a_trial_that_dies_is_a_failed_row_and_the_study_goes_on(ray_cluster, tmp_path, configured, shared_of):
