@@ -13,6 +13,7 @@ from e2ray.config.load import dump, read_recipe, validate
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig, differences
 from e2ray.config.space import assign
+from e2ray.config.train import ClusterSettings
 from e2ray.pipeline import base_of, prepare, show, task_of
 from e2ray.run import Run, reporting, resolve
 from e2ray.train.record import now, write_status
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from e2ray.search.study import Study
     from e2ray.search.trial import Shared
 
-FREE_ON_RESUME = ("cluster", "storage", "search.trials", "search.concurrency", "search.progress_s", "train.progress_s")
+FREE_ON_RESUME = (
+    *("cluster", "storage", "search.trials", "search.concurrency", "search.progress_s", "train.progress_s"),
+    *(f"search.trial.cluster.{name}" for name in ClusterSettings.model_fields),
+)
 BUDGET = (  # settings of search.trial that the recipe of a chosen trial takes from the study's recipe instead
     "train.steps",
     "train.warmup_steps",
@@ -102,7 +106,8 @@ def _run(run: Run) -> str:
     search = run.config.search
     assert search is not None
     with cluster(run.config.cluster):
-        room = trials.room(run.config.cluster, search.concurrency)  # before an hour of tokenising, not after
+        workers = run.config.trial().cluster  # of one trial; the recipe's own train the base model
+        room = trials.room(workers, search.concurrency)  # before an hour of tokenising, not after
         shards = prepare(run)
         model = base_of(run, shards)
         task = task_of(run, run.folder, shards, model, run.config.trial().train, run.config.positions)
@@ -126,7 +131,7 @@ def _run(run: Run) -> str:
         )
         show(f"{study.name}: {search.trials} trials, {room.trials} at once")
         try:
-            trials.run(study, shared, run.config.cluster, told=progress.told, room_of=room)
+            trials.run(study, shared, workers, told=progress.told, room_of=room)
         finally:
             if any(record.finished for record in study.records()):
                 export_tables(run, study)

@@ -34,7 +34,12 @@ from e2ray.run import resolve
 
 RECIPE = Path(__file__).parent / "recipes" / "search-cpu.yaml"
 SECOND = {"train.steps": 8, "train.warmup_steps": 1, "train.log_every": 4, "train.checkpoint_every": 8}
-SECOND |= {"train.batch_sequences": 8, "evaluate.documents": 1, "evaluate.windows": [128, 512]}
+SECOND |= {
+    "cluster.num_workers": 1,
+    "train.batch_sequences": 8,
+    "evaluate.documents": 1,
+    "evaluate.windows": [128, 512],
+}
 STEPS, RUNG = 120, 40
 KINDS = ("uniform_int", "log_uniform", "fixed")
 SHARES = (0.0, 0.1, 0.25, 0.5)
@@ -79,14 +84,14 @@ def overhead(folder: Path, *, trials: int, share_actors: bool, name: str) -> dic
     tune.run(
         study,
         shared,
-        run.config.cluster,
+        run.config.trial().cluster,
         told=lambda number: ends.append(time.perf_counter() - began),
         share_actors=share_actors,
     )
     seconds = time.perf_counter() - began
     records = study.records()
     assert all(record.state == "complete" for record in records), [record.reason for record in records]
-    room = tune.room(run.config.cluster, None).trials
+    room = tune.room(run.config.trial().cluster, None).trials
     work = [record.seconds for record in records]
     # from the first end on every actor stands: what is left is the cost of a trial alone
     steady = (ends[-1] - ends[room - 1]) * room / (trials - room) - statistics.mean(work) if trials > room else None
@@ -161,7 +166,7 @@ def grid(folder: Path) -> tuple[RunConfig, dict[tuple[Any, ...], dict[int, float
     search = {
         "trials": len(KINDS) * len(SHARES) * len(PLACEMENTS),
         "space": space(),
-        "trial": {"train.steps": STEPS, "train.warmup_steps": 15},
+        "trial": {"train.steps": STEPS, "train.warmup_steps": 15, "cluster.num_workers": 1},
         "baselines": ["e2llm"],
         "repeats": 1,
         "surface": False,
@@ -171,7 +176,7 @@ def grid(folder: Path) -> tuple[RunConfig, dict[tuple[Any, ...], dict[int, float
     run, shared, study = opened(recipe_of(folder, "grid", search))
     points = [dict(zip(space(), point, strict=True)) for point in product(KINDS, SHARES, PLACEMENTS)]
     every = Grid(study, points)
-    tune.run(every, shared, run.config.cluster)  # type: ignore[arg-type]
+    tune.run(every, shared, run.config.trial().cluster)  # type: ignore[arg-type]
     return run.config, {tuple(plan.params.values()): every.values[plan.number] for plan in every.plans}
 
 
@@ -225,7 +230,7 @@ def main() -> int:
             sides: dict[str, list[dict[str, Any]]] = {"shared": [], "own": []}
             for number, side in enumerate(("shared", "own", "own", "shared")):
                 shared = side == "shared"
-                found = overhead(folder, trials=24 if shared else 12, share_actors=shared, name=f"{side}-{number}")
+                found = overhead(folder, trials=46 if shared else 12, share_actors=shared, name=f"{side}-{number}")
                 show(f"{side}: {found}")
                 sides[side].append(found)
             config, values = grid(folder)

@@ -99,8 +99,10 @@ class RunConfig(Settings):
         if isinstance(self.model, LlamaModel) and not self.pretrain:
             raise ValueError("pretrain: a search fine-tunes one base model; give a built model a pretrain section")
         for path in search.trial:
-            if not path.startswith(("train.", "evaluate.")):
-                raise ValueError(f"search.trial.{path}: wanted settings of train or evaluate; change the recipe itself")
+            if not path.startswith(("train.", "evaluate.", "cluster.")):
+                raise ValueError(
+                    f"search.trial.{path}: wanted settings of train, evaluate or cluster; change the recipe itself"
+                )
             if search.trial[path] is None:
                 raise ValueError(f"search.trial.{path}: is null, wanted a value; leave it out to take the recipe's")
         try:

@@ -85,7 +85,8 @@ class SearchSettings(Settings):
         None, description="Searched settings by dotted path; null: the whole family of position draws and train.lr."
     )
     trial: dict[str, Any] = Field(
-        {}, description="Settings of train and evaluate that a trial has instead of the recipe's, by dotted path."
+        {},
+        description="Settings of train, evaluate and cluster that a trial has instead of the recipe's, by dotted path.",
     )
     mode: Literal["weighted", "pareto"] = Field(
         "weighted", description="Minimise one weighted number, or each objective that has a weight."

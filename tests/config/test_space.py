@@ -183,7 +183,7 @@ def test_a_wrong_space_is_told_in_one_line(parameters, wanted):
             r"min_steps: must be a multiple of train\.log_every \(10\)",
         ),
         ({"trial": {"train.stepz": 3}}, r"search\.trial: .*stepz"),
-        ({"trial": {"data.window": 3}}, r"search\.trial\.data\.window: wanted settings of train or evaluate"),
+        ({"trial": {"data.window": 3}}, r"search\.trial\.data\.window: wanted settings of train, evaluate or cluster"),
         ({"trial": {"train.steps": 0}}, r"search\.trial: train\.steps: "),
         ({"trials": 20, "sampler": "grid"}, r"search\.sampler"),
     ],
@@ -192,6 +192,16 @@ def test_a_wrong_search_is_told_in_one_line(search, wanted):
     with pytest.raises(SettingsError, match=wanted) as caught:
         config(**search)
     assert "\n" not in str(caught.value)
+
+
+def test_trials_may_have_other_workers_than_the_recipe():
+    found = config(trial={"cluster.num_workers": 1, "train.steps": 30})
+    assert found.trial().cluster.num_workers == 1 and found.trial().train.steps == 30
+    recipe = json.loads(json.dumps(RECIPE)) | {"cluster": {"num_workers": 2}}
+    found = validate(recipe | {"search": {"trials": 20, "trial": {"cluster.num_workers": 1}}}, source="recipe")
+    assert (found.cluster.num_workers, found.trial().cluster.num_workers) == (2, 1)
+    with pytest.raises(SettingsError, match=r"search\.trial: .*multiple of cluster\.num_workers \(3\)"):
+        config(trial={"cluster.num_workers": 3})
 
 
 def test_a_search_needs_something_to_compare_by():
