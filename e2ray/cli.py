@@ -48,7 +48,7 @@ def _add_options(target: argparse.ArgumentParser, command: str) -> None:
         return
     if command == "shards":
         target.add_argument("question", choices=("info", "verify"), help="what to tell about the folder")
-        target.add_argument("folder", help="folder of shards, made by prepare")
+        target.add_argument("folder", help="folder of shards, made by prepare, or the URI of a copy")
         return
     target.add_argument("--config", required=True, metavar="RECIPE", help="recipe file (YAML); see jobs/recipes/")
     target.add_argument(
@@ -157,15 +157,12 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
 
 
 def _shards(question: str, folder: str) -> None:
-    from pathlib import Path
-
     from e2ray.data import inspect
 
-    path = Path(folder).expanduser()
     if question == "verify":
-        inspect.verify(path, show=print)
+        inspect.verify(folder, show=print)
     else:
-        print("\n".join(inspect.info(path)))
+        print("\n".join(inspect.info(folder)))
 
 
 if __name__ == "__main__":

@@ -30,17 +30,19 @@ def show(line: str) -> None:
     print(line, flush=True)
 
 
-def prepare(run: Run, *, again: bool = False) -> Path:
+def prepare(run: Run, *, again: bool = False) -> str | Path:
     """Return the folder of the run's shards, prepared now or before.
 
     Args:
-        run: Its `data.shards` is taken as it is where it holds shards; without it the folder is named by content.
+        run: Its `data.shards` is taken as it is where it holds shards, or is a URI; without it the folder is named by
+            content.
         again: Prepare `data.shards` anew if its content no longer fits the settings.
 
     Raises:
         SettingsError: If a source, the tokenizer or the folder is wrong, or shards are of another window or tokenizer.
     """
     from e2ray.core.model import load_tokenizer
+    from e2ray.data.folder import is_uri
     from e2ray.data.prepare import prepare as prepare_shards
     from e2ray.data.prepare import shards_digest
     from e2ray.data.shards import MANIFEST, ShardSet
@@ -52,18 +54,40 @@ def prepare(run: Run, *, again: bool = False) -> Path:
     if data.shards is None:
         folder = run.storage / "shards" / shards_digest(data, tokenizer_source=source)[:16]
     else:
+        remote_place = is_uri(data.shards)
         folder = Path(data.shards).expanduser()
-        if (folder / MANIFEST).exists() and not again:
+        if remote_place and again:
+            raise SettingsError(f"data.shards: {data.shards} is read, not written; prepare into a folder and copy it")
+        if remote_place or ((folder / MANIFEST).exists() and not again):
             wanted = None
             if isinstance(source, PretrainedTokenizer):
                 wanted = tokenizer_hash(load_tokenizer(source.path, source.revision))
-            ShardSet.open(folder, window=data.window, tokenizer_hash=wanted)
-            return folder
+            place = data.shards if remote_place else folder
+            ShardSet.open(place, window=data.window, tokenizer_hash=wanted)
+            return place
     prepare_shards(data, folder, tokenizer_source=source, progress=show)
     return folder
 
 
-def pretrain(run: Run, shards: Path) -> Path:
+def fetched_tokenizer(run: Run, shards: str | Path, tokenizer_hash: str) -> Path | None:
+    """Return where the tokenizer of remote shards lies on the shared file system, copied there now or before.
+
+    None where the shards lie on it themselves.
+    """
+    from e2ray.data.folder import Folder
+    from e2ray.data.prepare import TOKENIZER_FOLDER
+
+    folder = Folder(shards)
+    if folder.local is not None:
+        return None
+    target = run.storage / "tokenizers" / tokenizer_hash[:16]
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.fetch(TOKENIZER_FOLDER, target)
+    return target
+
+
+def pretrain(run: Run, shards: str | Path) -> Path:
     """Return the Hugging Face folder of the run's base model, pretrained now or before."""
     folder, settings = run.base, run.config.pretrain
     assert settings is not None
@@ -90,7 +114,7 @@ def trained_model(run: Run, base: Path | None) -> Any:
 
 
 def task_of(
-    run: Run, folder: Path, shards: Path, model: Any, settings: TrainSettings, positions: PositionSettings
+    run: Run, folder: Path, shards: str | Path, model: Any, settings: TrainSettings, positions: PositionSettings
 ) -> Any:
     """Return the training of a model on the run's rows, into `folder`."""
     from e2ray.data.shards import read_manifest
@@ -109,6 +133,8 @@ def task_of(
         model=model,
         positions=positions,
         train=settings,
+        tokenizer=fetched_tokenizer(run, shards, manifest["tokenizer_hash"]),
+        shuffle_shards=run.config.data.shuffle_shards,
         packed=manifest.get("pack", "concat") != "concat",
         ledger=run.config.data.ledger and folder == run.folder,
         digest=files.digest([model.model_dump(mode="json"), settings.model_dump(mode="json")]),
@@ -117,7 +143,7 @@ def task_of(
 
 
 def _train(
-    run: Run, folder: Path, shards: Path, model: Any, settings: TrainSettings, positions: PositionSettings
+    run: Run, folder: Path, shards: str | Path, model: Any, settings: TrainSettings, positions: PositionSettings
 ) -> None:
     """Train into `folder` and write its `model/`; continues from the folder's newest checkpoint."""
     from e2ray.train.launch import resources, train
@@ -141,7 +167,7 @@ def _write_model(task: Any) -> None:
         dtype=_saved_dtype(found),
         vocab_size=task.vocab_size,
         seed=task.seed,
-        tokenizer=task.shards / "tokenizer",
+        tokenizer=task.tokenizer_folder,
     )
 
 
@@ -152,13 +178,13 @@ def _saved_dtype(found: Path) -> Any:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
-def train(run: Run, shards: Path, model: Any) -> None:
+def train(run: Run, shards: str | Path, model: Any) -> None:
     """Fine-tune with the run's position draws."""
     if not (run.folder / "model").is_dir():
         _train(run, run.folder, shards, model, run.config.train, run.config.positions)
 
 
-def evaluate(run: Run, shards: Path, base: Any) -> dict[str, Any]:
+def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     """Measure the surface of base and tuned model, write and print it, and return evaluation.json's content."""
     from e2ray.evaluate.verdict import table
     from e2ray.report.evaluation import write_evaluation
@@ -188,7 +214,7 @@ def tuned_model(run: Run, base: Any) -> PretrainedModel:
     )
 
 
-def _measure(run: Run, shards: Path, found: dict[str, Any], use_gpu: bool) -> tuple[Any, Any, list[int]]:
+def _measure(run: Run, shards: str | Path, found: dict[str, Any], use_gpu: bool) -> tuple[Any, Any, list[int]]:
     """Return the cells, the verdict and the windows no document reaches; runs on a worker."""
     import torch
 
@@ -271,7 +297,7 @@ def _export(run: Run, base: Any) -> None:
     )
 
 
-def base_of(run: Run, shards: Path) -> Any:
+def base_of(run: Run, shards: str | Path) -> Any:
     """Return the settings of the untouched base model, pretraining it where the recipe says so."""
     return trained_model(run, pretrain(run, shards) if run.config.pretrain else None)
 

@@ -148,7 +148,7 @@ def _examine_base(shared: "Shared", use_gpu: bool) -> Any:
     return examine_base(shared, torch.device("cuda" if use_gpu else "cpu"))
 
 
-def _unseen(run: Run, shards: Path) -> int | None:
+def _unseen(run: Run, shards: str | Path) -> int | None:
     """Return how many of the recipe's own evaluation documents come before the first that no trial was scored on.
 
     None if there is no such document.

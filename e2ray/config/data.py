@@ -2,24 +2,44 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from e2ray.config.base import Settings
 
+SHUFFLE_SHARDS = 16
 Paths = Annotated[
     tuple[str, ...],
     Field(min_length=1, strict=False, description="Files or globs (** allowed), absolute or from the working folder."),
 ]
 
 
-class TextSource(Settings):
+class _Source(Settings):
+    """What every source may say about its documents."""
+
+    weight: float | None = Field(
+        None,
+        gt=0,
+        description="Share of the tokens that a run reads from this source, relative to the others'; all sources "
+        "have one or none has. Its rows are then its own. null: the sources are one text, each token read as often.",
+    )
+    min_tokens: int = Field(1, ge=1, description="Documents of fewer tokens are left out of this source and counted.")
+    max_tokens: int | None = Field(None, ge=1, description="Documents of more tokens are left out too; null: none.")
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "_Source":
+        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
+            raise ValueError(f"max_tokens: must be at least min_tokens ({self.min_tokens}), got {self.max_tokens}")
+        return self
+
+
+class TextSource(_Source):
     """Text files, plain, .gz or .zst; each file is one document."""
 
     kind: Literal["text"] = "text"
     paths: Paths
 
 
-class JsonlSource(Settings):
+class JsonlSource(_Source):
     """JSON lines, plain, .gz or .zst; each line is one document."""
 
     kind: Literal["jsonl"] = "jsonl"
@@ -27,7 +47,7 @@ class JsonlSource(Settings):
     column: str = Field("text", min_length=1, description="Key that holds the text.")
 
 
-class ParquetSource(Settings):
+class ParquetSource(_Source):
     """Parquet files; each row is one document."""
 
     kind: Literal["parquet"] = "parquet"
@@ -35,7 +55,7 @@ class ParquetSource(Settings):
     column: str = Field("text", min_length=1, description="Column that holds the text.")
 
 
-class PythonStdlibSource(Settings):
+class PythonStdlibSource(_Source):
     """The interpreter's own standard library, without site-packages and test folders.
 
     Real text that is on every machine: the corpus of the built-in run.
@@ -97,9 +117,32 @@ class DataSettings(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Chooses the validation documents.")
     shard_rows: int = Field(8192, ge=1, description="Training rows of one shard file.")
+    shuffle_shards: int = Field(
+        SHUFFLE_SHARDS,
+        ge=1,
+        description="Shards whose rows are mixed among each other in an epoch; more mix better and read from more "
+        "files at a time.",
+    )
     ledger: bool = Field(
         False, description="Note each step's row ids, scales and shifts in <run>/ledger, as Arrow files, for audits."
     )
     shards: str | None = Field(
         None, description="Folder of prepared shards; null means one under <storage>/shards named by its content."
     )
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the sources are corpora of their own, read by their weights."""
+        return self.corpus[0].weight is not None
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "DataSettings":
+        without = [number for number, source in enumerate(self.corpus) if source.weight is None]
+        if without and len(without) < len(self.corpus):
+            raise ValueError(
+                f"corpus.{without[0]}.weight: is missing where others have one; give each source a weight, or none"
+            )
+        for number, source in enumerate(self.validation_corpus):
+            if source.weight is not None:
+                raise ValueError(f"validation_corpus.{number}.weight: held-out documents are not mixed; leave it out")
+        return self

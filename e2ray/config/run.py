@@ -15,6 +15,7 @@ from e2ray.config.search import SearchSettings, Space
 from e2ray.config.space import assign, check, family
 from e2ray.config.train import ClusterSettings, TrainSettings
 
+RESERVED = ("shards", "bases", "tokenizers")  # folders of storage that are no runs
 # A run may be continued with other values of these: they change where and how fast it runs, not what it computes.
 FREE_ON_RESUME = (
     "cluster",
@@ -55,8 +56,10 @@ class RunConfig(Settings):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) or value in ("shards", "bases"):
-            raise ValueError(f"must be letters, digits, '.', '_' and '-', and not 'shards' or 'bases', got {value!r}")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) or value in RESERVED:
+            raise ValueError(
+                f"must be letters, digits, '.', '_' and '-', and none of {', '.join(RESERVED)}, got {value!r}"
+            )
         return value
 
     @field_validator("storage")

@@ -6,36 +6,38 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from e2ray import files
 from e2ray.config.base import SettingsError
+from e2ray.data.folder import Folder
+from e2ray.data.order import PARTS
 from e2ray.data.shards import read_manifest
 
 BAR = 40  # characters of the longest bar of a histogram
 
 
-def verify(folder: Path, *, show: Callable[[str], None]) -> None:
+def verify(place: str | Path, *, show: Callable[[str], None]) -> None:
     """Compare every file of a folder of shards with its manifest; tell each one that differs on a line of its own.
 
     Args:
-        folder: Where `prepare` put the shards.
+        place: Where `prepare` put the shards, or a URI of where they were copied to.
         show: Takes each line.
 
     Raises:
         SettingsError: If the manifest is missing or damaged, or any file is damaged, missing, swapped or extra.
     """
+    folder = Folder(place)
     manifest = read_manifest(folder)
     entries = manifest["shards"] + manifest["validation"]
+    sizes = folder.sizes()
     owners = {entry["sha256"]: entry["file"] for entry in entries}
 
     def problem(entry: dict[str, Any]) -> str | None:
-        path = folder / entry["file"]
+        path, size = folder.name(entry["file"]), sizes.get(entry["file"])
+        if size is None:
+            return f"{path}: missing shard"
         try:
-            if not path.is_file():
-                return f"{path}: missing shard"
-            found = files.sha256(path)
-            size = path.stat().st_size
-        except OSError as error:
-            return f"{path}: cannot be read ({error.strerror})"
+            found = folder.sha256(entry["file"])
+        except SettingsError as error:
+            return str(error)
         if found == entry["sha256"]:
             return None
         if found in owners:
@@ -48,48 +50,63 @@ def verify(folder: Path, *, show: Callable[[str], None]) -> None:
         found = [line for line in pool.map(problem, entries) if line]
     known = {entry["file"] for entry in entries}
     found += [
-        f"{path}: extra shard that the manifest does not name"
-        for path in sorted(folder.glob("*.arrow"))
-        if path.name not in known
+        f"{folder.name(name)}: extra shard that the manifest does not name"
+        for name in sorted(sizes)
+        if name.endswith(".arrow") and name not in known
     ]
     for line in found:
         show(line)
     if found:
         raise SettingsError(
-            f"{folder}: {len(found)} of {len(entries)} files are not what prepare wrote; remove the folder and rerun "
-            "prepare, or remove what is extra"
+            f"{folder.place}: {len(found)} of {len(entries)} files are not what prepare wrote; remove the folder and "
+            "rerun prepare, or remove what is extra"
         )
     size = sum(entry["bytes"] for entry in entries)
-    show(f"{folder}: whole, {len(entries)} files of {size:,} bytes match their sha256")
+    show(f"{folder.place}: whole, {len(entries)} files of {size:,} bytes match their sha256")
 
 
-def info(folder: Path) -> list[str]:
+def info(place: str | Path) -> list[str]:
     """Return what a folder of shards holds, in lines; the manifest alone is read.
 
     Raises:
         SettingsError: If the manifest is missing or damaged.
     """
+    folder = Folder(place)
     manifest = read_manifest(folder)
     files_of = {kind: manifest[key] for kind, key in (("train", "shards"), ("validation", "validation"))}
     size = sum(entry["bytes"] for entries in files_of.values() for entry in entries)
     pack = manifest.get("pack", "concat")
     full = manifest.get("tokens", 0) / (manifest["rows"] * manifest["window"])
     lines = [
-        f"{folder}: {size:,} bytes, schema version {manifest['schema_version']}, shards "
+        f"{folder.place}: {size:,} bytes, schema version {manifest['schema_version']}, shards "
         f"{manifest.get('corpus_digest', '')[:16] or 'without a digest of their corpus'}",
         f"rows        {manifest['rows']:,} of {manifest['window']:,} tokens in {len(files_of['train'])} files; "
         f"{manifest['dropped_tokens']:,} tokens at the end filled no row",
         f"packing     {pack}" + (f", rows {full:.4%} full" if pack != "concat" else ""),
         f"tokenizer   {manifest['tokenizer_hash'][:16]}, {manifest.get('vocab_size', 0):,} tokens",
     ]
+    lines += _mixture(manifest)
     for kind in files_of:
         lines += _documents(kind, manifest.get("documents", {}).get(kind) or {"count": 0})
     if manifest.get("num_short"):
-        lines.append(f"left out    {manifest['num_short']:,} documents with fewer than data.min_tokens tokens")
+        lines.append(f"left out    {manifest['num_short']:,} documents with fewer tokens than min_tokens")
+    if manifest.get("num_long"):
+        lines.append(f"left out    {manifest['num_long']:,} documents with more tokens than their source's max_tokens")
     if manifest.get("num_skipped"):
         lines += [f"skipped     {manifest['num_skipped']:,} documents, for example:"]
         lines += [f"  {reason}" for reason in manifest["skipped"][:3]]
     return lines
+
+
+def _mixture(manifest: dict[str, Any]) -> list[str]:
+    """Return one line for each corpus of a mixture: how much of a run is of it, and what it has."""
+    corpora = manifest.get("corpora", [])
+    drawn = [corpus["parts"] * corpus["tokens"] / corpus["rows"] for corpus in corpora]
+    return [
+        f"source {number:<5}{tokens / sum(drawn):.2%} of a run's tokens, {corpus['parts'] / PARTS:.2%} of its rows; "
+        f"has {corpus['rows']:,} rows, {corpus['tokens']:,} tokens"
+        for number, (corpus, tokens) in enumerate(zip(corpora, drawn, strict=True))
+    ]
 
 
 def _documents(kind: str, facts: dict[str, Any]) -> list[str]:

@@ -1,61 +1,216 @@
 """Which row of the corpus stands where in which batch, free of the number of workers.
 
-The position of a row in the run is n = step * batch_sequences + i, with i its index in the global batch. An epoch
-is one permutation of all rows; row n is number n % rows of the permutation of epoch n // rows. So a batch may
-span two epochs, nothing is dropped, and any (step, i) is known without knowing what came before.
+The position of a row in the run is n = step * batch_sequences + i, with i its index in the global batch. Every row of
+the run follows from n and the seed alone, so any (step, i) is known without knowing what came before, at the same
+cost wherever it stands and however many shards there are; a batch may span two epochs, and nothing is dropped.
+
+Corpora are mixed by a fixed pattern of `PARTS` rows, in which each has its share, spread as evenly as whole rows can
+be: among the first n rows of a run, any n, a corpus has its share to less than one row. Row k of a corpus is number
+k % rows of its epoch k // rows. An epoch is shuffled on two levels: the shards of the corpus are put in a random order
+and taken in groups of `group_shards`, and the rows of a group are put in a random order. So a stretch of steps reads
+from a few shards, wherever they lie; a corpus that is no larger than a group is shuffled as a whole.
 """
 
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+PARTS = 10_000
+ROUNDS = 8
+WORD = 2**64 - 1
+Ids = npt.NDArray[np.int64]
 
-@lru_cache(maxsize=4)
-def permutation(seed: int, epoch: int, rows: int) -> npt.NDArray[np.int64]:
-    """Return the order of all rows in one epoch, int64 [rows], read-only.
 
-    It sorts the raw output of a Philox generator keyed by (seed, epoch): numpy keeps that stream the same for
-    ever, which it does not promise for its own shuffles.
+@lru_cache(maxsize=32)
+def permutation(seed: int, epoch: int, rows: int, corpus: int = 0, group: int = 0) -> Ids:
+    """Return the order of all rows of a group in one epoch, int64 [rows], read-only.
+
+    It sorts the raw output of a Philox generator keyed by (seed, epoch), whose counter begins at (corpus, group): numpy
+    keeps that stream the same for ever, which it does not promise for its own shuffles.
     """
-    keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(rows)
-    order = np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+    order = np.argsort(_philox(seed, epoch, 2 * corpus, group).random_raw(rows), kind="stable")
+    order = order.astype(np.int64, copy=False)
     order.flags.writeable = False
     return order
 
 
-def rows_of_step(
-    *, seed: int, step: int, rows: int, batch_sequences: int, start: int = 0, stop: int | None = None
-) -> npt.NDArray[np.int64]:
-    """Return the row ids of a step's global batch, or of its indices [start, stop), int64.
+def _philox(seed: int, epoch: int, stream: int, number: int) -> np.random.Philox:
+    key, counter = np.array([seed, epoch], np.uint64), np.array([0, 0, number, stream], np.uint64)
+    return np.random.Philox(key=key, counter=counter)
+
+
+class Scramble:
+    """A random permutation of [0, size) of which any one place is known at once.
+
+    A Feistel network over the next power of four, walked until it comes back into the range (Black and Rogaway,
+    "Ciphers with Arbitrary Finite Domains", 2002); its rounds mix with the finaliser of SplitMix64.
+    """
+
+    def __init__(self, size: int, keys: npt.NDArray[np.uint64]) -> None:
+        """Make the permutation that `keys`, uint64 [ROUNDS], choose."""
+        self.size, self.keys = size, [int(key) for key in keys]
+        self.half = max(((size - 1).bit_length() + 1) // 2, 1)
+        self.mask = 2**self.half - 1
+
+    def _round(self, value: int, key: int) -> int:
+        value = ((value ^ key) * 0xBF58476D1CE4E5B9) & WORD
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & WORD
+        return (value ^ (value >> 31)) & self.mask
+
+    def at(self, place: int) -> int:
+        """Return what stands at a place."""
+        value = place
+        while True:
+            left, right = value >> self.half, value & self.mask
+            for key in self.keys:
+                left, right = right, left ^ self._round(right, key)
+            value = left << self.half | right
+            if value < self.size:
+                return value
+
+    def place(self, value: int) -> int:
+        """Return the place at which something stands."""
+        place = value
+        while True:
+            left, right = place >> self.half, place & self.mask
+            for key in reversed(self.keys):
+                left, right = right ^ self._round(left, key), left
+            place = left << self.half | right
+            if place < self.size:
+                return place
+
+
+@lru_cache(maxsize=32)
+def _shards(seed: int, epoch: int, corpus: int, size: int) -> Scramble:
+    """Return the order of a corpus's shards in one epoch."""
+    return Scramble(size, _philox(seed, epoch, 2 * corpus + 1, 0).random_raw(ROUNDS))
+
+
+@lru_cache(maxsize=4)
+def pattern(parts: tuple[int, ...]) -> tuple[Ids, Ids]:
+    """Return which corpus each of `PARTS` rows is of, and how many rows of that corpus stand before it.
+
+    Row j of a corpus of share w stands in [floor(j / w), ceil((j + 1) / w)), which keeps every corpus to less than one
+    row of its share after any number of rows. Taking the row that is due first among those that may stand already does
+    so (Baruah et al., "Proportionate Progress", Algorithmica 15, 1996).
 
     Args:
-        seed: Chooses the order of every epoch.
-        step: Optimizer update, from 0.
-        rows: Rows of the corpus.
-        batch_sequences: Rows of the global batch.
-        start: First index in the global batch.
-        stop: Index behind the last one; None means the whole batch.
+        parts: Rows of each corpus among `PARTS`, which they sum to.
+    """
+    assert sum(parts) == PARTS, parts
+    owners, before = np.empty(PARTS, np.int64), np.empty(PARTS, np.int64)
+    coming = [(0, -(-PARTS // count), corpus, 0) for corpus, count in enumerate(parts) if count]
+    heapq.heapify(coming)
+    ready: list[tuple[int, int, int]] = []
+    for place in range(PARTS):
+        while coming and coming[0][0] <= place:
+            _, due, corpus, row = heapq.heappop(coming)
+            heapq.heappush(ready, (due, corpus, row))
+        due, corpus, row = heapq.heappop(ready)
+        assert place < due, "a set of shares that sum to one can be met"
+        owners[place], before[place] = corpus, row
+        if row + 1 < parts[corpus]:
+            begin, end = (row + 1) * PARTS // parts[corpus], -(-(row + 2) * PARTS // parts[corpus])
+            heapq.heappush(coming, (begin, end, corpus, row + 1))
+    for array in (owners, before):
+        array.flags.writeable = False
+    return owners, before
+
+
+def shares(weights: Sequence[float], tokens_per_row: Sequence[float]) -> tuple[int, ...]:
+    """Return how many of `PARTS` rows each corpus has, so that its tokens have their weight in a run's.
+
+    Rows are apportioned by largest remainders, to a ten-thousandth.
+
+    Args:
+        weights: Of the corpora, in tokens; only their ratios count.
+        tokens_per_row: Tokens of a row of each corpus, without what fills it, on average.
 
     Raises:
-        ValueError: If a count is not positive or the indices leave the batch.
+        ValueError: If a weight is too small to get a row.
     """
-    stop = batch_sequences if stop is None else stop
-    if rows < 1 or batch_sequences < 1 or step < 0:
-        raise ValueError(
-            f"rows and batch_sequences must be at least 1 and step at least 0, got {rows}, {batch_sequences}, {step}"
-        )
-    if not 0 <= start <= stop <= batch_sequences:
-        raise ValueError(f"start and stop must lie in [0, {batch_sequences}] (the batch), got {start} and {stop}")
-    first, end = step * batch_sequences + start, step * batch_sequences + stop
-    pieces = []
-    while first < end:
-        epoch, place = divmod(first, rows)
-        count = min(end - first, rows - place)
-        pieces.append(permutation(seed, epoch, rows)[place : place + count])
-        first += count
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+    rows = np.array(weights, np.float64) / np.array(tokens_per_row, np.float64)
+    exact = rows / rows.sum() * PARTS
+    parts = np.floor(exact).astype(int)
+    parts[np.argsort(parts - exact, kind="stable")[: PARTS - parts.sum()]] += 1
+    for number, count in enumerate(parts):
+        if not count:
+            raise ValueError(f"weight {weights[number]:g} is under a ten-thousandth of all, wanted more, or no source")
+    return tuple(parts.tolist())
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Rows that are shuffled among each other: `rows` of them from `first_row` on.
+
+    They lie in shards of `shard_rows`, the last one with what is left; `parts` of `PARTS` rows of a run are of it.
+    """
+
+    first_row: int
+    rows: int
+    shard_rows: int
+    parts: int = PARTS
+
+
+@dataclass(frozen=True)
+class Order:
+    """The rows of a run, by their position in it."""
+
+    seed: int
+    corpora: tuple[Corpus, ...]
+    group_shards: int
+
+    def at(self, positions: Ids) -> Ids:
+        """Return the rows at positions of the run, both int64 [n].
+
+        Raises:
+            ValueError: If a position is negative.
+        """
+        if positions.size and positions.min() < 0:
+            raise ValueError(f"positions must be at least 0, got {positions.min()}")
+        if len(self.corpora) == 1:
+            return self._of(0, positions)
+        owners, before = pattern(tuple(corpus.parts for corpus in self.corpora))
+        cycles, places = np.divmod(positions, PARTS)
+        found = np.empty(len(places), np.int64)
+        for number in np.unique(owners[places]).tolist():
+            mine = owners[places] == number
+            found[mine] = self._of(number, cycles[mine] * self.corpora[number].parts + before[places[mine]])
+        return found
+
+    def _of(self, number: int, turns: Ids) -> Ids:
+        """Return the rows of a corpus at its own positions."""
+        corpus, found = self.corpora[number], np.empty(len(turns), np.int64)
+        epochs, places = np.divmod(turns, corpus.rows)
+        for epoch in np.unique(epochs).tolist():
+            mine = epochs == epoch
+            found[mine] = corpus.first_row + self._of_epoch(number, epoch, places[mine])
+        return found
+
+    def _of_epoch(self, number: int, epoch: int, places: Ids) -> Ids:
+        """Return the rows of a corpus at places of one epoch, counted from its first row."""
+        corpus = self.corpora[number]
+        size, group_rows = corpus.shard_rows, self.group_shards * corpus.shard_rows
+        num_shards = -(-corpus.rows // size)
+        shards = _shards(self.seed, epoch, number, num_shards)
+        short = shards.place(num_shards - 1) // self.group_shards  # the group that has the shard that is not full
+        missing = num_shards * size - corpus.rows
+        behind = places >= min((short + 1) * group_rows, num_shards * size) - missing
+        groups = (places + missing * behind) // group_rows
+        found = np.empty(len(places), np.int64)
+        for group in np.unique(groups).tolist():
+            mine, begin = groups == group, group * self.group_shards
+            members = np.sort([shards.at(p) for p in range(begin, min(begin + self.group_shards, num_shards))])
+            count = len(members) * size - (missing if group == short else 0)
+            start = group * group_rows - (missing if group > short else 0)
+            order = permutation(self.seed, epoch, count, number, group)
+            slots, inside = np.divmod(order[places[mine] - start], size)
+            found[mine] = members[slots] * size + inside
+        return found
 
 
 def local_indices(rank: int, num_workers: int, batch_sequences: int) -> range:
@@ -76,20 +231,20 @@ def local_indices(rank: int, num_workers: int, batch_sequences: int) -> range:
 class Reader:
     """Which rows one rank reads in which step."""
 
-    seed: int
-    rows: int
+    order: Order
     batch_sequences: int
     rank: int
     num_workers: int
 
-    def row_ids(self, step: int) -> npt.NDArray[np.int64]:
-        """Return the row ids of this rank's part of a step's batch, int64 [batch_sequences / num_workers]."""
-        indices = local_indices(self.rank, self.num_workers, self.batch_sequences)
-        return rows_of_step(
-            seed=self.seed,
-            step=step,
-            rows=self.rows,
-            batch_sequences=self.batch_sequences,
-            start=indices.start,
-            stop=indices.stop,
-        )
+    def row_ids(self, steps: range) -> Ids:
+        """Return the row ids of this rank's part of some steps, int64 [steps, batch_sequences / num_workers].
+
+        Args:
+            steps: Optimizer updates, from 0.
+
+        Raises:
+            ValueError: If there is no such step or rank, or the batch does not divide by the workers.
+        """
+        mine = local_indices(self.rank, self.num_workers, self.batch_sequences)
+        firsts = np.array(steps, np.int64)[:, None] * self.batch_sequences
+        return self.order.at((firsts + np.arange(mine.start, mine.stop)).reshape(-1)).reshape(len(steps), len(mine))

@@ -21,6 +21,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer, Source
 from e2ray.data import tokenizer as tokenizers
 from e2ray.data.corpus import Document, Item, fingerprint, list_items, read_item, source_files
+from e2ray.data.order import shares
 from e2ray.data.packing import Packer
 from e2ray.data.rows import PackedRows, TrainRows, ValidationRows
 from e2ray.data.shards import MANIFEST, SCHEMA_VERSION, ShardSet, Tokens, manifest_text
@@ -51,7 +52,7 @@ def shards_digest(settings: DataSettings, *, tokenizer_source: TokenizerSource) 
     return files.digest(
         {
             "schema_version": SCHEMA_VERSION,
-            "settings": settings.model_dump(mode="json", exclude={"shards", "tokenizer", "ledger"}),
+            "settings": settings.model_dump(mode="json", exclude={"shards", "tokenizer", "ledger", "shuffle_shards"}),
             "tokenizer": _tokenizer_identity(tokenizer_source),
             "python": platform.python_version(),
             "corpus": fingerprint(settings.corpus),
@@ -100,16 +101,18 @@ def prepare(
             return finished
         for left in folder.parent.glob(f"{files.TEMPORARY}*-{folder.name}"):
             shutil.rmtree(left, ignore_errors=True)
-        held_out = list_items(settings.validation_corpus)
+        held_out = [list_items([source]) for source in settings.validation_corpus]
         without = frozenset(
             os.path.realpath(file.path) for source in settings.validation_corpus for file in source_files(source)
         )
-        items = list_items(settings.corpus, without=without)
+        items = [list_items([source], without=without) for source in settings.corpus]
         with files.atomic_folder(folder) as aside:
             build = _Build(settings, aside, tokenizer_source, progress)
-            build.make_tokenizer(items)
-            build.add(items, held_out=False)
-            build.add(held_out, held_out=True)
+            build.make_tokenizer([item for part in items for item in part])
+            for source, part in zip(settings.corpus, items, strict=True):
+                build.add(part, source, held_out=False)
+            for source, part in zip(settings.validation_corpus, held_out, strict=True):
+                build.add(part, source, held_out=True)
             (aside / MANIFEST).write_text(build.finish(wanted), encoding="utf-8")
         manifest = ShardSet.open(folder).manifest
         if manifest["padded_tokens"]:
@@ -146,8 +149,11 @@ class _Build:
         self.skipped: list[str] = []
         self.num_skipped = 0
         self.num_short = 0
+        self.num_long = 0
         self.num_documents = 0
         self.num_tokens = 0
+        self.dropped = 0
+        self.corpora: list[dict[str, Any]] = []
         self.started = 0.0
         self.tokenizer: Any = None
         self.train: TrainRows | PackedRows
@@ -195,8 +201,8 @@ class _Build:
     def _held_out(self, name: str) -> bool:
         return is_held_out(name, seed=self.settings.seed, share=self.settings.validation_share)
 
-    def add(self, items: list[Item], *, held_out: bool) -> None:
-        """Tokenise `items` and write their documents; all of them to validation if `held_out`."""
+    def add(self, items: list[Item], source: Source, *, held_out: bool) -> None:
+        """Tokenise a source's `items` and write their documents; all of them to validation if `held_out`."""
         begin, end = tokenizers.begin_token(self.tokenizer), self.tokenizer.eos_token_id
         before, reported = self.num_documents, time.monotonic()
         self.started = self.started or reported
@@ -205,20 +211,47 @@ class _Build:
                 if reason is not None:
                     self._skip(reason)
                 else:
-                    self._add_document(name, row, held_out=held_out or self._held_out(name))
+                    self._add_document(name, row, source, held_out=held_out or self._held_out(name))
             now = time.monotonic()
             if now - reported >= PROGRESS_S:
                 reported = now
                 self._report()
         if self.num_documents > before:
             self._report()
+        if source.weight is not None:
+            self._end_corpus(source)
+
+    def _end_corpus(self, source: Source) -> None:
+        """Close the rows of a source that is a corpus of its own."""
+        writer, first = self.train.writer, sum(corpus["rows"] for corpus in self.corpora)
+        dropped = self.train.finish()
+        self.dropped += dropped
+        padded = self.train.padded - sum(corpus["padded_tokens"] for corpus in self.corpora)
+        rows = writer.rows - first
+        if not rows:
+            raise SettingsError(
+                f"data.corpus.{len(self.corpora)}: gives {dropped} training tokens, less than one row of "
+                f"{self.settings.window}; leave it out or widen its min_tokens and max_tokens"
+            )
+        tokens = rows * self.settings.window - padded
+        self.corpora.append(
+            {
+                "weight": source.weight,
+                "first_row": first,
+                "rows": rows,
+                "shard_rows": self.settings.shard_rows,
+                "tokens": tokens,
+                "padded_tokens": padded,
+            }
+        )
 
     def _report(self) -> None:
         tokens_per_second = self.num_tokens / max(time.monotonic() - self.started, 1e-3)
         self.progress(
             f"prepare: {self.num_documents:,} documents, {self.num_tokens:,} tokens, {tokens_per_second:,.0f} tokens/s"
             + (f", {self.num_skipped} skipped" if self.num_skipped else "")
-            + (f", {self.num_short} under data.min_tokens" if self.num_short else "")
+            + (f", {self.num_short} too short" if self.num_short else "")
+            + (f", {self.num_long} too long" if self.num_long else "")
         )
 
     def _skip(self, reason: str) -> None:
@@ -228,9 +261,12 @@ class _Build:
         if len(self.skipped) < LISTED_SKIPS:
             self.skipped.append(reason)
 
-    def _add_document(self, name: str, tokens: Tokens, *, held_out: bool) -> None:
-        if len(tokens) < self.settings.min_tokens:
+    def _add_document(self, name: str, tokens: Tokens, source: Source, *, held_out: bool) -> None:
+        if len(tokens) < max(self.settings.min_tokens, source.min_tokens):
             self.num_short += 1
+            return
+        if source.max_tokens is not None and len(tokens) > source.max_tokens:
+            self.num_long += 1
             return
         if held_out:
             self.validation.add(self.num_documents, name, tokens)
@@ -242,7 +278,7 @@ class _Build:
 
     def finish(self, corpus_digest: str) -> str:
         """Close the files, check that there is something in them and return the manifest's text."""
-        dropped = self.train.finish()
+        dropped = self.dropped + self.train.finish()
         self.validation.finish()
         self._check(dropped)
         settings = self.settings
@@ -263,6 +299,7 @@ class _Build:
             "documents": {kind: _lengths(lengths) for kind, lengths in self.lengths.items()},
             "validation_lengths": self.lengths["validation"],
             "num_short": self.num_short,
+            "num_long": self.num_long,
             "num_skipped": self.num_skipped,
             "skipped": self.skipped,
             "sources": [_plain(source) for source in settings.corpus],
@@ -272,14 +309,25 @@ class _Build:
             "shards": self.train.writer.entries,
             "validation": self.validation.writer.entries,
         }
+        if self.corpora:
+            manifest["corpora"] = self._shared_out()
         return manifest_text(manifest)
+
+    def _shared_out(self) -> list[dict[str, Any]]:
+        """Return what the manifest says of each corpus, the share of its rows in a run among it."""
+        per_row = [corpus["tokens"] / corpus["rows"] for corpus in self.corpora]
+        try:
+            parts = shares([corpus["weight"] for corpus in self.corpora], per_row)
+        except ValueError as error:
+            raise SettingsError(f"data.corpus: {error}") from None
+        return [corpus | {"parts": count} for corpus, count in zip(self.corpora, parts, strict=True)]
 
     def _check(self, dropped: int) -> None:
         documents = {kind: len(lengths) for kind, lengths in self.lengths.items()}
-        if not sum(documents.values()) and self.num_short:
+        if not sum(documents.values()) and self.num_short + self.num_long:
             raise SettingsError(
-                f"data.min_tokens: {self.num_short} documents have fewer than {self.settings.min_tokens} tokens and "
-                "none is left; lower it"
+                f"data.min_tokens: {self.num_short} documents are shorter than it (or their source's min_tokens), "
+                f"{self.num_long} longer than max_tokens, and none is left; widen them"
             )
         if not sum(documents.values()):
             raise SettingsError(

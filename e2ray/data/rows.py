@@ -125,11 +125,15 @@ class TrainRows:
             self._write(wanted)
 
     def finish(self) -> int:
-        """Write the whole rows that wait, close the file and return the number of tokens left over."""
+        """Write the whole rows that wait, close the file and return the number of tokens left over.
+
+        What is added behind begins a new text in a new file.
+        """
         if self._waiting >= self.window:
             self._write(self._waiting // self.window * self.window)
         self.writer.close()
-        return self._waiting
+        left, self._waiting, self._pieces, self._documents = self._waiting, 0, [], []
+        return left
 
     def _write(self, count: int) -> None:
         """Write the first `count` waiting tokens, whole rows, and keep the rest."""

@@ -1,4 +1,4 @@
-"""Rows of tokens in Arrow IPC files, read through memory maps that notice every flipped bit.
+"""Rows of tokens in Arrow IPC files, read so that every flipped bit is noticed.
 
 A folder holds train-*.arrow (rows of exactly `window` tokens), validation-*.arrow (one whole document per row),
 the tokenizer and manifest.json. The manifest carries a digest of itself, and per file its sha256 and its blocks:
@@ -8,10 +8,11 @@ to the last byte, so a batch whose file was damaged or swapped is never handed o
 """
 
 import json
-import mmap
-import os
+import threading
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,18 @@ import pyarrow as pa
 
 from e2ray import files
 from e2ray.config.base import SettingsError
-from e2ray.data.order import Reader
+from e2ray.config.data import SHUFFLE_SHARDS
+from e2ray.data.folder import Folder
+from e2ray.data.order import Corpus, Order, Reader
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 PADDING = -1  # in `documents`: tokens that only fill a row
+MAGIC_BYTES = 8  # at the head of an Arrow file, padding included
+KEPT_BYTES = 512 * 2**20  # of record batches of a remote place, in one process
+FETCHES = 16  # of a remote place at once
 Tokens = npt.NDArray[np.int32]
+Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -96,17 +103,18 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(place: str | Path | Folder) -> dict[str, Any]:
     """Return the manifest of a folder of shards.
 
     Raises:
-        SettingsError: If there is none, or it was changed or damaged since it was written.
+        SettingsError: If there is none, or it was changed or damaged since it was written, or cannot be read.
     """
-    path = folder / MANIFEST
-    if not folder.is_dir() or not path.is_file():
-        raise SettingsError(f"{path}: not found, {folder} holds no finished shards; run prepare")
+    folder = place if isinstance(place, Folder) else Folder(place)
+    path = folder.name(MANIFEST)
+    if MANIFEST not in folder.sizes():
+        raise SettingsError(f"{path}: not found, {folder.place} holds no finished shards; run prepare")
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = folder.read(MANIFEST).decode("utf-8")
         manifest = json.loads(text)
         whole = isinstance(manifest, dict) and manifest_text(manifest) == text
     except (ValueError, TypeError, RecursionError):
@@ -121,44 +129,44 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _again(folder: Path) -> str:
-    return f"remove {folder} and rerun prepare"
+def _again(folder: Folder) -> str:
+    return f"remove {folder.place} and rerun prepare"
 
 
 class _Shard:
-    """One memory-mapped file; a record batch is verified when it is first touched."""
+    """One file; a record batch is verified whenever it is read."""
 
-    def __init__(self, folder: Path, entry: dict[str, Any], schema: pa.Schema) -> None:
-        self.path = folder / entry["file"]
-        self.folder = folder
-        self.schema = schema
+    def __init__(self, folder: Folder, entry: dict[str, Any], schema: pa.Schema) -> None:
+        self.folder, self.schema = folder, schema
+        self.path = folder.name(entry["file"])
         self.blocks: list[list[int]] = entry["blocks"]
-        try:
-            with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size != entry["bytes"]:
-                    raise self.damaged("its size changed")
-                self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise SettingsError(f"{self.path}: cannot be read ({error.strerror}); {_again(folder)}") from None
-        self._verify(len(self.blocks) - 1)  # the footer, before Arrow reads it
-        self.reader = pa.ipc.open_file(pa.py_buffer(self.mapped))
-        if not self.reader.schema.equals(schema):
+        self.file = folder.open(entry["file"])
+        if self.file.size != entry["bytes"]:
+            raise self.damaged("its size changed")
+        self._verified(len(self.blocks) - 1)  # the footer, before Arrow reads it
+        found = pa.ipc.open_file(self.file.whole()).schema
+        if not found.equals(schema):
             raise SettingsError(
-                f"{self.path}: has the columns {one_line_schema(self.reader.schema)}, wanted "
-                f"{one_line_schema(schema)}; {_again(folder)}"
+                f"{self.path}: has the columns {one_line_schema(found)}, wanted {one_line_schema(schema)}; "
+                f"{_again(self.folder)}"
             )
 
     def batch(self, number: int) -> pa.RecordBatch:
         """Return a record batch whose bytes were verified."""
-        self._verify(number)
-        return self.reader.get_batch(number)
+        stretch = self._verified(number)
+        if not number:  # the file's magic bytes and the schema come before the first one
+            reader = pa.ipc.MessageReader.open_stream(stretch.slice(MAGIC_BYTES))
+            reader.read_next_message()
+            return pa.ipc.read_record_batch(reader.read_next_message(), self.schema)
+        return pa.ipc.read_record_batch(pa.ipc.read_message(stretch), self.schema)
 
-    def _verify(self, block: int) -> None:
+    def _verified(self, block: int) -> pa.Buffer:
         begin = self.blocks[block - 1][0] if block else 0
         end, crc = self.blocks[block]
-        with memoryview(self.mapped) as view, view[begin:end] as piece:
-            if zlib.crc32(piece) != crc:
-                raise self.damaged(f"bytes {begin} to {end} do not match their checksum")
+        stretch = self.file.read(begin, end)
+        if zlib.crc32(stretch) != crc:
+            raise self.damaged(f"bytes {begin} to {end} do not match their checksum")
+        return stretch
 
     def damaged(self, how: str) -> SettingsError:
         """Return the error that names this file."""
@@ -170,10 +178,25 @@ def one_line_schema(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
-class ShardSet:
-    """The shards of a folder, read through memory maps; every byte handed out was verified in this process."""
+@dataclass(frozen=True)
+class _Block:
+    """One record batch of training rows: tokens [rows, window], and where each row's pieces begin in `starts`."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    tokens: Tokens
+    ends: Tokens
+    starts: Tokens
+    documents: npt.NDArray[np.int64]
+    bytes: int
+
+
+class ShardSet:
+    """The shards of a folder; every byte handed out was verified in this process.
+
+    Files of this machine are mapped into memory. Record batches of a remote place are fetched when they are first
+    needed, several at once, and the newest ones are kept.
+    """
+
+    def __init__(self, folder: Folder, manifest: dict[str, Any], *, kept_bytes: int = KEPT_BYTES) -> None:
         self.folder = folder
         self.manifest = manifest
         self.rows: int = manifest["rows"]
@@ -181,46 +204,48 @@ class ShardSet:
         self.rows_per_batch: int = manifest["rows_per_batch"]
         self._firsts = np.array([entry["first_row"] for entry in manifest["shards"]], dtype=np.int64)
         self._shards: dict[str, _Shard] = {}
-        self._views: dict[tuple[int, int], npt.NDArray[np.int32]] = {}
-        self._layouts: dict[tuple[int, int], tuple[Tokens, Tokens, npt.NDArray[np.int64]]] = {}
+        self._kept: OrderedDict[Key, _Block] = OrderedDict()
+        self._kept_bytes, self._most_bytes = 0, kept_bytes
+        self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, folder: str | Path, *, window: int | None = None, tokenizer_hash: str | None = None) -> "ShardSet":
+    def open(cls, place: str | Path, *, window: int | None = None, tokenizer_hash: str | None = None) -> "ShardSet":
         """Return the shards of a folder after checking the manifest and the size of every file.
 
         Args:
-            folder: Where `prepare` put them.
+            place: Where `prepare` put them, or a URI of where they were copied to.
             window: Tokens per row that the run wants; None takes any.
             tokenizer_hash: Hash of the tokenizer that the run uses; None takes any.
 
         Raises:
-            SettingsError: If a file is missing, unknown or of another size, the manifest was changed, or the
-                shards are of another window or tokenizer.
+            SettingsError: If a file is missing, unknown or of another size, the manifest was changed, the shards are of
+                another window or tokenizer, or the place cannot be read.
         """
-        folder = Path(folder)
+        folder = Folder(place)
         manifest = read_manifest(folder)
         if window is not None and manifest["window"] != window:
             raise SettingsError(
-                f"{folder}: shards hold {manifest['window']}-token rows, the run wants {window}; "
+                f"{folder.place}: shards hold {manifest['window']}-token rows, the run wants {window}; "
                 f"rerun prepare with --set data.window={window}"
             )
         if tokenizer_hash is not None and manifest["tokenizer_hash"] != tokenizer_hash:
             raise SettingsError(
-                f"{folder}: shards were made with tokenizer {manifest['tokenizer_hash'][:12]}, the run uses "
+                f"{folder.place}: shards were made with tokenizer {manifest['tokenizer_hash'][:12]}, the run uses "
                 f"{tokenizer_hash[:12]}; rerun prepare with the run's tokenizer"
             )
         entries = {entry["file"]: entry for entry in manifest["shards"] + manifest["validation"]}
+        sizes = folder.sizes()
         for name, entry in entries.items():
-            path = folder / name
-            if not path.is_file():
-                raise SettingsError(f"{path}: missing shard; {_again(folder)}")
-            if path.stat().st_size != entry["bytes"]:
+            if name not in sizes:
+                raise SettingsError(f"{folder.name(name)}: missing shard; {_again(folder)}")
+            if sizes[name] != entry["bytes"]:
                 raise SettingsError(
-                    f"{path}: damaged shard, {path.stat().st_size} bytes, wanted {entry['bytes']}; {_again(folder)}"
+                    f"{folder.name(name)}: damaged shard, {sizes[name]} bytes, wanted {entry['bytes']}; "
+                    f"{_again(folder)}"
                 )
-        for path in sorted(folder.glob("*.arrow")):
-            if path.name not in entries:
-                raise SettingsError(f"{path}: extra shard that the manifest does not name; remove it")
+        for name in sorted(sizes):
+            if name.endswith(".arrow") and name not in entries:
+                raise SettingsError(f"{folder.name(name)}: extra shard that the manifest does not name; remove it")
         return cls(folder, manifest)
 
     def tokens(self, row_ids: npt.ArrayLike) -> Tokens:
@@ -230,23 +255,73 @@ class ShardSet:
             SettingsError: If a row lies in a damaged record batch.
             IndexError: If there is no such row.
         """
-        ids = np.asarray(row_ids, dtype=np.int64)
-        if ids.size and not (0 <= ids.min() and ids.max() < self.rows):
-            raise IndexError(f"row ids must lie in [0, {self.rows}), got {ids.min()} to {ids.max()}")
-        rows = np.empty((len(ids), self.window), dtype=np.int32)
-        views = self._views
-        for index, (key, place) in enumerate(self._located(ids)):
-            view = views.get(key)
-            if view is None:
-                view = views[key] = self._view(*key)
-            rows[index] = view[place]
+        keys, places = self._located(np.asarray(row_ids, dtype=np.int64))
+        blocks = self._blocks(keys)
+        rows = np.empty((len(keys), self.window), dtype=np.int32)
+        for index, (key, place) in enumerate(zip(keys, places, strict=True)):
+            rows[index] = blocks[key].tokens[place]
         return rows
 
-    def _located(self, ids: npt.NDArray[np.int64]) -> Iterator[tuple[tuple[int, int], int]]:
-        """Yield ((shard, record batch), place in the batch) of each row."""
+    def _located(self, ids: npt.NDArray[np.int64]) -> tuple[list[Key], list[int]]:
+        """Return (shard, record batch) of each row, and its place in the batch."""
+        if ids.size and not (0 <= ids.min() and ids.max() < self.rows):
+            raise IndexError(f"row ids must lie in [0, {self.rows}), got {ids.min()} to {ids.max()}")
         shards = np.searchsorted(self._firsts, ids, side="right") - 1
         batches, places = np.divmod(ids - self._firsts[shards], self.rows_per_batch)
-        return zip(zip(shards.tolist(), batches.tolist(), strict=True), places.tolist(), strict=True)
+        return list(zip(shards.tolist(), batches.tolist(), strict=True)), places.tolist()
+
+    def _blocks(self, keys: list[Key]) -> dict[Key, _Block]:
+        """Return the record batches of some rows, those of a remote place fetched several at once."""
+        found = {key: self._kept[key] for key in keys if key in self._kept}
+        if self.folder.local is not None:
+            for key in keys:
+                if key not in found:
+                    found[key] = self._kept[key] = self._block(*key)
+            return found
+        for key in found:
+            self._kept.move_to_end(key)
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        if missing:
+            with ThreadPoolExecutor(FETCHES) as pool:
+                found |= dict(zip(missing, pool.map(lambda key: self._block(*key), missing), strict=True))
+            for key in missing:
+                self._keep(key, found[key])
+        return found
+
+    def _keep(self, key: Key, block: _Block) -> None:
+        """Keep a fetched record batch; the oldest ones go when there is no room."""
+        self._kept[key] = block
+        self._kept_bytes += block.bytes
+        while self._kept_bytes > self._most_bytes:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].bytes
+
+    def _block(self, shard: int, number: int) -> _Block:
+        batch = self._shard(self.manifest["shards"][shard], train_schema(self.window)).batch(number)
+        tokens, starts, documents = batch.columns
+        return _Block(
+            tokens.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.window),
+            starts.offsets.to_numpy(),
+            starts.values.to_numpy(),
+            documents.values.to_numpy(),
+            batch.nbytes,
+        )
+
+    def order(self, seed: int, shuffle_shards: int) -> Order:
+        """Return the order in which a run reads the training rows.
+
+        Args:
+            seed: Of the run.
+            shuffle_shards: Shards whose rows are mixed among each other.
+        """
+        return Order(seed, self.corpora, shuffle_shards)
+
+    @property
+    def corpora(self) -> tuple[Corpus, ...]:
+        """The corpora whose rows are mixed, each with its share of the rows of a run."""
+        found = self.manifest.get("corpora")
+        if found is None:  # one text, shards of equal length
+            return (Corpus(0, self.rows, self.manifest["shards"][0]["rows"]),)
+        return tuple(Corpus(entry["first_row"], entry["rows"], entry["shard_rows"], entry["parts"]) for entry in found)
 
     @property
     def packed(self) -> bool:
@@ -265,40 +340,27 @@ class ShardSet:
         return Rows(ids, tokens, self._places(ids) if self.packed else None)
 
     def _places(self, ids: npt.NDArray[np.int64]) -> Tokens:
+        keys, insides = self._located(ids)
+        blocks = self._blocks(keys)
         places = np.empty((len(ids), self.window), dtype=np.int32)
         index = np.arange(self.window, dtype=np.int32)
-        for row, (key, inside) in enumerate(self._located(ids)):
-            ends, starts, documents = self._layout(key)
-            begin, end = ends[inside], ends[inside + 1]
-            first = starts[begin:end]
+        for row, (key, inside) in enumerate(zip(keys, insides, strict=True)):
+            block = blocks[key]
+            begin, end = block.ends[inside], block.ends[inside + 1]
+            first = block.starts[begin:end]
             lengths = np.diff(first, append=self.window)
             place = index - np.repeat(first, lengths)
-            if documents[end - 1] == PADDING:
+            if block.documents[end - 1] == PADDING:
                 place[first[-1] :] = -1 - place[first[-1] :]
             places[row] = place
         return places
 
-    def _layout(self, key: tuple[int, int]) -> tuple[Tokens, Tokens, npt.NDArray[np.int64]]:
-        """Return (where each row's pieces begin in the two others, their starts, their documents) of a record batch."""
-        found = self._layouts.get(key)
-        if found is None:
-            shard, number = key
-            batch = self._shard(self.manifest["shards"][shard], train_schema(self.window)).batch(number)
-            starts, documents = batch.column(1), batch.column(2)
-            found = (starts.offsets.to_numpy(), starts.values.to_numpy(), documents.values.to_numpy())
-            self._layouts[key] = found
-        return found
-
-    def _view(self, shard: int, batch: int) -> Tokens:
-        entry = self.manifest["shards"][shard]
-        tokens = self._shard(entry, train_schema(self.window)).batch(batch).column(0)
-        return tokens.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.window)
-
     def _shard(self, entry: dict[str, Any], schema: pa.Schema) -> _Shard:
-        shard = self._shards.get(entry["file"])
-        if shard is None:
-            shard = self._shards[entry["file"]] = _Shard(self.folder, entry, schema)
-        return shard
+        with self._lock:
+            shard = self._shards.get(entry["file"])
+            if shard is None:
+                shard = self._shards[entry["file"]] = _Shard(self.folder, entry, schema)
+            return shard
 
     def train_batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all training rows in their order with their document pieces (`train_schema`), verified."""
@@ -327,9 +389,11 @@ class ShardSet:
             SettingsError: At the first file that differs.
         """
         for entry in self.manifest["shards"] + self.manifest["validation"]:
-            path = self.folder / entry["file"]
-            if not path.is_file() or files.sha256(path) != entry["sha256"]:
-                raise SettingsError(f"{path}: damaged shard, its sha256 does not match; {_again(self.folder)}")
+            if self.folder.sha256(entry["file"]) != entry["sha256"]:
+                raise SettingsError(
+                    f"{self.folder.name(entry['file'])}: damaged shard, its sha256 does not match; "
+                    f"{_again(self.folder)}"
+                )
 
 
 def local_batches(
@@ -343,6 +407,7 @@ def local_batches(
     batch_sequences: int,
     window: int,
     tokenizer_hash: str | None,
+    shuffle_shards: int = SHUFFLE_SHARDS,
 ) -> Iterator[Rows]:
     """Yield one rank's rows of each step in [start_step, stop_step), read in this process.
 
@@ -356,6 +421,6 @@ def local_batches(
         shards = folder
     else:
         shards = ShardSet.open(folder, window=window, tokenizer_hash=tokenizer_hash)
-    reader = Reader(seed, shards.rows, batch_sequences, rank, num_workers)
+    reader = Reader(shards.order(seed, shuffle_shards), batch_sequences, rank, num_workers)
     for step in range(start_step, stop_step):
-        yield shards.rows_of(reader.row_ids(step))
+        yield shards.rows_of(reader.row_ids(range(step, step + 1))[0])

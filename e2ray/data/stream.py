@@ -19,7 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from e2ray.config.base import SettingsError
+from e2ray.config.data import SHUFFLE_SHARDS
 from e2ray.data.corpus import MIB, Document, Item, printable, read_item
+from e2ray.data.folder import is_uri
 from e2ray.data.order import Reader, local_indices
 from e2ray.data.shards import Rows, ShardSet, joined
 from e2ray.data.tokenizer import Encoder
@@ -139,6 +141,7 @@ def batches(
     batch_sequences: int,
     window: int,
     tokenizer_hash: str | None,
+    shuffle_shards: int = SHUFFLE_SHARDS,
     prefetch_bytes: int = 32 * MIB,
     num_cpus: float = 0.25,
 ) -> Iterator[Rows]:
@@ -147,7 +150,7 @@ def batches(
     Made inside the worker: one pipeline per rank, so no worker waits for another. Each array is a fresh one.
 
     Args:
-        folder: Shards of `prepare`, on a file system that all nodes share.
+        folder: Shards of `prepare`, on a file system that all nodes share, or a URI that all nodes can read.
         seed: Chooses the order of rows.
         start_step: First step.
         stop_step: Step behind the last one.
@@ -156,6 +159,7 @@ def batches(
         batch_sequences: Rows of the global batch.
         window: Tokens per row that the run wants.
         tokenizer_hash: Hash of the run's tokenizer; None takes any.
+        shuffle_shards: Shards whose rows are mixed among each other.
         prefetch_bytes: Tokens read ahead at most, rounded up to two blocks.
         num_cpus: What one reading task asks of the cluster, beside the CPUs that train workers hold.
 
@@ -172,10 +176,10 @@ def batches(
     work = [steps[first : first + task_steps] for first in range(0, len(steps), task_steps)]
     if not work:
         return
-    reader = Reader(seed, shards.rows, batch_sequences, rank, num_workers)
+    reader = Reader(shards.order(seed, shuffle_shards), batch_sequences, rank, num_workers)
     function = partial(
         _read_steps,
-        folder=str(Path(folder).absolute()),
+        folder=str(folder) if is_uri(folder) else str(Path(folder).absolute()),
         digest=shards.manifest["digest"],
         packed=shards.packed,
         reader=reader,
@@ -201,8 +205,8 @@ def _read_steps(
         try:
             shards = _shards(folder, digest)
             for first in range(0, len(steps), block_steps):
-                rows = [reader.row_ids(step) for step in steps[first : first + block_steps]]
-                yield _block(shards.rows_of(np.concatenate(rows)), None)
+                rows = reader.row_ids(steps[first : first + block_steps])
+                yield _block(shards.rows_of(rows.reshape(-1)), None)
         except SettingsError as error:
             nothing = np.zeros((1, 1), np.int32)
             yield _block(Rows(np.zeros(1, np.int64), nothing, nothing if packed else None), str(error))

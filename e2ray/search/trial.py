@@ -93,7 +93,7 @@ class Examiner:
             cut=settings.document_tokens,
             skip=settings.skip_documents,
         )
-        self.tokenizer = load_tokenizer(str(shards.folder / "tokenizer")) if shared.retrieval else None
+        self.tokenizer = load_tokenizer(str(shared.task.tokenizer_folder)) if shared.retrieval else None
 
     def cells(self, model: nn.Module, hook: RotaryHook, *, whole: bool) -> list[dict[str, Any]]:
         """Return rows {window, scale, nll, ...}: each window at scale W / L, or at every scale of the recipe too.
@@ -251,6 +251,7 @@ class Workbench:
             batch_sequences=task.train.batch_sequences,
             window=task.window,
             tokenizer_hash=task.tokenizer_hash,
+            shuffle_shards=task.shuffle_shards,
         )
         self.batches = self._counted(drawn(rows, task, rank=0, num_workers=1, start_step=0))
         self.done = self.tokens = self.taken = 0

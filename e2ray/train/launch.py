@@ -219,6 +219,7 @@ def _open_rows(batches: Any, start: int, stop: int, *, task: "Task", rank: int, 
         batch_sequences=task.train.batch_sequences,
         window=task.window,
         tokenizer_hash=task.tokenizer_hash,
+        shuffle_shards=task.shuffle_shards,
     )
 
 

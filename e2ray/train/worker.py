@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from e2ray.config.base import SettingsError
+from e2ray.config.data import SHUFFLE_SHARDS
 from e2ray.config.model import Model
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
@@ -38,7 +39,7 @@ class Task:
 
     name: str  # of the run, as the dashboard and the gauges show it
     folder: Path  # of the run: metrics.jsonl, checkpoints/ ... appear here
-    shards: Path
+    shards: str | Path  # a folder, or a URI of an object store
     tokenizer_hash: str
     vocab_size: int
     window: int
@@ -48,10 +49,17 @@ class Task:
     positions: PositionSettings
     train: TrainSettings
     digest: str  # of the settings that decide the losses
+    shuffle_shards: int = SHUFFLE_SHARDS  # shards whose rows are mixed among each other
     packed: bool = False  # whether rows hold documents that do not see each other
     show_progress: bool = True
     keep: bool = True  # whether checkpoints are written
     ledger: bool = False  # whether each rank notes its rows and draws
+    tokenizer: Path | None = None  # its folder, where the shards are a URI; else it lies among them
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Folder of the tokenizer, on the file system that all nodes share."""
+        return self.tokenizer or Path(self.shards) / "tokenizer"
 
 
 def use_cores(threads: int | None, local_workers: int) -> None:

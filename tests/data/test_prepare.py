@@ -53,6 +53,46 @@ def texts(corpus):
     return found
 
 
+def mixed(place, *weights, **changes):
+    """Long texts, short texts and the table as corpora of their own."""
+    sources = [
+        {"kind": "text", "paths": [f"{place}/*.txt"], "min_tokens": 100},
+        {"kind": "text", "paths": [f"{place}/*.txt"], "max_tokens": 99},
+        {"kind": "jsonl", "paths": [f"{place}/table.jsonl"]},
+    ]
+    return {"corpus": [source | {"weight": w} for source, w in zip(sources, weights, strict=True)]} | changes
+
+
+@pytest.mark.parametrize("pack", ["concat", "best_fit"])
+def test_a_mixture_has_each_sources_tokens_by_weight(ray_cluster, corpus, tmp_path, pack):
+    shards, _ = make(corpus, tmp_path / "shards", shard_rows=20, **mixed(corpus, 6, 1, 3, pack=pack))
+    whole, _ = make(corpus, tmp_path / "whole", pack="document")
+    manifest = shards.manifest
+    lengths = manifest["documents"]["train"]
+    assert lengths["count"] == whole.manifest["documents"]["train"]["count"]  # each text is in one of the two
+    assert manifest["num_long"] + manifest["num_short"] == 40
+    parts = [shards.rows_of(range(c["first_row"], c["first_row"] + c["rows"])) for c in manifest["corpora"]]
+    filled = [32 * len(part.ids) if part.places is None else int((part.places >= 0).sum()) for part in parts]
+    assert filled == [corpus["tokens"] for corpus in manifest["corpora"]] and sum(filled) == manifest["tokens"]
+    tokenizer = load_tokenizer(tmp_path / "shards" / "tokenizer")
+    of_table = ["of a table" in tokenizer.decode(part.tokens[0].tolist()) for part in parts]
+    assert of_table == [False, False, True]
+    read = shards.order(5, 2).at(np.arange(10_000))
+    ends = np.cumsum([len(part.ids) for part in parts])
+    owners = np.searchsorted(ends, read, side="right")
+    tokens = np.array([np.sum(owners == c) * filled[c] / len(parts[c].ids) for c in range(3)])
+    np.testing.assert_allclose(tokens / tokens.sum(), [0.6, 0.1, 0.3], atol=1e-3)
+
+
+def test_a_mixture_that_cannot_be_is_refused(ray_cluster, corpus, tmp_path):
+    with pytest.raises(SettingsError, match=r"data\.corpus: weight 1e-09 is under a ten-thousandth of all"):
+        make(corpus, tmp_path / "little", **mixed(corpus, 1, 1, 1e-9))
+    sources = mixed(corpus, 1, 1, 1)["corpus"]
+    sources[0]["min_tokens"] = 10**6
+    with pytest.raises(SettingsError, match=r"data\.corpus\.0: gives 0 training tokens, less than one row of 32"):
+        make(corpus, tmp_path / "none", corpus=sources)
+
+
 def test_every_document_lands_whole_in_its_place(ray_cluster, corpus, tmp_path):
     shards, lines = make(corpus, tmp_path / "shards", shard_rows=50)
     tokenizer = load_tokenizer(tmp_path / "shards" / "tokenizer")
@@ -113,9 +153,9 @@ def test_short_documents_are_left_out_and_counted(ray_cluster, corpus, tmp_path)
         sum(made.manifest["documents"][kind]["count"] for kind in ("train", "validation")) for made in (whole, shards)
     )
     assert manifest["num_short"] == before - after > 10
-    assert lines[-1].endswith(f", {manifest['num_short']} under data.min_tokens")
+    assert lines[-1].endswith(f", {manifest['num_short']} too short")
     assert min(manifest["documents"][kind]["min"] for kind in ("train", "validation")) >= least
-    with pytest.raises(SettingsError, match=r"data\.min_tokens: 100 documents have fewer than 99999 tokens and none"):
+    with pytest.raises(SettingsError, match=r"data\.min_tokens: 100 documents are shorter than it .* and none is left"):
         make(corpus, tmp_path / "none", min_tokens=99_999)
 
 

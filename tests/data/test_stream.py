@@ -11,8 +11,7 @@ from e2ray.config.data import ByteLevelBpe, JsonlSource, TextSource
 from e2ray.data import rows as rows_module
 from e2ray.data import stream
 from e2ray.data.corpus import list_items, read_item
-from e2ray.data.order import rows_of_step
-from e2ray.data.shards import local_batches, read_manifest
+from e2ray.data.shards import ShardSet, local_batches, read_manifest
 from e2ray.data.stream import batches, tokenise
 from e2ray.data.tokenizer import train_byte_level_bpe
 
@@ -143,7 +142,7 @@ def test_a_reader_that_nobody_drains_stops_reading_ahead(ray_cluster, write_shar
     seen = batches(folder, **arguments(window=window, stop_step=rows // 6), prefetch_bytes=2**20)
     next(seen)
     time.sleep(1.5)
-    row = rows_of_step(seed=3, step=step, rows=rows, batch_sequences=6)[0]
+    row = ShardSet.open(folder).order(3, 16).at(np.array([step * 6]))[0]
     with (folder / "train-00000.arrow").open("r+b") as file:
         file.seek(read_manifest(folder)["shards"][0]["blocks"][row][0] - 200)
         file.write(b"damage")

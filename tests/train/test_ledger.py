@@ -6,11 +6,12 @@ import torch
 
 from e2ray.config.positions import PositionSettings
 from e2ray.core.positions import draw
-from e2ray.data.order import Reader, local_indices
+from e2ray.data.order import Corpus, Order, Reader, local_indices
 from e2ray.data.shards import Rows
 from e2ray.train.ledger import Ledger, read_ledger, replayed
 
 WINDOW, ROWS, BATCH, SEED = 16, 50, 12, 3
+ORDER = Order(SEED, (Corpus(0, ROWS, 8),), 3)
 POSITIONS = PositionSettings.model_validate({"preset": "clex", "max_scale": 8})
 
 
@@ -24,7 +25,7 @@ def work(folder, *, num_workers, start, commits, stop):
     for step in range(start, stop):
         for rank, ledger in enumerate(ledgers):
             indices = local_indices(rank, num_workers, BATCH)
-            ids = Reader(SEED, ROWS, BATCH, rank, num_workers).row_ids(step)
+            (ids,) = Reader(ORDER, BATCH, rank, num_workers).row_ids(range(step, step + 1))
             ledger.add(step, indices, Rows(ids, np.zeros((len(ids), WINDOW), np.int32), None), draws(step, indices))
         if step + 1 in commits:
             for ledger in ledgers:
@@ -36,7 +37,7 @@ def audit(folder, steps):
     found = read_ledger(folder)
     assert found.num_rows == steps * BATCH
     for row in found.to_pylist():
-        (row_id,) = Reader(SEED, ROWS, BATCH, 0, 1).row_ids(row["step"])[row["index"] : row["index"] + 1]
+        row_id = ORDER.at(np.array([row["step"] * BATCH + row["index"]]))[0]
         wanted = draws(row["step"], range(row["index"], row["index"] + 1))
         assert row["row"] == row_id and row["scale"] == float(wanted.scale[0])
         assert torch.equal(replayed(row, WINDOW), wanted.offsets[0])

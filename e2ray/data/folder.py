@@ -1,0 +1,169 @@
+"""A folder of shards, on a file system of this machine or in an object store, read the same way.
+
+A place is a path, or a URI of any file system that pyarrow knows: s3://bucket/folder, gs://bucket/folder,
+abfss://..., hdfs://... Credentials and regions come from the environment, or stand in the URI's query
+(s3://bucket/folder?endpoint_override=http://host:9000&scheme=http). Files of this machine are mapped into memory;
+of others just the stretches are fetched that are asked for.
+"""
+
+import hashlib
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+
+CHUNK_BYTES = 8 * 2**20
+PRIVATE = re.compile(r"^(\w+://)[^/@]*@")  # keys that stand in a URI
+
+
+def is_uri(place: str | Path) -> bool:
+    """Return whether a place is one of an object store or another remote file system."""
+    return "://" in str(place)
+
+
+class Folder:
+    """The files that lie directly in one folder."""
+
+    def __init__(self, place: str | Path) -> None:
+        """Name the folder; nothing is read.
+
+        Raises:
+            SettingsError: If the URI is none of a file system that pyarrow knows.
+        """
+        self.local = None if is_uri(place) else Path(place).expanduser()
+        self.uri = str(place)
+        self.place = str(place) if self.local else PRIVATE.sub(r"\1", self.uri.partition("?")[0])  # as messages show it
+        if self.local is None:
+            try:
+                self.filesystem, self.path = fs.FileSystem.from_uri(self.uri)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise SettingsError(f"{self.place}: is no place that can be read ({_one_line(error)})") from None
+
+    def name(self, file: str) -> str:
+        """Return the full name of a file, as messages show it."""
+        return f"{self.place.rstrip('/')}/{file}"
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each file by its name; none where there is no such folder.
+
+        Raises:
+            SettingsError: If the folder cannot be read.
+        """
+        with self._named(""):
+            if self.local is not None:
+                if not self.local.is_dir():
+                    return {}
+                return {path.name: path.stat().st_size for path in self.local.iterdir() if path.is_file()}
+            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+            return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
+
+    def read(self, file: str) -> bytes:
+        """Return what a file holds.
+
+        Raises:
+            SettingsError: If it cannot be read.
+        """
+        with self._named(file), self._stream(file) as stream:
+            return bytes(stream.read())
+
+    def sha256(self, file: str) -> str:
+        """Return the sha256 of a file, in hexadecimal.
+
+        Raises:
+            SettingsError: If it cannot be read.
+        """
+        if self.local is not None:
+            with self._named(file):
+                return files.sha256(self.local / file)
+        digest = hashlib.sha256()
+        with self._named(file), self._stream(file) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def open(self, file: str) -> "Stretches":
+        """Open a file for reading stretches of it.
+
+        Raises:
+            SettingsError: If it cannot be read.
+        """
+        with self._named(file):
+            if self.local is None:
+                return Stretches(self, file, remote=self.filesystem.open_input_file(f"{self.path}/{file}"))
+            with (self.local / file).open("rb") as opened:
+                if not os.fstat(opened.fileno()).st_size:
+                    return Stretches(self, file, local=b"")  # nothing cannot be mapped
+                return Stretches(self, file, local=mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def fetch(self, below: str, target: Path) -> None:
+        """Copy the files of a folder below this one to a folder of this machine, whole or not at all.
+
+        Raises:
+            SettingsError: If they cannot be read, or there are none.
+        """
+        place, mark, query = self.uri.partition("?")
+        inside = Folder(f"{place.rstrip('/')}/{below}{mark}{query}")
+        names = inside.sizes()
+        if not names:
+            raise SettingsError(f"{inside.place}: not found; {self.place} holds no finished shards, run prepare")
+        with files.atomic_folder(target) as aside:
+            for name in names:
+                (aside / name).write_bytes(inside.read(name))
+
+    def _stream(self, file: str) -> Any:
+        if self.local is not None:
+            return (self.local / file).open("rb")
+        return self.filesystem.open_input_stream(f"{self.path}/{file}")
+
+    @contextmanager
+    def _named(self, file: str) -> Iterator[None]:
+        """Raise what the file system refuses in one line that names the file."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            where = self.name(file) if file else self.place
+            reason = getattr(error, "strerror", None) or _one_line(error)
+            raise SettingsError(f"{where}: cannot be read ({reason})") from None
+
+
+class Stretches:
+    """A file whose stretches are read one by one, from several threads at once if need be."""
+
+    def __init__(self, folder: Folder, file: str, *, local: Any = None, remote: pa.NativeFile | None = None) -> None:
+        """Take an open file, of which one is given."""
+        self.folder, self.file, self.local, self.remote = folder, file, local, remote
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.local) if self.remote is None else int(self.remote.size())
+
+    def whole(self) -> Any:
+        """Return what Arrow opens as a random-access file."""
+        return self.remote if self.remote is not None else pa.py_buffer(self.local)
+
+    def read(self, begin: int, end: int) -> pa.Buffer:
+        """Return the bytes [begin, end); those of a file of this machine are not copied.
+
+        Raises:
+            SettingsError: If they cannot be read.
+        """
+        if self.remote is None:
+            return pa.py_buffer(self.local).slice(begin, end - begin)
+        with self.folder._named(self.file):
+            found = self.remote.read_at(end - begin, begin)
+        return pa.py_buffer(found)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."
