@@ -18,7 +18,8 @@ DESCRIPTIONS = {
     "export": "write a trained run as a Hugging Face folder with a serving profile per context length",
     "check": "validate a recipe, its paths and its model before a submission",
     "plan": "what a recipe will do, before any training: which relative distances its draws show the model",
-    "shards": "look at a folder of shards: what it holds (info), and whether every byte is what prepare wrote (verify)",
+    "shards": "look at a folder of shards: what it holds (info, or report as a page), and whether every byte is what "
+    "prepare wrote (verify)",
     "schema": "print the JSON schema of a recipe",
 }
 
@@ -47,8 +48,10 @@ def _add_options(target: argparse.ArgumentParser, command: str) -> None:
     if command == "schema":
         return
     if command == "shards":
-        target.add_argument("question", choices=("info", "verify"), help="what to tell about the folder")
+        target.add_argument("question", choices=("info", "verify", "report"), help="what to tell about the folder")
         target.add_argument("folder", help="folder of shards, made by prepare, or the URI of a copy")
+        target.add_argument("--out", metavar="HTML", default="data.html", help="report: where to put the page")
+        target.add_argument("--rows", type=int, help="report: rows that a run reads; default: as many as there are")
         return
     target.add_argument("--config", required=True, metavar="RECIPE", help="recipe file (YAML); see jobs/recipes/")
     target.add_argument(
@@ -130,7 +133,7 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
         print(load.schema())
         return
     if command == "shards":
-        _shards(parsed.question, parsed.folder)
+        _shards(parsed)
         return
     config = load.load(parsed.config, parsed.overrides)  # before torch and ray are imported
     from e2ray import pipeline
@@ -156,13 +159,24 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
             pipeline.plan_coverage(config, parsed.out)
 
 
-def _shards(question: str, folder: str) -> None:
+def _shards(parsed: argparse.Namespace) -> None:
     from e2ray.data import inspect
 
-    if question == "verify":
-        inspect.verify(folder, show=print)
-    else:
-        print("\n".join(inspect.info(folder)))
+    match parsed.question:
+        case "verify":
+            inspect.verify(parsed.folder, show=print)
+        case "info":
+            print("\n".join(inspect.info(parsed.folder)))
+        case "report":
+            from pathlib import Path
+
+            from e2ray.data.folder import Folder
+            from e2ray.data.shards import read_manifest
+            from e2ray.report.data import write_data
+
+            folder = Folder(parsed.folder)
+            write_data(Path(parsed.out), read_manifest(folder), place=folder.place, rows=parsed.rows)
+            print(f"report: {parsed.out}")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def by_document(examiner: Any, model: Any, hook: Any) -> list[dict[str, float]]:
     documents, found = examiner.documents, []
     for document in documents:
         examiner.documents = [document]
-        found.append({str(cell["window"]): cell["nll"] for cell in examiner.cells(model, hook, whole=False)})
+        found.append({str(cell["window"]): cell["nll"] for cell in examiner.cells(model, hook, examiner.served)})
     examiner.documents = documents
     return found
 

@@ -55,6 +55,19 @@ class ParquetSource(_Source):
     column: str = Field("text", min_length=1, description="Column that holds the text.")
 
 
+class HuggingFaceSource(_Source):
+    """A dataset of the Hugging Face library; each row is one document. Needs the extra `data`."""
+
+    kind: Literal["hugging_face"] = "hugging_face"
+    path: str = Field(
+        min_length=1, description="Folder that save_to_disk wrote (starts with /, ./, ../ or ~), or hub id, streamed."
+    )
+    name: str | None = Field(None, description="Configuration of a hub id.")
+    split: str = Field("train", min_length=1, description="Which part of the dataset.")
+    column: str = Field("text", min_length=1, description="Column that holds the text.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+
+
 class PythonStdlibSource(_Source):
     """The interpreter's own standard library, without site-packages and test folders.
 
@@ -64,7 +77,9 @@ class PythonStdlibSource(_Source):
     kind: Literal["python_stdlib"] = "python_stdlib"
 
 
-Source = Annotated[TextSource | JsonlSource | ParquetSource | PythonStdlibSource, Field(discriminator="kind")]
+Source = Annotated[
+    TextSource | JsonlSource | ParquetSource | HuggingFaceSource | PythonStdlibSource, Field(discriminator="kind")
+]
 
 
 class PretrainedTokenizer(Settings):
@@ -111,6 +126,13 @@ class DataSettings(Settings):
     )
     min_tokens: int = Field(
         1, ge=1, description="Documents of fewer tokens are left out and counted; begin and end tokens count too."
+    )
+    near_duplicates: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of common five-token shingles (Jaccard) from which on a document is left out as a "
+        "repetition of an earlier one, held-out ones included; null keeps all. Needs the extra `data`.",
     )
     on_bad: Literal["error", "skip"] = Field(
         "error", description="What an unreadable, empty or non-UTF-8 document does: stop, or be skipped and listed."

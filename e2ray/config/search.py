@@ -100,7 +100,11 @@ class SearchSettings(Settings):
     repeats: int = Field(3, ge=1, description="Seeds of the paper's preset, which measure the noise of a trial.")
     sampler: Literal["tpe", "random"] = Field("tpe", description="How Optuna proposes trials.")
     startup_trials: int = Field(10, ge=0, description="Sampled trials before tpe follows what was found.")
-    surface: bool = Field(True, description="Measure a finished trial at every window and scale, not only W / L.")
+    surface: bool = Field(
+        True,
+        description="Measure a full trial at every window and scale, not only W / L, unless an earlier one was as good "
+        "on both objectives.",
+    )
     concurrency: int | None = Field(None, ge=1, description="Trials at once; null: as many as the cluster holds.")
     progress_s: float = Field(60.0, gt=0, description="Seconds between tables of the best trials in the log.")
 

@@ -20,7 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from e2ray.config.base import SettingsError
-from e2ray.config.data import JsonlSource, ParquetSource, PythonStdlibSource, Source, TextSource
+from e2ray.config.data import (
+    HuggingFaceSource,
+    JsonlSource,
+    ParquetSource,
+    PythonStdlibSource,
+    Source,
+    TextSource,
+)
+from e2ray.data import hub
 
 MIB = 2**20
 TEXT_GROUP_BYTES = (MIB, 32 * MIB)  # least and most; between them a 256th of the source
@@ -64,18 +72,19 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Item:
-    """One piece of work: whole text files, a byte range of a JSONL file or row groups of a Parquet file.
+    """One piece of work: whole text files, a stretch of a JSONL or Parquet file or of a Hugging Face dataset.
 
-    `start` and `stop` count bytes of a JSONL file (lines that begin in [start, stop)) or row groups; `bytes` is
-    the size on the disk, and `column` is empty for text files.
+    `start` and `stop` count bytes of a JSONL file (lines that begin in [start, stop)), row groups, or what `hub.pieces`
+    says; `bytes` is the size on the disk where it is known, and `column` is empty for text files.
     """
 
-    kind: Literal["text", "jsonl", "parquet"]
+    kind: Literal["text", "jsonl", "parquet", "dataset"]
     files: tuple[SourceFile, ...]
     bytes: int
     column: str = ""
     start: int = 0
     stop: int = sys.maxsize
+    dataset: HuggingFaceSource | None = None
 
 
 def list_items(sources: Sequence[Source], *, without: frozenset[str] = frozenset()) -> list[Item]:
@@ -101,17 +110,22 @@ def list_items(sources: Sequence[Source], *, without: frozenset[str] = frozenset
             case ParquetSource():
                 for file in files:
                     items += _parquet_items(file, source.column)
+            case HuggingFaceSource():
+                found = hub.pieces(source)
+                items += [Item("dataset", (), size, source.column, start, stop, source) for start, stop, size in found]
     return items
 
 
 def source_files(source: Source) -> list[SourceFile]:
-    """Return the files of a source in a fixed order, each once.
+    """Return the files of a source in a fixed order, each once; a dataset's are its library's own affair.
 
     Raises:
         SettingsError: If a path or glob matches no file or names a folder.
     """
     if isinstance(source, PythonStdlibSource):
         return _stdlib_files()
+    if isinstance(source, HuggingFaceSource):
+        return []
     found: dict[str, SourceFile] = {}
     for pattern in source.paths:
         for file in _matches(pattern):
@@ -236,6 +250,8 @@ def read_item(item: Item) -> Iterator[Document | BadDocument]:
             yield _read_text(file)
     elif item.kind == "jsonl":
         yield from _read_jsonl(item)
+    elif item.kind == "dataset":
+        yield from _read_dataset(item)
     else:
         yield from _read_parquet(item)
 
@@ -363,6 +379,17 @@ def _read_parquet(item: Item) -> Iterator[Document | BadDocument]:
         yield BadDocument(file.name, f"{file.path}: cannot be read ({one_line(error)})")
 
 
+def _read_dataset(item: Item) -> Iterator[Document | BadDocument]:
+    assert item.dataset is not None
+    where = f"data source {item.dataset.path} split {item.dataset.split}"
+    name = f"{item.dataset.path}/{item.dataset.split}"
+    try:
+        for name, value in hub.read(item.dataset, item.start, item.stop):
+            yield _checked(printable(name), f"{where} row {name.rpartition('@')[2]}", value)
+    except Exception as error:  # whatever a loader raises, a lost network among it
+        yield BadDocument(name, f"{where}: cannot be read on behind {name} ({one_line(error)})")
+
+
 def _parquet_text(file: SourceFile, row: int, value: pa.Scalar) -> Document | BadDocument:
     name, where = f"{file.name}@{row}", f"{file.path} row {row}"
     try:
@@ -375,6 +402,12 @@ def fingerprint(sources: Iterable[Source]) -> list[list[object]]:
     """Return what tells one state of the sources from another: [path, bytes, modified_ns] per file.
 
     Raises:
-        SettingsError: If a source matches no file.
+        SettingsError: If a source matches no file, or a dataset cannot be asked for its state.
     """
-    return [[printable(file.path), file.bytes, file.modified_ns] for source in sources for file in source_files(source)]
+    found: list[list[object]] = []
+    for source in sources:
+        if isinstance(source, HuggingFaceSource):
+            found.append(hub.identity(source))
+        else:
+            found += [[printable(file.path), file.bytes, file.modified_ns] for file in source_files(source)]
+    return found

@@ -92,6 +92,8 @@ def info(place: str | Path) -> list[str]:
         lines.append(f"left out    {manifest['num_short']:,} documents with fewer tokens than min_tokens")
     if manifest.get("num_long"):
         lines.append(f"left out    {manifest['num_long']:,} documents with more tokens than their source's max_tokens")
+    if manifest.get("num_repeated"):
+        lines.append(f"left out    {manifest['num_repeated']:,} documents that nearly repeat an earlier one")
     if manifest.get("num_skipped"):
         lines += [f"skipped     {manifest['num_skipped']:,} documents, for example:"]
         lines += [f"  {reason}" for reason in manifest["skipped"][:3]]

@@ -21,8 +21,11 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer, Source
 from e2ray.data import tokenizer as tokenizers
 from e2ray.data.corpus import Document, Item, fingerprint, list_items, read_item, source_files
+from e2ray.data.duplicates import NearDuplicates
+from e2ray.data.folder import is_folder
 from e2ray.data.order import shares
 from e2ray.data.packing import Packer
+from e2ray.data.parts import Keeper, Parts
 from e2ray.data.rows import PackedRows, TrainRows, ValidationRows
 from e2ray.data.shards import MANIFEST, SCHEMA_VERSION, ShardSet, Tokens, manifest_text
 from e2ray.data.stream import tokenise
@@ -63,7 +66,7 @@ def shards_digest(settings: DataSettings, *, tokenizer_source: TokenizerSource) 
 
 def _tokenizer_identity(source: TokenizerSource) -> dict[str, Any]:
     identity = source.model_dump(mode="json")
-    if isinstance(source, PretrainedTokenizer) and tokenizers.is_folder(source.path):
+    if isinstance(source, PretrainedTokenizer) and is_folder(source.path):
         folder = Path(source.path).expanduser()
         names = (*tokenizers.TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
         found = {name: files.sha256(folder / name) for name in names if (folder / name).is_file()}
@@ -99,21 +102,31 @@ def prepare(
         if finished is not None:
             progress(f"prepare: {folder} is up to date, {finished['rows']} rows of {finished['window']} tokens")
             return finished
+        unfinished = f".{folder.name}.parts-"
         for left in folder.parent.glob(f"{files.TEMPORARY}*-{folder.name}"):
             shutil.rmtree(left, ignore_errors=True)
+        for left in folder.parent.glob(f"{unfinished}*"):
+            if left.name != unfinished + wanted[:16]:
+                shutil.rmtree(left, ignore_errors=True)
         held_out = [list_items([source]) for source in settings.validation_corpus]
         without = frozenset(
             os.path.realpath(file.path) for source in settings.validation_corpus for file in source_files(source)
         )
         items = [list_items([source], without=without) for source in settings.corpus]
-        with files.atomic_folder(folder) as aside:
-            build = _Build(settings, aside, tokenizer_source, progress)
-            build.make_tokenizer([item for part in items for item in part])
-            for source, part in zip(settings.corpus, items, strict=True):
-                build.add(part, source, held_out=False)
-            for source, part in zip(settings.validation_corpus, held_out, strict=True):
-                build.add(part, source, held_out=True)
-            (aside / MANIFEST).write_text(build.finish(wanted), encoding="utf-8")
+        parts = Parts(folder.with_name(unfinished + wanted[:16]))
+        try:
+            with files.atomic_folder(folder) as aside:
+                build = _Build(settings, aside, tokenizer_source, progress, parts)
+                build.make_tokenizer([item for part in items for item in part])
+                for source, part in zip(settings.corpus, items, strict=True):
+                    build.add(part, source, held_out=False)
+                for source, part in zip(settings.validation_corpus, held_out, strict=True):
+                    build.add(part, source, held_out=True)
+                (aside / MANIFEST).write_text(build.finish(wanted), encoding="utf-8")
+        except Exception:
+            parts.remove()  # what has to be mended makes other tokens
+            raise
+        parts.remove()
         manifest = ShardSet.open(folder).manifest
         if manifest["padded_tokens"]:
             progress(f"prepare: rows are {fill(manifest):.2%} full")
@@ -141,8 +154,16 @@ class _Build:
     """The state of one `prepare`: what was counted, and the writers."""
 
     def __init__(
-        self, settings: DataSettings, folder: Path, source: TokenizerSource, progress: Callable[[str], None]
+        self,
+        settings: DataSettings,
+        folder: Path,
+        source: TokenizerSource,
+        progress: Callable[[str], None],
+        parts: Parts,
     ) -> None:
+        self.parts, self.sources = parts, 0
+        self.duplicates = NearDuplicates(settings.near_duplicates) if settings.near_duplicates else None
+        self.num_repeated = 0
         self.settings, self.folder, self.source, self.progress = settings, folder, source, progress
         self.validation = ValidationRows(folder, shard_rows=settings.shard_rows)
         self.lengths: dict[str, list[int]] = {"train": [], "validation": []}
@@ -203,10 +224,9 @@ class _Build:
 
     def add(self, items: list[Item], source: Source, *, held_out: bool) -> None:
         """Tokenise a source's `items` and write their documents; all of them to validation if `held_out`."""
-        begin, end = tokenizers.begin_token(self.tokenizer), self.tokenizer.eos_token_id
         before, reported = self.num_documents, time.monotonic()
         self.started = self.started or reported
-        for table in tokenise(items, self.folder / TOKENIZER_FOLDER, begin=begin, end=end):
+        for table in self._tokenised(items):
             for name, row, reason in _documents(table):
                 if reason is not None:
                     self._skip(reason)
@@ -220,6 +240,21 @@ class _Build:
             self._report()
         if source.weight is not None:
             self._end_corpus(source)
+
+    def _tokenised(self, items: list[Item]) -> Iterator[Any]:
+        """Yield the documents of the next source: those that an earlier `prepare` kept, then what is left."""
+        number, done = self.sources, 0
+        self.sources += 1
+        for stop, table in self.parts.read(number):
+            done = stop
+            yield table
+        if done:
+            self.progress(f"prepare: goes on behind the {self.num_documents:,} documents of the one before")
+        keeper = Keeper(self.parts, number, done)
+        begin, end = tokenizers.begin_token(self.tokenizer), self.tokenizer.eos_token_id
+        for table in tokenise(items, self.folder / TOKENIZER_FOLDER, begin=begin, end=end, first=done):
+            keeper.add(table)
+            yield table
 
     def _end_corpus(self, source: Source) -> None:
         """Close the rows of a source that is a corpus of its own."""
@@ -252,6 +287,7 @@ class _Build:
             + (f", {self.num_skipped} skipped" if self.num_skipped else "")
             + (f", {self.num_short} too short" if self.num_short else "")
             + (f", {self.num_long} too long" if self.num_long else "")
+            + (f", {self.num_repeated} near duplicates" if self.num_repeated else "")
         )
 
     def _skip(self, reason: str) -> None:
@@ -267,6 +303,9 @@ class _Build:
             return
         if source.max_tokens is not None and len(tokens) > source.max_tokens:
             self.num_long += 1
+            return
+        if self.duplicates and self.duplicates.repeats(tokens):
+            self.num_repeated += 1
             return
         if held_out:
             self.validation.add(self.num_documents, name, tokens)
@@ -300,6 +339,7 @@ class _Build:
             "validation_lengths": self.lengths["validation"],
             "num_short": self.num_short,
             "num_long": self.num_long,
+            "num_repeated": self.num_repeated,
             "num_skipped": self.num_skipped,
             "skipped": self.skipped,
             "sources": [_plain(source) for source in settings.corpus],

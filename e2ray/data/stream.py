@@ -34,7 +34,9 @@ QUIET = {  # Ray Data reports each pipeline on the console; what a run has to sa
     "ray.data._internal.execution.streaming_executor": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
 }
-DOCUMENTS = pa.schema([("name", pa.string()), ("tokens", pa.list_(pa.int32())), ("reason", pa.string())])
+DOCUMENTS = pa.schema(
+    [("item", pa.int32()), ("name", pa.string()), ("tokens", pa.list_(pa.int32())), ("reason", pa.string())]
+)
 
 
 def _pipeline(
@@ -73,7 +75,9 @@ def _work(table: pa.Table) -> Iterator[Any]:
         yield pickle.loads(piece.as_py())  # our own bytes, written a moment ago by `_pipeline`
 
 
-def tokenise(items: Sequence[Item], tokenizer_folder: str | Path, *, begin: int | None, end: int) -> Iterator[pa.Table]:
+def tokenise(
+    items: Sequence[Item], tokenizer_folder: str | Path, *, begin: int | None, end: int, first: int = 0
+) -> Iterator[pa.Table]:
     """Yield the tokenised documents of `items` in their order, tokenised in parallel.
 
     Args:
@@ -81,12 +85,15 @@ def tokenise(items: Sequence[Item], tokenizer_folder: str | Path, *, begin: int 
         tokenizer_folder: Folder with tokenizer.json, on a file system that all nodes share.
         begin: Token put before each document, if any.
         end: Token put behind each document.
+        first: Items that are left out at the beginning.
 
     Yields:
-        Tables (`name` string, `tokens` list<int32>, `reason` string): a bad document has a reason and no tokens.
+        Tables (`item` int32, `name` string, `tokens` list<int32>, `reason` string): a bad document has a reason and no
+        tokens; `item` is the place in `items`, ascending.
     """
-    size = -(-len(items) // TASKS)
-    groups = [list(items[first : first + size]) for first in range(0, len(items), size)] if items else []
+    numbered = list(enumerate(items))[first:]
+    size = max(-(-len(numbered) // TASKS), 1)
+    groups = [numbered[begun : begun + size] for begun in range(0, len(numbered), size)]
     path = str(Path(tokenizer_folder).absolute() / "tokenizer.json")
     function = partial(_tokenise_items, path=path, begin=begin, end=end)
     if groups:
@@ -102,30 +109,39 @@ def _tokenise_items(table: pa.Table, *, path: str, begin: int | None, end: int) 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one task per CPU already
     encoder = _encoder(path, os.stat(path).st_mtime_ns, begin, end)
     for items in _work(table):
+        numbers: list[int] = []
         names: list[str] = []
         texts: list[str] = []
         reasons: list[str | None] = []
         size = 0
-        for item in items:
+        for number, item in items:
             for document in read_item(item):
+                numbers.append(number)
                 names.append(document.name)
                 texts.append(document.text if isinstance(document, Document) else "")
                 reasons.append(None if isinstance(document, Document) else printable(document.reason))
                 size += len(texts[-1])
                 if size >= TOKENISE_CHARACTERS:
-                    yield _tokenised(encoder, names, texts, reasons)
-                    names, texts, reasons, size = [], [], [], 0
+                    yield _tokenised(encoder, numbers, names, texts, reasons)
+                    numbers, names, texts, reasons, size = [], [], [], [], 0
         if names:
-            yield _tokenised(encoder, names, texts, reasons)
+            yield _tokenised(encoder, numbers, names, texts, reasons)
 
 
-def _tokenised(encoder: Encoder, names: list[str], texts: list[str], reasons: list[str | None]) -> pa.Table:
+def _tokenised(
+    encoder: Encoder, numbers: list[int], names: list[str], texts: list[str], reasons: list[str | None]
+) -> pa.Table:
     rows = encoder.encode(texts)
     tokens = [None if reason else row for row, reason in zip(rows, reasons, strict=True)]
     offsets = np.cumsum([0, *(0 if row is None else len(row) for row in tokens)]).astype(np.int32)
     flat = np.concatenate([np.empty(0, np.int32), *(row for row in tokens if row is not None)])
     return pa.Table.from_arrays(
-        [pa.array(names), pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)), pa.array(reasons, pa.string())],
+        [
+            pa.array(numbers, pa.int32()),
+            pa.array(names),
+            pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
+            pa.array(reasons, pa.string()),
+        ],
         schema=DOCUMENTS,
     )
 

@@ -17,15 +17,11 @@ from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe
 from e2ray.data.corpus import one_line
+from e2ray.data.folder import is_folder
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 LEAST_VOCABULARY = 16  # a tokenizer whose files were not understood comes out with its few special tokens
-
-
-def is_folder(path: str) -> bool:
-    """Return whether a tokenizer's `path` names a local folder and not a hub id."""
-    return path.startswith(("/", "./", "../", "~")) or path in (".", "..")
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:

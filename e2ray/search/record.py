@@ -33,7 +33,8 @@ class TrialRecord:
         seconds: Wall time of training and evaluation, as the trial's own worker measured it.
         reason: Why it failed, one line.
         curves: Rows {step, window, scale, nll, stderr, tokens, documents, stride} of every evaluation it made: at each
-            rung the windows at scale W / L, at the last step the whole surface where the study asks for it.
+            rung the windows at scale W / L, at the last step the whole surface where the study asks for it and no full
+            trial was as good on both objectives when this one began.
         values: Weighted number at each rung reached, by step.
     """
 

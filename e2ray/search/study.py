@@ -43,7 +43,10 @@ STATES: dict[TrialState, State] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One trial to run: the recipe it trains with and the steps at which it is measured."""
+    """One trial to run: the recipe it trains with and the steps at which it is measured.
+
+    `front` holds what the full trials so far found, (long, NLL at L) of each that no other beats on both.
+    """
 
     number: int
     config: RunConfig
@@ -51,6 +54,12 @@ class Plan:
     baseline: str | None
     repeat: int | None
     params: dict[str, Any]
+    front: tuple[tuple[float, float], ...] = ()
+
+    def may_lead(self, cells: Sequence[Mapping[str, Any]], windows: Sequence[int], base_context_length: int) -> bool:
+        """Return whether none of the front is at least as good on both objectives as a trial with these cells."""
+        long, short = long_of(cells, windows, base_context_length), cell_nll(cells, base_context_length, 1.0)
+        return not any(other[0] <= long and other[1] <= short for other in self.front)
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,20 @@ class Study:
         if trial.user_attrs.get("settings") != settings:
             trial.set_user_attr("settings", settings)
         rungs = self.search.rungs(config.train.steps, config.train.log_every)
-        return Plan(trial.number, config, rungs, baseline, repeat, params)
+        front = () if trial.number == 0 else self._front()  # the paper's preset is what the best is shown against
+        return Plan(trial.number, config, rungs, baseline, repeat, params, front)
+
+    def _front(self) -> tuple[tuple[float, float], ...]:
+        """Return (long, NLL at L) of the full trials that no other one beats on both."""
+        base = cell_nll(self.base, self.base_context_length, 1.0) if self.base else 0.0
+        found = [
+            (record.long, record.short + base)
+            for record in self.records()
+            if record.state == "complete" and record.long is not None and record.short is not None
+        ]
+        return tuple(
+            sorted({one for one in found if not any(o != one and o[0] <= one[0] and o[1] <= one[1] for o in found)})
+        )
 
     def _suggest(self, trial: Trial, path: str) -> Any:
         parameter = self.space[path]
@@ -244,8 +266,7 @@ class Study:
             ValueError: If one is no finite number, or a window was not measured.
         """
         length = self.base_context_length
-        nll = [cell_nll(measured.cells, window, paper_scale(window, length)) for window in self.windows]
-        long = float(np.mean(nll))
+        long = long_of(measured.cells, self.windows, length)
         short = cell_nll(measured.cells, length, 1.0) - cell_nll(self.base or [], length, 1.0)
         weights = self.search.weights
         value = weights.long * long + weights.short * short
@@ -263,8 +284,7 @@ class Study:
         L itself is the short objective's: counted in both, a gain at L would pass for one at long windows.
         """
         assert self.start.evaluate is not None and self.start.evaluate.windows is not None
-        measured = self.start.evaluate.windows
-        return tuple(window for window in measured if window > self.base_context_length) or measured
+        return long_windows(self.start.evaluate.windows, self.base_context_length)
 
     def rung(self, number: int, measured: Measured) -> bool:
         """Write down what a trial reached at a rung, and return whether it is stopped there.
@@ -438,6 +458,21 @@ def cell_nll(cells: Sequence[Mapping[str, Any]], window: int, scale: float) -> f
         if cell["window"] == window and abs(cell["scale"] - scale) < 1e-6:
             return float(cell["nll"])
     raise ValueError(f"window {window} at scale {scale:g} was not measured")
+
+
+def long_windows(measured: Sequence[int], base_context_length: int) -> tuple[int, ...]:
+    """Return the windows of the long objective among those that are measured: beyond L, all where none is."""
+    return tuple(window for window in measured if window > base_context_length) or tuple(measured)
+
+
+def long_of(cells: Sequence[Mapping[str, Any]], windows: Sequence[int], base_context_length: int) -> float:
+    """Return the mean NLL over windows, each read at scale W / L.
+
+    Raises:
+        ValueError: If one was not measured.
+    """
+    nll = [cell_nll(cells, window, paper_scale(window, base_context_length)) for window in windows]
+    return float(np.mean(nll))
 
 
 def _minimised(objective: str, found: float | None) -> float:

@@ -31,7 +31,7 @@ from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.evaluate.perplexity import DivergedWeights, paper_scale, select_documents, surface
 from e2ray.evaluate.retrieval import accuracy
-from e2ray.search.study import Measured, Plan
+from e2ray.search.study import Measured, Plan, long_windows
 from e2ray.train.engine import Engine, ParameterState, precision_of
 from e2ray.train.loop import Batch, Diverged, fit
 from e2ray.train.worker import Task, begin, drawn
@@ -51,7 +51,7 @@ class Shared:
     folder: Path  # of the study; trials of several workers write below it
     task: Task  # of the recipe: shards, tokenizer, window, base model
     evaluate: EvaluateSettings  # resolved
-    surface: bool  # whether a finished trial is measured at every window and scale
+    surface: bool  # whether a full trial that may be among the best is measured at every window and scale
     retrieval: RetrievalSettings | None
 
     def task_of(self, plan: Plan) -> Task:
@@ -95,17 +95,24 @@ class Examiner:
         )
         self.tokenizer = load_tokenizer(str(shared.task.tokenizer_folder)) if shared.retrieval else None
 
-    def cells(self, model: nn.Module, hook: RotaryHook, *, whole: bool) -> list[dict[str, Any]]:
-        """Return rows {window, scale, nll, ...}: each window at scale W / L, or at every scale of the recipe too.
+    @property
+    def served(self) -> set[tuple[int, float]]:
+        """Each window at scale W / L."""
+        return {(window, paper_scale(window, self.length)) for window in (self.length, *self.windows)}
+
+    @property
+    def surface(self) -> set[tuple[int, float]]:
+        """Each window at every scale of the recipe, beside those served."""
+        return self.served | set(itertools.product({self.length, *self.windows}, self.settings.scales or ()))
+
+    def cells(self, model: nn.Module, hook: RotaryHook, wanted: set[tuple[int, float]]) -> list[dict[str, Any]]:
+        """Return a row {window, scale, nll, ...} of each wanted (window, scale), ascending.
 
         Raises:
             DivergedWeights: If an NLL is no finite number.
         """
-        served = {(window, paper_scale(window, self.length)) for window in (self.length, *self.windows)}
-        if whole:
-            served |= set(itertools.product({self.length, *self.windows}, self.settings.scales or ()))
         rows = []
-        for window, scale in sorted(served):
+        for window, scale in sorted(wanted):
             rows += surface(
                 model,
                 hook,
@@ -136,10 +143,18 @@ class Examiner:
         )
         return sum(row["found"] for row in rows) / sum(row["trials"] for row in rows)
 
-    def examine(self, engine: Engine, *, whole: bool) -> dict[str, Any]:
-        """Return `cells` and `retrieval` of a model in training."""
+    def examine(self, engine: Engine, plan: Plan, *, last: bool) -> dict[str, Any]:
+        """Return `cells` and `retrieval` of a model in training.
+
+        At the last step of a trial that may be among a study's best, the whole surface is measured.
+        """
         module = engine.ds.module
-        return {"cells": self.cells(module, engine.hook, whole=whole), "retrieval": self.found(module, engine.hook)}
+        cells = self.cells(module, engine.hook, self.served)
+        windows = long_windows(self.windows, self.length)
+        if last and self.shared.surface and plan.may_lead(cells, windows, self.length):
+            cells += self.cells(module, engine.hook, self.surface - self.served)
+            cells.sort(key=lambda cell: (cell["window"], cell["scale"]))
+        return {"cells": cells, "retrieval": self.found(module, engine.hook)}
 
 
 @dataclass(frozen=True)
@@ -169,7 +184,7 @@ def measure(examiner: Examiner, engine: Engine, plan: Plan, step: int, seconds: 
     last = step == plan.config.train.steps
     if not last and step not in plan.rungs:
         return {}
-    found = examiner.examine(engine, whole=last and examiner.shared.surface)
+    found = examiner.examine(engine, plan, last=last)
     return found | {"trial_seconds": seconds(), "complete": last}
 
 
@@ -340,7 +355,7 @@ def examine_base(shared: Shared, device: torch.device) -> tuple[list[dict[str, A
     dtype = precision_of(task.train, device)
     model = build_model(plain, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device=device)
     examiner, hook = Examiner(shared, ShardSet.open(task.shards), device), RotaryHook(model)
-    return examiner.cells(model.eval(), hook, whole=True), examiner.found(model, hook)
+    return examiner.cells(model.eval(), hook, examiner.surface), examiner.found(model, hook)
 
 
 def share(config: RunConfig, task: Task, folder: Path) -> Shared:

@@ -78,6 +78,21 @@ def test_published_methods_come_first_and_only_repeats_have_other_rows(tmp_path,
     assert study.next() is None and len(study.records()) == 12
 
 
+def test_a_plan_knows_the_front_of_the_full_trials_so_far(tmp_path, configured):
+    study = opened(tmp_path / "s", configured())
+    plans = finish(study)
+    assert plans[0].front == ()
+    complete = [r for r in study.records() if r.state == "complete"]
+    base = next(cell["nll"] for cell in study.base if (cell["window"], cell["scale"]) == (32, 1))
+    for plan in plans[1:]:
+        for long, at_base in plan.front:
+            assert any(r.number < plan.number and (r.long, r.short + base) == (long, at_base) for r in complete)
+            assert not any(o[0] <= long and o[1] <= at_base for o in plan.front if o != (long, at_base))
+    last = plans[-1]
+    earlier = [(r.long, r.short + base) for r in complete if r.number < last.number]
+    assert all(any(f[0] <= e[0] and f[1] <= e[1] for f in last.front) for e in earlier)
+
+
 def test_objectives_are_the_mean_over_windows_and_the_rise_over_the_base(tmp_path, configured):
     study = opened(tmp_path / "s", configured({"weights": {"long": 2.0, "short": 0.25}}))
     rows = [row | {"nll": nll} for row, nll in zip(cells(0.0), (3.5, 4.0, 6.0), strict=True)]

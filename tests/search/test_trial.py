@@ -131,6 +131,21 @@ def test_without_a_surface_only_served_scales_are_measured(configured, shared_of
     assert {(c["window"], c["scale"]) for c in last["cells"]} == {(32, 1.0), (64, 2.0), (128, 4.0)}
 
 
+def test_a_trial_that_cannot_lead_is_measured_at_served_scales_alone(configured, shared_of):
+    config = configured()
+    bench, plan = Workbench(shared_of(config), device=CPU), plan_of(config)
+    served = {(32, 1.0), (64, 2.0), (128, 4.0)}
+    cells = run_through(bench, plan)[-1]["cells"]
+    nll = {(c["window"], c["scale"]): c["nll"] for c in cells}
+    mine = ((nll[64, 2.0] + nll[128, 4.0]) / 2, nll[32, 1.0])
+    better = replace(plan, front=((mine[0] - 1e-3, mine[1] - 1e-3),))
+    last = run_through(bench, better)[-1]["cells"]
+    assert {(c["window"], c["scale"]): c["nll"] for c in last} == {key: nll[key] for key in served}
+    trade = replace(plan, front=((mine[0] - 1e-3, mine[1] + 1e-3), (mine[0] + 1e-3, mine[1] - 1e-3)))
+    assert run_through(bench, trade)[-1]["cells"] == cells
+    assert not replace(plan, front=(mine,)).may_lead(cells, (64, 128), 32)
+
+
 def test_cells_are_those_of_the_evaluation_of_a_run(configured, shared_of):
     config = configured()
     shared = shared_of(config)

@@ -1,0 +1,111 @@
+"""Datasets of the Hugging Face library, from a folder that `save_to_disk` wrote or streamed from the hub.
+
+A folder is read in ranges of rows, the hub in the files a dataset is made of; both in any process.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from e2ray.config.base import SettingsError
+from e2ray.config.data import HuggingFaceSource
+from e2ray.data.folder import is_folder
+
+RANGE_BYTES = 32 * 2**20
+
+
+def pieces(source: HuggingFaceSource) -> list[tuple[int, int, int]]:
+    """Return (start, stop, bytes) of each piece of work: rows of a folder; file `start` of `stop` of the hub.
+
+    Raises:
+        SettingsError: If the dataset cannot be loaded, has no such split, or its column holds no text.
+    """
+    found = _open(source)
+    if not is_folder(source.path):
+        return [(number, found.num_shards, 0) for number in range(found.num_shards)]
+    size = int(found.data.nbytes)
+    count = max(-(-size // RANGE_BYTES), 1)
+    rows = len(found)
+    borders = [rows * number // count for number in range(count + 1)]
+    return [(start, stop, size // count) for start, stop in pairwise(borders) if start < stop]
+
+
+def read(source: HuggingFaceSource, start: int, stop: int) -> Iterator[tuple[str, object]]:
+    """Yield (name, value) of each row of a piece; a value that is no text is the caller's to refuse.
+
+    Raises:
+        SettingsError: If the dataset cannot be loaded.
+    """
+    found = _open(source).select_columns([source.column])
+    title = f"{Path(source.path).name}/{source.split}"
+    if is_folder(source.path):
+        for offset, value in enumerate(_values(found.select(range(start, stop)), source.column)):
+            yield f"{title}@{start + offset}", value
+    else:
+        for offset, value in enumerate(_values(found.shard(num_shards=stop, index=start), source.column)):
+            yield f"{title}@{start}.{offset}", value
+
+
+def _values(rows: Any, column: str) -> Iterator[object]:
+    for batch in rows.iter(batch_size=256):
+        yield from batch[column]
+
+
+def identity(source: HuggingFaceSource) -> list[object]:
+    """Return what tells one state of a dataset from another: its files, or the hub's commit.
+
+    Raises:
+        SettingsError: If there is no such folder, or the hub cannot be asked.
+    """
+    what: list[object] = [source.path, source.name, source.split]
+    if is_folder(source.path):
+        folder = Path(source.path).expanduser()
+        if not folder.is_dir():
+            raise SettingsError(f"data source {source.path}: not found, wanted a folder that save_to_disk wrote")
+        stats = [(str(p.relative_to(folder)), p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
+        return [*what, [[name, status.st_size, status.st_mtime_ns] for name, status in stats]]
+    from huggingface_hub import dataset_info
+
+    try:
+        return [*what, dataset_info(source.path, revision=source.revision).sha]
+    except Exception as error:
+        raise SettingsError(
+            f"data source {source.path}: the hub cannot be asked for it ({_one_line(error)}); check the id and the "
+            "network, or name a folder that save_to_disk wrote (one that starts with /, ./, ../ or ~)"
+        ) from None
+
+
+def _open(source: HuggingFaceSource) -> Any:
+    """Return the rows of a source's split."""
+    try:
+        import datasets
+    except ImportError:
+        raise SettingsError(
+            f"data source {source.path}: needs the package datasets; pip install 'e2ray[data]'"
+        ) from None
+    datasets.disable_progress_bars()
+    try:
+        if is_folder(source.path):
+            found = datasets.load_from_disk(str(Path(source.path).expanduser()), keep_in_memory=False)
+        else:
+            found = datasets.load_dataset(
+                source.path, source.name, split=source.split, revision=source.revision, streaming=True
+            )
+    except Exception as error:  # whatever a loader raises
+        raise SettingsError(f"data source {source.path}: cannot be loaded ({_one_line(error)})") from None
+    if isinstance(found, datasets.DatasetDict):
+        if source.split not in found:
+            raise SettingsError(f"data source {source.path}: has no split {source.split!r}, found {list(found)}")
+        found = found[source.split]
+    columns = found.column_names  # None where the hub's files have not been looked into
+    if columns is not None and source.column not in columns:
+        raise SettingsError(
+            f"data source {source.path}: has no column {source.column!r}, found {columns}; set the source's column"
+        )
+    return found
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."

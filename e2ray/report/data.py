@@ -1,0 +1,193 @@
+"""The page about a folder of shards: what is in it, how long its documents are, and what a run will read of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from e2ray.config.base import SettingsError
+from e2ray.data.order import pattern
+from e2ray.report.drawing import new_figure, tidy
+from e2ray.report.evaluation import BLUE, ORANGE, SKY
+from e2ray.report.page import Column, Picture, Row, Section, Table, Words, png, write_page
+
+KINDS = (("train", "training", BLUE), ("validation", "held out", ORANGE))
+
+
+def write_data(path: Path, manifest: dict[str, Any], *, place: str, rows: int | None) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        path: HTML file.
+        manifest: Of the shards.
+        place: Where they lie, for the title.
+        rows: Rows that a run reads; None for as many as there are.
+
+    Raises:
+        SettingsError: If the name does not end in .html, `rows` is not positive, or the folder cannot be written.
+    """
+    if path.suffix.lower() != ".html":
+        raise SettingsError(f"{path}: the report is a page; give it a name that ends in .html")
+    rows = manifest["rows"] if rows is None else rows
+    if rows < 1:
+        raise SettingsError(f"--rows: wanted at least 1, got {rows}")
+    sections = [
+        Section("What is in it", "content", [_contents(manifest)]),
+        Section("How long the documents are", "lengths", _lengths(manifest)),
+        Section("What a run reads", "mixture", _mixture(manifest, rows)),
+    ]
+    if manifest.get("num_skipped"):
+        sections.append(Section("What was skipped", "skipped", [_skipped(manifest)]))
+    write_page(path, "Training data", place, sections)
+
+
+def drawn_rows(manifest: dict[str, Any], rows: int) -> list[int]:
+    """Return how many of a run's first rows are of each corpus, exactly; one number where there is no mixture."""
+    corpora = manifest.get("corpora")
+    if not corpora:
+        return [rows]
+    parts = tuple(corpus["parts"] for corpus in corpora)
+    owners, _ = pattern(parts)
+    cycles, rest = divmod(rows, len(owners))
+    begun = np.bincount(owners[:rest], minlength=len(parts))
+    return [cycles * count + int(more) for count, more in zip(parts, begun, strict=True)]
+
+
+def _contents(manifest: dict[str, Any]) -> Table:
+    window, padded = manifest["window"], manifest.get("padded_tokens", 0)
+    places = manifest["rows"] * window
+    lines: list[tuple[str, str]] = [
+        ("rows", f"{manifest['rows']:,} of {window:,} tokens, in {len(manifest['shards']):,} files"),
+        ("tokens", f"{places - padded:,}"),
+        ("packing", manifest.get("pack", "concat")),
+        ("fill", f"{(places - padded) / places:.4%} of the places hold a document's token"),
+        ("left over", f"{manifest['dropped_tokens']:,} tokens that filled no row"),
+        ("tokenizer", f"{manifest.get('vocab_size', 0):,} tokens, {manifest['tokenizer_hash'][:16]}"),
+    ]
+    for _, name, facts in _halves(manifest):
+        lines.append((f"{name} documents", f"{facts['count']:,}, {facts['tokens']:,} tokens"))
+    for key, why in (
+        ("num_short", "shorter than min_tokens"),
+        ("num_long", "longer than max_tokens"),
+        ("num_repeated", "nearly repeat an earlier one"),
+        ("num_skipped", "could not be read"),
+    ):
+        if manifest.get(key):
+            lines.append(("left out", f"{manifest[key]:,} documents, {why}"))
+    return Table([Column(""), Column("", "wide")], [Row(line) for line in lines], "As the manifest has it.")
+
+
+def _halves(manifest: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return (key, name, facts) of the training and the held-out documents, without those there are none of."""
+    found = manifest.get("documents", {})
+    return [(key, name, found[key]) for key, name, _ in KINDS if found.get(key, {}).get("count")]
+
+
+def _lengths(manifest: dict[str, Any]) -> list[Any]:
+    halves = _halves(manifest)
+    if not halves:
+        return [Words("The manifest says nothing about documents.", warning=True)]
+    rows = [
+        Row([name, *(f"{facts[key]:,}" for key in ("count", "min", "median", "max")), f"{facts['tokens']:,}"])
+        for _, name, facts in halves
+    ]
+    names = ("documents", "shortest", "median", "longest", "tokens")
+    columns = [Column(""), *(Column(name, "number") for name in names)]
+    picture = Picture(
+        png(draw_lengths(manifest)),
+        "Two bar charts of documents and of their least tokens by length, training and held out",
+        "Bars stand for lengths up to the power of two below them, and over half of it. Left: how many documents. "
+        "Right: how many tokens they have at least, which is what a model reads. The line is the window.",
+    )
+    return [Table(columns, rows, "Lengths in tokens, begin and end tokens included."), picture]
+
+
+def draw_lengths(manifest: dict[str, Any]) -> Figure:
+    """Return the picture of document lengths: documents and tokens by power of two."""
+    figure = new_figure(3.6)
+    left, right = figure.subplots(1, 2)
+    halves = {key: dict(facts["histogram"]) for key, _, facts in _halves(manifest)}
+    edges = sorted({length for histogram in halves.values() for length in histogram})
+    places = np.arange(len(edges))
+    for axis, title, weigh in (
+        (left, "documents", lambda length: 1),
+        (right, "tokens, at least", lambda length: length // 2 + 1),
+    ):
+        tidy(axis, title, grid="y")
+        for shift, (key, name, colour) in enumerate(k for k in KINDS if k[0] in halves):
+            heights = [halves[key].get(length, 0) * weigh(length) for length in edges]
+            axis.bar(places + 0.4 * (shift - 0.5), heights, 0.4, color=colour, label=name)
+        axis.set_xticks(places, [f"{length:,}" for length in edges], rotation=45, ha="right", fontsize=8)
+        axis.set_yscale("symlog", linthresh=1)
+        axis.set_ylim(bottom=0)
+        axis.axvline(np.interp(np.log2(manifest["window"]), np.log2(edges), places), color="black", linewidth=1)
+        axis.set_xlabel("tokens of a document, up to")
+    left.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _mixture(manifest: dict[str, Any], rows: int) -> list[Any]:
+    counts = drawn_rows(manifest, rows)
+    corpora = manifest.get("corpora") or [
+        {"rows": manifest["rows"], "tokens": manifest.get("tokens", 0), "weight": 1.0},
+    ]
+    tokens = [count * corpus["tokens"] / corpus["rows"] for count, corpus in zip(counts, corpora, strict=True)]
+    weights = sum(corpus["weight"] for corpus in corpora)
+    lines = [
+        Row(
+            [
+                f"{number}",
+                f"{corpus['rows']:,}",
+                f"{corpus['weight'] / weights:.2%}",
+                f"{drawn / sum(tokens):.2%}",
+                f"{count:,}",
+                f"{count / corpus['rows']:.2f}",
+            ]
+        )
+        for number, (corpus, count, drawn) in enumerate(zip(corpora, counts, tokens, strict=True))
+    ]
+    names = ("rows", "share asked for", "share drawn", "rows drawn", "epochs")
+    table = Table(
+        [Column("source"), *(Column(name, "number") for name in names)],
+        lines,
+        f"Of the first {rows:,} rows of a run. Shares are of tokens; epochs say how often each row is read.",
+    )
+    parts: list[Any] = [table]
+    epochs = [count / corpus["rows"] for count, corpus in zip(counts, corpora, strict=True)]
+    if again := [number for number, times in enumerate(epochs) if times > 4]:
+        text = f"Source {_listed(again)} is read more than four times: add text to it, or make its weight smaller."
+        parts.insert(0, Words(text, warning=True))
+    if len(corpora) > 1:
+        parts.append(
+            Picture(
+                png(_draw_shares(corpora, tokens, weights)),
+                "Bars of the share of tokens asked for and drawn of each source",
+                "Rows are whole, so that shares are met to less than one row after any number of rows.",
+            )
+        )
+    return parts
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
+
+
+def _draw_shares(corpora: Sequence[dict[str, Any]], tokens: Sequence[float], weights: float) -> Figure:
+    figure = new_figure(1.2 + 0.5 * len(corpora))
+    axis = figure.subplots()
+    tidy(axis, "share of a run's tokens", grid="x")
+    places = np.arange(len(corpora))
+    axis.barh(places - 0.2, [corpus["weight"] / weights for corpus in corpora], 0.4, color=SKY, label="asked for")
+    axis.barh(places + 0.2, np.array(tokens) / sum(tokens), 0.4, color=BLUE, label="drawn")
+    axis.set_yticks(places, [f"source {number}" for number in places])
+    axis.invert_yaxis()
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _skipped(manifest: dict[str, Any]) -> Table:
+    rows = [Row([reason]) for reason in manifest["skipped"][:50]]
+    return Table([Column("reason", "wide")], rows, f"{len(rows)} of {manifest['num_skipped']:,}.", compact=True)
