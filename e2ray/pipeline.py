@@ -135,6 +135,7 @@ def task_of(
         train=settings,
         tokenizer=fetched_tokenizer(run, shards, manifest["tokenizer_hash"]),
         shuffle_shards=run.config.data.shuffle_shards,
+        prefetch_bytes=run.config.data.prefetch_mib * 2**20,
         packed=manifest.get("pack", "concat") != "concat",
         ledger=run.config.data.ledger and folder == run.folder,
         digest=files.digest([model.model_dump(mode="json"), settings.model_dump(mode="json")]),
@@ -393,9 +394,16 @@ def check(config: RunConfig) -> None:
     """
     from e2ray.core.model import load_tokenizer
     from e2ray.data.corpus import list_items
+    from e2ray.data.folder import Folder, is_uri
+    from e2ray.data.shards import ShardSet
 
     run = resolve(config)
-    documents = list_items([*run.config.data.corpus, *run.config.data.validation_corpus])
+    shards = config.data.shards
+    if shards is not None and is_uri(shards):
+        source = f"{ShardSet.open(shards, window=config.data.window).rows:,} rows in {Folder(shards).place}"
+    else:
+        items = list_items([*run.config.data.corpus, *run.config.data.validation_corpus])
+        source = f"{len(items)} work items"
     if isinstance(run.config.data.tokenizer, PretrainedTokenizer):
         load_tokenizer(run.config.data.tokenizer.path, run.config.data.tokenizer.revision)
     refuse_other_settings(run)
@@ -408,7 +416,7 @@ def check(config: RunConfig) -> None:
         f"{config.name}: sound. L {run.base_context_length}, window {config.data.window}, scales up to "
         f"{config.positions.max_scale:g}, contexts up to {run.longest:,} tokens; "
         f"{train_settings.steps:,} steps of {train_settings.batch_sequences} rows, {tokens:,} tokens; "
-        f"{len(documents)} work items; run folder {run.folder}"
+        f"{source}; run folder {run.folder}"
     )
     if config.search:
         trial = config.trial().train

@@ -166,7 +166,7 @@ def grid(folder: Path) -> tuple[RunConfig, dict[tuple[Any, ...], dict[int, float
     search = {
         "trials": len(KINDS) * len(SHARES) * len(PLACEMENTS),
         "space": space(),
-        "trial": {"train.steps": STEPS, "train.warmup_steps": 15, "cluster.num_workers": 1},
+        "trial": {"train.steps": STEPS, "train.warmup_steps": 15, "cluster.num_workers": 1, "evaluate.documents": 4},
         "baselines": ["e2llm"],
         "repeats": 1,
         "surface": False,

@@ -10,6 +10,7 @@ import csv
 import json
 import shutil
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,7 @@ SECONDS_AT_MOST = 45 * 60
 TRIALS_AT_LEAST = 40
 RECIPE = "jobs/recipes/search-cpu.yaml"
 KEPT = ("best*.yaml", "trials.csv", "ranges.json", "pareto.json")
+PURELIB = sysconfig.get_paths()["purelib"]
 PICTURES = ("pareto", "ranges", "importances", "surfaces", "slices", "rungs")
 
 
@@ -56,7 +58,7 @@ def main() -> int:
             "tokens": sum(int(row["tokens"]) for row in trials),
             "ranges": ranges,
             "pareto": pareto,
-            "log": log.replace(str(storage), "~/e2ray").splitlines()[-12:],
+            "log": log.replace(str(storage), "~/e2ray").replace(PURELIB, "<site-packages>").splitlines()[-12:],
         }
         code = finish("study", config={"recipe": RECIPE}, runs=runs, goals=goals, check=parsed.check)
         kept = RESULTS / "search-cpu"

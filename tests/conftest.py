@@ -105,3 +105,31 @@ def ray_folder():
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def store():
+    """An object store on the loopback interface: what copies a folder into it and returns its URI, and a client."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="a",
+        aws_secret_access_key="b",
+    )
+    client.create_bucket(Bucket="corpus")
+
+    def put(folder: Path, name: str) -> str:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), "corpus", f"{name}/{path.relative_to(folder)}")
+        return f"s3://a:b@corpus/{name}?endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
+
+    yield put, client
+    server.stop()

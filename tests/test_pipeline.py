@@ -109,6 +109,22 @@ def test_a_bad_document_fails_the_run_in_one_line(ray_cluster, recipe, tmp_path)
     assert read_status(folder)["state"] == "succeeded"
 
 
+@pytest.mark.slow
+def test_shards_in_an_object_store_train_as_those_of_the_folder(ray_cluster, recipe, tmp_path, store):
+    recipe["data"]["shards"] = str(tmp_path / "mine")
+    recipe |= {"pretrain": None, "export": None}
+    pipeline.execute(config_of(recipe))
+    recipe["data"]["shards"] = store[0](tmp_path / "mine", "mine")
+    recipe["name"] = "remote"
+    pipeline.check(config_of(recipe))
+    pipeline.execute(config_of(recipe))
+    here, there = (read_metrics(Path(recipe["storage"]) / name) for name in ("small", "remote"))
+    assert [line["loss"] for line in here] == [line["loss"] for line in there]
+    assert (Path(recipe["storage"]) / "remote" / "model" / "tokenizer.json").exists()
+    with pytest.raises(SettingsError, match=r"data\.shards: .* is read, not written"):
+        pipeline.prepare_only(config_of(recipe))
+
+
 def test_shards_of_another_window_or_tokenizer_are_refused(ray_cluster, recipe, tmp_path):
     recipe["data"]["shards"] = str(tmp_path / "mine")
     recipe["pretrain"] = None

@@ -145,6 +145,9 @@ class DataSettings(Settings):
         description="Shards whose rows are mixed among each other in an epoch; more mix better and read from more "
         "files at a time.",
     )
+    prefetch_mib: int = Field(
+        32, ge=1, description="MiB of rows that each worker's reader keeps ahead of the training, two blocks at least."
+    )
     ledger: bool = Field(
         False, description="Note each step's row ids, scales and shifts in <run>/ledger, as Arrow files, for audits."
     )

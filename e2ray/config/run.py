@@ -23,6 +23,7 @@ FREE_ON_RESUME = (
     "data.ledger",
     "train.zero_stage",
     "train.offload",
+    "data.prefetch_mib",
     "train.micro_batch_sequences",
     "train.progress_s",
     "train.keep_checkpoints",

@@ -10,14 +10,12 @@ same rows.
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from e2ray.data.shards import Tokens
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A stretch of a document, at most a row long: the document's number in the corpus and int32 tokens."""
 
     document: int
@@ -48,36 +46,45 @@ class Packer:
         self._waiting: dict[int, deque[Piece]] = {}
         self._lengths = 0  # bit n is set where a piece of n tokens waits
         self._count = 0
+        self._up_to = [(2 << room) - 1 for room in range(window + 1)]  # bits of the lengths that fit into some room
 
-    def add(self, document: int, tokens: Tokens) -> Iterator[Row]:
-        """Take a document and yield the rows that are due."""
-        for piece in pieces(document, tokens, self.window):
+    def add(self, document: int, tokens: Tokens) -> list[Row]:
+        """Take a document and return the rows that are due."""
+        rows = []
+        for piece in pieces(document, tokens, self.window) if len(tokens) > self.window else (Piece(document, tokens),):
             length = len(piece.tokens)
             if length == self.window or not self.most:
-                yield [piece]
-                continue
-            queue = self._waiting.get(length)
-            if queue is None:
-                queue = self._waiting[length] = deque()
-            queue.append(piece)
-            self._lengths |= 1 << length
-            self._count += 1
-            if self._count > self.most:
-                yield self._row()
+                if length:
+                    rows.append([piece])
+            elif length:
+                self._wait(length, piece)
+                if self._count > self.most:
+                    rows.append(self._row())
+        return rows
 
     def finish(self) -> Iterator[Row]:
         """Yield the rows of all that waits."""
         while self._count:
             yield self._row()
 
+    def _wait(self, length: int, piece: Piece) -> None:
+        queue = self._waiting.get(length)
+        if queue is None:
+            queue = self._waiting[length] = deque()
+        if not queue:
+            self._lengths |= 1 << length
+        queue.append(piece)
+        self._count += 1
+
     def _row(self) -> Row:
-        row, room = [], self.window
-        while fitting := self._lengths & ((2 << room) - 1):
+        row, room, lengths, up_to = [], self.window, self._lengths, self._up_to
+        while fitting := lengths & up_to[room]:
             length = fitting.bit_length() - 1
             queue = self._waiting[length]
             row.append(queue.popleft())
             if not queue:
-                self._lengths ^= 1 << length
+                lengths ^= 1 << length
             room -= length
-            self._count -= 1
+        self._count -= len(row)
+        self._lengths = lengths
         return row

@@ -89,6 +89,11 @@ class Keeper:
             self.first, self._tables = open_item, [whole.slice(complete)]
             self._bytes = self._tables[0].nbytes
 
+    def finish(self, stop: int) -> None:
+        """Keep the documents of the items that are left, all of which have come."""
+        if self._bytes:
+            self.parts.write(self.source, self.first, stop, self._tables)
+
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]

@@ -34,6 +34,7 @@ TOKENIZER_FOLDER = "tokenizer"
 LISTED_SKIPS = 1000
 PROGRESS_S = 2.0
 TRAINING_PLACES = 256  # of the corpus, that text for a byte-level BPE is taken from
+READ_ONLY = {"shards", "ledger", "shuffle_shards", "prefetch_mib"}  # settings that change how shards are read, not made
 TokenizerSource = PretrainedTokenizer | ByteLevelBpe
 
 
@@ -55,7 +56,7 @@ def shards_digest(settings: DataSettings, *, tokenizer_source: TokenizerSource) 
     return files.digest(
         {
             "schema_version": SCHEMA_VERSION,
-            "settings": settings.model_dump(mode="json", exclude={"shards", "tokenizer", "ledger", "shuffle_shards"}),
+            "settings": settings.model_dump(mode="json", exclude=READ_ONLY | {"tokenizer"}),
             "tokenizer": _tokenizer_identity(tokenizer_source),
             "python": platform.python_version(),
             "corpus": fingerprint(settings.corpus),
@@ -123,8 +124,8 @@ def prepare(
                 for source, part in zip(settings.validation_corpus, held_out, strict=True):
                     build.add(part, source, held_out=True)
                 (aside / MANIFEST).write_text(build.finish(wanted), encoding="utf-8")
-        except Exception:
-            parts.remove()  # what has to be mended makes other tokens
+        except SettingsError:
+            parts.remove()  # what has to be mended makes other tokens; a lost worker or a kill does not
             raise
         parts.remove()
         manifest = ShardSet.open(folder).manifest
@@ -255,6 +256,7 @@ class _Build:
         for table in tokenise(items, self.folder / TOKENIZER_FOLDER, begin=begin, end=end, first=done):
             keeper.add(table)
             yield table
+        keeper.finish(len(items))
 
     def _end_corpus(self, source: Source) -> None:
         """Close the rows of a source that is a corpus of its own."""

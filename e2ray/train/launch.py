@@ -220,6 +220,7 @@ def _open_rows(batches: Any, start: int, stop: int, *, task: "Task", rank: int, 
         window=task.window,
         tokenizer_hash=task.tokenizer_hash,
         shuffle_shards=task.shuffle_shards,
+        prefetch_bytes=task.prefetch_bytes,
     )
 
 

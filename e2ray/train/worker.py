@@ -50,6 +50,7 @@ class Task:
     train: TrainSettings
     digest: str  # of the settings that decide the losses
     shuffle_shards: int = SHUFFLE_SHARDS  # shards whose rows are mixed among each other
+    prefetch_bytes: int = 32 * 2**20  # of rows read ahead of the training
     packed: bool = False  # whether rows hold documents that do not see each other
     show_progress: bool = True
     keep: bool = True  # whether checkpoints are written

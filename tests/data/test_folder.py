@@ -1,7 +1,6 @@
 """Shards in an object store, read over HTTP from a server on the loopback interface."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,34 +13,6 @@ from e2ray.data.shards import ShardSet, read_manifest
 from e2ray.data.stream import batches
 
 HELD_OUT = [("a", list(range(50))), ("b", [1, 2, 3])]
-
-
-@pytest.fixture(scope="module")
-def store():
-    """A function that copies a folder into a bucket and returns its URI; the bucket's client beside it."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{host}:{port}",
-        region_name="us-east-1",
-        aws_access_key_id="a",
-        aws_secret_access_key="b",
-    )
-    client.create_bucket(Bucket="corpus")
-
-    def put(folder: Path, name: str) -> str:
-        for path in folder.rglob("*"):
-            if path.is_file():
-                client.upload_file(str(path), "corpus", f"{name}/{path.relative_to(folder)}")
-        return f"s3://a:b@corpus/{name}?endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
-
-    yield put, client
-    server.stop()
 
 
 @pytest.fixture

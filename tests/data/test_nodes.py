@@ -1,14 +1,14 @@
 """Shards of a bucket read on another node than the one that trains."""
 
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 
 from e2ray.data.shards import local_batches
-
-from .test_folder import store  # noqa: F401
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -34,10 +34,7 @@ cluster.shutdown()
 """
 
 
-def test_a_node_without_a_cpu_trains_on_what_another_one_reads(store, write_shards, documents, tmp_path):  # noqa: F811
-    import shutil
-    import tempfile
-
+def test_a_node_without_a_cpu_trains_on_what_another_one_reads(store, write_shards, documents, tmp_path):
     folder = write_shards(documents)
     uri = store[0](folder, "nodes")
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets need a short path

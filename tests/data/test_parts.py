@@ -32,9 +32,14 @@ def test_items_are_kept_once_they_are_complete(parts, monkeypatch):
     assert read(parts) == [(1, [0, 0, 0]), (4, [1, 1, 1]), (5, [4])]
 
 
-def test_few_documents_are_not_written(parts):
-    Keeper(parts, 0, 0).add(table(0, 1, 2))
+def test_few_documents_are_written_when_their_source_has_ended(parts):
+    keeper = Keeper(parts, 0, 0)
+    keeper.add(table(0, 1, 2))
     assert not list(parts.folder.iterdir())
+    keeper.finish(5)
+    assert read(parts) == [(5, [0, 1, 2])]
+    Keeper(parts, 0, 5).finish(5)
+    assert len(list(parts.folder.iterdir())) == 1
 
 
 def test_sources_have_their_own(parts):

@@ -9,8 +9,10 @@ import pytest
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer
+from e2ray.data import prepare as prepare_module
 from e2ray.data.prepare import fill, is_held_out, prepare, shards_digest
 from e2ray.data.shards import ShardSet
+from e2ray.data.stream import tokenise
 from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")]  # Ray's own
@@ -317,6 +319,41 @@ def test_a_killed_prepare_leaves_nothing_that_passes_for_finished(ray_cluster, c
     shards, _ = make(corpus, folder)
     shards.verify()
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_killed_prepare_goes_on_behind_the_documents_it_had(ray_cluster, corpus, tmp_path, monkeypatch):
+    folder = tmp_path / "shards"
+    value = json.dumps(settings(corpus, shard_rows=50).model_dump(mode="json"))
+    address = ray_cluster.get_runtime_context().gcs_address
+    killed = KILLED.replace('if "documents" in line', 'if list(folder.parent.glob(".shards.parts-*/part-*"))')
+    assert killed != KILLED
+    command = [sys.executable, "-c", killed, value, str(folder), address]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (parts,) = tmp_path.glob(".shards.parts-*")
+    assert len(list(parts.glob("part-0-0-1-*.arrow"))) == 1  # the first source, whole
+    asked = []
+    monkeypatch.setattr(
+        prepare_module, "tokenise", lambda items, *a, **k: asked.append(k["first"]) or tokenise(items, *a, **k)
+    )
+    shards, lines = make(corpus, folder, shard_rows=50)
+    assert asked == [1, 0] and any("goes on behind the 40 documents" in line for line in lines)
+    assert not list(tmp_path.glob(".shards.parts-*"))
+    make(corpus, tmp_path / "whole", shard_rows=50)
+    for path in (tmp_path / "whole").glob("*.arrow"):
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+    assert shards.manifest["digest"] == ShardSet.open(tmp_path / "whole").manifest["digest"]
+
+
+def test_near_duplicates_are_left_out_and_counted(ray_cluster, corpus, tmp_path):
+    first = (corpus / "30.txt").read_text()
+    (corpus / "31.txt").write_text(first + " more")
+    (corpus / "32.txt").write_text("before " + first)
+    shards, lines = make(corpus, tmp_path / "shards", near_duplicates=0.9, min_tokens=50)
+    without, _ = make(corpus, tmp_path / "all", min_tokens=50)
+    assert shards.manifest["num_repeated"] == 2 and lines[-1].endswith(", 2 near duplicates")
+    counts = [sum(half["count"] for half in one.manifest["documents"].values()) for one in (without, shards)]
+    assert counts[0] - counts[1] == 2
 
 
 FULL = """
