@@ -114,7 +114,8 @@ class RunConfig(Settings):
         except ValidationError as error:
             detail = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in detail["loc"])
-            raise ValueError(f"search.trial: {where}: {detail.get('ctx', {}).get('error', detail['msg'])}") from None
+            text = str(detail.get("ctx", {}).get("error", detail["msg"]))
+            raise ValueError(f"search.trial: {where}: {text}" if where else f"search.trial: {text}") from None
         first = search.first_rung(trial.train.steps, trial.train.log_every) if search.early_stopping else None
         if first is not None and (first % trial.train.log_every or first >= trial.train.steps):
             raise ValueError(

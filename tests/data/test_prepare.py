@@ -336,10 +336,11 @@ def test_a_killed_prepare_goes_on_behind_the_documents_it_had(ray_cluster, corpu
     monkeypatch.setattr(
         prepare_module, "tokenise", lambda items, *a, **k: asked.append(k["first"]) or tokenise(items, *a, **k)
     )
-    shards, lines = make(corpus, folder, shard_rows=50)
+    same = {"tokenizer_source": ByteLevelBpe(vocab_size=300), "shard_rows": 50}
+    shards, lines = make(corpus, folder, **same)
     assert asked == [1, 0] and any("goes on behind the 40 documents" in line for line in lines)
     assert not list(tmp_path.glob(".shards.parts-*"))
-    make(corpus, tmp_path / "whole", shard_rows=50)
+    make(corpus, tmp_path / "whole", **same)
     for path in (tmp_path / "whole").glob("*.arrow"):
         assert path.read_bytes() == (folder / path.name).read_bytes()
     assert shards.manifest["digest"] == ShardSet.open(tmp_path / "whole").manifest["digest"]
