@@ -217,71 +217,76 @@ def replay(config: RunConfig, values: dict[tuple[Any, ...], dict[int, float]], s
     return None
 
 
+def compare_overhead(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measure both kinds of trials in the order A B B A."""
+    sides: dict[str, list[dict[str, Any]]] = {"shared": [], "own": []}
+    for number, side in enumerate(("shared", "own", "own", "shared")):
+        shared = side == "shared"
+        found = overhead(folder, trials=46 if shared else 12, share_actors=shared, name=f"{side}-{number}")
+        show(f"{side}: {found}")
+        sides[side].append(found)
+    outside = [found["outside_s_per_trial"] for found in sides["shared"]]
+    rates = {
+        side: statistics.mean(found["trials_per_hour_once_started"] for found in runs) for side, runs in sides.items()
+    }
+    ratio = rates["shared"] / rates["own"]
+    return {"overhead": sides}, [
+        goal("seconds outside training and evaluation per one-second trial", max(outside), at_most=1.0),
+        goal("trials per hour, shared actors / a Ray Train per trial", ratio, at_least=4.0),
+    ]
+
+
+def replays(
+    config: RunConfig, values: dict[tuple[Any, ...], dict[int, float]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Search on the grid's measurements under many seeds, and in other ways beside it."""
+    full = STEPS * len(values)
+
+    def shares(**how: Any) -> list[float]:
+        costs = [replay(config, values, seed, **how) for seed in range(SEEDS)]
+        return [1.0 if cost is None else cost / full for cost in costs]
+
+    found = {
+        "search": shares(),
+        "random_with_stopping": shares(sampler="random"),
+        "random_without_stopping": shares(sampler="random", early_stopping=None),
+        "tpe_without_stopping": shares(early_stopping=None),
+    }
+    final = sorted(value[STEPS] for value in values.values())
+    runs = {
+        "grid": [{"point": point, "values": measured} for point, measured in values.items()],
+        "share_of_grid_by_seed": found,
+        "median_share_of_grid": {name: statistics.median(each) for name, each in found.items()},
+        "worst_share": max(found["search"]),
+        "points_within_1_percent": sum(value <= WITHIN * final[0] for value in final),
+        "grid_best_and_worst": [final[0], final[-1]],
+    }
+    median = statistics.median(found["search"])
+    return runs, [goal("updates to within 1 % of the grid's best / updates of the grid, median", median, at_most=0.4)]
+
+
 def main() -> int:
     made = parser(__doc__)
     made.add_argument("--storage", type=Path, help="storage whose shards and base model are taken, e.g. the study's")
+    made.add_argument("--only", choices=("overhead", "grid"), help="measure one half")
     parsed = made.parse_args()
+    runs: dict[str, Any] = {}
+    goals: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for kept in ("shards", "bases") if parsed.storage else ():
             (folder / kept).symlink_to((parsed.storage / kept).absolute())
         config = recipe_of(folder, "first", {"trials": 1, "baselines": ["e2llm"], "repeats": 1})
         with cluster(config.cluster):
-            sides: dict[str, list[dict[str, Any]]] = {"shared": [], "own": []}
-            for number, side in enumerate(("shared", "own", "own", "shared")):
-                shared = side == "shared"
-                found = overhead(folder, trials=46 if shared else 12, share_actors=shared, name=f"{side}-{number}")
-                show(f"{side}: {found}")
-                sides[side].append(found)
-            config, values = grid(folder)
-    full = STEPS * len(values)
-    costs = [replay(config, values, seed) for seed in range(SEEDS)]
-    shares = [1.0 if cost is None else cost / full for cost in costs]
-    others = {
-        "random_with_stopping": {"sampler": "random"},
-        "random_without_stopping": {"sampler": "random", "early_stopping": None},
-        "tpe_without_stopping": {"early_stopping": None},
-    }
-    other_shares = {
-        name: [
-            1.0 if cost is None else cost / full for cost in (replay(config, values, s, **how) for s in range(SEEDS))
-        ]
-        for name, how in others.items()
-    }
-    final = sorted(value[STEPS] for value in values.values())
-    outside = [found["outside_s_per_trial"] for found in sides["shared"]]
-    rates = {
-        side: statistics.mean(found["trials_per_hour_once_started"] for found in runs) for side, runs in sides.items()
-    }
-    ratio = rates["shared"] / rates["own"]
-    goals = [
-        goal("seconds outside training and evaluation per one-second trial", max(outside), at_most=1.0),
-        goal("trials per hour, shared actors / a Ray Train per trial", ratio, at_least=4.0),
-        goal(
-            "updates to within 1 % of the grid's best / updates of the grid, median",
-            statistics.median(shares),
-            at_most=0.4,
-        ),
-    ]
-    runs = {
-        "overhead": sides,
-        "grid": [{"point": point, "values": found} for point, found in values.items()],
-        "search_share_of_grid": shares,
-        "median_share_of_grid": {
-            name: statistics.median(found) for name, found in ({"search": shares} | other_shares).items()
-        },
-        "share_of_grid_by_seed": other_shares,
-        "worst_share": max(shares),
-        "points_within_1_percent": sum(value <= WITHIN * final[0] for value in final),
-        "grid_best_and_worst": [final[0], final[-1]],
-    }
-    return finish(
-        "search",
-        config=config.model_dump(mode="json") | {"storage": "~/e2ray"},
-        runs=runs,
-        goals=goals,
-        check=parsed.check,
-    )
+            if parsed.only != "grid":
+                runs, goals = compare_overhead(folder)
+            if parsed.only != "overhead":
+                config, values = grid(folder)
+        if parsed.only != "overhead":
+            more, found = replays(config, values)
+            runs, goals = runs | more, goals + found
+    kept_config = config.model_dump(mode="json") | {"storage": "~/e2ray"}
+    return finish("search", config=kept_config, runs=runs, goals=goals, check=parsed.check)
 
 
 if __name__ == "__main__":
