@@ -191,6 +191,7 @@ def killed_and_resumed(recipe, tmp_path, ray_folder, points):
     assert sorted(int(line.split(",")[0]) for line in exported) == list(range(recipe["search"]["trials"]))
 
 
+@pytest.mark.slow
 def test_a_study_killed_twice_ends_as_asked(ray_cluster, recipe, tmp_path, ray_folder):
     killed_and_resumed(recipe, tmp_path, ray_folder, (60, 110))
 

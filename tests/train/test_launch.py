@@ -79,7 +79,7 @@ def task(tmp_path, request):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("task", ["concat", "best_fit"], indirect=True)
+@pytest.mark.parametrize("task", ["concat", pytest.param("best_fit", marks=pytest.mark.slow)], indirect=True)
 def test_two_workers_see_the_rows_and_draws_of_one(ray_cluster, task, tmp_path):
     """Every step's loss by scale is a function of the rows and draws of all steps before: equal means equal."""
     train(task, ClusterSettings(num_workers=1, max_failures=0))
