@@ -155,11 +155,6 @@ class DataSettings(Settings):
         None, description="Folder of prepared shards; null means one under <storage>/shards named by its content."
     )
 
-    @property
-    def mixed(self) -> bool:
-        """Whether the sources are corpora of their own, read by their weights."""
-        return self.corpus[0].weight is not None
-
     @model_validator(mode="after")
     def _check_weights(self) -> "DataSettings":
         without = [number for number, source in enumerate(self.corpus) if source.weight is None]

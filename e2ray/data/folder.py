@@ -51,7 +51,7 @@ class Folder:
             try:
                 self.filesystem, self.path = fs.FileSystem.from_uri(self.uri)
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise SettingsError(f"{self.place}: is no place that can be read ({_one_line(error)})") from None
+                raise SettingsError(f"{self.place}: is no place that can be read ({short_line(error)})") from None
 
     def name(self, file: str) -> str:
         """Return the full name of a file, as messages show it."""
@@ -136,7 +136,7 @@ class Folder:
             yield
         except (OSError, pa.ArrowException) as error:
             where = self.name(file) if file else self.place
-            reason = getattr(error, "strerror", None) or _one_line(error)
+            reason = getattr(error, "strerror", None) or short_line(error)
             raise SettingsError(f"{where}: cannot be read ({reason})") from None
 
 
@@ -169,6 +169,7 @@ class Stretches:
         return pa.py_buffer(found)
 
 
-def _one_line(error: BaseException) -> str:
+def short_line(error: BaseException) -> str:
+    """Return the message of an error on one line, its end cut off where it is long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} ..."

@@ -10,7 +10,7 @@ from typing import Any
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import HuggingFaceSource
-from e2ray.data.folder import is_folder
+from e2ray.data.folder import is_folder, short_line
 
 RANGE_BYTES = 32 * 2**20
 
@@ -71,7 +71,7 @@ def identity(source: HuggingFaceSource) -> list[object]:
         return [*what, dataset_info(source.path, revision=source.revision).sha]
     except Exception as error:
         raise SettingsError(
-            f"data source {source.path}: the hub cannot be asked for it ({_one_line(error)}); check the id and the "
+            f"data source {source.path}: the hub cannot be asked for it ({short_line(error)}); check the id and the "
             "network, or name a folder that save_to_disk wrote (one that starts with /, ./, ../ or ~)"
         ) from None
 
@@ -93,7 +93,7 @@ def _open(source: HuggingFaceSource) -> Any:
                 source.path, source.name, split=source.split, revision=source.revision, streaming=True
             )
     except Exception as error:  # whatever a loader raises
-        raise SettingsError(f"data source {source.path}: cannot be loaded ({_one_line(error)})") from None
+        raise SettingsError(f"data source {source.path}: cannot be loaded ({short_line(error)})") from None
     if isinstance(found, datasets.DatasetDict):
         if source.split not in found:
             raise SettingsError(f"data source {source.path}: has no split {source.split!r}, found {list(found)}")
@@ -104,8 +104,3 @@ def _open(source: HuggingFaceSource) -> Any:
             f"data source {source.path}: has no column {source.column!r}, found {columns}; set the source's column"
         )
     return found
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]} ..."

@@ -29,6 +29,7 @@ from e2ray.config.space import active, assign, express, in_order
 from e2ray.evaluate.perplexity import paper_scale
 from e2ray.search.importances import importances, spread
 from e2ray.search.journal import JOURNAL, mend
+from e2ray.search.objectives import cell_nll, long_of, long_windows, minimised
 from e2ray.search.record import State, StudyFacts, TrialRecord
 from e2ray.search.rungs import verdict
 
@@ -326,7 +327,7 @@ class Study:
             self._report(trial, found["value"], measured.step)
             self._tell(number, values=[found["value"]])
             return
-        self._tell(number, values=[_minimised(name, found[name]) for name in self.objectives])
+        self._tell(number, values=[minimised(name, found[name]) for name in self.objectives])
 
     def is_running(self, number: int) -> bool:
         """Return whether a trial was handed out by `next` and has not ended yet."""
@@ -446,35 +447,3 @@ def _one_line(text: str) -> str:
     """Return a text as one line of at most 500 characters, its end kept: that is where an error says what it is."""
     line = " ".join(text.split())
     return line if len(line) <= 500 else f"{line[:150]} ... {line[-340:]}"
-
-
-def cell_nll(cells: Sequence[Mapping[str, Any]], window: int, scale: float) -> float:
-    """Return the NLL of one cell.
-
-    Raises:
-        ValueError: If it was not measured.
-    """
-    for cell in cells:
-        if cell["window"] == window and abs(cell["scale"] - scale) < 1e-6:
-            return float(cell["nll"])
-    raise ValueError(f"window {window} at scale {scale:g} was not measured")
-
-
-def long_windows(measured: Sequence[int], base_context_length: int) -> tuple[int, ...]:
-    """Return the windows of the long objective among those that are measured: beyond L, all where none is."""
-    return tuple(window for window in measured if window > base_context_length) or tuple(measured)
-
-
-def long_of(cells: Sequence[Mapping[str, Any]], windows: Sequence[int], base_context_length: int) -> float:
-    """Return the mean NLL over windows, each read at scale W / L.
-
-    Raises:
-        ValueError: If one was not measured.
-    """
-    nll = [cell_nll(cells, window, paper_scale(window, base_context_length)) for window in windows]
-    return float(np.mean(nll))
-
-
-def _minimised(objective: str, found: float | None) -> float:
-    assert found is not None
-    return 1 - found if objective == "retrieval" else found

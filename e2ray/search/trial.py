@@ -31,7 +31,8 @@ from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.evaluate.perplexity import DivergedWeights, paper_scale, select_documents, surface
 from e2ray.evaluate.retrieval import accuracy
-from e2ray.search.study import Measured, Plan, long_windows
+from e2ray.search.objectives import long_windows
+from e2ray.search.study import Measured, Plan
 from e2ray.train.engine import Engine, ParameterState, precision_of
 from e2ray.train.loop import Batch, Diverged, fit
 from e2ray.train.worker import Task, begin, drawn

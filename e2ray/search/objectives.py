@@ -1,0 +1,41 @@
+"""The objectives of a search, read off the cells that a trial was measured at."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from e2ray.evaluate.perplexity import paper_scale
+
+
+def cell_nll(cells: Sequence[Mapping[str, Any]], window: int, scale: float) -> float:
+    """Return the NLL of one cell.
+
+    Raises:
+        ValueError: If it was not measured.
+    """
+    for cell in cells:
+        if cell["window"] == window and abs(cell["scale"] - scale) < 1e-6:
+            return float(cell["nll"])
+    raise ValueError(f"window {window} at scale {scale:g} was not measured")
+
+
+def long_windows(measured: Sequence[int], base_context_length: int) -> tuple[int, ...]:
+    """Return the windows of the long objective among those that are measured: beyond L, all where none is."""
+    return tuple(window for window in measured if window > base_context_length) or tuple(measured)
+
+
+def long_of(cells: Sequence[Mapping[str, Any]], windows: Sequence[int], base_context_length: int) -> float:
+    """Return the mean NLL over windows, each read at scale W / L.
+
+    Raises:
+        ValueError: If one was not measured.
+    """
+    nll = [cell_nll(cells, window, paper_scale(window, base_context_length)) for window in windows]
+    return float(np.mean(nll))
+
+
+def minimised(objective: str, found: float | None) -> float:
+    """Return an objective as a number that is better the lower it is."""
+    assert found is not None
+    return 1 - found if objective == "retrieval" else found
