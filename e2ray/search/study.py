@@ -31,6 +31,7 @@ from e2ray.search.importances import importances, spread
 from e2ray.search.journal import JOURNAL, mend
 from e2ray.search.objectives import cell_nll, long_of, long_windows, minimised
 from e2ray.search.record import State, StudyFacts, TrialRecord
+from e2ray.search.results import front
 from e2ray.search.rungs import verdict
 
 STATES: dict[TrialState, State] = {
@@ -220,20 +221,16 @@ class Study:
         if trial.user_attrs.get("settings") != settings:
             trial.set_user_attr("settings", settings)
         rungs = self.search.rungs(config.train.steps, config.train.log_every)
-        front = () if trial.number == 0 else self._front()  # the paper's preset is what the best is shown against
-        return Plan(trial.number, config, rungs, baseline, repeat, params, front)
+        known = () if trial.number == 0 else self._front()  # the paper's preset is what the best is shown against
+        return Plan(trial.number, config, rungs, baseline, repeat, params, known)
 
     def _front(self) -> tuple[tuple[float, float], ...]:
-        """Return (long, NLL at L) of the full trials that no other one beats on both."""
-        base = cell_nll(self.base, self.base_context_length, 1.0) if self.base else 0.0
-        found = [
-            (record.long, record.short + base)
-            for record in self.records()
-            if record.state == "complete" and record.long is not None and record.short is not None
-        ]
-        return tuple(
-            sorted({one for one in found if not any(o != one and o[0] <= one[0] and o[1] <= one[1] for o in found)})
-        )
+        """Return (long, NLL at L) of the full trials that no other one beats on both; of none where more is weighed."""
+        if self.search.weights.retrieval or not self.base:
+            return ()
+        base, records = cell_nll(self.base, self.base_context_length, 1.0), self.records()
+        found = [records[number] for number in front(records)]
+        return tuple((r.long, r.short + base) for r in found if r.long is not None and r.short is not None)
 
     def _suggest(self, trial: Trial, path: str) -> Any:
         parameter = self.space[path]
