@@ -63,7 +63,7 @@ class Folder:
         Raises:
             SettingsError: If the folder cannot be read.
         """
-        with self._named(""):
+        with self.named(""):
             if self.local is not None:
                 if not self.local.is_dir():
                     return {}
@@ -77,7 +77,7 @@ class Folder:
         Raises:
             SettingsError: If it cannot be read.
         """
-        with self._named(file), self._stream(file) as stream:
+        with self.named(file), self._stream(file) as stream:
             return bytes(stream.read())
 
     def sha256(self, file: str) -> str:
@@ -87,10 +87,10 @@ class Folder:
             SettingsError: If it cannot be read.
         """
         if self.local is not None:
-            with self._named(file):
+            with self.named(file):
                 return files.sha256(self.local / file)
         digest = hashlib.sha256()
-        with self._named(file), self._stream(file) as stream:
+        with self.named(file), self._stream(file) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 digest.update(chunk)
         return digest.hexdigest()
@@ -101,7 +101,7 @@ class Folder:
         Raises:
             SettingsError: If it cannot be read.
         """
-        with self._named(file):
+        with self.named(file):
             if self.local is None:
                 return Stretches(self, file, remote=self.filesystem.open_input_file(f"{self.path}/{file}"))
             with (self.local / file).open("rb") as opened:
@@ -130,7 +130,7 @@ class Folder:
         return self.filesystem.open_input_stream(f"{self.path}/{file}")
 
     @contextmanager
-    def _named(self, file: str) -> Iterator[None]:
+    def named(self, file: str) -> Iterator[None]:
         """Raise what the file system refuses in one line that names the file."""
         try:
             yield
@@ -164,7 +164,7 @@ class Stretches:
         """
         if self.remote is None:
             return pa.py_buffer(self.local).slice(begin, end - begin)
-        with self.folder._named(self.file):
+        with self.folder.named(self.file):
             found = self.remote.read_at(end - begin, begin)
         return pa.py_buffer(found)
 
