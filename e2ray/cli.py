@@ -15,7 +15,9 @@ DESCRIPTIONS = {
     "train": "run a recipe: prepare, pretrain, train, evaluate, export; the same command continues a stopped run",
     "evaluate": "measure a trained run: NLL over window x scale, base beside tuned",
     "tune": "search settings of a recipe: many short trainings, exported as ranges, recipes and a report",
+    "compare": "one base model, many methods and baselines: trained, measured and asked the same way, one table",
     "export": "write a trained run as a Hugging Face folder with a serving profile per context length",
+    "generate": "continue a prompt with a trained run or an export, the scale chosen by the request's length",
     "check": "validate a recipe, its paths and its model before a submission",
     "plan": "what a recipe will do, before any training: which relative distances its draws show the model",
     "shards": "look at a folder of shards: what it holds (info, or report as a page), and whether every byte is what "
@@ -53,6 +55,9 @@ def _add_options(target: argparse.ArgumentParser, command: str) -> None:
         target.add_argument("--out", metavar="HTML", default="data.html", help="report: where to put the page")
         target.add_argument("--rows", type=int, help="report: rows that a run reads; default: as many as there are")
         return
+    if command == "generate":
+        _add_generation(target)
+        return
     target.add_argument("--config", required=True, metavar="RECIPE", help="recipe file (YAML); see jobs/recipes/")
     target.add_argument(
         "--set",
@@ -67,6 +72,19 @@ def _add_options(target: argparse.ArgumentParser, command: str) -> None:
     if command == "plan":
         target.add_argument("--coverage", action="store_true", help="the relative distances that the draws will show")
         target.add_argument("--out", metavar="PNG", help="where to put the picture; default: <name>-coverage.png")
+
+
+def _add_generation(target: argparse.ArgumentParser) -> None:
+    target.add_argument("folder", help="folder of a run or of an export")
+    prompt = target.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to continue")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="file that holds it; - reads standard input")
+    target.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="tokens added at most (256)")
+    target.add_argument("--scale", type=float, metavar="G", help="scale of the request; default: by its length")
+    target.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (0)")
+    target.add_argument("--top-p", type=float, default=1.0, help="share of the probability sampled from (1)")
+    target.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    target.add_argument("--prefill-tokens", type=int, default=2048, help="prompt tokens of one forward (2048)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,6 +153,9 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
     if command == "shards":
         _shards(parsed)
         return
+    if command == "generate":
+        _generate(parsed)
+        return
     config = load.load(parsed.config, parsed.overrides)  # before torch and ray are imported
     from e2ray import pipeline
 
@@ -153,10 +174,45 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
             from e2ray import tuning
 
             tuning.tune(config, resume=parsed.resume)
+        case "compare":
+            from e2ray import comparing
+
+            comparing.compare(config)
         case "plan":
             if not parsed.coverage:
                 raise SettingsError("say what to plan: --coverage shows which relative distances the draws cover")
             pipeline.plan_coverage(config, parsed.out)
+
+
+def _generate(parsed: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from e2ray.config.base import SettingsError
+
+    prompt = parsed.prompt
+    if prompt is None:
+        try:
+            data = sys.stdin.buffer.read() if parsed.prompt_file == "-" else Path(parsed.prompt_file).read_bytes()
+            prompt = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"--prompt-file {parsed.prompt_file}: is not UTF-8 (byte {error.start})") from None
+    from transformers.utils.logging import disable_progress_bar
+
+    from e2ray.generate import Generator
+
+    disable_progress_bar()
+    generator = Generator(parsed.folder, prefill_tokens=parsed.prefill_tokens)
+    pieces = generator.stream(
+        prompt,
+        max_new_tokens=parsed.max_new_tokens,
+        scale=parsed.scale,
+        temperature=parsed.temperature,
+        top_p=parsed.top_p,
+        seed=parsed.seed,
+    )
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
 
 
 def _shards(parsed: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,26 +79,44 @@ def remote(name: str, function: Callable[..., Any], *arguments: Any, use_gpu: bo
     The driver of a Ray job sits on the head node, which has often neither a GPU nor memory to spare. `name` is what
     the dashboard shows.
     """
+    return remote_each(name, function, [arguments], use_gpu=use_gpu)[0]
+
+
+def remote_each(
+    name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, use_gpu: bool
+) -> list[Any]:
+    """Run a function for every tuple of arguments, wherever the cluster has room, and return the results in order.
+
+    Calls that find no room wait for their turn. The cores of a node are shared among as many calls as there are. Where
+    one fails, the others are called off.
+
+    Raises:
+        SettingsError: If a call raises one.
+        RuntimeError: If a call fails otherwise.
+    """
     import ray
 
-    task = ray.remote(max_retries=0)(_in_task).options(name=name, num_cpus=1, num_gpus=1 if use_gpu else 0)
     from e2ray.data.corpus import one_line
 
+    task = ray.remote(max_retries=0)(_in_task).options(name=name, num_cpus=1, num_gpus=1 if use_gpu else 0)
+    running = [task.remote(function, arguments, len(calls)) for arguments in calls]
     try:
-        return ray.get(task.remote(function, arguments))
+        return ray.get(running)
     except ray.exceptions.RayTaskError as error:
+        for each in running:
+            ray.cancel(each, force=True)
         if isinstance(error.cause, SettingsError):
             raise SettingsError(str(error.cause)) from error
         cause = error.cause or error
         raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
 
 
-def _in_task(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _in_task(function: Callable[..., Any], arguments: tuple[Any, ...], num_calls: int) -> Any:
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_calls))
     return function(*arguments)
 
 

@@ -26,7 +26,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from e2ray.config.base import SettingsError
 from e2ray.core.model import load_tokenizer
 from e2ray.core.rope import LOCAL_LAYER_TYPE
-from e2ray.evaluate.perplexity import Cell, Progress
+from e2ray.evaluate.documents import Progress
+from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.serving import Check, profile_folder, served_scale, verify
 from e2ray.evaluate.verdict import table
 from e2ray.files import atomic_folder, write_json, write_text
@@ -59,7 +60,7 @@ class Profile:
 
     Attributes:
         context_length: W in tokens.
-        scale: g = W / L, at least 1.
+        scale: g, at least 1: W / L, or what was measured better.
         override: What transformers has to read in place of the config's values.
         server_override: The same for vLLM and SGLang, which need more keys for longrope.
     """
@@ -80,6 +81,7 @@ def export(
     evaluation: Mapping[str, Any] | None,
     run: RunFacts,
     picture: str | Path | None = None,
+    scales: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a Hugging Face folder with one verified serving profile per context length and a model card.
@@ -93,6 +95,8 @@ def export(
         evaluation: The value of evaluation.json (`rows`, `verdict`), or None without one.
         run: What the card says about the run.
         picture: evaluation.png, copied in.
+        scales: The value of scales.json, copied in; a context length it names is served at its `served` scale, every
+            other one at W / L.
         progress: Takes one line per profile.
 
     Returns:
@@ -106,16 +110,25 @@ def export(
     if out_folder == model_folder or out_folder in model_folder.parents:
         raise SettingsError(f"export {out_folder}: would replace the model folder {model_folder}; name another folder")
     config = _read_config(model_folder)
+    measured = {row["context_length"]: float(row["served"]) for row in scales["lengths"]} if scales else {}
+    chosen = {length: measured[length] for length in context_lengths if length in measured}
     with atomic_folder(out_folder) as aside:
         _take_files(model_folder, aside)
         profiles = [
-            make_profile(config, base_context_length, length, base_scaling=base_scaling) for length in context_lengths
+            make_profile(config, base_context_length, length, base_scaling=base_scaling, scale=chosen.get(length))
+            for length in context_lengths
         ]
         for profile in profiles:
             _write_profile(aside, profile, run.name, out_folder, base_context_length)
         checks = verify(
-            aside, base_context_length=base_context_length, context_lengths=context_lengths, progress=progress
+            aside,
+            base_context_length=base_context_length,
+            context_lengths=context_lengths,
+            scales={profile.context_length: profile.scale for profile in profiles},
+            progress=progress,
         )
+        if scales:
+            write_json(aside / "scales.json", dict(scales))
         if picture is not None:
             shutil.copyfile(picture, aside / PICTURE)
         card = model_card(config, profiles, checks, base_context_length, evaluation, run, bool(picture))
@@ -157,19 +170,22 @@ def make_profile(
     context_length: int,
     *,
     base_scaling: Literal["keep", "replace"] | None,
+    scale: float | None = None,
 ) -> Profile:
-    """Return the profile that equals training at scale W / L.
+    """Return the profile that equals training at a scale.
 
     Args:
         config: Of the exported model, rope as during training.
         base_context_length: L in tokens.
         context_length: W in tokens.
         base_scaling: The run's choice; a config that still carries a scaling demands `keep`.
+        scale: g >= 1; None takes W / L.
 
     Raises:
         SettingsError: If the config's scaling contradicts the choice, or cannot be stacked on.
     """
-    scale = served_scale(context_length, base_context_length)
+    paper = served_scale(context_length, base_context_length)
+    scale = paper if scale is None or math.isclose(scale, paper, rel_tol=1e-6) else scale
     parts = _parts(config)
     scaled = {key: _scaled(config, key, part, scale, base_context_length) for key, part in parts.items()}
     kinds = {part["rope_type"] for part in parts.values()} - {"default", "proportional"}
@@ -192,7 +208,8 @@ def make_profile(
         server_override["max_position_embeddings"] = max(context_length, base_context_length)
     else:
         factor = max(part.get("factor", 1.0) for part in parts.values())
-        multiplied = math.ceil(base_context_length / factor)  # by the profile's factor, in the server
+        reached = max(base_context_length, context_length / scale)  # what the server multiplies by the scale
+        multiplied = math.ceil(reached / factor)
         if multiplied != config.max_position_embeddings:
             server_override["max_position_embeddings"] = multiplied
     return Profile(context_length, scale, override, server_override)
@@ -278,10 +295,14 @@ def _write_profile(aside: Path, profile: Profile, name: str, out_folder: Path, b
         folder / "commands.json",
         {"context_length": profile.context_length, "scale": profile.scale, **lines},
     )
+    paper = served_scale(profile.context_length, base_context_length)
+    why = f"= {profile.context_length} / {base_context_length}"
+    if profile.scale != paper:
+        why = f"was measured better at this length than W / L = {paper:g}"
     write_text(
         folder / "README.md",
-        f"# Serving {profile.context_length} tokens\n\nScale {profile.scale:g} = {profile.context_length} / "
-        f"{base_context_length}. The paths below are those of the export; change them if you move the folder.\n\n"
+        f"# Serving {profile.context_length} tokens\n\nScale {profile.scale:g} {why}. The paths below are those of the "
+        "export; change them if you move the folder.\n\n"
         f"{_command_blocks(lines)}\n{_serving_notes(profile, base_context_length)}",
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from e2ray import files
-from e2ray.cluster import cluster, remote, wants_gpu
+from e2ray.cluster import cluster, remote
 from e2ray.config.base import SettingsError
 from e2ray.config.data import PretrainedTokenizer
 from e2ray.config.load import dump, read_recipe, validate
@@ -19,15 +19,11 @@ from e2ray.config.model import PretrainedModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.config.train import TrainSettings
-from e2ray.run import Run, refuse_other_settings, reporting, resolve, result_line
+from e2ray.evaluation import evaluate
+from e2ray.run import Run, fetched_tokenizer, refuse_other_settings, reporting, resolve, result_line, show
 from e2ray.train.record import now, read_status, write_status
 
 STAGES = ("prepare", "pretrain", "train", "evaluate", "export")  # the order of a whole run
-
-
-def show(line: str) -> None:
-    """Print one line at once."""
-    print(line, flush=True)
 
 
 def prepare(run: Run, *, again: bool = False) -> str | Path:
@@ -67,24 +63,6 @@ def prepare(run: Run, *, again: bool = False) -> str | Path:
             return place
     prepare_shards(data, folder, tokenizer_source=source, progress=show)
     return folder
-
-
-def fetched_tokenizer(run: Run, shards: str | Path, tokenizer_hash: str) -> Path | None:
-    """Return where the tokenizer of remote shards lies on the shared file system, copied there now or before.
-
-    None where the shards lie on it themselves.
-    """
-    from e2ray.data.folder import Folder
-    from e2ray.data.prepare import TOKENIZER_FOLDER
-
-    folder = Folder(shards)
-    if folder.local is not None:
-        return None
-    target = run.storage / "tokenizers" / tokenizer_hash[:16]
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.fetch(TOKENIZER_FOLDER, target)
-    return target
 
 
 def pretrain(run: Run, shards: str | Path) -> Path:
@@ -185,82 +163,6 @@ def train(run: Run, shards: str | Path, model: Any) -> None:
         _train(run, run.folder, shards, model, run.config.train, run.config.positions)
 
 
-def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
-    """Measure the surface of base and tuned model, write and print it, and return evaluation.json's content."""
-    from e2ray.evaluate.verdict import table
-    from e2ray.report.evaluation import write_evaluation
-
-    settings = run.config.evaluate
-    assert settings is not None
-    found = {"base": base}
-    if (run.folder / "model").is_dir():
-        found["tuned"] = tuned_model(run, base)
-    else:
-        raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run train first")
-    use_gpu = wants_gpu(run.config.cluster)
-    cells, verdict, missing = remote("evaluate", _measure, run, shards, found, use_gpu, use_gpu=use_gpu)
-    write_evaluation(run.folder, cells, verdict, missing_windows=missing)
-    show(table(cells, verdict))
-    return files.read_json(run.folder / "evaluation.json", wanted="an evaluation")
-
-
-def tuned_model(run: Run, base: Any) -> PretrainedModel:
-    """Return the settings that load the run's `model/`."""
-    scaling = getattr(base, "base_scaling", None)
-    return PretrainedModel(
-        path=str(run.folder / "model"),
-        base_context_length=run.base_context_length,
-        base_scaling="keep" if scaling == "keep" else None,
-        attention=base.attention,
-    )
-
-
-def _measure(run: Run, shards: str | Path, found: dict[str, Any], use_gpu: bool) -> tuple[Any, Any, list[int]]:
-    """Return the cells, the verdict and the windows no document reaches; runs on a worker."""
-    import torch
-
-    from e2ray.core.model import build_model
-    from e2ray.core.rope import RotaryHook
-    from e2ray.data.shards import ShardSet
-    from e2ray.evaluate.perplexity import reachable_windows, select_documents, surface
-    from e2ray.evaluate.verdict import verdict
-
-    settings = run.config.evaluate
-    assert settings is not None and settings.windows and settings.scales and settings.stride
-    opened = ShardSet.open(shards)
-    held_out = [tokens for _, tokens in opened.validation_documents()]
-    windows = reachable_windows(held_out, settings.windows, cut=settings.document_tokens, progress=show)
-    documents = select_documents(
-        held_out,
-        minimum_tokens=max(windows),
-        limit=settings.documents,
-        cut=settings.document_tokens,
-        skip=settings.skip_documents,
-    )
-    device = torch.device("cuda" if use_gpu else "cpu")
-    dtype = torch.bfloat16 if use_gpu else torch.float32
-    cells = []
-    for name, model_settings in found.items():
-        plain = model_settings.model_copy(update={"lora": None, "gradient_checkpointing": False})
-        vocabulary = opened.manifest["vocab_size"]
-        model = build_model(plain, dtype=dtype, device=device, vocab_size=vocabulary, seed=run.config.seed).eval()
-        hook = RotaryHook(model)
-        cells += surface(
-            model,
-            hook,
-            documents,
-            windows=windows,
-            scales=settings.scales,
-            stride=settings.stride,
-            batch_tokens=settings.batch_tokens,
-            device=device,
-            name=name,
-            progress=show,
-        )
-        del model, hook
-    return cells, verdict(cells, run.base_context_length), sorted(set(settings.windows) - set(windows))
-
-
 def export(run: Run, base: Any) -> Path:
     """Write the folder that other programs serve, each serving profile proven against the hook."""
     settings = run.config.export
@@ -294,8 +196,17 @@ def _export(run: Run, base: Any) -> None:
         evaluation=files.read_json(evaluation, wanted="an evaluation") if evaluation.exists() else None,
         run=facts,
         picture=run.folder / "evaluation.png" if evaluation.exists() else None,
+        scales=_measured_scales(run),
         progress=show,
     )
+
+
+def _measured_scales(run: Run) -> dict[str, Any] | None:
+    """Return the content of scales.json where the recipe serves by it and an evaluation has written it."""
+    path = run.folder / "scales.json"
+    if run.config.export is None or run.config.export.scale != "measured" or not path.exists():
+        return None
+    return files.read_json(path, wanted="the scales of an evaluation")
 
 
 def base_of(run: Run, shards: str | Path) -> Any:
@@ -330,7 +241,7 @@ def execute(config: RunConfig) -> None:
     """
     from e2ray.search.journal import JOURNAL
 
-    run = resolve(config.model_copy(update={"search": None}))
+    run = resolve(config.model_copy(update={"search": None, "compare": None}))
     with files.lock(run.folder / ".lock", what="running this run"):
         refuse_other_settings(run)
         if (run.folder / JOURNAL).exists():

@@ -59,6 +59,29 @@ class Run:
         return self.storage / "bases" / files.digest(identity)[:16]
 
 
+def show(line: str) -> None:
+    """Print one line at once."""
+    print(line, flush=True)
+
+
+def fetched_tokenizer(run: Run, shards: str | Path, tokenizer_hash: str) -> Path | None:
+    """Return where the tokenizer of remote shards lies on the shared file system, copied there now or before.
+
+    None where the shards lie on it themselves.
+    """
+    from e2ray.data.folder import Folder
+    from e2ray.data.prepare import TOKENIZER_FOLDER
+
+    folder = Folder(shards)
+    if folder.local is not None:
+        return None
+    target = run.storage / "tokenizers" / tokenizer_hash[:16]
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.fetch(TOKENIZER_FOLDER, target)
+    return target
+
+
 def resolve(config: RunConfig) -> Run:
     """Return the run of a recipe with all defaults that depend on the model filled in.
 

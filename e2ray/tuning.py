@@ -14,8 +14,8 @@ from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig, differences
 from e2ray.config.space import assign
 from e2ray.config.train import ClusterSettings
-from e2ray.pipeline import base_of, prepare, show, task_of
-from e2ray.run import Run, reporting, resolve
+from e2ray.pipeline import base_of, prepare, task_of
+from e2ray.run import Run, reporting, resolve, show
 from e2ray.train.record import now, write_status
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _unseen(run: Run, shards: str | Path) -> int | None:
     None if there is no such document.
     """
     from e2ray.data.shards import ShardSet
-    from e2ray.evaluate.perplexity import long_enough
+    from e2ray.evaluate.documents import long_enough
 
     lengths = [len(tokens) for _, tokens in ShardSet.open(shards).validation_documents()]
 

@@ -20,7 +20,14 @@ import psutil
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def alternate(one: Callable[[], object], other: Callable[[], object], *, pairs: int, warmup: int) -> dict[str, Any]:
+def alternate(
+    one: Callable[[], object],
+    other: Callable[[], object],
+    *,
+    pairs: int,
+    warmup: int,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
     """Return the seconds of both sides, measured in the order A B B A, and the ratio of their medians.
 
     Args:
@@ -28,6 +35,7 @@ def alternate(one: Callable[[], object], other: Callable[[], object], *, pairs: 
         other: Runs side B once, to its end.
         pairs: Pairs that are measured, an even number.
         warmup: Runs of each side that are not counted.
+        before: Called before each run, outside of what is measured.
     """
     for _ in range(warmup):
         one(), other()
@@ -35,6 +43,7 @@ def alternate(one: Callable[[], object], other: Callable[[], object], *, pairs: 
     sides = {"a_s": one, "b_s": other}
     for pair in range(pairs):
         for side in ("a_s", "b_s") if pair % 2 == 0 else ("b_s", "a_s"):
+            before()
             began = time.perf_counter()
             sides[side]()
             seconds[side].append(time.perf_counter() - began)

@@ -372,3 +372,29 @@ def test_commands_name_the_model_they_are_given(folders):
     config = AutoConfig.from_pretrained(folders / "llama")
     lines = commands(make_profile(config, L, 128, base_scaling=None), model="owner/name", name="demo-128")
     assert shlex.split(lines["vllm"])[2:5] == ["owner/name", "--served-model-name", "demo-128"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_length_that_was_measured_better_at_another_scale_is_served_at_that_one(folders, tmp_path, name):
+    scales = {"base_context_length": L, "lengths": [{"context_length": 1024, "served": 11.0}]}
+    result = run_export(folders, tmp_path / "out", name, scales=scales)
+    assert [check["scale"] for check in result["checks"]] == [1.0, 3.0, 11.0]
+    trained = AutoModelForCausalLM.from_pretrained(folders / name).eval()
+    tokens = torch.randint(256, (1, 128), generator=torch.Generator().manual_seed(5))
+    profile = tmp_path / "out" / "serving" / "1024"
+    config = AutoConfig.from_pretrained(tmp_path / "out", **json.loads((profile / "config_override.json").read_text()))
+    served = AutoModelForCausalLM.from_pretrained(tmp_path / "out", config=config).eval()
+    with torch.no_grad(), RotaryHook(trained).applied(11.0):
+        torch.testing.assert_close(served(tokens).logits, trained(tokens).logits, rtol=0, atol=1e-4)
+    assert "was measured better at this length than W / L = 16" in (profile / "README.md").read_text()
+    assert json.loads((profile / "commands.json").read_text())["scale"] == 11.0
+    assert json.loads((tmp_path / "out" / "scales.json").read_text()) == scales
+
+
+def test_servers_reach_a_length_whose_scale_is_below_w_over_l(folders):
+    for name in ("llama", "linear kept"):
+        config = AutoConfig.from_pretrained(folders / name)
+        profile = make_profile(config, L, 1024, base_scaling=MODELS[name][1], scale=11.0)
+        length = profile.server_override.get("max_position_embeddings", config.max_position_embeddings)
+        factor = profile.server_override["rope_parameters"]["factor"]
+        assert 1024 <= length * factor < 1024 + factor

@@ -20,11 +20,14 @@ LAYERS = (
     "report",
     "export",
     "plan",
+    "generate",
     "doctor",
     "run",
     "cluster",
+    "evaluation",
     "pipeline",
     "tuning",
+    "comparing",
     "cli",
 )
 ALLOWED = {

@@ -53,7 +53,16 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys):
     assert {(row["model"], row["window"], row["scale"]) for row in evaluation["rows"]} == {
         (model, window, scale) for model in ("base", "tuned") for window in (32, 64, 128) for scale in (1, 2, 4)
     }
-    for name in ("evaluation.parquet", "evaluation.png", "model/model.safetensors", "export/README.md"):
+    for name in (
+        "evaluation.parquet",
+        "evaluation-documents.parquet",
+        "evaluation.png",
+        "effective.json",
+        "scales.json",
+        "model/model.safetensors",
+        "export/README.md",
+        "export/scales.json",
+    ):
         assert (folder / name).stat().st_size > 0, name
     assert sorted(path.name for path in (folder / "export" / "serving").iterdir()) == ["128", "32", "64"]
 
@@ -65,10 +74,22 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys):
 
     # Evaluation and export can be done again with other settings of their own.
     recipe["evaluate"] = {"documents": 1, "document_tokens": 100, "windows": [32, 64], "scales": [1, 2], "stride": 16}
+    recipe["evaluate"]["retrieval"] = {"context_lengths": [128, 192], "tasks": ["passkey", "key_value"], "trials": 1}
     recipe["export"] = {"context_lengths": [64]}
     pipeline.evaluate_only(config_of(recipe))
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert {(row["window"], row["scale"]) for row in evaluation["rows"]} == {(32, 1), (32, 2), (64, 1), (64, 2)}
+    asked = json.loads((folder / "retrieval.json").read_text())["rows"]
+    assert {(row["model"], row["task"], row["context_length"]) for row in asked} == {
+        (model, task, length)
+        for model in ("base", "tuned")
+        for task in ("passkey", "key_value")
+        for length in (128, 192)
+    }
+    assert all(row["agreed"] == row["greedy"] == 1 for row in asked)
+    assert (folder / "retrieval.png").stat().st_size > 0
+    effective = json.loads((folder / "effective.json").read_text())
+    assert (effective["claimed"], [row["context_length"] for row in effective["lengths"]]) == (64, [32, 64])
     pipeline.export_only(config_of(recipe))
     assert [path.name for path in (folder / "export" / "serving").iterdir()] == ["64"]
     resolved = yaml.safe_load((folder / "config.yaml").read_text())

@@ -1,8 +1,11 @@
 """What is measured after training, and what is written for serving."""
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from e2ray.config.base import Settings
+from e2ray.config.retrieval import RetrievalSettings
 
 
 class EvaluateSettings(Settings):
@@ -25,6 +28,7 @@ class EvaluateSettings(Settings):
         None, ge=1, description="Tokens a window moves on; null: min(256, L / 4), the protocol of PI, YaRN and E2-LLM."
     )
     batch_tokens: int = Field(16_384, ge=1, description="Tokens of one forward, at least one window.")
+    retrieval: RetrievalSettings | None = Field(None, description="The retrieval grid; null leaves it out.")
 
     @field_validator("windows", "scales")
     @classmethod
@@ -46,6 +50,11 @@ class ExportSettings(Settings):
 
     context_lengths: tuple[int, ...] | None = Field(
         None, strict=False, min_length=1, description="W in tokens; null: L, 2L, 4L, ... up to max_scale * L."
+    )
+    scale: Literal["measured", "paper"] = Field(
+        "measured",
+        description="measured: a length that evaluation read better at another scale, beyond the spread of its "
+        "documents, is served at that one, all others at W / L; paper: all at W / L.",
     )
 
     @field_validator("context_lengths")

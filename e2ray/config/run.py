@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from e2ray.config.base import Settings, SettingsError
+from e2ray.config.compare import CompareSettings
 from e2ray.config.data import DataSettings
 from e2ray.config.evaluate import EvaluateSettings, ExportSettings
 from e2ray.config.model import LlamaModel, Model
@@ -52,6 +53,7 @@ class RunConfig(Settings):
     cluster: ClusterSettings = ClusterSettings()
     evaluate: EvaluateSettings | None = Field(EvaluateSettings(), description="null leaves the stage out.")
     export: ExportSettings | None = Field(ExportSettings(), description="null leaves the stage out.")
+    compare: CompareSettings | None = Field(None, description="Lanes of a comparison, for `e2ray compare`.")
     search: SearchSettings | None = Field(None, description="A study over settings of this recipe, for `e2ray tune`.")
 
     @field_validator("name")

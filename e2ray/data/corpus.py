@@ -32,7 +32,7 @@ from e2ray.data import hub
 
 MIB = 2**20
 TEXT_GROUP_BYTES = (MIB, 32 * MIB)  # least and most; between them a 256th of the source
-JSONL_RANGE_BYTES = 32 * MIB
+JSONL_RANGE_BYTES = (MIB, 32 * MIB)  # the same of a file: few items leave cores without work
 READ_BYTES = 4 * MIB
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 EXTENSION_KEY = b"ARROW:extension:name"
@@ -195,9 +195,11 @@ def _text_items(files: list[SourceFile]) -> list[Item]:
 def _jsonl_items(file: SourceFile, column: str) -> list[Item]:
     if file.path.endswith((".gz", ".zst")):
         return [Item("jsonl", (file,), file.bytes, column)]
+    least, most = JSONL_RANGE_BYTES
+    size = min(max(file.bytes // 256, least), most)
     return [
-        Item("jsonl", (file,), min(JSONL_RANGE_BYTES, file.bytes - start), column, start, start + JSONL_RANGE_BYTES)
-        for start in range(0, max(file.bytes, 1), JSONL_RANGE_BYTES)
+        Item("jsonl", (file,), min(size, file.bytes - start), column, start, start + size)
+        for start in range(0, max(file.bytes, 1), size)
     ]
 
 

@@ -50,13 +50,16 @@ class Packer:
 
     def add(self, document: int, tokens: Tokens) -> list[Row]:
         """Take a document and return the rows that are due."""
+        length = len(tokens)
+        if self.most and 0 < length < self.window:  # nearly all documents, nearly always
+            self._wait(length, Piece(document, tokens))
+            return [self._row()] if self._count > self.most else []
         rows = []
-        for piece in pieces(document, tokens, self.window) if len(tokens) > self.window else (Piece(document, tokens),):
+        for piece in pieces(document, tokens, self.window):
             length = len(piece.tokens)
             if length == self.window or not self.most:
-                if length:
-                    rows.append([piece])
-            elif length:
+                rows.append([piece])
+            else:
                 self._wait(length, piece)
                 if self._count > self.most:
                     rows.append(self._row())

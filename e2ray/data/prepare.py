@@ -103,18 +103,19 @@ def prepare(
         if finished is not None:
             progress(f"prepare: {folder} is up to date, {finished['rows']} rows of {finished['window']} tokens")
             return finished
-        unfinished = f".{folder.name}.parts-"
-        for left in folder.parent.glob(f"{files.TEMPORARY}*-{folder.name}"):
-            shutil.rmtree(left, ignore_errors=True)
-        for left in folder.parent.glob(f"{unfinished}*"):
-            if left.name != unfinished + wanted[:16]:
-                shutil.rmtree(left, ignore_errors=True)
         held_out = [list_items([source]) for source in settings.validation_corpus]
         without = frozenset(
             os.path.realpath(file.path) for source in settings.validation_corpus for file in source_files(source)
         )
         items = [list_items([source], without=without) for source in settings.corpus]
-        parts = Parts(folder.with_name(unfinished + wanted[:16]))
+        for left in folder.parent.glob(f"{files.TEMPORARY}*-{folder.name}"):
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished = f".{folder.name}.parts-"  # a part names its items by number
+        kept = unfinished + files.digest([wanted, [len(each) for each in (*held_out, *items)]])[:16]
+        for left in folder.parent.glob(f"{unfinished}*"):
+            if left.name != kept:
+                shutil.rmtree(left, ignore_errors=True)
+        parts = Parts(folder.with_name(kept))
         try:
             with files.atomic_folder(folder) as aside:
                 build = _Build(settings, aside, tokenizer_source, progress, parts)

@@ -6,13 +6,13 @@ is computed from the bytes on their way to the disk.
 """
 
 import hashlib
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from isal.isal_zlib import crc32
 
 from e2ray.data.packing import Packer, Row
 from e2ray.data.shards import PADDING, Tokens, train_schema, validation_schema
@@ -34,7 +34,7 @@ class _Sink:
         view = memoryview(data)
         self.file.write(view)
         self.sha256.update(view)
-        self.crc = zlib.crc32(view, self.crc)
+        self.crc = crc32(view, self.crc)
         self.place += view.nbytes
         return view.nbytes
 

@@ -9,7 +9,6 @@ to the last byte, so a batch whose file was damaged or swapped is never handed o
 
 import json
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from isal.isal_zlib import crc32
 
 from e2ray import files
 from e2ray.config.base import SettingsError
@@ -164,7 +164,7 @@ class _Shard:
         begin = self.blocks[block - 1][0] if block else 0
         end, crc = self.blocks[block]
         stretch = self.file.read(begin, end)
-        if zlib.crc32(stretch) != crc:
+        if crc32(stretch) != crc:
             raise self.damaged(f"bytes {begin} to {end} do not match their checksum")
         return stretch
 

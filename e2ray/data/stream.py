@@ -6,6 +6,7 @@ pipeline has its own Ray Data context; the process-wide one is left alone. An er
 and is raised where the rows are read: as an exception in a task it would be logged, retried and wrapped.
 """
 
+import itertools
 import logging
 import os
 import pickle
@@ -28,6 +29,7 @@ from e2ray.data.tokenizer import Encoder
 
 TASKS = 256  # of one pipeline at most: handing an item to Ray takes milliseconds
 BLOCK_BYTES = 4 * MIB
+FIRST_SHARE = 8  # of a block that the first task reads
 TASK_BYTES = 64 * MIB  # of one reading task, unless that makes more than TASKS
 TOKENISE_CHARACTERS = MIB
 QUIET = {  # Ray Data reports each pipeline on the console; what a run has to say is said by the run
@@ -189,7 +191,7 @@ def batches(
     block_steps = max(min(BLOCK_BYTES, prefetch_bytes // 2) // step_bytes, 1)
     steps = range(start_step, stop_step)
     task_steps = max(TASK_BYTES // step_bytes, -(-len(steps) // TASKS), 1)
-    work = [steps[first : first + task_steps] for first in range(0, len(steps), task_steps)]
+    work = [steps[first:stop] for first, stop in itertools.pairwise(_borders(len(steps), block_steps, task_steps))]
     if not work:
         return
     reader = Reader(shards.order(seed, shuffle_shards), batch_sequences, rank, num_workers)
@@ -204,6 +206,17 @@ def batches(
     size = 2 * block_steps * step_bytes  # twice a block, so that Ray Data does not cut one
     tables = _pipeline(work, function, num_cpus=num_cpus, block_bytes=size, prefetch_bytes=max(prefetch_bytes, size))
     yield from _by_step(tables, share)
+
+
+def _borders(num_steps: int, block_steps: int, task_steps: int) -> list[int]:
+    """Return where the tasks begin, and the end: a small task, one of a block, then large ones.
+
+    A block leaves a task when it is full or the task ends. So the first batch comes as soon as a small task has ended,
+    however much there is to read.
+    """
+    first = max(1, block_steps // FIRST_SHARE)
+    begins = [0, first, first + block_steps, *range(first + block_steps + task_steps, num_steps, task_steps)]
+    return [begin for begin in begins if begin < num_steps] + [num_steps]
 
 
 @lru_cache(maxsize=4)

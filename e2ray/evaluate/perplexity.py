@@ -9,22 +9,24 @@ the rotary hook.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from e2ray.config.base import SettingsError
-from e2ray.core.losses import token_nll
 from e2ray.core.rope import RotaryHook
+from e2ray.evaluate.documents import Progress, too_short
+from e2ray.evaluate.intervals import ratio_interval, ratio_stderr
+from e2ray.evaluate.scoring import forward_nll
 
 BOS_POLICY = "no token is added; the first token of a document is context only and never scored"
 
-Progress = Callable[[str], None]
+OUT_OF_MEMORY = "it does not fit into memory; lower evaluate.batch_tokens or give the workers more"
 
 
 class DivergedWeights(SettingsError):
@@ -45,6 +47,8 @@ class Cell:
         documents: Documents they come from.
         stride: Tokens a window moved on: S, or W - 1 where S is larger (a window holds W - 1 predictions).
         stderr: Standard error of `nll` over documents, in nats; None for one document, which shows no spread.
+        low: Lower end of its 95 % interval over documents; None where that was not measured.
+        high: Upper end.
     """
 
     model: str
@@ -56,10 +60,45 @@ class Cell:
     documents: int
     stride: int
     stderr: float | None
+    low: float | None = None
+    high: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the cell as a plain mapping, the row of evaluation.json and evaluation.parquet."""
         return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """What one cell's documents sum up to, one entry per document.
+
+    Attributes:
+        model: `tuned` or `base`.
+        window: W, tokens of a window.
+        scale: g >= 1.
+        stride: Tokens a window moved on.
+        documents: int64 [documents], their numbers among all that are scored.
+        nll: float64 [documents], nats over a document's scored tokens.
+        tokens: int64 [documents], tokens scored.
+    """
+
+    model: str
+    window: int
+    scale: float
+    stride: int
+    documents: np.ndarray
+    nll: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def key(self) -> tuple[str, int, float]:
+        """What tells a cell from the others."""
+        return self.model, self.window, self.scale
+
+    @property
+    def mean(self) -> float:
+        """Nats per token over all documents."""
+        return float(self.nll.sum() / self.tokens.sum())
 
 
 @dataclass(frozen=True)
@@ -93,83 +132,6 @@ def paper_scale(window: int, base_context_length: int) -> float:
     return max(1.0, window / base_context_length)
 
 
-def reachable_windows(
-    documents: Sequence[np.ndarray], windows: Sequence[int], *, cut: int | None, progress: Progress | None = None
-) -> tuple[int, ...]:
-    """Return the windows that at least one document fills, and tell the others in one line.
-
-    Args:
-        documents: Held-out documents, integer tokens of shape [length].
-        windows: W in tokens.
-        cut: Tokens of a document that are scored, from its start; None for whole documents.
-        progress: Takes the line.
-
-    Raises:
-        SettingsError: If no document fills the smallest window.
-    """
-    longest = max((_cut_length(document, cut) for document in documents), default=0)
-    reachable = tuple(window for window in windows if window <= longest)
-    if not reachable:
-        raise SettingsError(_too_short(documents, min(windows), cut))
-    missing = [window for window in windows if window > longest]
-    if missing and progress:
-        progress(
-            f"left out: windows {', '.join(map(str, missing))}; the longest held-out document has {longest} tokens"
-            + (f" (evaluate.document_tokens cuts them to {cut})" if cut is not None and cut <= longest else "")
-        )
-    return reachable
-
-
-def select_documents(
-    documents: Sequence[np.ndarray], *, minimum_tokens: int, limit: int, cut: int | None, skip: int = 0
-) -> list[np.ndarray]:
-    """Return the documents that every cell scores: `limit` of at least `minimum_tokens` tokens, after the first `skip`.
-
-    Args:
-        documents: Held-out documents, integer tokens of shape [length].
-        minimum_tokens: The largest window asked for.
-        limit: Documents returned at most.
-        cut: Tokens kept of each, from its start; None keeps them whole.
-        skip: Long enough documents that are left out.
-
-    Raises:
-        SettingsError: If no document is long enough, or `skip` leaves none.
-    """
-    chosen = [documents[index][:cut] for index in long_enough([len(d) for d in documents], minimum_tokens, cut)]
-    if not chosen:
-        raise SettingsError(_too_short(documents, minimum_tokens, cut))
-    if len(chosen) <= skip:
-        raise SettingsError(
-            f"evaluate.skip_documents: {skip} leaves none of the {len(chosen)} held-out documents of at least "
-            f"{minimum_tokens} tokens; lower it or raise data.validation_share"
-        )
-    return chosen[skip : skip + limit]
-
-
-def long_enough(lengths: Sequence[int], minimum_tokens: int, cut: int | None) -> list[int]:
-    """Return the indices of the documents that `select_documents` chooses among, by their lengths in tokens."""
-    return [i for i, length in enumerate(lengths) if (length if cut is None else min(length, cut)) >= minimum_tokens]
-
-
-def _cut_length(document: np.ndarray, cut: int | None) -> int:
-    return len(document) if cut is None else min(cut, len(document))
-
-
-def _too_short(documents: Sequence[np.ndarray], wanted: int, cut: int | None) -> str:
-    if not documents:
-        return "evaluation: no held-out documents; raise data.validation_share or name data.validation_corpus"
-    if cut is not None and cut < wanted:
-        return (
-            f"evaluate.document_tokens: cuts documents to {cut} tokens, wanted at least the window of {wanted}; raise "
-            "it or lower evaluate.windows"
-        )
-    longest = max(map(len, documents))
-    return (
-        f"evaluation: the longest of {len(documents)} held-out documents has {longest} tokens, wanted at least "
-        f"{wanted}; lower evaluate.windows or name longer documents in data.validation_corpus"
-    )
-
-
 def surface(
     model: nn.Module,
     hook: RotaryHook,
@@ -183,7 +145,44 @@ def surface(
     name: str,
     progress: Progress | None = None,
 ) -> list[Cell]:
-    """Return one cell per window and scale; a window longer than a document is left out and told in one line.
+    """Return one cell per window and scale: `cell` of each of the sums that `document_sums` finds.
+
+    Raises:
+        SettingsError: If there are no documents.
+        DivergedWeights: If an NLL is not finite.
+    """
+    found = document_sums(
+        model,
+        hook,
+        documents,
+        windows=windows,
+        scales=scales,
+        stride=stride,
+        batch_tokens=batch_tokens,
+        device=device,
+        name=name,
+        progress=progress,
+    )
+    return [cell(sums) for sums in found]
+
+
+def document_sums(
+    model: nn.Module,
+    hook: RotaryHook,
+    documents: Sequence[np.ndarray],
+    *,
+    windows: Sequence[int],
+    scales: Sequence[float],
+    stride: int,
+    batch_tokens: int,
+    device: torch.device | str,
+    name: str,
+    numbers: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> list[Sums]:
+    """Return each document's summed NLL per window and scale.
+
+    A window that a document does not fill, or that does not fit into memory, is left out and told in one line.
 
     Args:
         model: A causal language model of transformers in its own precision; it is put into evaluation mode meanwhile.
@@ -194,17 +193,18 @@ def surface(
         stride: S, tokens a window moves on.
         batch_tokens: Tokens of one forward, at least one window.
         device: Where the model stands.
-        name: `tuned` or `base`, written into the cells.
-        progress: Takes one line per cell.
+        name: `tuned` or `base`, written into the results.
+        numbers: The documents' numbers among those that all workers score together; None counts them here.
+        progress: Takes one line per window and scale.
 
     Raises:
         SettingsError: If there are no documents.
         DivergedWeights: If an NLL is not finite.
     """
     if not documents:
-        raise SettingsError(_too_short(documents, 2, None))
+        raise SettingsError(too_short(documents, 2, None))
     shortest = min(map(len, documents))
-    cells = []
+    found = []
     was_training = model.training
     model.eval()
     try:
@@ -213,12 +213,72 @@ def surface(
                 _tell(progress, f"{name}: window {window} left out; the shortest document has {shortest} tokens")
                 continue
             for scale in scales:
-                cell = _measure(model, hook, documents, window, scale, stride, batch_tokens, device, name)
-                _tell(progress, f"{name}: window {window}, scale {scale:g}: NLL {cell.nll:.4f} nats per token")
-                cells.append(cell)
+                try:
+                    nll = _measure(model, hook, documents, window, scale, stride, batch_tokens, device)
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    _tell(progress, f"{name}: window {window}, scale {scale:g} left out: {OUT_OF_MEMORY}")
+                    continue
+                sums = Sums(
+                    model=name,
+                    window=window,
+                    scale=float(scale),
+                    stride=min(stride, window - 1),
+                    documents=np.arange(len(documents)) if numbers is None else np.asarray(numbers),
+                    nll=nll,
+                    tokens=np.array([len(document) - 1 for document in documents]),
+                )
+                _refuse_diverged(sums)
+                _tell(progress, f"{name}: window {window}, scale {scale:g}: NLL {sums.mean:.4f} nats per token")
+                found.append(sums)
     finally:
         model.train(was_training)
-    return cells
+    return found
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that a device or the machine has too little memory for a tensor."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def merged(parts: Sequence[Sequence[Sums]]) -> list[Sums]:
+    """Return the sums of documents that several workers scored, in the documents' order.
+
+    A cell that one of the workers had to leave out is left out: all cells score one set of documents.
+    """
+    together = []
+    for first in parts[0]:
+        same = [[sums for sums in part if sums.key == first.key] for part in parts]
+        if not all(same):
+            continue
+        whole = [sums for (sums,) in same]
+        order = np.argsort(np.concatenate([sums.documents for sums in whole]))
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(sums, name) for sums in whole])[order]
+            for name in ("documents", "nll", "tokens")
+        }
+        together.append(replace(first, **joined))
+    return together
+
+
+def cell(sums: Sums) -> Cell:
+    """Return the token-weighted NLL over all documents, with its standard error and interval over documents."""
+    nll = sums.mean
+    low, high = ratio_interval(sums.nll, sums.tokens) or (None, None)
+    return Cell(
+        model=sums.model,
+        window=sums.window,
+        scale=sums.scale,
+        nll=nll,
+        perplexity=math.exp(nll),
+        tokens=int(sums.tokens.sum()),
+        documents=len(sums.documents),
+        stride=sums.stride,
+        stderr=ratio_stderr(sums.nll, sums.tokens),
+        low=low,
+        high=high,
+    )
 
 
 def _tell(progress: Progress | None, line: str) -> None:
@@ -235,32 +295,21 @@ def _measure(
     stride: int,
     batch_tokens: int,
     device: torch.device | str,
-    name: str,
-) -> Cell:
-    step = min(stride, window - 1)
+) -> np.ndarray:
     sums = np.zeros(len(documents))
     with torch.no_grad(), hook.applied(float(scale)):
-        for batch in _batches(documents, window, step, batch_tokens):
+        for batch in _batches(documents, window, min(stride, window - 1), batch_tokens):
             for span, nll in zip(batch, _score(model, documents, batch, window, device), strict=True):
                 sums[span.document] += nll
-    counts = np.array([len(document) - 1 for document in documents])
-    nll = float(sums.sum() / counts.sum())
-    if not math.isfinite(nll):
+    return sums
+
+
+def _refuse_diverged(sums: Sums) -> None:
+    if not math.isfinite(sums.mean):
         raise DivergedWeights(
-            f"{name} model, window {window}, scale {scale:g}: NLL is {nll}, wanted a finite number; the weights have "
-            "diverged, train with a lower train.lr"
+            f"{sums.model} model, window {sums.window}, scale {sums.scale:g}: NLL is {sums.mean}, wanted a finite "
+            "number; the weights have diverged, train with a lower train.lr"
         )
-    return Cell(
-        model=name,
-        window=window,
-        scale=float(scale),
-        nll=nll,
-        perplexity=math.exp(nll),
-        tokens=int(counts.sum()),
-        documents=len(documents),
-        stride=step,
-        stderr=ratio_stderr(sums, counts),
-    )
 
 
 def spans(length: int, *, window: int, step: int, document: int = 0) -> Iterator[Span]:
@@ -306,23 +355,9 @@ def _score(
 ) -> list[float]:
     """Return the summed NLL of each span's scored tokens, in nats, added up in float64."""
     rows = np.stack([documents[span.document][span.start : span.start + window] for span in batch])
-    tokens = torch.from_numpy(rows.astype(np.int64)).to(device)
-    keep = max(span.scored for span in batch) + 1  # the last `keep` positions predict the last `keep` - 1 tokens
-    logits: Float[Tensor, "batch keep vocab"] = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
-    nll = token_nll(logits, tokens[:, -keep:]).double()
-    column = torch.arange(keep - 1, device=nll.device)
+    tokens: Int[Tensor, "batch window"] = torch.from_numpy(rows.astype(np.int64)).to(device)
+    keep = max(span.scored for span in batch)
+    nll = forward_nll(model, tokens, keep=keep).double()
+    column = torch.arange(keep, device=nll.device)
     scored = torch.tensor([span.scored for span in batch], device=nll.device)
-    return torch.where(column >= (keep - 1) - scored[:, None], nll, 0.0).sum(dim=1).tolist()
-
-
-def ratio_stderr(sums: np.ndarray, counts: np.ndarray) -> float | None:
-    """Return the standard error of sum(sums) / sum(counts) when documents are the independent draws.
-
-    The usual linearised estimator of a ratio: documents differ in length and all their tokens share one author, so
-    tokens are no independent draws. None for a single document.
-    """
-    num_documents = len(sums)
-    if num_documents < 2:
-        return None
-    residuals = sums - sums.sum() / counts.sum() * counts
-    return float(math.sqrt(num_documents / (num_documents - 1) * (residuals**2).sum()) / counts.sum())
+    return torch.where(column >= keep - scored[:, None], nll, 0.0).sum(dim=1).tolist()

@@ -1,12 +1,9 @@
-"""Whether a model finds a number in a long text: the passkey task.
+"""Whether a model finds in a long text what it is asked for: a grid of task x context length x depth x trials.
 
-A prompt is exactly W tokens: held-out text of the run with one sentence that names a key somewhere in it, a question
-at the end, and the key as its answer. Keys, texts and lengths follow from a seed and from nothing else in the grid. One
-forward pass scores a prompt: where each answer token is the arg-max behind the tokens before it, greedy generation
-writes the same tokens. The key is written nowhere else in the text, so a hit comes from the depth asked for. A context
-length that the held-out text cannot fill has no cell, which is not the same as a score of 0.
-
-Source: landmark attention (arXiv:2305.16300), passkey retrieval; its repeated filler is replaced by real text.
+A prompt is exactly W tokens, its answer last. Texts, words, numbers and lengths follow from a seed and from nothing
+else in the grid. One forward pass scores a prompt: where each answer token is the arg-max behind the tokens before it,
+greedy generation writes the same tokens; some prompts of each cell are generated, too, as a check. A context length
+that the held-out text cannot fill has no cell, which is not the same as a score of 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -22,41 +18,32 @@ from e2ray.config.base import SettingsError
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.core.rope import RotaryHook
 from e2ray.data.tokenizer import Encoder, begin_token
-from e2ray.evaluate.perplexity import paper_scale
+from e2ray.evaluate.haystack import ContextLengthError, Haystack
+from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory, paper_scale
+from e2ray.evaluate.scorers import contained
+from e2ray.evaluate.tasks import TASKS, Prompt, Source
 
-NEEDLE = " The pass key is{border}{key}. Remember it. {key} is the pass key."
-QUESTION = " What is the pass key? The pass key is"
-# What stands before the key, in needle and answer alike: (on the question's side, on the answer's side). The first one
-# that no token of this tokenizer crosses is used, so that the question reads the same with and without its answer.
-BORDERS = (("", " "), (" ", ""), (":", " "), (":\n", ""))
-KEY_ATTEMPTS = 1000  # keys drawn until one is not written in the text by chance
 TEXT_STREAM, KEY_STREAM = 1, 2  # first words of the seeds, so that a text and a key never share random numbers
 
-Tokens = npt.NDArray[np.int64]
 Progress = Callable[[str], None]
 
 
-class ContextLengthError(SettingsError):
-    """No prompt of the wanted length can be made: the held-out text is too short, or the length is."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """One question about one text, with its answer.
+@dataclass(frozen=True)
+class Written:
+    """What greedy generation has said to one prompt.
 
     Attributes:
-        tokens: int64 [context_length], the answer's tokens last.
-        num_answer_tokens: How many of the last tokens are the answer.
-        depth: Fraction of the text that stands before the needle, 0 to 1, as asked for.
-        key: The digits to find.
-        needle: Index of the needle's first token.
+        exact: Whether it wrote exactly the answer's tokens.
+        contained: Share of the references that its text holds.
     """
 
-    tokens: Tokens
-    num_answer_tokens: int
-    depth: float
-    key: str
-    needle: int
+    exact: bool
+    contained: float
+
+
+def encoder_of(tokenizer: Any) -> Encoder:
+    """Return what encodes as the shards of a fast tokenizer are encoded."""
+    return Encoder(tokenizer.backend_tokenizer.to_str(), begin=begin_token(tokenizer), end=tokenizer.eos_token_id)
 
 
 def prompts(
@@ -68,149 +55,63 @@ def prompts(
     trials: int,
     digits: int,
     seed: int,
+    task: str = "passkey",
 ) -> list[Prompt]:
-    """Return `trials` prompts for each depth, those of one depth side by side.
+    """Return `trials` prompts for each depth, those of one depth side by side; one cell for a task without depths.
 
-    A trial has one text for all depths, and a key for each. The text is a stretch of the held-out documents, beginning
-    anywhere and running on into the next document where one ends; it begins as a document does and holds no
-    end-of-text token, so a prompt reads as one document.
+    A trial has one text for all depths and tasks, and numbers for each. The text is a stretch of the held-out
+    documents, beginning anywhere and running on into the next document where one ends; it begins as a document does
+    and holds no end-of-text token, so a prompt reads as one document.
 
     Args:
         documents: Held-out documents, integer tokens of shape [length], as the shards hold them.
         tokenizer: The fast tokenizer of the shards.
         context_length: W, tokens of every prompt, answer included.
-        depths: Fractions of the text before the needle, each 0 to 1.
+        depths: Fractions of the text before what is asked for, each 0 to 1.
         trials: Prompts per depth.
-        digits: Digits of a key, at least 1; the first is not 0.
+        digits: Digits of a number, at least 1; the first is not 0.
         seed: 0 to 2^32 - 1. The same one gives the same prompt whatever else is asked for.
+        task: One of `tasks.TASKS`.
 
     Raises:
-        ContextLengthError: If the text cannot fill W tokens, or W tokens cannot hold needle and question.
+        ContextLengthError: If the text cannot fill W tokens, or W tokens cannot hold what is hidden and the question.
         SettingsError: If the tokenizer cannot write digits, or the text holds nearly all numbers of so many digits.
         ValueError: If a depth is out of range.
     """
+    return _prompts(
+        Haystack(documents, encoder_of(tokenizer)),
+        context_length=context_length,
+        depths=depths,
+        trials=trials,
+        digits=digits,
+        seed=seed,
+        task=task,
+    )
+
+
+def _prompts(
+    haystack: Haystack, *, context_length: int, depths: Sequence[float], trials: int, digits: int, seed: int, task: str
+) -> list[Prompt]:
     if not all(0 <= depth <= 1 for depth in depths):
         raise ValueError(f"depths must lie in [0, 1], got {list(depths)}")
-    encoder = Encoder(tokenizer.backend_tokenizer.to_str(), begin=begin_token(tokenizer), end=tokenizer.eos_token_id)
-    haystack = _Haystack(documents, encoder)
-    texts = []
-    for trial in range(trials):
-        rng = np.random.default_rng([TEXT_STREAM, seed, context_length, trial])
-        text = haystack.stretch(rng, context_length)
-        texts.append((text, _unspaced(encoder, text)))
+    make, has_depth = TASKS[task]
+    stream = [*TASKS].index(task)
+    sources = [
+        Source.drawn(
+            haystack, np.random.default_rng([TEXT_STREAM, seed, context_length, trial]), context_length, digits
+        )
+        for trial in range(trials)
+    ]
     made = []
-    for depth in depths:
-        for trial, (text, written) in enumerate(texts):
-            rng = np.random.default_rng([KEY_STREAM, seed, context_length, trial, round(depth * 1e6)])
-            key = _draw_key(rng, digits, written)
-            made.append(_prompt(encoder, text, key, context_length=context_length, depth=depth))
+    for depth in depths if has_depth else (None,):
+        for trial, source in enumerate(sources):
+            place = 0 if depth is None else round(depth * 1e6)
+            key = [KEY_STREAM, seed, context_length, trial, place] + ([stream] if stream else [])
+            made.append(make(source, np.random.default_rng(key), depth))
     return made
 
 
-class _Haystack:
-    """The text of all held-out documents as one ring of tokens, without their begin and end tokens."""
-
-    def __init__(self, documents: Sequence[np.ndarray], encoder: Encoder) -> None:
-        self.parts = [_text_only(document, encoder) for document in documents]
-        self.ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
-
-    def stretch(self, rng: np.random.Generator, length: int) -> Tokens:
-        """Return `length` neighbouring tokens from a random place, or all of them, each once, where there are less."""
-        total = int(self.ends[-1]) if len(self.ends) else 0
-        if not total:
-            return np.empty(0, dtype=np.int64)
-        start = int(rng.integers(total))
-        number = int(np.searchsorted(self.ends, start, side="right"))
-        inside = start - int(self.ends[number]) + len(self.parts[number])
-        pieces = [self.parts[number][inside:]]
-        found = len(pieces[0])
-        for step in range(1, len(self.parts) + 1):  # round the ring, back to the first document's beginning
-            if found >= length:
-                break
-            part = self.parts[(number + step) % len(self.parts)]
-            pieces.append(part if step < len(self.parts) else part[:inside])
-            found += len(pieces[-1])
-        return np.concatenate(pieces)[:length].astype(np.int64)
-
-
-def _text_only(document: np.ndarray, encoder: Encoder) -> np.ndarray:
-    """Return a document without the begin and end tokens that the shards give it."""
-    num_prefix = len(encoder.prefix)
-    begins = num_prefix > 0 and document[:num_prefix].tolist() == encoder.prefix
-    ends = len(document) > 0 and document[-1] == encoder.end
-    return document[num_prefix if begins else 0 : len(document) - (1 if ends else 0)]
-
-
-def _unspaced(encoder: Encoder, tokens: Tokens | list[int]) -> str:
-    """Return what tokens say, without white space: some tokenizers put a space between digits."""
-    return "".join(encoder.backend.decode(list(tokens)).split())
-
-
-def _draw_key(rng: np.random.Generator, digits: int, written: str) -> str:
-    """Return a number of `digits` digits that is not part of the text `written`."""
-    for _ in range(KEY_ATTEMPTS):
-        key = str(rng.integers(10 ** (digits - 1), 10**digits))
-        if key not in written:
-            return key
-    raise SettingsError(
-        f"retrieval.digits: {KEY_ATTEMPTS} drawn keys of {digits} digits all stand in the held-out text already, "
-        "wanted one that does not; raise it"
-    )
-
-
-def _prompt(encoder: Encoder, text: Tokens, key: str, *, context_length: int, depth: float) -> Prompt:
-    """Return the prompt of exactly `context_length` tokens that names `key` at `depth` of `text`."""
-    question, answer, border = _question(encoder, key)
-    needle = encoder.backend.encode(NEEDLE.format(border=border, key=key), add_special_tokens=False).ids
-    frame = len(encoder.prefix) + len(needle) + len(question) + len(answer)
-    room = context_length - frame
-    if room < 1:
-        raise ContextLengthError(
-            f"retrieval: context length {context_length}: key, question and answer alone take {frame} tokens, wanted "
-            "more; ask for longer ones"
-        )
-    if room > len(text):
-        raise ContextLengthError(
-            f"retrieval: context length {context_length}: all held-out documents together have {len(text)} tokens of "
-            f"text, wanted {room}; raise data.validation_share or name data.validation_corpus"
-        )
-    before = round(depth * room)
-    parts = (encoder.prefix, text[:before], needle, text[before:room], question, answer)
-    return Prompt(
-        tokens=np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]),
-        num_answer_tokens=len(answer),
-        depth=depth,
-        key=key,
-        needle=len(encoder.prefix) + before,
-    )
-
-
-def _question(encoder: Encoder, key: str) -> tuple[list[int], list[int], str]:
-    """Return the tokens of the question, those of the key behind it in one text, and what stands between them.
-
-    Raises:
-        SettingsError: If it joins them in one token at every border, or its tokens do not tell the key.
-    """
-    for left, right in BORDERS:
-        question = encoder.backend.encode(QUESTION + left, add_special_tokens=False).ids
-        both = encoder.backend.encode(f"{QUESTION}{left}{right}{key}", add_special_tokens=False).ids
-        answer = both[len(question) :]
-        if both[: len(question)] != question or not answer:
-            continue
-        said = _unspaced(encoder, answer)
-        if said != key:
-            raise SettingsError(
-                f"tokenizer: writes the number {key} in tokens that say {said!r}, wanted the number; passkeys need a "
-                "tokenizer that knows digits"
-            )
-        return question, answer, left + right
-    raise SettingsError(
-        f"tokenizer: joins words and digits in one token in {QUESTION + ' ' + key!r}, wanted a border between question "
-        "and key; passkeys cannot be asked with it"
-    )
-
-
-def passkey(
+def hits(
     model: nn.Module,
     hook: RotaryHook,
     prompts: Sequence[Prompt],
@@ -264,6 +165,30 @@ def _hits(model: nn.Module, batch: Sequence[Prompt], scale: float, device: torch
     return (right | not_asked).all(dim=1).tolist()
 
 
+@torch.inference_mode()
+def write(
+    model: Any, hook: RotaryHook, prompt: Prompt, encoder: Encoder, *, scale: float, device: torch.device | str
+) -> Written:
+    """Return what greedy generation of as many tokens as the answer has says to a prompt.
+
+    Args:
+        model: A causal language model of transformers, in evaluation mode.
+        hook: The rotary hook of `model`, not applied.
+        prompt: The question.
+        encoder: Of the prompt.
+        scale: g >= 1.
+        device: Where the model stands.
+    """
+    size = prompt.num_answer_tokens
+    question = torch.from_numpy(prompt.tokens[:-size])[None].to(device)
+    with hook.applied(float(scale)):
+        tokens = model.generate(
+            question, attention_mask=torch.ones_like(question), max_new_tokens=size, do_sample=False, eos_token_id=None
+        )[0, question.shape[1] :].tolist()
+    said = encoder.backend.decode(tokens)
+    return Written(tokens == prompt.tokens[-size:].tolist(), contained(said, prompt.references))
+
+
 def accuracy(
     model: nn.Module,
     hook: RotaryHook,
@@ -275,12 +200,13 @@ def accuracy(
     batch_tokens: int,
     device: torch.device | str,
     windows: Sequence[int] | None = None,
+    scale: float | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one row per context length and depth, each length read at the scale the paper serves it with.
+    """Return one row per task, context length and depth, each length read at the scale the paper serves it with.
 
     Args:
-        model: A causal language model of transformers, as `passkey` takes it.
+        model: A causal language model of transformers, as `hits` takes it.
         hook: The rotary hook of `model`, not applied.
         documents: Held-out documents, integer tokens of shape [length], whole.
         tokenizer: The fast tokenizer of the shards.
@@ -289,11 +215,14 @@ def accuracy(
         batch_tokens: Tokens of one forward, at least one prompt.
         device: Where the model stands.
         windows: Context lengths where `settings.context_lengths` is null: the windows that evaluation resolved.
-        progress: Takes one line per context length, also for one that is left out.
+        scale: g >= 1 for all lengths, in place of the paper's.
+        progress: Takes one line per task and context length, also for one that is left out.
 
     Returns:
-        Rows {context_length, depth, scale, found, trials, tokens}: `found` of `trials` keys, in prompts of `tokens`
-        tokens each. A context length that no prompt can fill has no row.
+        Rows {task, context_length, depth, scale, found, trials, tokens, greedy, agreed, contained}: `found` of `trials`
+        answers, in prompts of `tokens` tokens each; `depth` is None where the task has no single one. Of `greedy`
+        prompts that were generated, `agreed` said what the forward pass had said, and held `contained` of their
+        references on average (None without any). What no prompt can fill has no row.
 
     Raises:
         SettingsError: If no context length is named or none can be filled, the tokenizer cannot write the keys, or the
@@ -302,46 +231,81 @@ def accuracy(
     lengths = settings.context_lengths if settings.context_lengths is not None else windows
     if not lengths:
         raise SettingsError("retrieval.context_lengths: none are named and no windows are known; name at least one")
+    encoder = encoder_of(tokenizer)
+    haystack = Haystack(documents, encoder)
     rows: list[dict[str, Any]] = []
     missing: list[ContextLengthError] = []
-    for length in lengths:
-        try:
-            asked = prompts(
-                documents,
-                tokenizer,
-                context_length=length,
-                depths=settings.depths,
-                trials=settings.trials,
-                digits=settings.digits,
-                seed=settings.seed,
+    for task in settings.tasks:
+        for length in lengths:
+            try:
+                asked = _prompts(
+                    haystack,
+                    context_length=length,
+                    depths=settings.depths,
+                    trials=settings.trials,
+                    digits=settings.digits,
+                    seed=settings.seed,
+                    task=task,
+                )
+            except ContextLengthError as error:
+                missing.append(error)
+                _tell(progress, f"left out: {error}")
+                continue
+            served = paper_scale(length, base_context_length) if scale is None else scale
+            try:
+                found = hits(model, hook, asked, scale=served, batch_tokens=batch_tokens, device=device)
+                rows += _rows(model, hook, encoder, asked, found, scale=served, settings=settings, device=device)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                _tell(progress, f"left out: retrieval: context length {length}: {OUT_OF_MEMORY}")
+                continue
+            what = "" if task == "passkey" else f"{task}, "
+            _tell(
+                progress,
+                f"retrieval: {what}context length {length}, scale {served:g}: {sum(found)} of {len(found)} keys found",
             )
-        except ContextLengthError as error:
-            missing.append(error)
-            _tell(progress, f"left out: {error}")
-            continue
-        scale = paper_scale(length, base_context_length)
-        found = passkey(model, hook, asked, scale=scale, batch_tokens=batch_tokens, device=device)
-        rows += _rows(asked, found, scale=scale, settings=settings)
-        _tell(progress, f"retrieval: context length {length}, scale {scale:g}: {sum(found)} of {len(found)} keys found")
-    if not rows:
+    if not rows and missing:
         raise missing[0]
+    apart = sum(row["greedy"] - row["agreed"] for row in rows)
+    if apart:
+        checked = sum(row["greedy"] for row in rows)
+        _tell(progress, f"retrieval: greedy generation disagrees with the forward pass on {apart} of {checked} prompts")
     return rows
 
 
 def _rows(
-    asked: Sequence[Prompt], found: Sequence[bool], *, scale: float, settings: RetrievalSettings
+    model: nn.Module,
+    hook: RotaryHook,
+    encoder: Encoder,
+    asked: Sequence[Prompt],
+    found: Sequence[bool],
+    *,
+    scale: float,
+    settings: RetrievalSettings,
+    device: torch.device | str,
 ) -> list[dict[str, Any]]:
-    return [
-        {
-            "context_length": len(asked[0].tokens),
-            "depth": depth,
-            "scale": scale,
-            "found": sum(found[cell * settings.trials : (cell + 1) * settings.trials]),
-            "trials": settings.trials,
-            "tokens": len(asked[cell * settings.trials].tokens),
-        }
-        for cell, depth in enumerate(settings.depths)
-    ]
+    """Return the rows of the cells of one task and context length, `trials` prompts each."""
+    rows = []
+    for start in range(0, len(asked), settings.trials):
+        cell, scored = asked[start : start + settings.trials], found[start : start + settings.trials]
+        checked = cell[: settings.greedy]
+        written = [write(model, hook, prompt, encoder, scale=scale, device=device) for prompt in checked]
+        rows.append(
+            {
+                "task": cell[0].task,
+                "context_length": len(cell[0].tokens),
+                "depth": cell[0].depth,
+                "scale": scale,
+                "found": sum(scored),
+                "trials": len(cell),
+                "tokens": len(cell[0].tokens),
+                "greedy": len(written),
+                "agreed": sum(one.exact == hit for one, hit in zip(written, scored, strict=False)),
+                "contained": sum(one.contained for one in written) / len(written) if written else None,
+            }
+        )
+    return rows
 
 
 def _tell(progress: Progress | None, line: str) -> None:

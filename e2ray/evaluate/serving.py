@@ -20,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook, find_rotary_modules
-from e2ray.evaluate.perplexity import Progress, paper_scale
+from e2ray.evaluate.documents import Progress
+from e2ray.evaluate.perplexity import paper_scale
 from e2ray.files import read_json
 
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -69,6 +70,7 @@ def verify(
     *,
     base_context_length: int,
     context_lengths: Sequence[int],
+    scales: Mapping[int, float] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Check]:
@@ -81,6 +83,7 @@ def verify(
         folder: An export; its files are what is checked.
         base_context_length: L in tokens.
         context_lengths: W in tokens.
+        scales: g by W; W / L where it names none.
         seed: Of the random tokens.
         progress: Takes one line per profile.
 
@@ -89,6 +92,7 @@ def verify(
         SettingsError: If a profile differs from the hook at its scale.
     """
     folder = Path(folder)
+    chosen = {length: served_scale(length, base_context_length) for length in context_lengths} | dict(scales or {})
     overrides = {
         length: read_json(profile_folder(folder, length) / "config_override.json", wanted="a serving profile")
         for length in context_lengths
@@ -99,7 +103,7 @@ def verify(
         texts, wanted = {}, {}
         for length in context_lengths:
             texts[length] = _random_tokens(model.config.vocab_size, min(length, COMPARED_TOKENS), seed)
-            with hook.applied(served_scale(length, base_context_length)):
+            with hook.applied(chosen[length]):
                 wanted[length] = _logits(model, texts[length])
         del model  # the hook keeps the rotary modules, the weights go
         checks = []
@@ -110,7 +114,7 @@ def verify(
                 raise SettingsError(
                     f"serving/{length}: transformers cannot load it ({type(error).__name__}: {error}); refused"
                 ) from None
-            check = _compare(served, hook, length, base_context_length, texts[length], wanted[length])
+            check = _compare(served, hook, length, chosen[length], texts[length], wanted[length])
             checks.append(check)
             if progress is not None:
                 progress(
@@ -125,11 +129,10 @@ def _compare(
     served: PreTrainedModel,
     hook: RotaryHook,
     length: int,
-    base_context_length: int,
+    scale: float,
     tokens: Int[Tensor, "one tokens"],
     wanted: Float[Tensor, "tokens vocab"],
 ) -> Check:
-    scale = served_scale(length, base_context_length)
     with hook.applied(scale):
         rotary = max(
             _rotary_difference(module, reference, length, scale, f"serving/{length}")

@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
         pa.field("documents", pa.int64(), nullable=False),
         pa.field("stride", pa.int64(), nullable=False),
         pa.field("stderr", pa.float64()),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
     ]
 )
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
+from e2ray.config.base import SettingsError
 from e2ray.config.evaluate import EvaluateSettings
 from e2ray.config.model import LlamaModel
 from e2ray.config.retrieval import RetrievalSettings
@@ -29,7 +30,8 @@ from e2ray.config.run import RunConfig
 from e2ray.core.model import build_model, load_tokenizer, made_ready
 from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import ShardSet, local_batches
-from e2ray.evaluate.perplexity import DivergedWeights, paper_scale, select_documents, surface
+from e2ray.evaluate.documents import select_documents
+from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, paper_scale, surface
 from e2ray.evaluate.retrieval import accuracy
 from e2ray.search.objectives import long_windows
 from e2ray.search.study import Measured, Plan
@@ -125,6 +127,8 @@ class Examiner:
                 device=self.device,
                 name="tuned",
             )
+        if len(rows) < len(wanted):
+            raise SettingsError(f"evaluation: a window of {max(self.windows)} tokens: {OUT_OF_MEMORY}")
         return [{key: cell.row()[key] for key in CELL} for cell in rows]
 
     def found(self, model: nn.Module, hook: RotaryHook) -> float | None:
@@ -290,8 +294,11 @@ class Workbench:
             self.taken += 1
             yield batch
 
-    def advance(self) -> dict[str, Any]:
+    def advance(self, *, measured: bool = True) -> dict[str, Any]:
         """Train the trial to its next rung or its end and return that step's metrics, `cells` among them.
+
+        Args:
+            measured: False trains to the end without any measurement; what was trained stays on the bench.
 
         Returns:
             The metrics of the step; or `failed` (the reason), `step`, `tokens` and `trial_seconds` where the loss or an
@@ -309,6 +316,8 @@ class Workbench:
             return "stop" if "cells" in metrics else None
 
         def evaluate(step: int) -> dict[str, Any]:
+            if not measured:
+                return {}
             assert self.engine is not None
             seconds = self.seconds
             return measure(self.examiner, self.engine, self.plan, step, lambda: seconds + time.perf_counter() - began)
@@ -329,7 +338,8 @@ class Workbench:
             spent = self.seconds + time.perf_counter() - began
             self.end()  # nothing of it is put back
             return {"failed": str(error), "step": self.taken, "tokens": tokens, "trial_seconds": spent}
-        self.tokens, self.seconds = last["tokens"], last["trial_seconds"]
+        self.tokens = last["tokens"]
+        self.seconds = last["trial_seconds"] if measured else self.seconds + time.perf_counter() - began
         return last
 
     def end(self) -> None:

@@ -100,7 +100,7 @@ def test_many_small_files_share_an_item_and_keep_their_order(tmp_path, monkeypat
 @pytest.mark.parametrize("range_bytes", [1, 7, 64, 1000, 10**6])
 @pytest.mark.parametrize("read_bytes", [3, 4096])
 def test_byte_ranges_of_json_lines_give_each_line_once(tmp_path, monkeypatch, range_bytes, read_bytes):
-    monkeypatch.setattr(corpus, "JSONL_RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(corpus, "JSONL_RANGE_BYTES", (range_bytes, range_bytes))
     monkeypatch.setattr(corpus, "READ_BYTES", read_bytes)
     wanted = [f"{number} " + "ä" * (number * 7 % 40) for number in range(40)]
     lines = [json.dumps({"text": each}, ensure_ascii=False) for each in wanted]

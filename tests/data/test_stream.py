@@ -169,7 +169,7 @@ def test_documents_come_out_in_order_with_their_tokens(ray_cluster, tmp_path, to
     lines = [json.dumps({"text": f"line {number}"}) for number in range(30)]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines[:9], "{", *lines[9:]]))
     sources = [TextSource(paths=(f"{tmp_path}/texts/*",)), JsonlSource(paths=(f"{tmp_path}/a.jsonl",))]
-    monkeypatch.setattr("e2ray.data.corpus.JSONL_RANGE_BYTES", 50)
+    monkeypatch.setattr("e2ray.data.corpus.JSONL_RANGE_BYTES", (50, 50))
     monkeypatch.setattr("e2ray.data.corpus.TEXT_GROUP_BYTES", (60, 60))
     items = list_items(sources)
     assert len(items) > 10

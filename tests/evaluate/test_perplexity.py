@@ -8,15 +8,16 @@ from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConf
 
 from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
+from e2ray.evaluate.documents import long_enough, reachable_windows, select_documents
+from e2ray.evaluate.intervals import ratio_interval, ratio_stderr
 from e2ray.evaluate.perplexity import (
+    cell,
     default_scales,
     default_stride,
     default_windows,
-    long_enough,
+    document_sums,
+    merged,
     paper_scale,
-    ratio_stderr,
-    reachable_windows,
-    select_documents,
     spans,
     surface,
 )
@@ -239,5 +240,71 @@ def test_cells_are_plain_rows(model, hook, documents):
     assert cell.row() == dataclasses.asdict(cell)
     assert cell.stderr is None
     assert list(cell.row()) == [
-        "model", "window", "scale", "nll", "perplexity", "tokens", "documents", "stride", "stderr",
+        "model", "window", "scale", "nll", "perplexity", "tokens", "documents", "stride", "stderr", "low", "high",
     ]  # fmt: skip
+
+
+def parts(model, hook, documents, shares, **changes):
+    settings = {"windows": (16, 32), "scales": (1.0, 2.0), "stride": 4, "batch_tokens": 64, "device": "cpu"}
+    return [
+        document_sums(model, hook, [documents[n] for n in share], numbers=share, name="tuned", **(settings | changes))
+        for share in shares
+    ]
+
+
+def test_documents_scored_by_several_workers_give_the_same_cells(model, hook, documents):
+    alone = measure(model, hook, documents, windows=(16, 32), scales=(1.0, 2.0))
+    together = [cell(sums) for sums in merged(parts(model, hook, documents, [[0, 2], [1]]))]
+    assert [one.row().keys() for one in alone] == [other.row().keys() for other in together]
+    for one, other in zip(alone, together, strict=True):
+        assert (one.window, one.scale, one.tokens, one.documents) == (
+            other.window,
+            other.scale,
+            other.tokens,
+            other.documents,
+        )
+        assert other.nll == pytest.approx(one.nll, abs=1e-6)
+        assert (other.low, other.high) == pytest.approx((one.low, one.high), abs=1e-6)
+
+
+def test_a_cell_that_one_worker_lacks_is_missing(model, hook, documents):
+    whole, half = parts(model, hook, documents, [[0], [1, 2]])
+    left = merged([whole, half[1:]])
+    assert [sums.key for sums in left] == [sums.key for sums in whole[1:]]
+    assert [sums.documents.tolist() for sums in left] == [[0, 1, 2]] * 3
+
+
+def test_the_interval_is_that_of_the_documents(model, hook, documents):
+    ((sums,),) = parts(model, hook, documents, [[0, 1, 2]], windows=(16,), scales=(1.0,))
+    (found,) = measure(model, hook, documents)
+    assert (found.low, found.high) == ratio_interval(sums.nll, sums.tokens)
+    assert found.low < found.nll < found.high
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")],
+    ids=["gpu", "cpu"],
+)
+def test_a_window_that_does_not_fit_into_memory_is_left_out_and_told(model, hook, documents, error):
+    def too_large(module, args, kwargs):
+        if kwargs["input_ids"].shape[1] > 16:
+            raise error
+
+    handle = model.model.register_forward_pre_hook(too_large, with_kwargs=True)
+    lines = []
+    try:
+        cells = measure(model, hook, documents, windows=(16, 32), progress=lines.append)
+    finally:
+        handle.remove()
+    assert [found.window for found in cells] == [16]
+    assert lines[1].startswith("tuned: window 32, scale 1 left out: it does not fit into memory; lower evaluate.batch")
+
+
+def test_other_errors_of_a_forward_are_not_taken_for_memory(model, hook, documents):
+    handle = model.model.register_forward_pre_hook(lambda *call: (_ for _ in ()).throw(RuntimeError("a bug")))
+    try:
+        with pytest.raises(RuntimeError, match="a bug"):
+            measure(model, hook, documents)
+    finally:
+        handle.remove()

@@ -17,14 +17,9 @@ from e2ray.config.data import ByteLevelBpe
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.core.rope import RotaryHook
 from e2ray.data.tokenizer import Encoder, begin_token, train_byte_level_bpe
-from e2ray.evaluate.retrieval import (
-    NEEDLE,
-    QUESTION,
-    ContextLengthError,
-    accuracy,
-    passkey,
-    prompts,
-)
+from e2ray.evaluate.haystack import ContextLengthError
+from e2ray.evaluate.retrieval import accuracy, encoder_of, hits, prompts, write
+from e2ray.evaluate.tasks import PASSKEY, PASSKEY_QUESTION
 
 TEXTS = [
     "The pass key is what opens the door. What is the pass key? Remember it, the pass key is kept by the porter.",
@@ -69,7 +64,9 @@ def tokens_across_the_border():
     backend.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
     backend.decoder = decoders.Fuse()
     texts = [f"{word} {digit}" for word in ("is", "s", "") for digit in range(10)] * 50
-    train(backend, ["</s>"], texts, initial_alphabet=sorted(set(NEEDLE + QUESTION + "\n:0123456789" + TEXTS[0])))
+    train(
+        backend, ["</s>"], texts, initial_alphabet=sorted(set(PASSKEY + PASSKEY_QUESTION + "\n:0123456789" + TEXTS[0]))
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
 
 
@@ -121,7 +118,7 @@ def border(tokenizer):
 
 
 def needle_text(prompt, between=" "):
-    return NEEDLE.format(border=between, key=prompt.key)
+    return PASSKEY.format(border=between, key=prompt.key)
 
 
 def said(tokenizer, tokens):
@@ -171,7 +168,7 @@ def find(model, asked, **changes):
     options = {"scale": 1.0, "batch_tokens": 4 * CONTEXT_LENGTH, "device": "cpu"}
     hook = RotaryHook(model)
     try:
-        return passkey(model, hook, asked, **(options | changes))
+        return hits(model, hook, asked, **(options | changes))
     finally:
         hook.remove()
 
@@ -182,7 +179,7 @@ def measure(model, documents, tokenizer, *, lines=None, windows=None, base_conte
         RotaryHook(model),
         documents,
         tokenizer,
-        settings=RetrievalSettings(**settings),
+        settings=RetrievalSettings(**({"greedy": 0} | settings)),
         base_context_length=base_context_length,
         batch_tokens=1024,
         device="cpu",
@@ -223,9 +220,9 @@ def test_the_answer_is_the_key_as_the_tokenizer_writes_it_behind_the_question(an
     for prompt in make(held_out(any_tokenizer), any_tokenizer):
         answer = prompt.tokens[-prompt.num_answer_tokens :]
         assert "".join(said(any_tokenizer, answer).split()) == prompt.key
-        natural = plain(any_tokenizer, f"{QUESTION}{border(any_tokenizer)}{prompt.key}")
+        natural = plain(any_tokenizer, f"{PASSKEY_QUESTION}{border(any_tokenizer)}{prompt.key}")
         assert prompt.tokens[-len(natural) :].tolist() == natural
-        question = plain(any_tokenizer, f"{QUESTION}{border(any_tokenizer).rstrip()}")
+        question = plain(any_tokenizer, f"{PASSKEY_QUESTION}{border(any_tokenizer).rstrip()}")
         assert natural[: -prompt.num_answer_tokens] == question  # the question reads the same without its answer
 
 
@@ -233,8 +230,8 @@ def test_a_border_that_tokens_cross_is_not_used():
     tokenizer = tokens_across_the_border()
     for prompt in make(held_out(tokenizer), tokenizer):
         for crossed in ("", " "):  # else this tokenizer proves nothing
-            question = plain(tokenizer, QUESTION + crossed)
-            assert plain(tokenizer, f"{QUESTION} {prompt.key}")[: len(question)] != question
+            question = plain(tokenizer, PASSKEY_QUESTION + crossed)
+            assert plain(tokenizer, f"{PASSKEY_QUESTION} {prompt.key}")[: len(question)] != question
         assert said(tokenizer, prompt.tokens).endswith(f" is: {prompt.key}")
         assert said(tokenizer, prompt.tokens[: -prompt.num_answer_tokens]).endswith(" is:")
 
@@ -243,7 +240,7 @@ def test_the_needle_names_the_key_at_the_depth_asked_for(any_tokenizer):
     num_begin = 0 if begin_token(any_tokenizer) is None else 1
     for prompt in make(held_out(any_tokenizer), any_tokenizer):
         needle = plain(any_tokenizer, needle_text(prompt, border(any_tokenizer)))
-        question = plain(any_tokenizer, f"{QUESTION}{border(any_tokenizer)}{prompt.key}")
+        question = plain(any_tokenizer, f"{PASSKEY_QUESTION}{border(any_tokenizer)}{prompt.key}")
         assert prompt.tokens[prompt.needle : prompt.needle + len(needle)].tolist() == needle
         text = CONTEXT_LENGTH - num_begin - len(needle) - len(question)
         assert prompt.needle - num_begin == round(prompt.depth * text)
@@ -359,7 +356,7 @@ def test_other_numbers_in_the_text_lead_only_a_careless_reader_astray(tokenizer)
     documents = encoded(tokenizer, ["the dog is 31415 and the log is 27182 and the door is 16180 . " * 30] * 2)
     made = make(documents, tokenizer, depths=(0.0, 0.5))
 
-    word, question = plain(tokenizer, " is"), plain(tokenizer, QUESTION)
+    word, question = plain(tokenizer, " is"), plain(tokenizer, PASSKEY_QUESTION)
 
     def last(piece, tokens):
         return max((at for at in range(len(tokens)) if tokens[at : at + len(piece)] == piece), default=-1)
@@ -377,7 +374,7 @@ def test_other_numbers_in_the_text_lead_only_a_careless_reader_astray(tokenizer)
         tokens = prompt.tokens[: -prompt.num_answer_tokens].tolist()
         for _ in range(prompt.num_answer_tokens):
             tokens.append(last_number(tokens))
-        answered = said(tokenizer, tokens).rpartition(QUESTION)[2]
+        answered = said(tokenizer, tokens).rpartition(PASSKEY_QUESTION)[2]
         assert answered[:6] in (" 31415", " 27182", " 16180")
 
 
@@ -487,7 +484,18 @@ def test_a_perfect_reader_has_all_keys_in_every_cell(tokenizer):
         Reader(copy, len(tokenizer)), held_out(tokenizer), tokenizer, lines=lines, windows=(128, 256), trials=2
     )
     assert rows == [
-        {"context_length": length, "depth": depth, "scale": length / 128, "found": 2, "trials": 2, "tokens": length}
+        {
+            "task": "passkey",
+            "context_length": length,
+            "depth": depth,
+            "scale": length / 128,
+            "found": 2,
+            "trials": 2,
+            "tokens": length,
+            "greedy": 0,
+            "agreed": 0,
+            "contained": None,
+        }
         for length in (128, 256)
         for depth in (0.1, 0.3, 0.5, 0.7, 0.9)
     ]
@@ -546,3 +554,57 @@ def test_settings_override_the_windows_and_one_of_them_is_needed(tokenizer):
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         RetrievalSettings(**changes)
+
+
+def test_greedy_generation_agrees_with_the_forward_pass(tokenizer):
+    lines = []
+    rows = accuracy(
+        model := tiny_llama(len(tokenizer)),
+        RotaryHook(model),
+        held_out(tokenizer),
+        tokenizer,
+        settings=RetrievalSettings(context_lengths=(192, 256), depths=(0.5,), trials=3, greedy=2),
+        base_context_length=128,
+        batch_tokens=1024,
+        device="cpu",
+        progress=lines.append,
+    )
+    assert [(row["greedy"], row["agreed"], row["contained"]) for row in rows] == [(2, 2, 0.0)] * 2
+    assert not any("disagrees" in line for line in lines)
+
+
+def test_what_generation_writes_is_scored_by_its_text(tokenizer):
+    """The model is made to say what stands in the prompt's place of an answer."""
+    (prompt,) = make(held_out(tokenizer), tokenizer, depths=(0.5,), trials=1)
+    model = tiny_llama(len(tokenizer))
+    hook = RotaryHook(model)
+    answer = prompt.tokens[-prompt.num_answer_tokens :].tolist()
+    for said, exact, share in ((answer, True, 1.0), ([*answer[:-1], answer[-1] ^ 1], False, 0.0)):
+
+        def speak(module, args, kwargs, output, said=said):
+            place = kwargs["position_ids"].max().item() + 1 - (len(prompt.tokens) - len(answer))
+            output.logits[...] = 0
+            output.logits[..., said[place]] = 1
+            return output
+
+        handle = model.register_forward_hook(speak, with_kwargs=True)
+        found = write(model, hook, prompt, encoder_of(tokenizer), scale=2.0, device="cpu")
+        handle.remove()
+        assert (found.exact, found.contained) == (exact, share)
+
+
+def test_a_length_that_does_not_fit_into_memory_is_left_out_and_told(tokenizer):
+    model, lines = Reader(copy, len(tokenizer)), []
+    handle = model.register_forward_pre_hook(_no_room_beyond(128), with_kwargs=True)
+    rows = measure(model, held_out(tokenizer), tokenizer, lines=lines, context_lengths=(128, 256), trials=1)
+    handle.remove()
+    assert {row["context_length"] for row in rows} == {128}
+    assert lines[-1].startswith("left out: retrieval: context length 256: it does not fit into memory")
+
+
+def _no_room_beyond(length):
+    def check(module, args, kwargs):
+        if kwargs["input_ids"].shape[1] > length:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return check

@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from e2ray.core.model import build_model
 from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import ShardSet, local_batches
-from e2ray.evaluate.perplexity import select_documents, surface
+from e2ray.evaluate.documents import select_documents
+from e2ray.evaluate.perplexity import surface
 from e2ray.search.study import Plan
 from e2ray.search.trial import Rungs, Workbench, examine_base, measured
 from e2ray.train import worker

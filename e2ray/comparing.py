@@ -1,0 +1,294 @@
+"""A comparison: one base model, many ways to read further, each trained, measured and asked the same way.
+
+A lane and a seed are one job, which runs in a Ray task and leaves one file; a comparison that was stopped goes on with
+the jobs that have left none. Trained lanes share rows, tokens, learning rate schedule and loop, and differ in nothing
+but their draws (pi_long, which has long rows of the same text, in its window, too).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from e2ray import files
+from e2ray.cluster import cluster, remote_each, wants_gpu
+from e2ray.config.base import SettingsError
+from e2ray.config.compare import UNTOUCHED, CompareSettings, lane_positions, served_scale
+from e2ray.config.load import dump, load
+from e2ray.config.run import RunConfig
+from e2ray.pipeline import base_of, prepare, task_of
+from e2ray.run import Run, refuse_other_settings, reporting, resolve, show
+from e2ray.train.record import now, write_status
+
+
+@dataclass(frozen=True)
+class Job:
+    """One lane under one seed; it can be pickled.
+
+    Attributes:
+        lane: Its name.
+        seed: Of draws and rows; 0 for a lane without training.
+        shared: What the training shares with all others of its window (`search.trial.Shared`), and the shards whose
+            held-out documents are scored.
+        config: The recipe that it trains with; None without training.
+        max_scale: G.
+        asked: The retrieval grid, or None.
+        out: The file that it leaves.
+    """
+
+    lane: str
+    seed: int
+    shared: tuple[Any, Any]
+    config: RunConfig | None
+    max_scale: float
+    asked: Any
+    out: Path
+
+
+def compare(config: RunConfig) -> None:
+    """Run every lane of a recipe's `compare` section and write tables, picture and page.
+
+    Raises:
+        SettingsError: If a setting, a path or data is wrong, or another comparison has that name.
+    """
+    from e2ray.report.compare import write_comparison
+
+    settings = config.compare
+    if settings is None:
+        raise SettingsError("compare: is null, wanted the lanes; give the recipe a compare section")
+    if config.evaluate is None:
+        raise SettingsError("evaluate: is null, a comparison measures by it; give it a section")
+    run = resolve(config)
+    with files.lock(run.folder / ".lock", what="running this comparison"):
+        refuse_other_settings(run)
+        files.write_text(run.folder / "config.yaml", dump(run.config))
+        write_status(run.folder, state="running", error=None, started_at=now(), ended_at=None)
+        with reporting(run):
+            with cluster(run.config.cluster):
+                jobs = list(_jobs(run, settings))
+                missing = [job for job in jobs if not job.out.exists()]
+                show(f"{run.config.name}: {len(jobs)} jobs, {len(jobs) - len(missing)} of them done before")
+                use_gpu = wants_gpu(run.config.cluster)
+                remote_each("compare", _run_job, [(job, use_gpu) for job in missing], use_gpu=use_gpu)
+            found = [files.read_json(job.out, wanted="what a lane has left") for job in jobs]
+            assert run.config.evaluate is not None and run.config.evaluate.windows
+            table = write_comparison(run.folder, found, run.base_context_length, run.config.evaluate.windows)
+            write_status(run.folder, state="succeeded", ended_at=now(), result=f"compared {len(jobs)} jobs")
+        show(table)
+
+
+def _jobs(run: Run, settings: CompareSettings) -> Iterator[Job]:
+    """Yield all jobs, the long ones first, so that no worker is left with one at the end."""
+    largest = run.config.positions.max_scale
+    shards = prepare(run)
+    base = base_of(run, shards)
+    short = _shared(run, shards, base)
+    folder = run.folder / "lanes"
+    jobs = []
+    for lane in sorted(settings.lanes, key=lambda lane: lane != "pi_long"):
+        wide = _long_run(run, base) if lane == "pi_long" else None
+        shared = _shared(wide, prepare(wide), base, documents=shards) if wide else short
+        config = wide.config if wide else run.config
+        if lane == "best":
+            config = _best(settings, config)
+        else:
+            config = config.model_copy(update={"positions": lane_positions(lane, largest)})
+        seeds = settings.seeds[: settings.long_window_seeds] if wide else settings.seeds
+        for seed in seeds:
+            one = config.model_copy(update={"seed": seed})
+            jobs.append(Job(lane, seed, shared, one, largest, settings.retrieval, folder / f"{lane}-{seed}.json"))
+    for name in (UNTOUCHED, *settings.untrained):
+        jobs.append(Job(name, 0, short, None, largest, settings.retrieval, folder / f"{name}-0.json"))
+    yield from jobs
+
+
+def _shared(run: Run, shards: str | Path, base: Any, *, documents: str | Path | None = None) -> tuple[Any, str | Path]:
+    """Return what the jobs of one window share; `documents` are the shards whose held-out documents are scored."""
+    from e2ray.search.trial import Shared
+
+    task = task_of(run, run.folder, shards, base, run.config.train, run.config.positions)
+    assert run.config.evaluate is not None
+    return Shared(run.config.name, run.folder, task, run.config.evaluate, False, None), documents or shards
+
+
+def _long_run(run: Run, base: Any) -> Run:
+    """Return the run that trains on rows of G * L real tokens, as many tokens of the same text at each step."""
+    window = int(run.config.positions.max_scale * run.base_context_length)
+    data, train = run.config.data, run.config.train
+    tokens = train.batch_sequences * data.window
+    if tokens % window:
+        raise SettingsError(
+            f"compare.lanes: pi_long has rows of {window} tokens, a step of {tokens} tokens holds no whole number of "
+            "them; raise train.batch_sequences or leave the lane out"
+        )
+    config = run.config.model_copy(
+        update={
+            "data": data.model_copy(update={"window": window}),
+            "train": train.model_copy(update={"batch_sequences": tokens // window, "micro_batch_sequences": 1}),
+        }
+    )
+    return replace(run, config=config)
+
+
+def _best(settings: CompareSettings, config: RunConfig) -> RunConfig:
+    if settings.best is None:
+        raise SettingsError("compare.best: is null, the lane best needs the recipe of a study; name it or leave it out")
+    found = load(settings.best)
+    train = config.train.model_copy(update={"lr": found.train.lr})
+    return config.model_copy(update={"positions": found.positions, "train": train})
+
+
+def _run_job(job: Job, use_gpu: bool) -> None:
+    """Train and measure one lane under one seed and write what was found; runs on a worker."""
+    import torch
+
+    device = torch.device("cuda" if use_gpu else "cpu")
+    began = time.perf_counter()
+    _reset_peak()
+    if job.config is None:
+        cost: dict[str, Any] = {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None}
+        model, hook = _base_model(job, device)
+    else:
+        model, hook, cost = _trained(job, device)
+    found = _measured(job, model, hook, device)
+    result = {"lane": job.lane, "seed": job.seed, **cost, **found, "seconds": time.perf_counter() - began}
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(job.out, result)
+    show(f"{job.lane}, seed {job.seed}: {cost['tokens']:,} tokens in {cost['train_s']:.0f} s")
+
+
+def _base_model(job: Job, device: Any) -> tuple[Any, Any]:
+    from e2ray.core.model import build_model
+    from e2ray.core.rope import RotaryHook
+    from e2ray.train.engine import precision_of
+
+    task = job.shared[0].task
+    plain = task.model.model_copy(update={"lora": None, "gradient_checkpointing": False})
+    dtype = precision_of(task.train, device)
+    model = build_model(plain, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device=device).eval()
+    return model, RotaryHook(model)
+
+
+def _trained(job: Job, device: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Return (model, hook, what the training took)."""
+    from e2ray.search.study import Plan
+    from e2ray.search.trial import Workbench
+
+    assert job.config is not None
+    bench = Workbench(job.shared[0], device=device)
+    bench.begin(Plan(0, job.config, (), None, None, {}))
+    began = time.perf_counter()
+    metrics = bench.advance(measured=False)
+    took = time.perf_counter() - began
+    if "failed" in metrics:
+        raise SettingsError(f"compare: lane {job.lane}, seed {job.seed}: {metrics['failed']}")
+    assert bench.engine is not None
+    steps = job.config.train.steps
+    cost = {"tokens": metrics["tokens"], "train_s": took, "steps": steps, "peak_mib": _peak_mib(device)}
+    return bench.engine.ds.module, bench.engine.hook, cost
+
+
+def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
+    """Return `sums` (each window at the scales that matter) and `retrieval` of a lane."""
+    from e2ray.core.model import load_tokenizer
+    from e2ray.data.shards import ShardSet
+    from e2ray.evaluate.documents import reachable_windows, select_documents
+    from e2ray.evaluate.perplexity import document_sums
+    from e2ray.evaluate.retrieval import accuracy
+
+    shared, shards = job.shared
+    settings, length = shared.evaluate, shared.task.base_context_length
+    held_out = [tokens for _, tokens in ShardSet.open(shards).validation_documents()]
+    windows = reachable_windows(held_out, settings.windows, cut=settings.document_tokens)
+    documents = select_documents(
+        held_out,
+        minimum_tokens=max(windows),
+        limit=settings.documents,
+        cut=settings.document_tokens,
+        skip=settings.skip_documents,
+    )
+    tokenizer = load_tokenizer(str(shared.task.tokenizer_folder)) if job.asked else None
+    sums, rows = [], []
+    lengths: Sequence[int] = (job.asked.context_lengths or windows) if job.asked else ()
+    for window in sorted({*windows, *lengths}):
+        served = served_scale(job.lane, window, length, job.max_scale)
+        with _extension(job, model, served, window) as untrained:
+            scales = [1.0] if untrained else sorted({1.0, max(1.0, window / length), served})
+            for found in (
+                document_sums(
+                    model,
+                    hook,
+                    documents,
+                    windows=[window],
+                    scales=scales,
+                    stride=settings.stride,
+                    batch_tokens=settings.batch_tokens,
+                    device=device,
+                    name=job.lane,
+                )
+                if window in windows
+                else ()
+            ):
+                scale = served if untrained else found.scale
+                sums.append(
+                    {
+                        "window": window,
+                        "scale": scale,
+                        "served": scale == served,
+                        "nll": found.nll.tolist(),
+                        "tokens": found.tokens.tolist(),
+                    }
+                )
+            if window in lengths:
+                rows += accuracy(
+                    model,
+                    hook,
+                    held_out,
+                    tokenizer,
+                    settings=job.asked.model_copy(update={"context_lengths": (window,)}),
+                    base_context_length=length,
+                    batch_tokens=settings.batch_tokens,
+                    device=device,
+                    scale=1.0 if untrained else served,
+                )
+    return {"sums": sums, "retrieval": rows}
+
+
+def _extension(job: Job, model: Any, scale: float, window: int) -> AbstractContextManager[Any]:
+    """Return what puts an untrained extension into the model and says whether there is one."""
+    from contextlib import contextmanager
+
+    from e2ray.core.scalings import EXTENSIONS, extended
+
+    if job.lane not in EXTENSIONS:
+        return nullcontext(False)
+
+    @contextmanager
+    def put() -> Iterator[bool]:
+        factor = job.max_scale if job.lane == "dynamic_ntk" else scale
+        length = job.shared[0].task.base_context_length
+        with extended(model, job.lane, scale=factor, base_context_length=length, window=window):  # type: ignore[arg-type]
+            yield True
+
+    return put()
+
+
+def _reset_peak() -> None:
+    """Begin to count the peak memory of this process anew."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mib(device: Any) -> float:
+    """Return the peak memory since `_reset_peak`: the device's, or on CPUs what is resident of this process, MiB."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024

@@ -1,0 +1,82 @@
+"""Which methods are compared, each a lane: the same loop, tokens, documents and questions for all."""
+
+from typing import Any, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from e2ray.config.base import Settings
+from e2ray.config.positions import PositionSettings
+from e2ray.config.retrieval import RetrievalSettings
+
+TrainedLane = Literal[
+    "e2llm",
+    "e2llm_no_shift",
+    "e2llm_fixed_scale",
+    "pi_short",
+    "pi_long",
+    "pose",
+    "randpos",
+    "cream",
+    "clex",
+    "endprompt",
+    "best",
+]
+UntrainedLane = Literal["linear", "ntk", "dynamic_ntk", "yarn"]
+UNTOUCHED = "base"  # the lane that is always there
+# Methods that train for one scale are served at it, whatever the length of the text.
+FIXED_SCALE = ("e2llm_fixed_scale", "pi_short", "pi_long", "pose", "randpos", "cream", "endprompt")
+
+
+class CompareSettings(Settings):
+    """The lanes of a comparison on one base model; the draws' largest scale is the recipe's."""
+
+    lanes: tuple[TrainedLane, ...] = Field(
+        tuple(lane for lane in get_args(TrainedLane) if lane != "best"),
+        strict=False,
+        min_length=1,
+        description="Trained lanes. e2llm is the paper's preset; pi_long trains on rows of max_scale * L real tokens, "
+        "all others on rows of data.window; best takes draws and learning rate from the recipe named below.",
+    )
+    untrained: tuple[UntrainedLane, ...] = Field(
+        get_args(UntrainedLane), strict=False, description="Extensions of the base model that need no training."
+    )
+    best: str | None = Field(None, description="Recipe that a study has found, for the lane best.")
+    seeds: tuple[int, ...] = Field((101, 102, 103), strict=False, min_length=1, description="Of each trained lane.")
+    long_window_seeds: int = Field(1, ge=1, description="Seeds of pi_long, the expensive lane: the first ones.")
+    retrieval: RetrievalSettings | None = Field(
+        RetrievalSettings(), description="What each lane is asked, at the scale it is served with; null: nothing."
+    )
+
+    @field_validator("lanes", "untrained", "seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"must name each once, got {list(value)}")
+        return value
+
+
+def lane_positions(lane: str, max_scale: float) -> PositionSettings:
+    """Return the draws of a trained lane other than `best`.
+
+    Args:
+        lane: Its name.
+        max_scale: G, the largest scale the lane trains for.
+    """
+    none = {"kind": "none"}
+    plain: dict[str, dict[str, Any]] = {
+        "e2llm_no_shift": {"preset": "e2llm", "max_scale": max_scale, "placement": none},
+        "e2llm_fixed_scale": {
+            "scale": {"kind": "fixed", "max_scale": max_scale},
+            "placement": {"kind": "prefix", "prefix": 4},
+        },
+        "pi_short": {"preset": "pi", "max_scale": max_scale},
+        "pi_long": {"preset": "pi", "max_scale": max_scale},
+    }
+    return PositionSettings.model_validate(plain.get(lane, {"preset": lane, "max_scale": max_scale}))
+
+
+def served_scale(lane: str, window: int, base_context_length: int, max_scale: float) -> float:
+    """Return the scale that a lane reads a window with: 1 for the untouched base, G where it trained for G alone."""
+    if lane == UNTOUCHED:
+        return 1.0
+    return max_scale if lane in FIXED_SCALE else max(1.0, window / base_context_length)

@@ -1,0 +1,137 @@
+"""NLL by context length, all lengths of a scale out of one forward pass.
+
+In a causal model the predictions behind the first w tokens of a longer window are those of a window of w tokens. So
+one pass over a document's first W tokens gives every shorter context length at that scale, too: NLL on the last S
+tokens of each length, and NLL by bucket of positions between one length and the next. A length w beyond the base
+window is served at a scale of its own, so there are as many passes as scales, not as many as lengths.
+
+Source: position buckets as in the one-pass form of the sliding-window protocol (PI, arXiv:2306.15595).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from e2ray.config.base import SettingsError
+from e2ray.core.rope import RotaryHook
+from e2ray.evaluate.intervals import ratio_interval
+from e2ray.evaluate.perplexity import DivergedWeights
+from e2ray.evaluate.scoring import forward_nll
+
+
+@dataclass(frozen=True)
+class LengthCell:
+    """What a model predicts at the end of a context of one length.
+
+    Attributes:
+        model: `tuned`, `base` or a lane's name.
+        context_length: w in tokens.
+        scale: g >= 1.
+        nll: Nats per token over the last `last` tokens of the first w tokens of each document.
+        low: Lower end of its 95 % interval over documents; None for one document.
+        high: Upper end.
+        bucket_nll: Nats per token over all positions from the length before (0 before the first) up to this one.
+        tokens: Tokens that `nll` is the mean of.
+        documents: Documents they come from.
+        last: S, tokens at the end of the context, at most w - 1.
+    """
+
+    model: str
+    context_length: int
+    scale: float
+    nll: float
+    low: float | None
+    high: float | None
+    bucket_nll: float
+    tokens: int
+    documents: int
+    last: int
+
+    def row(self) -> dict[str, Any]:
+        """Return the cell as a plain mapping."""
+        return asdict(self)
+
+
+def token_nlls(
+    model: nn.Module,
+    hook: RotaryHook,
+    documents: Sequence[np.ndarray],
+    *,
+    window: int,
+    scale: float,
+    batch_tokens: int,
+    device: torch.device | str,
+) -> np.ndarray:
+    """Return float32 [documents, window - 1]: the NLL of every token but the first of each document's first `window`.
+
+    Args:
+        model: A causal language model of transformers; it is put into evaluation mode meanwhile.
+        hook: The rotary hook of `model`, not applied.
+        documents: Integer tokens of shape [length] each, none shorter than `window`.
+        window: W in tokens, at least 2.
+        scale: g >= 1, the divisor of positions.
+        batch_tokens: Tokens of one forward, at least one window.
+        device: Where the model stands.
+
+    Raises:
+        SettingsError: If a document is shorter than the window.
+    """
+    shortest = min(map(len, documents))
+    if shortest < window:
+        raise SettingsError(f"evaluation: a document has {shortest} tokens, wanted at least the window of {window}")
+    size = max(1, batch_tokens // window)
+    was_training = model.training
+    model.eval()
+    found = []
+    try:
+        with hook.applied(float(scale)):
+            for first in range(0, len(documents), size):
+                rows = np.stack([document[:window] for document in documents[first : first + size]])
+                found.append(forward_nll(model, torch.from_numpy(rows.astype(np.int64)).to(device)).cpu().numpy())
+    finally:
+        model.train(was_training)
+    return np.concatenate(found)
+
+
+def length_cells(nll: np.ndarray, lengths: Sequence[int], *, last: int, scale: float, model: str) -> list[LengthCell]:
+    """Return one cell per context length of one pass.
+
+    Args:
+        nll: float32 [documents, window - 1], as `token_nlls` returns it; entry t is token t + 1.
+        lengths: w in tokens, increasing, 2 to window.
+        last: S >= 1, tokens at the end of each context; w - 1 where that is less.
+        scale: g of the pass.
+        model: Whose pass it was.
+
+    Raises:
+        DivergedWeights: If an NLL is not finite.
+        ValueError: If a length is out of range.
+    """
+    longest = nll.shape[1] + 1
+    if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 2 or lengths[-1] > longest:
+        raise ValueError(f"lengths must be increasing and lie in [2, {longest}], got {list(lengths)}")
+    values = nll.astype(np.float64)
+    cells = []
+    before = 1
+    for length in lengths:
+        scored = min(last, length - 1)
+        sums = values[:, length - 1 - scored : length - 1].sum(axis=1)
+        counts = np.full(len(values), scored)
+        mean = float(sums.sum() / counts.sum())
+        if not math.isfinite(mean):
+            raise DivergedWeights(
+                f"{model} model, context length {length}, scale {scale:g}: NLL is {mean}, wanted a finite number; the "
+                "weights have diverged, train with a lower train.lr"
+            )
+        low, high = ratio_interval(sums, counts) or (None, None)
+        bucket = float(values[:, before - 1 : length - 1].mean())
+        cells.append(
+            LengthCell(model, length, float(scale), mean, low, high, bucket, int(counts.sum()), len(values), scored)
+        )
+        before = length
+    return cells

@@ -1,0 +1,87 @@
+"""Which held-out documents every cell of an evaluation scores, and which windows they can fill."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from e2ray.config.base import SettingsError
+
+Progress = Callable[[str], None]
+
+
+def reachable_windows(
+    documents: Sequence[np.ndarray], windows: Sequence[int], *, cut: int | None, progress: Progress | None = None
+) -> tuple[int, ...]:
+    """Return the windows that at least one document fills, and tell the others in one line.
+
+    Args:
+        documents: Held-out documents, integer tokens of shape [length].
+        windows: W in tokens.
+        cut: Tokens of a document that are scored, from its start; None for whole documents.
+        progress: Takes the line.
+
+    Raises:
+        SettingsError: If no document fills the smallest window.
+    """
+    longest = max((_cut_length(document, cut) for document in documents), default=0)
+    reachable = tuple(window for window in windows if window <= longest)
+    if not reachable:
+        raise SettingsError(too_short(documents, min(windows), cut))
+    missing = [window for window in windows if window > longest]
+    if missing and progress:
+        progress(
+            f"left out: windows {', '.join(map(str, missing))}; the longest held-out document has {longest} tokens"
+            + (f" (evaluate.document_tokens cuts them to {cut})" if cut is not None and cut <= longest else "")
+        )
+    return reachable
+
+
+def select_documents(
+    documents: Sequence[np.ndarray], *, minimum_tokens: int, limit: int, cut: int | None, skip: int = 0
+) -> list[np.ndarray]:
+    """Return the documents that every cell scores: `limit` of at least `minimum_tokens` tokens, after the first `skip`.
+
+    Args:
+        documents: Held-out documents, integer tokens of shape [length].
+        minimum_tokens: The largest window asked for.
+        limit: Documents returned at most.
+        cut: Tokens kept of each, from its start; None keeps them whole.
+        skip: Long enough documents that are left out.
+
+    Raises:
+        SettingsError: If no document is long enough, or `skip` leaves none.
+    """
+    chosen = [documents[index][:cut] for index in long_enough([len(d) for d in documents], minimum_tokens, cut)]
+    if not chosen:
+        raise SettingsError(too_short(documents, minimum_tokens, cut))
+    if len(chosen) <= skip:
+        raise SettingsError(
+            f"evaluate.skip_documents: {skip} leaves none of the {len(chosen)} held-out documents of at least "
+            f"{minimum_tokens} tokens; lower it or raise data.validation_share"
+        )
+    return chosen[skip : skip + limit]
+
+
+def long_enough(lengths: Sequence[int], minimum_tokens: int, cut: int | None) -> list[int]:
+    """Return the indices of the documents that `select_documents` chooses among, by their lengths in tokens."""
+    return [i for i, length in enumerate(lengths) if (length if cut is None else min(length, cut)) >= minimum_tokens]
+
+
+def _cut_length(document: np.ndarray, cut: int | None) -> int:
+    return len(document) if cut is None else min(cut, len(document))
+
+
+def too_short(documents: Sequence[np.ndarray], wanted: int, cut: int | None) -> str:
+    """Return one line that says why no document is as long as a window of `wanted` tokens."""
+    if not documents:
+        return "evaluation: no held-out documents; raise data.validation_share or name data.validation_corpus"
+    if cut is not None and cut < wanted:
+        return (
+            f"evaluate.document_tokens: cuts documents to {cut} tokens, wanted at least the window of {wanted}; raise "
+            "it or lower evaluate.windows"
+        )
+    longest = max(map(len, documents))
+    return (
+        f"evaluation: the longest of {len(documents)} held-out documents has {longest} tokens, wanted at least "
+        f"{wanted}; lower evaluate.windows or name longer documents in data.validation_corpus"
+    )

@@ -1,0 +1,52 @@
+"""How sure a mean over documents is: documents, not tokens, are the independent draws."""
+
+import math
+
+import numpy as np
+from scipy.stats import bootstrap
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+def ratio_stderr(sums: np.ndarray, counts: np.ndarray) -> float | None:
+    """Return the standard error of sum(sums) / sum(counts) when documents are the independent draws.
+
+    The usual linearised estimator of a ratio: documents differ in length and all their tokens share one author, so
+    tokens are no independent draws. None for a single document.
+    """
+    num_documents = len(sums)
+    if num_documents < 2:
+        return None
+    residuals = sums - sums.sum() / counts.sum() * counts
+    return float(math.sqrt(num_documents / (num_documents - 1) * (residuals**2).sum()) / counts.sum())
+
+
+def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float] | None:
+    """Return the 95 % bootstrap interval of sum(sums) / sum(counts), documents drawn with replacement.
+
+    Args:
+        sums: float64 [documents], nats.
+        counts: int64 [documents], tokens.
+
+    Returns:
+        (low, high), percentiles of 2,000 resamples of a fixed seed; None for a single document.
+    """
+    if len(sums) < 2:
+        return None
+    found = bootstrap(
+        (sums, counts),
+        lambda sums, counts, axis: sums.sum(axis=axis) / counts.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def resampled(num_documents: int, *, seed: int = 0) -> np.ndarray:
+    """Return int64 [2,000, documents]: which documents each resample draws, for statistics of several means at once."""
+    return np.random.default_rng(seed).integers(0, num_documents, (RESAMPLES, num_documents))

@@ -1,0 +1,74 @@
+"""NLL of every token of a forward pass, with the logits of a few tokens at a time.
+
+At 64k tokens and a vocabulary of 128k the logits of one row alone take 32 GiB in float32, many times the model. So
+the layers run once and the model's own head is asked for one slice of positions after the other: what it does beside
+the matrix (soft caps, logit scales) stays its own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from peft import PeftModel
+from torch import Tensor, nn
+
+from e2ray.core.losses import CHUNK_ELEMENTS
+
+
+@torch.no_grad()
+def forward_nll(
+    model: nn.Module, tokens: Int[Tensor, "batch tokens"], *, keep: int | None = None, chunk_elements: int = 0
+) -> Float[Tensor, "batch predictions"]:
+    """Return the NLL of the last `keep` tokens of every row, each behind all tokens before it.
+
+    Args:
+        model: A causal language model of transformers whose `forward` takes `logits_to_keep`, in evaluation mode.
+        tokens: int64, on the model's device, at least two per row.
+        keep: Tokens scored, 1 to tokens - 1; None scores all but the first.
+        chunk_elements: Logits held at a time, in elements; 0 takes 2^24, which is 64 MiB in float32.
+
+    Returns:
+        float32 [batch, keep], nats.
+
+    Raises:
+        ValueError: If `keep` is out of range.
+    """
+    num_rows, num_tokens = tokens.shape
+    keep = num_tokens - 1 if keep is None else keep
+    if not 1 <= keep < num_tokens:
+        raise ValueError(f"keep must lie in [1, {num_tokens - 1}] (the row's predictions), got {keep}")
+    first = num_tokens - 1 - keep
+    nll = torch.empty(num_rows, keep, dtype=torch.float32, device=tokens.device)
+    with _layers_done(model, tokens):
+        vocab_size: int = model.config.vocab_size  # type: ignore[union-attr,assignment]
+        width = max(1, (chunk_elements or CHUNK_ELEMENTS) // (num_rows * vocab_size))
+        for start in range(0, keep, width):
+            end = min(keep, start + width)
+            places = torch.arange(first + start, first + end, device=tokens.device)
+            logits = model(input_ids=tokens, use_cache=False, logits_to_keep=places).logits
+            wanted = tokens[:, first + start + 1 : first + end + 1]
+            part = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none")
+            nll[:, start:end] = part.view_as(wanted)
+    return nll
+
+
+@contextmanager
+def _layers_done(model: nn.Module, tokens: Int[Tensor, "batch tokens"]) -> Iterator[None]:
+    """Run a model's layers on `tokens` once; within the block its forward takes their output from there.
+
+    Raises:
+        ValueError: If the model has no layers apart from its head.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = getattr(inner, "base_model", inner)
+    if layers is inner:
+        raise ValueError(f"{type(model).__name__} has no layers apart from its head; give a causal language model")
+    output = layers(input_ids=tokens, use_cache=False)
+    layers.forward = lambda *args, **kwargs: output  # shadows the method of its class
+    try:
+        yield
+    finally:
+        del layers.forward

@@ -1,0 +1,172 @@
+"""The evaluate stage: the surface of base and tuned model, retrieval, the best scale per length and how far it reads.
+
+Every worker loads one model and scores its share of the documents; the driver puts their sums together, so the figures
+are those of one worker that scores all.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from e2ray import files
+from e2ray.cluster import remote_each, wants_gpu
+from e2ray.config.base import SettingsError
+from e2ray.config.model import PretrainedModel
+from e2ray.run import Run, fetched_tokenizer, show
+
+
+def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
+    """Measure base and tuned model, write and print what was found, and return evaluation.json's content.
+
+    Args:
+        run: A run with a tuned model.
+        shards: Its shards.
+        base: Settings of the untouched base model.
+
+    Raises:
+        SettingsError: If there is no tuned model, or no document is long enough.
+    """
+    from e2ray.evaluate.effective import effective_length, scale_table, sentences
+    from e2ray.evaluate.perplexity import cell
+    from e2ray.evaluate.verdict import table, verdict
+    from e2ray.report.evaluation import write_evaluation
+    from e2ray.report.lengths import write_lengths
+
+    settings = run.config.evaluate
+    assert settings is not None and settings.windows
+    if not (run.folder / "model").is_dir():
+        raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run train first")
+    models = {"base": base, "tuned": tuned_model(run, base)}
+    sums = _surface(run, shards, models)
+    cells = [cell(each) for each in sums]
+    found = verdict(cells, run.base_context_length)
+    scales = scale_table(sums, run.base_context_length)
+    retrieval = _retrieval(run, shards, models) if settings.retrieval else []
+    tuned = [row for row in retrieval if row["model"] == "tuned"]
+    effective = effective_length(sums, run.base_context_length, retrieval=tuned)
+    found["sentences"] += sentences(scales, effective)
+    write_evaluation(
+        run.folder, cells, found, missing_windows=sorted(set(settings.windows) - {each.window for each in sums})
+    )
+    write_lengths(run.folder, sums, scales=scales, effective=effective, retrieval=retrieval)
+    show(table(cells, found))
+    return files.read_json(run.folder / "evaluation.json", wanted="an evaluation")
+
+
+def tuned_model(run: Run, base: Any) -> PretrainedModel:
+    """Return the settings that load the run's `model/`."""
+    scaling = getattr(base, "base_scaling", None)
+    return PretrainedModel(
+        path=str(run.folder / "model"),
+        base_context_length=run.base_context_length,
+        base_scaling="keep" if scaling == "keep" else None,
+        attention=base.attention,
+    )
+
+
+def _surface(run: Run, shards: str | Path, models: Mapping[str, Any]) -> list[Any]:
+    """Return the sums of every cell, each model's documents scored by as many workers as train it."""
+    from e2ray.evaluate.perplexity import merged
+
+    use_gpu = wants_gpu(run.config.cluster)
+    settings = run.config.evaluate
+    assert settings is not None
+    shares = min(run.config.cluster.num_workers, settings.documents)
+    jobs = [(run, shards, name, models[name], share, shares, use_gpu) for name in models for share in range(shares)]
+    parts = remote_each("evaluate", _score_share, jobs, use_gpu=use_gpu)
+    by_model: dict[str, list[Any]] = {name: [] for name in models}
+    for job, part in zip(jobs, parts, strict=True):
+        if part is not None:  # fewer documents than workers leave some without any
+            by_model[job[2]].append(part)
+    return [sums for each in by_model.values() for sums in merged(each)]
+
+
+def _score_share(
+    run: Run, shards: str | Path, name: str, model: Any, share: int, shares: int, use_gpu: bool
+) -> list[Any] | None:
+    """Return the sums of every `shares`-th document from `share` on, or None without one; runs on a worker.
+
+    The first worker of a model tells how far it is.
+    """
+    from e2ray.data.shards import ShardSet
+    from e2ray.evaluate.documents import reachable_windows, select_documents
+    from e2ray.evaluate.perplexity import document_sums
+
+    settings = run.config.evaluate
+    assert settings is not None and settings.windows and settings.scales and settings.stride
+    tell: Callable[[str], None] | None = show if share == 0 else None
+    opened = ShardSet.open(shards)
+    held_out = [tokens for _, tokens in opened.validation_documents()]
+    first = tell if name == "base" else None  # every model would say the same
+    windows = reachable_windows(held_out, settings.windows, cut=settings.document_tokens, progress=first)
+    documents = select_documents(
+        held_out,
+        minimum_tokens=max(windows),
+        limit=settings.documents,
+        cut=settings.document_tokens,
+        skip=settings.skip_documents,
+    )
+    numbers = range(share, len(documents), shares)
+    if not numbers:
+        return None
+    device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
+    return document_sums(
+        loaded,
+        hook,
+        [documents[number] for number in numbers],
+        numbers=numbers,
+        windows=windows,
+        scales=settings.scales,
+        stride=settings.stride,
+        batch_tokens=settings.batch_tokens,
+        device=device,
+        name=name,
+        progress=tell,
+    )
+
+
+def _loaded(model: Any, vocab_size: int, seed: int, use_gpu: bool) -> tuple[Any, Any, Any]:
+    """Return (device, hook, model) ready to be measured."""
+    import torch
+
+    from e2ray.core.model import build_model
+    from e2ray.core.rope import RotaryHook
+
+    device = torch.device("cuda" if use_gpu else "cpu")
+    plain = model.model_copy(update={"lora": None, "gradient_checkpointing": False})
+    dtype = torch.bfloat16 if use_gpu else torch.float32
+    built = build_model(plain, dtype=dtype, device=device, vocab_size=vocab_size, seed=seed).eval()
+    return device, RotaryHook(built), built
+
+
+def _retrieval(run: Run, shards: str | Path, models: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the retrieval grid of all models."""
+    use_gpu = wants_gpu(run.config.cluster)
+    jobs = [(run, shards, name, model, use_gpu) for name, model in models.items()]
+    parts = remote_each("retrieval", _ask, jobs, use_gpu=use_gpu)
+    return [{"model": name} | row for name, rows in zip(models, parts, strict=True) for row in rows]
+
+
+def _ask(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bool) -> list[dict[str, Any]]:
+    """Return one model's rows of the retrieval grid; runs on a worker."""
+    from e2ray.core.model import load_tokenizer
+    from e2ray.data.shards import ShardSet
+    from e2ray.evaluate.retrieval import accuracy
+
+    settings = run.config.evaluate
+    assert settings is not None and settings.retrieval and settings.windows
+    opened = ShardSet.open(shards)
+    tokenizer = fetched_tokenizer(run, shards, opened.manifest["tokenizer_hash"]) or Path(shards) / "tokenizer"
+    device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
+    return accuracy(
+        loaded,
+        hook,
+        [tokens for _, tokens in opened.validation_documents()],
+        load_tokenizer(str(tokenizer)),
+        settings=settings.retrieval,
+        base_context_length=run.base_context_length,
+        batch_tokens=settings.batch_tokens,
+        device=device,
+        windows=settings.windows,
+        progress=lambda line: show(f"{name}: {line}"),
+    )

@@ -1,0 +1,166 @@
+"""Text from a trained model: one scale per request, chosen by how long the request gets, and kept to its end.
+
+Keys in a cache are rotated already, so a request cannot change its scale half-way: it is chosen before the first
+token, from the prompt's tokens and those that may be added. `scales.json` says which scale was measured best for a
+length; without it, or beyond the longest measured length, it is the paper's W / L.
+"""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from e2ray.config.base import SettingsError
+from e2ray.config.model import PretrainedModel
+from e2ray.core.model import base_facts, build_model, load_tokenizer
+from e2ray.core.rope import RotaryHook
+from e2ray.evaluate.effective import served_at
+from e2ray.evaluate.perplexity import paper_scale
+from e2ray.files import read_json
+
+SCALES = "scales.json"
+
+
+class Generator:
+    """A trained model and its tokenizer, ready for requests of any length; one request at a time.
+
+    Attributes:
+        base_context_length: L in tokens.
+        scales: The content of scales.json, or None without one.
+        tokenizer: Of the model.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        prefill_tokens: int = 2048,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            folder: A run (`<storage>/<run>`, its `model/` is loaded), an export, or any Hugging Face folder of a model.
+            device: Where it runs; None takes a GPU where there is one.
+            dtype: Of its weights; None takes bf16 on a GPU and fp32 on a CPU.
+            prefill_tokens: Prompt tokens of one forward, at least 1; bounds the memory of long prompts.
+
+        Raises:
+            SettingsError: If the folder holds no such model, or a setting is out of range.
+        """
+        if prefill_tokens < 1:
+            raise SettingsError(f"prefill tokens: must be at least 1, got {prefill_tokens}")
+        folder = Path(folder).expanduser()
+        place = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        scales = folder / SCALES
+        self.scales: dict[str, Any] | None = None
+        if scales.is_file():
+            self.scales = read_json(scales, wanted="the scales.json of a run")
+        settings = _settings(place, self.scales["base_context_length"] if self.scales else None)
+        assert settings.base_context_length is not None
+        self.base_context_length: int = settings.base_context_length
+        self.tokenizer = load_tokenizer(str(place))
+        self.model = build_model(settings, dtype=dtype, device=self.device).eval()
+        self.model.config.use_cache = True
+        self.prefill_tokens = prefill_tokens
+        self.hook = RotaryHook(self.model)
+
+    def scale_of(self, num_tokens: int) -> float:
+        """Return the scale that a request of `num_tokens` tokens, prompt and answer together, is read with."""
+        if self.scales is not None:
+            return served_at(self.scales, num_tokens)
+        return paper_scale(num_tokens, self.base_context_length)
+
+    def generate(self, prompt: str, **options: Any) -> str:
+        """Return what `stream` yields, in one text."""
+        return "".join(self.stream(prompt, **options))
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        scale: float | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Yield the text that continues a prompt, piece by piece; leaving the loop ends the generation.
+
+        Args:
+            prompt: The text; the begin token, if the tokenizer has one, is put before it.
+            max_new_tokens: Tokens added at most, at least 1; they count towards the scale.
+            scale: g >= 1 for the whole request; None chooses it by `scale_of`.
+            temperature: 0 takes the likeliest token, above 0 samples.
+            top_p: Share of the probability that is sampled from, 0 to 1.
+            seed: Of the sampling.
+
+        Raises:
+            SettingsError: If the prompt is empty or an option is out of range.
+        """
+        if max_new_tokens < 1:
+            raise SettingsError(f"max new tokens: must be at least 1, got {max_new_tokens}")
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise SettingsError(f"wanted temperature >= 0 and 0 < top_p <= 1, got {temperature:g} and {top_p:g}")
+        tokens = self.tokenizer(prompt, return_tensors="pt")["input_ids"].to(self.device)
+        if tokens.shape[1] == 0:
+            raise SettingsError("prompt: is empty, wanted at least one token")
+        if scale is None:
+            scale = self.scale_of(tokens.shape[1] + max_new_tokens)
+        if scale < 1:
+            raise SettingsError(f"scale: must be at least 1, got {scale:g}")
+        how: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            how = {"do_sample": True, "temperature": temperature, "top_p": top_p}
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        left = threading.Event()
+        how |= {
+            "max_new_tokens": max_new_tokens,
+            "prefill_chunk_size": self.prefill_tokens if tokens.shape[1] > self.prefill_tokens else None,
+            "pad_token_id": self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            "streamer": streamer,
+            "stopping_criteria": StoppingCriteriaList([_Left(left)]),
+        }
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(self._run, tokens, scale, seed, how)
+            job.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))  # after an error, too
+            try:
+                yield from streamer
+            finally:
+                left.set()
+            job.result()
+
+    def _run(self, tokens: torch.Tensor, scale: float, seed: int, how: dict[str, Any]) -> None:
+        torch.manual_seed(seed)
+        with torch.inference_mode(), self.hook.applied(float(scale)):
+            self.model.generate(tokens, attention_mask=torch.ones_like(tokens), **how)
+
+
+def _settings(place: Path, base_context_length: int | None) -> PretrainedModel:
+    """Return the settings that load a folder as it was trained: what its config says about RoPE is kept."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that `keep` says nothing where there is no scaling
+        facts = base_facts(PretrainedModel(path=str(place), base_scaling="keep"))
+    return PretrainedModel(
+        path=str(place),
+        base_scaling="keep" if facts.scaling else None,
+        base_context_length=base_context_length or facts.base_context_length,
+    )
+
+
+class _Left(StoppingCriteria):
+    """Stops where nobody listens any more."""
+
+    def __init__(self, left: threading.Event) -> None:
+        self.left = left
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self.left.is_set(), dtype=torch.bool, device=input_ids.device)

@@ -1,0 +1,272 @@
+"""What a comparison found, as tables, a picture and one JSON file.
+
+A lane's figure is the mean over its seeds. Its interval is Student's t over the seeds where there are several; a lane
+of one seed has none. Against the paper's preset, lanes are compared document by document, and the interval comes from
+drawing documents with replacement: all lanes score the same tokens.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+
+from e2ray.evaluate.intervals import CONFIDENCE, resampled
+from e2ray.files import atomic_path, write_json, write_text
+from e2ray.report.drawing import new_figure, tidy
+from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, VERMILLION
+
+BASE, PAPER = "base", "e2llm"
+NAMES = {
+    "base": "base, untouched",
+    "linear": "linear, untrained",
+    "ntk": "NTK, untrained",
+    "dynamic_ntk": "dynamic NTK, untrained",
+    "yarn": "YaRN, untrained",
+    "e2llm": "E2-LLM (paper's preset)",
+    "e2llm_no_shift": "E2-LLM without shift",
+    "e2llm_fixed_scale": "E2-LLM, one fixed scale",
+    "pi_short": "PI, short rows",
+    "pi_long": "PI, long rows",
+    "pose": "PoSE",
+    "randpos": "RandPos",
+    "cream": "CREAM",
+    "clex": "CLEX-style",
+    "endprompt": "EndPrompt",
+    "best": "best of the search",
+}
+STYLES = {
+    "base": (INK, "-"),
+    "e2llm": (BLUE, "-"),
+    "pi_long": (VERMILLION, "-"),
+    "best": (ORANGE, "-"),
+    "yarn": (SKY, "--"),
+}
+
+
+def write_comparison(
+    folder: Path, found: Sequence[Mapping[str, Any]], base_context_length: int, windows: Sequence[int]
+) -> str:
+    """Write comparison.json, comparison.md and comparison.png and return the tables.
+
+    Args:
+        folder: Of the comparison.
+        found: What each job has left: `lane`, `seed`, `sums`, `retrieval`, `tokens`, `steps`, `train_s`, `peak_mib`.
+        base_context_length: L in tokens.
+        windows: W asked for, in tokens.
+    """
+    rows = summary(found, base_context_length, windows)
+    text = tables(rows, base_context_length, windows)
+    write_json(folder / "comparison.json", {"base_context_length": base_context_length, "rows": rows})
+    write_text(folder / "comparison.md", text)
+    with atomic_path(folder / "comparison.png") as aside:
+        draw(rows, base_context_length, windows).savefig(aside, format="png")
+    return text
+
+
+def summary(
+    found: Sequence[Mapping[str, Any]], base_context_length: int, windows: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return one row per lane, in the order of `NAMES`.
+
+    Each has `lane`, `seeds`, `nll` (per window: `mean`, `half` (95 % over seeds, None for one), `unscaled` (g = 1),
+    `over_paper` with `low` and `high` (mean minus the paper's preset, 95 % over documents)), `long` and `short`
+    (`mean`, `half`), `passkey` and other tasks (per context length: share found), `tokens`, `step_s`, `train_s`,
+    `peak_mib` (None for a lane without training). What was not measured is None.
+    """
+    lanes = [lane for lane in NAMES if any(one["lane"] == lane for one in found)]
+    by_lane = {lane: [one for one in found if one["lane"] == lane] for lane in lanes}
+    means = {lane: {w: _by_document(jobs, w) for w in windows} for lane, jobs in by_lane.items()}
+    base = _job_nll(by_lane[BASE][0], base_context_length) if BASE in by_lane else None
+    rows = []
+    for lane, jobs in by_lane.items():
+        by_window = {w: [_job_nll(job, w) for job in jobs] for w in windows}
+        long = [_mean([_job_nll(job, w) for w in windows if w > base_context_length]) for job in jobs]
+        at_l = [_job_nll(job, base_context_length) for job in jobs]
+        short = [None if value is None or base is None else value - base for value in at_l]
+        nll = {}
+        for window in windows:
+            paper = means.get(PAPER, {}).get(window)
+            low, high = _paired(means[lane][window], paper) if lane != PAPER else (None, None)
+            unscaled = _mean([_job_nll(job, window, unscaled=True) for job in jobs])
+            here = _spread(by_window[window])
+            there = _mean([_job_nll(job, window) for job in by_lane.get(PAPER, [])])
+            over = None if here["mean"] is None or there is None else here["mean"] - there
+            nll[str(window)] = here | {"unscaled": unscaled, "over_paper": over, "low": low, "high": high}
+        trained = [job for job in jobs if job["steps"]]
+        rows.append(
+            {
+                "lane": lane,
+                "seeds": [job["seed"] for job in trained],
+                "nll": nll,
+                "long": _spread(long),
+                "short": _spread(short),
+                "retrieval": _shares(jobs),
+                "tokens": jobs[0]["tokens"],
+                "train_s": statistics.median(job["train_s"] for job in trained) if trained else None,
+                "step_s": statistics.median(job["train_s"] / job["steps"] for job in trained) if trained else None,
+                "peak_mib": max(job["peak_mib"] for job in trained) if trained else None,
+            }
+        )
+    return rows
+
+
+def _cell(job: Mapping[str, Any], window: int, *, unscaled: bool = False) -> Mapping[str, Any] | None:
+    for sums in job["sums"]:
+        if sums["window"] == window and (sums["scale"] == 1.0 if unscaled else sums["served"]):
+            return sums
+    return None
+
+
+def _job_nll(job: Mapping[str, Any], window: int, *, unscaled: bool = False) -> float | None:
+    sums = _cell(job, window, unscaled=unscaled)
+    return None if sums is None else sum(sums["nll"]) / sum(sums["tokens"])
+
+
+def _by_document(jobs: Sequence[Mapping[str, Any]], window: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return (summed NLL over a lane's seeds' mean, tokens) of each document; None where a job lacks the cell."""
+    cells = [_cell(job, window) for job in jobs]
+    if any(sums is None for sums in cells):
+        return None
+    return np.mean([sums["nll"] for sums in cells if sums], axis=0), np.array(cells[0]["tokens"])  # type: ignore[index]
+
+
+def _paired(
+    one: tuple[np.ndarray, np.ndarray] | None, other: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[float | None, float | None]:
+    if one is None or other is None or len(one[1]) < 2:
+        return None, None
+    draws = resampled(len(one[1]))
+    difference = (one[0][draws].sum(axis=1) - other[0][draws].sum(axis=1)) / one[1][draws].sum(axis=1)
+    low, high = np.quantile(difference, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return float(low), float(high)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Return the mean over seeds and half of its 95 % interval, Student's t; None where a seed is missing."""
+    mean = _mean(values)
+    known = [value for value in values if value is not None]
+    if mean is None or len(known) < 2:
+        return {"mean": mean, "half": None}
+    quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(known) - 1))
+    return {"mean": mean, "half": quantile * statistics.stdev(known) / math.sqrt(len(known))}
+
+
+def _shares(jobs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the share found over all seeds, depths and trials, by task and context length."""
+    counts: dict[str, dict[str, list[int]]] = {}
+    for row in (row for job in jobs for row in job["retrieval"]):
+        cell = counts.setdefault(row["task"], {}).setdefault(str(row["context_length"]), [0, 0])
+        cell[0] += row["found"]
+        cell[1] += row["trials"]
+    return {
+        task: {length: found / trials for length, (found, trials) in by_length.items()}
+        for task, by_length in counts.items()
+    }
+
+
+def tables(rows: Sequence[Mapping[str, Any]], base_context_length: int, windows: Sequence[int]) -> str:
+    """Return the comparison as Markdown tables: NLL, retrieval, cost. What was not measured reads `missing`."""
+    header = ["lane", *(f"{w:,}" for w in windows), "beyond L", "short rise"]
+    lines = [header]
+    for row in rows:
+        cells = [_shown(row["nll"][str(window)]) for window in windows]
+        lines.append([NAMES[row["lane"]], *cells, _shown(row["long"]), _shown(row["short"], sign=True)])
+    parts = [
+        "NLL, nats per token, by window, each lane at the scale that it is served with; ± is half of the 95 % interval "
+        "over seeds (Student's t), where a lane has several.",
+        _markdown(lines),
+    ]
+    for task in dict.fromkeys(task for row in rows for task in row["retrieval"]):
+        lengths = sorted({int(length) for row in rows for length in row["retrieval"].get(task, {})})
+        lines = [["lane", *(f"{length:,}" for length in lengths)]]
+        for row in rows:
+            shares = row["retrieval"].get(task, {})
+            cells = [f"{shares[str(n)]:.0%}" if str(n) in shares else "missing" for n in lengths]
+            lines.append([NAMES[row["lane"]], *cells])
+        parts += [f"{task.replace('_', ' ').capitalize()}: share found, by context length.", _markdown(lines)]
+    lines = [["lane", "seeds", "tokens", "seconds", "seconds per step", "peak memory, MiB"]]
+    for row in rows:
+        if row["train_s"] is not None:
+            cost = [f"{row['tokens']:,}", f"{row['train_s']:.0f}", f"{row['step_s']:.3f}", f"{row['peak_mib']:.0f}"]
+            lines.append([NAMES[row["lane"]], str(len(row["seeds"])), *cost])
+    if len(lines) > 1:
+        parts += ["What training took, each seed.", _markdown(lines)]
+    unscaled = [["lane", *(f"{w:,}" for w in windows)]]
+    for row in rows:
+        values = [row["nll"][str(window)]["unscaled"] for window in windows]
+        if row["train_s"] is not None or row["lane"] == BASE:
+            unscaled.append([NAMES[row["lane"]], *("missing" if v is None else f"{v:.3f}" for v in values)])
+    parts += [f"NLL at scale 1: does a lane read past {base_context_length:,} tokens unscaled?", _markdown(unscaled)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(value: Mapping[str, float | None], *, sign: bool = False) -> str:
+    mean, half = value["mean"], value["half"]
+    if mean is None:
+        return "missing"
+    text = f"{mean:+.3f}" if sign else f"{mean:.3f}"
+    return text if half is None else f"{text} ± {half:.3f}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        first = row[0].ljust(widths[0])
+        return "| " + " | ".join([first, *(t.rjust(w) for t, w in zip(row[1:], widths[1:], strict=True))]) + " |"
+
+    rule = "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |"
+    return "\n".join([line(rows[0]), rule, *(line(row) for row in rows[1:])])
+
+
+def draw(rows: Sequence[Mapping[str, Any]], base_context_length: int, windows: Sequence[int]) -> Figure:
+    """Return the picture: NLL by window of every lane, and what each gives at L against what it gains beyond."""
+    figure = new_figure(5.2)
+    curves, trade = figure.subplots(1, 2, width_ratios=[3, 2])
+    for row in rows:
+        points = [(w, row["nll"][str(w)]["mean"]) for w in windows if row["nll"][str(w)]["mean"] is not None]
+        if not points:
+            continue
+        colour, line = STYLES.get(row["lane"], (GREY, "-" if row["train_s"] is not None else "--"))
+        width = 2.0 if row["lane"] in STYLES else 1.0
+        curves.plot(*zip(*points, strict=True), color=colour, linestyle=line, linewidth=width, marker="o", markersize=3)
+        curves.annotate(
+            NAMES[row["lane"]],
+            points[-1],
+            textcoords="offset points",
+            xytext=(5, 0),
+            fontsize=7,
+            color=colour,
+            va="center",
+        )
+        if row["long"]["mean"] is not None and row["short"]["mean"] is not None:
+            trade.plot(row["short"]["mean"], row["long"]["mean"], "o", color=colour, markersize=5)
+            trade.annotate(
+                NAMES[row["lane"]],
+                (row["short"]["mean"], row["long"]["mean"]),
+                textcoords="offset points",
+                xytext=(5, 3),
+                fontsize=7,
+                color=INK,
+            )
+    curves.set_xscale("log", base=2)
+    curves.set_xticks(list(windows), [f"{w:,}" for w in windows])
+    curves.set_xlim(windows[0] / 1.2, windows[-1] * 3.2)
+    curves.axvline(base_context_length, color=GREY, linewidth=0.8, linestyle=":")
+    curves.set_xlabel("window W (tokens)")
+    curves.set_ylabel("NLL (nats per token), lower is better")
+    tidy(curves, "Each lane at the scale it is served with")
+    trade.set_xlabel(f"NLL rise at L = {base_context_length:,} (nats)")
+    trade.set_ylabel("mean NLL beyond L (nats)")
+    tidy(trade, "Short against long")
+    return figure

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+from e2ray.evaluate.effective import effective_length, scale_table, sentences, served_at
+from e2ray.evaluate.perplexity import Sums
+
+L = 128
+TOKENS = np.array([100, 120, 80, 100])
+
+
+def sums(window, scale, nll, *, model="tuned", spread=0.0):
+    noise = spread * np.array([1.0, -1.0, 0.5, -0.5])
+    return Sums(model, window, scale, 32, np.arange(4), TOKENS * (nll + noise), TOKENS)
+
+
+def surface(**changes):
+    nll = {(128, 1): 3.40, (256, 2): 3.395, (512, 4): 3.405, (1024, 8): 3.45, (2048, 16): 3.40} | changes.get("nll", {})
+    return [sums(window, float(scale), value) for (window, scale), value in nll.items()]
+
+
+def test_a_length_counts_only_if_every_shorter_one_does():
+    found = effective_length(surface(), L)
+    assert [row["reads"] for row in found["lengths"]] == [True, True, True, False, True]
+    assert (found["claimed"], found["effective"]) == (2048, 512)
+    assert (found["low"], found["high"]) == (512, 512)  # no document differs from another
+
+
+def test_the_tolerance_decides():
+    assert effective_length(surface(), L, tolerance=0.1)["effective"] == 2048
+    assert effective_length(surface(), L, tolerance=0.0)["effective"] == 256
+
+
+def test_retrieval_has_to_hold_where_it_was_asked():
+    def rows(**found):
+        return [{"context_length": int(w[1:]), "found": f, "trials": 10} for w, f in found.items()]
+
+    assert effective_length(surface(), L, retrieval=rows(w256=9, w512=8))["effective"] == 256
+    assert effective_length(surface(), L, retrieval=rows(w256=5))["effective"] == 128
+    found = effective_length(surface(), L, retrieval=rows(w128=0))
+    assert found["effective"] is None
+    assert "not even the base window" in sentences(scale_table(surface(), L), found)[0]
+    several = [{"context_length": 256, "found": f, "trials": 10} for f in (10, 8)]
+    (row,) = [
+        row for row in effective_length(surface(), L, retrieval=several)["lengths"] if row["context_length"] == 256
+    ]
+    assert row["retrieval"] == 0.9
+
+
+def test_documents_that_disagree_widen_the_interval():
+    cells = [sums(128, 1.0, 3.4), sums(256, 2.0, 3.4), sums(512, 4.0, 3.405, spread=0.1)]
+    found = effective_length(cells, L)
+    assert found["effective"] == 512
+    assert (found["low"], found["high"]) == (256, 512)
+    row = found["lengths"][-1]
+    assert row["rise_low"] < row["rise"] < row["rise_high"]
+
+
+def test_a_measurement_without_the_base_window_says_nothing():
+    found = effective_length([sums(256, 2.0, 3.4)], L)
+    assert (found["claimed"], found["effective"], found["lengths"]) == (256, None, [])
+    assert sentences(scale_table([sums(256, 2.0, 3.4)], L), found) == []
+
+
+def test_one_document_has_no_interval():
+    cells = [Sums("tuned", w, w / 128, 32, np.arange(1), np.array([340.0]), np.array([100])) for w in (128, 256)]
+    found = effective_length(cells, L)
+    assert (found["effective"], found["low"], found["high"]) == (256, None, None)
+
+
+def test_the_best_scale_stands_beside_the_papers():
+    cells = [*surface(), sums(1024, 12.0, 3.42), sums(1024, 16.0, 3.44), sums(256, 1.0, 9.0, model="base")]
+    table = scale_table(cells, L)
+    assert table["base_context_length"] == L
+    rows = {row["context_length"]: row for row in table["lengths"]}
+    assert [*rows] == [128, 256, 512, 1024, 2048]
+    assert (rows[1024]["scale"], rows[1024]["paper_scale"]) == (12.0, 8.0)
+    assert rows[1024]["gain"] == pytest.approx(0.03)
+    assert rows[1024]["gain_low"] == pytest.approx(0.03)
+    assert (rows[512]["scale"], rows[512]["gain"]) == (4.0, 0.0)
+    assert {window: row["served"] for window, row in rows.items()} == {128: 1, 256: 2, 512: 4, 1024: 12, 2048: 16}
+    words = sentences(table, effective_length(cells, L))
+    assert words[-1] == "Beyond the spread of the documents, another scale than W/L reads better: 1,024 at 12."
+
+
+def test_a_papers_scale_that_was_not_measured_is_missing():
+    (row,) = scale_table([sums(384, 4.0, 3.4)], L)["lengths"]
+    assert (row["paper_scale"], row["paper_nll"], row["gain"], row["gain_low"]) == (3.0, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "scale"), [(1, 1.0), (128, 1.0), (129, 2.0), (1000, 12.0), (2048, 16.0), (4096, 32.0)]
+)
+def test_a_request_is_served_as_the_next_longer_length(tokens, scale):
+    table = scale_table([*surface(), sums(1024, 12.0, 3.42)], L)
+    assert served_at(table, tokens) == scale
+
+
+def test_the_sentence_tells_claimed_and_effective_side_by_side():
+    cells = surface()
+    retrieval = [{"context_length": 256, "found": 10, "trials": 10}]
+    line = sentences(scale_table(cells, L), effective_length(cells, L, retrieval=retrieval))[0]
+    assert line == (
+        "Claimed 2,048 tokens, effective 512 (95 % interval 512 to 512): up to there NLL is at most 0.01 nats above "
+        "the base window's and retrieval is at least 85.6%."
+    )
+
+
+def test_a_gain_within_the_spread_of_documents_changes_nothing_that_is_served():
+    cells = [sums(128, 1.0, 3.4), sums(256, 2.0, 3.41), sums(256, 4.0, 3.40, spread=0.1)]
+    row = scale_table(cells, L)["lengths"][1]
+    assert (row["scale"], row["served"]) == (4.0, 2.0)
+    assert row["gain_low"] < 0 < row["gain"] < row["gain_high"]

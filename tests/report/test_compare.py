@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from e2ray.report.compare import draw, summary, tables, write_comparison
+
+L, WINDOWS = 128, (128, 256, 512)
+TOKENS = [100, 120, 80]
+
+
+def job(lane, seed, nll, *, trained=True, scales=None, retrieval=(), missing=()):
+    sums = []
+    for window, value in zip(WINDOWS, nll, strict=True):
+        if window in missing:
+            continue
+        scale = (scales or {}).get(window, window / L)
+        noise = np.array([0.1, -0.05, 0.0])
+        each = (np.array(TOKENS) * (value + noise)).tolist()
+        sums.append({"window": window, "scale": scale, "served": True, "nll": each, "tokens": TOKENS})
+        if scale != 1:
+            sums.append(
+                {"window": window, "scale": 1.0, "served": False, "nll": [9.0 * n for n in TOKENS], "tokens": TOKENS}
+            )
+    cost = {"tokens": 4096, "train_s": 50.0 + seed, "steps": 10, "peak_mib": 500.0 + seed}
+    if not trained:
+        cost = {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None}
+    return {"lane": lane, "seed": seed, "sums": sums, "retrieval": list(retrieval), **cost}
+
+
+def asked(found):
+    return [{"task": "passkey", "context_length": 512, "depth": d, "found": found, "trials": 4} for d in (0.1, 0.9)]
+
+
+@pytest.fixture
+def found():
+    return [
+        job("pose", 1, (3.9, 3.6, 3.5)),
+        job("e2llm", 1, (3.8, 3.5, 3.4), retrieval=asked(3)),
+        job("e2llm", 2, (3.7, 3.4, 3.4), retrieval=asked(1)),
+        job("base", 0, (3.4, 3.9, 4.2), trained=False, scales=dict.fromkeys(WINDOWS, 1.0), retrieval=asked(0)),
+        job("yarn", 0, (3.4, 3.6, 3.8), trained=False, missing=(512,)),
+    ]
+
+
+def rows_of(found):
+    return {row["lane"]: row for row in summary(found, L, WINDOWS)}
+
+
+def test_lanes_stand_in_a_fixed_order_with_their_seeds(found):
+    rows = rows_of(found)
+    assert [*rows] == ["base", "yarn", "e2llm", "pose"]
+    assert rows["e2llm"]["seeds"] == [1, 2]
+    assert (rows["e2llm"]["train_s"], rows["e2llm"]["step_s"], rows["e2llm"]["peak_mib"]) == (51.5, 5.15, 502.0)
+    assert (rows["base"]["train_s"], rows["base"]["peak_mib"]) == (None, None)
+
+
+def test_nll_is_the_mean_over_seeds_with_students_interval(found):
+    rows = rows_of(found)
+    offset = sum(n * x for n, x in zip(TOKENS, (0.1, -0.05, 0.0), strict=True)) / sum(TOKENS)
+    cell = rows["e2llm"]["nll"]["128"]
+    assert cell["mean"] == pytest.approx(3.75 + offset)
+    assert cell["half"] == pytest.approx(student.ppf(0.975, 1) * 0.05)  # of 3.8 and 3.7
+    assert rows["pose"]["nll"]["128"]["half"] is None  # one seed shows no spread
+    assert rows["e2llm"]["nll"]["512"]["unscaled"] == pytest.approx(9.0)
+    assert rows["e2llm"]["long"]["mean"] == pytest.approx((3.45 + 3.4) / 2 + offset)
+    assert rows["e2llm"]["short"]["mean"] == pytest.approx(0.35)
+    assert rows["base"]["short"]["mean"] == pytest.approx(0.0)
+
+
+def test_lanes_are_compared_with_the_papers_preset_document_by_document(found):
+    cell = rows_of(found)["pose"]["nll"]["256"]
+    assert cell["over_paper"] == pytest.approx(0.15)
+    assert cell["low"] == pytest.approx(0.15)  # every document differs by as much
+    assert cell["high"] == pytest.approx(0.15)
+    assert rows_of(found)["e2llm"]["nll"]["256"]["low"] is None
+
+
+def test_what_was_not_measured_is_missing_and_no_number(found):
+    row = rows_of(found)["yarn"]
+    assert row["nll"]["512"]["mean"] is None
+    assert row["long"]["mean"] is None
+    text = tables([*rows_of(found).values()], L, WINDOWS)
+    line = next(line for line in text.splitlines() if line.startswith("| YaRN"))
+    assert [cell.strip() for cell in line.split("|")[4:6]] == ["missing", "missing"]
+
+
+def test_answers_are_counted_over_seeds_and_depths(found):
+    assert rows_of(found)["e2llm"]["retrieval"] == {"passkey": {"512": 0.5}}
+    text = tables([*rows_of(found).values()], L, WINDOWS)
+    assert "Passkey: share found, by context length." in text
+    assert "| PoSE                    | missing |" in text
+
+
+def test_files_hold_the_tables_and_the_picture(found, tmp_path):
+    text = write_comparison(tmp_path, found, L, WINDOWS)
+    assert (tmp_path / "comparison.md").read_text() == text
+    assert len(json.loads((tmp_path / "comparison.json").read_text())["rows"]) == 4
+    assert (tmp_path / "comparison.png").stat().st_size > 5000
+
+
+def test_the_picture_names_every_lane(found):
+    curves, trade = draw([*rows_of(found).values()], L, WINDOWS).axes
+    names = {text.get_text() for text in curves.texts}
+    assert names == {"base, untouched", "YaRN, untrained", "E2-LLM (paper's preset)", "PoSE"}
+    assert {text.get_text() for text in trade.texts} == names - {"YaRN, untrained"}  # its long mean is missing

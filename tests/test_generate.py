@@ -1,0 +1,196 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from e2ray import cli
+from e2ray.config.base import SettingsError
+from e2ray.config.data import ByteLevelBpe
+from e2ray.data.tokenizer import train_byte_level_bpe
+from e2ray.export import RunFacts, export
+from e2ray.generate import Generator
+
+L = 32
+TEXT = "the dog sat on the log and looked at the porter, who is what he is"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder, with scales measured best that are not the paper's."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = train_byte_level_bpe([TEXT] * 20, ByteLevelBpe(vocab_size=300))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=L,
+        initializer_range=0.4,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = [{"context_length": length, "served": scale} for length, scale in ((32, 1.0), (64, 3.0), (128, 5.0))]
+    (folder / "scales.json").write_text(json.dumps({"base_context_length": L, "lengths": rows}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generator(run):
+    return Generator(run, device="cpu", prefill_tokens=16)
+
+
+def plain_text(folder, prompt, *, scale, new):
+    """Return what plain transformers writes with the scale in its config."""
+    rope = {"rope_type": "linear", "factor": scale, "rope_theta": 10_000.0}
+    config = AutoConfig.from_pretrained(folder / "model", rope_parameters=rope)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", config=config).eval()
+    tokenizer = Generator(folder, device="cpu").tokenizer
+    tokens = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        written = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, do_sample=False, pad_token_id=0
+        )
+    return tokenizer.decode(written[0, tokens.shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(("length", "scale"), [(1, 1.0), (32, 1.0), (33, 3.0), (64, 3.0), (100, 5.0), (129, 129 / L)])
+def test_the_scale_follows_from_the_whole_requests_length(generator, length, scale):
+    assert generator.scale_of(length) == scale
+
+
+def test_without_measured_scales_it_is_the_papers(run):
+    plain = Generator(run / "model", device="cpu")
+    assert (plain.base_context_length, plain.scales) == (L, None)
+    assert plain.scale_of(L) == 1.0
+    assert plain.scale_of(3 * L) == 3.0
+
+
+@pytest.mark.parametrize("prompt", ["the dog", TEXT, TEXT * 2], ids=["short", "one chunk", "chunks"])
+def test_text_equals_that_of_plain_transformers_with_the_scale_in_its_config(run, generator, prompt):
+    tokens = len(generator.tokenizer(prompt)["input_ids"])
+    scale = generator.scale_of(tokens + 20)
+    assert generator.generate(prompt, max_new_tokens=20) == plain_text(run, prompt, scale=scale, new=20)
+    other = generator.generate(prompt, max_new_tokens=20, scale=scale + 7)
+    assert other == plain_text(run, prompt, scale=scale + 7, new=20)
+
+
+def test_text_equals_that_of_an_exported_profile(run, generator, tmp_path):
+    export(
+        run / "model",
+        tmp_path / "export",
+        base_context_length=L,
+        context_lengths=[128],
+        base_scaling=None,
+        evaluation=None,
+        run=RunFacts("run"),
+    )
+    override = json.loads((tmp_path / "export" / "serving" / "128" / "config_override.json").read_text())
+    served = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "export", config=AutoConfig.from_pretrained(tmp_path / "export", **override)
+    ).eval()
+    tokens = generator.tokenizer(TEXT, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        written = served.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=30, do_sample=False, pad_token_id=0
+        )
+    wanted = generator.tokenizer.decode(written[0, tokens.shape[1] :], skip_special_tokens=True)
+    assert generator.generate(TEXT, max_new_tokens=30, scale=128 / L) == wanted
+    assert Generator(tmp_path / "export", device="cpu").generate(TEXT, max_new_tokens=30, scale=128 / L) == wanted
+
+
+def test_long_prompts_are_read_in_chunks(run, monkeypatch):
+    generator = Generator(run, device="cpu", prefill_tokens=16)
+    widths = []
+    layers = generator.model.model
+    layers.register_forward_pre_hook(lambda m, a, k: widths.append(k["input_ids"].shape[1]), with_kwargs=True)
+    tokens = len(generator.tokenizer(TEXT * 2)["input_ids"])
+    generator.generate(TEXT * 2, max_new_tokens=4)
+    assert max(widths) == 16
+    assert sum(widths) == tokens + 3
+    assert widths[-3:] == [1, 1, 1]
+
+
+def test_text_comes_in_pieces_and_leaving_ends_the_generation(generator):
+    pieces = list(generator.stream(TEXT, max_new_tokens=20))
+    assert len(pieces) > 3
+    assert "".join(pieces) == generator.generate(TEXT, max_new_tokens=20)
+    calls = []
+    handle = generator.model.register_forward_pre_hook(lambda *call: calls.append(1))
+    stream = generator.stream(TEXT, max_new_tokens=500)
+    next(stream)
+    stream.close()
+    handle.remove()
+    assert len(calls) < 400
+
+
+def test_sampling_follows_its_seed(generator):
+    def sample(seed):
+        return generator.generate(TEXT, max_new_tokens=20, temperature=1.0, top_p=0.9, seed=seed)
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_an_error_of_the_model_reaches_the_caller(generator):
+    handle = generator.model.model.register_forward_pre_hook(lambda *c: (_ for _ in ()).throw(RuntimeError("broken")))
+    try:
+        with pytest.raises(RuntimeError, match="broken"):
+            generator.generate(TEXT)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("", {}, "prompt: is empty, wanted at least one token"),
+        (TEXT, {"max_new_tokens": 0}, "max new tokens: must be at least 1, got 0"),
+        (TEXT, {"scale": 0.5}, "scale: must be at least 1, got 0.5"),
+        (TEXT, {"temperature": -1}, "wanted temperature >= 0 and 0 < top_p <= 1"),
+        (TEXT, {"top_p": 0}, "wanted temperature >= 0 and 0 < top_p <= 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(generator, prompt, options, message):
+    with pytest.raises(SettingsError, match=message):
+        generator.generate(prompt, **options)
+
+
+def test_a_folder_that_holds_no_model_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"holds no config\.json"):
+        Generator(tmp_path)
+    with pytest.raises(SettingsError, match="prefill tokens: must be at least 1, got 0"):
+        Generator(tmp_path, prefill_tokens=0)
+
+
+def test_the_command_prints_the_text(run, generator, capsys, tmp_path):
+    wanted = generator.generate(TEXT, max_new_tokens=8)
+    assert cli.main(["generate", str(run), "--prompt", TEXT, "--max-new-tokens", "8"]) == 0
+    assert capsys.readouterr().out == wanted + "\n"
+    (tmp_path / "prompt.txt").write_text(TEXT)
+    assert cli.main(["generate", str(run), "--prompt-file", str(tmp_path / "prompt.txt"), "--max-new-tokens", "8"]) == 0
+    assert capsys.readouterr().out == wanted + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", ""], "prompt: is empty"),
+        (["--prompt-file", "missing.txt"], "missing.txt"),
+        (["--prompt", "a", "--max-new-tokens", "0"], "max new tokens: must be at least 1"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(run, capsys, arguments, message):
+    assert cli.main(["generate", str(run), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("e2ray generate: ") and message in error and error.count("\n") == 1
+
+
+def test_a_prompt_that_is_no_text_is_refused(run, capsys, tmp_path):
+    (tmp_path / "prompt").write_bytes(b"ab\xff")
+    assert cli.main(["generate", str(run), "--prompt-file", str(tmp_path / "prompt")]) == 2
+    assert "is not UTF-8 (byte 2)" in capsys.readouterr().err
