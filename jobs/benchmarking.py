@@ -35,10 +35,12 @@ def alternate(
         other: Runs side B once, to its end.
         pairs: Pairs that are measured, an even number.
         warmup: Runs of each side that are not counted.
-        before: Called before each run, outside of what is measured.
+        before: Called before each run and after the last, outside of what is measured.
     """
     for _ in range(warmup):
-        one(), other()
+        for side in (one, other):
+            before()
+            side()
     seconds: dict[str, list[float]] = {"a_s": [], "b_s": []}
     sides = {"a_s": one, "b_s": other}
     for pair in range(pairs):
@@ -47,6 +49,7 @@ def alternate(
             began = time.perf_counter()
             sides[side]()
             seconds[side].append(time.perf_counter() - began)
+    before()
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     spread = {f"{side}_quartiles": statistics.quantiles(values, n=4) for side, values in seconds.items()}
     return {

@@ -29,8 +29,10 @@ from e2ray.data.tokenizer import Encoder
 
 TASKS = 256  # of one pipeline at most: handing an item to Ray takes milliseconds
 BLOCK_BYTES = 4 * MIB
-FIRST_SHARE = 8  # of a block that the first task reads
-TASK_BYTES = 64 * MIB  # of one reading task, unless that makes more than TASKS
+READERS = (
+    2  # tasks of one pipeline at a time; one reads a hundred times what a rank trains on, and is a process to start
+)
+TASK_BYTES = 128 * MIB  # of one reading task, unless that makes more than TASKS
 TOKENISE_CHARACTERS = MIB
 QUIET = {  # Ray Data reports each pipeline on the console; what a run has to say is said by the run
     "ray.data._internal.execution.streaming_executor": logging.WARNING,
@@ -48,6 +50,7 @@ def _pipeline(
     num_cpus: float,
     block_bytes: int,
     prefetch_bytes: int | None,
+    concurrency: int | None = None,
 ) -> Iterator[pa.Table]:
     """Yield the tables that `function` makes of each piece of work, in the order of the work."""
     import ray.data
@@ -67,7 +70,12 @@ def _pipeline(
     if prefetch_bytes is not None:
         options.resource_limits = ExecutionResources(object_store_memory=prefetch_bytes)
     dataset = dataset.map_batches(
-        function, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus
+        function,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=num_cpus,
+        concurrency=concurrency,
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
@@ -204,18 +212,24 @@ def batches(
         block_steps=block_steps,
     )
     size = 2 * block_steps * step_bytes  # twice a block, so that Ray Data does not cut one
-    tables = _pipeline(work, function, num_cpus=num_cpus, block_bytes=size, prefetch_bytes=max(prefetch_bytes, size))
+    tables = _pipeline(
+        work,
+        function,
+        num_cpus=num_cpus,
+        block_bytes=size,
+        prefetch_bytes=max(prefetch_bytes, size),
+        concurrency=READERS,
+    )
     yield from _by_step(tables, share)
 
 
 def _borders(num_steps: int, block_steps: int, task_steps: int) -> list[int]:
-    """Return where the tasks begin, and the end: a small task, one of a block, then large ones.
+    """Return where the tasks begin, and the end: a task of one step, one of a block, then large ones.
 
-    A block leaves a task when it is full or the task ends. So the first batch comes as soon as a small task has ended,
+    A block leaves a task when it is full or the task ends. So the first batch comes as soon as its own rows are read,
     however much there is to read.
     """
-    first = max(1, block_steps // FIRST_SHARE)
-    begins = [0, first, first + block_steps, *range(first + block_steps + task_steps, num_steps, task_steps)]
+    begins = [0, 1, *range(1 + block_steps, num_steps, task_steps)]
     return [begin for begin in begins if begin < num_steps] + [num_steps]
 
 
