@@ -109,7 +109,7 @@ def test_the_installed_command_answers_in_under_a_second(tmp_path):
 # ---- wrong settings ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [name for name in DESCRIPTIONS if name not in ("schema", "shards")])
+@pytest.mark.parametrize("command", [name for name in DESCRIPTIONS if name not in ("schema", "shards", "generate")])
 def test_a_wrong_setting_is_one_line_before_anything_heavy_is_imported(tmp_path, command):
     code, output, errors, modules = spied(tmp_path, command, "--config", RECIPE, "--set", "train.lr=fast")
     assert code == 2
