@@ -15,7 +15,7 @@ from typing import Any
 from e2ray import files
 from e2ray.cluster import cluster, remote_each, wants_gpu
 from e2ray.config.base import SettingsError
-from e2ray.config.compare import UNTOUCHED, CompareSettings, lane_positions, served_scale
+from e2ray.config.compare import UNTOUCHED, CompareSettings, lane_positions, lane_scale
 from e2ray.config.load import dump, load
 from e2ray.config.run import RunConfig
 from e2ray.pipeline import base_of, prepare, task_of
@@ -213,7 +213,7 @@ def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
     sums, rows = [], []
     lengths: Sequence[int] = (job.asked.context_lengths or windows) if job.asked else ()
     for window in sorted({*windows, *lengths}):
-        served = served_scale(job.lane, window, length, job.max_scale)
+        served = lane_scale(job.lane, window, length, job.max_scale)
         with _extension(job, model, served, window) as untrained:
             scales = [1.0] if untrained else sorted({1.0, max(1.0, window / length), served})
             for found in (

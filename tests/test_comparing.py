@@ -7,7 +7,7 @@ import pytest
 
 from e2ray import comparing
 from e2ray.config.base import SettingsError
-from e2ray.config.compare import FIXED_SCALE, CompareSettings, lane_positions, served_scale
+from e2ray.config.compare import FIXED_SCALE, CompareSettings, lane_positions, lane_scale
 from e2ray.config.load import validate
 from e2ray.config.positions import PositionSettings
 
@@ -116,4 +116,4 @@ def test_lanes_are_the_published_methods_and_the_papers_ablations():
     [("base", 2048, 1.0), ("e2llm", 64, 1.0), ("e2llm", 2048, 16.0), ("pose", 128, 16.0), ("yarn", 512, 4.0)],
 )
 def test_a_lane_is_served_at_the_scale_it_was_made_for(lane, window, scale):
-    assert served_scale(lane, window, 128, 16.0) == scale
+    assert lane_scale(lane, window, 128, 16.0) == scale

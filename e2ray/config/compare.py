@@ -75,7 +75,7 @@ def lane_positions(lane: str, max_scale: float) -> PositionSettings:
     return PositionSettings.model_validate(plain.get(lane, {"preset": lane, "max_scale": max_scale}))
 
 
-def served_scale(lane: str, window: int, base_context_length: int, max_scale: float) -> float:
+def lane_scale(lane: str, window: int, base_context_length: int, max_scale: float) -> float:
     """Return the scale that a lane reads a window with: 1 for the untouched base, G where it trained for G alone."""
     if lane == UNTOUCHED:
         return 1.0

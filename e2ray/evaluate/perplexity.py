@@ -132,38 +132,14 @@ def paper_scale(window: int, base_context_length: int) -> float:
     return max(1.0, window / base_context_length)
 
 
-def surface(
-    model: nn.Module,
-    hook: RotaryHook,
-    documents: Sequence[np.ndarray],
-    *,
-    windows: Sequence[int],
-    scales: Sequence[float],
-    stride: int,
-    batch_tokens: int,
-    device: torch.device | str,
-    name: str,
-    progress: Progress | None = None,
-) -> list[Cell]:
-    """Return one cell per window and scale: `cell` of each of the sums that `document_sums` finds.
+def surface(model: nn.Module, hook: RotaryHook, documents: Sequence[np.ndarray], **options: Any) -> list[Cell]:
+    """Return one cell per window and scale: `cell` of each of the sums that `document_sums` finds with these options.
 
     Raises:
         SettingsError: If there are no documents.
         DivergedWeights: If an NLL is not finite.
     """
-    found = document_sums(
-        model,
-        hook,
-        documents,
-        windows=windows,
-        scales=scales,
-        stride=stride,
-        batch_tokens=batch_tokens,
-        device=device,
-        name=name,
-        progress=progress,
-    )
-    return [cell(sums) for sums in found]
+    return [cell(sums) for sums in document_sums(model, hook, documents, **options)]
 
 
 def document_sums(
