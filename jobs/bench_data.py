@@ -195,6 +195,7 @@ def packing() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     generator = np.random.default_rng(0)
     lengths = np.clip(np.exp(generator.normal(LENGTHS["mean"], LENGTHS["sigma"], 200_000)).astype(int), 1, None)
     tokens = np.zeros(int(lengths.max()), np.int32)
+    documents = [tokens[:length] for length in lengths.tolist()]
     found, goals = {}, []
     for name, waiting, wanted in (("buffer of 1,000", 1000, 0.995), ("offline", len(lengths), 0.999)):
         rates, filled = [], 0.0
@@ -202,8 +203,8 @@ def packing() -> tuple[dict[str, Any], list[dict[str, Any]]]:
             packer = Packer(4096, pack="best_fit", waiting=waiting)
             rows = 0
             began = time.perf_counter()
-            for number, length in enumerate(lengths):
-                rows += len(packer.add(number, tokens[:length]))
+            for number, document in enumerate(documents):
+                rows += len(packer.add(number, document))
             rows += sum(1 for _ in packer.finish())
             rates.append(len(lengths) / (time.perf_counter() - began))
             filled = int(lengths.sum()) / (rows * 4096)

@@ -10,25 +10,19 @@ same rows.
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from e2ray.data.shards import Tokens
 
 
-class Piece(NamedTuple):
-    """A stretch of a document, at most a row long: the document's number in the corpus and int32 tokens."""
-
-    document: int
-    tokens: Tokens
-
-
+Piece = tuple[int, Tokens]  # a document's number in the corpus, and a stretch of it, at most a row long
 Row = list[Piece]
 
 
 def pieces(document: int, tokens: Tokens, window: int) -> Iterator[Piece]:
     """Yield a document in stretches of `window` tokens, the last one shorter; nothing of an empty document."""
     for first in range(0, len(tokens), window):
-        yield Piece(document, tokens[first : first + window])
+        yield document, tokens[first : first + window]
 
 
 class Packer:
@@ -52,11 +46,11 @@ class Packer:
         """Take a document and return the rows that are due."""
         length = len(tokens)
         if self.most and 0 < length < self.window:  # nearly all documents, nearly always
-            self._wait(length, Piece(document, tokens))
+            self._wait(length, (document, tokens))
             return [self._row()] if self._count > self.most else []
         rows = []
         for piece in pieces(document, tokens, self.window):
-            length = len(piece.tokens)
+            length = len(piece[1])
             if length == self.window or not self.most:
                 rows.append([piece])
             else:

@@ -209,11 +209,11 @@ class PackedRows:
         offsets = [0]
         for row, place in zip(self._rows, flat, strict=True):
             end = 0
-            for piece in row:
+            for document, tokens in row:
                 starts.append(end)
-                documents.append(piece.document)
-                place[end : end + len(piece.tokens)] = piece.tokens
-                end += len(piece.tokens)
+                documents.append(document)
+                place[end : end + len(tokens)] = tokens
+                end += len(tokens)
             if end < self.window:
                 starts.append(end)
                 documents.append(PADDING)

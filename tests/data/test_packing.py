@@ -27,13 +27,13 @@ def packed(lengths, *, window, waiting, pack="best_fit"):
 )
 def test_every_token_is_in_one_row_and_what_fits_is_not_cut(lengths, window, waiting, pack):
     rows = packed(lengths, window=window, waiting=waiting, pack=pack)
-    assert all(0 < sum(len(piece.tokens) for piece in row) <= window for row in rows)
-    found = np.concatenate([np.empty(0, np.int32), *(piece.tokens for row in rows for piece in row)])
+    assert all(0 < sum(len(tokens) for _, tokens in row) <= window for row in rows)
+    found = np.concatenate([np.empty(0, np.int32), *(tokens for row in rows for _, tokens in row)])
     np.testing.assert_array_equal(np.sort(found), np.arange(sum(lengths)))
     parts = {number: [] for number in range(len(lengths))}
     for row in rows:
-        for piece in row:
-            parts[piece.document].append(piece.tokens)
+        for document, tokens in row:
+            parts[document].append(tokens)
     for number, length in enumerate(lengths):
         whole, rest = divmod(length, window)
         assert sorted(map(len, parts[number]), reverse=True) == [window] * whole + [rest] * (rest > 0)
@@ -68,7 +68,7 @@ def test_a_row_takes_the_longest_waiting_document_that_fits(lengths, waiting):
             wanted.append(row())
     while at_hand:
         wanted.append(row())
-    assert [[piece.document for piece in row] for row in rows] == wanted
+    assert [[document for document, _ in row] for row in rows] == wanted
 
 
 @pytest.mark.parametrize(("waiting", "least"), [(1000, 0.995), (10**9, 0.999)])
@@ -81,4 +81,4 @@ def test_rows_of_documents_of_natural_lengths_are_nearly_full(waiting, least):
 def test_the_same_documents_give_the_same_rows():
     lengths = np.random.default_rng(1).integers(1, 300, 500)
     one, other = (packed(lengths, window=128, waiting=50) for _ in range(2))
-    assert [[p.document for p in row] for row in one] == [[p.document for p in row] for row in other]
+    assert [[document for document, _ in row] for row in one] == [[document for document, _ in row] for row in other]
