@@ -196,11 +196,14 @@ def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
     from e2ray.data.shards import ShardSet
     from e2ray.evaluate.documents import reachable_windows, select_documents
     from e2ray.evaluate.perplexity import document_sums
+    from e2ray.evaluate.prompts import PromptFolder
     from e2ray.evaluate.retrieval import accuracy
 
     shared, shards = job.shared
     settings, length = shared.evaluate, shared.task.base_context_length
-    held_out = [tokens for _, tokens in ShardSet.open(shards).validation_documents()]
+    opened = ShardSet.open(shards)
+    held_out = [tokens for _, tokens in opened.validation_documents()]
+    kept = PromptFolder(job.out.parent / "prompts", opened.manifest["digest"])
     windows = reachable_windows(held_out, settings.windows, cut=settings.document_tokens)
     documents = select_documents(
         held_out,
@@ -252,6 +255,7 @@ def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
                     batch_tokens=settings.batch_tokens,
                     device=device,
                     scale=1.0 if untrained else served,
+                    kept=kept,
                 )
     return {"sums": sums, "retrieval": rows}
 

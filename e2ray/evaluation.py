@@ -151,6 +151,7 @@ def _ask(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bool) -> 
     """Return one model's rows of the retrieval grid; runs on a worker."""
     from e2ray.core.model import load_tokenizer
     from e2ray.data.shards import ShardSet
+    from e2ray.evaluate.prompts import PromptFolder
     from e2ray.evaluate.retrieval import accuracy
 
     settings = run.config.evaluate
@@ -168,5 +169,6 @@ def _ask(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bool) -> 
         batch_tokens=settings.batch_tokens,
         device=device,
         windows=settings.windows,
+        kept=PromptFolder(run.storage / "prompts", opened.manifest["digest"]),
         progress=lambda line: show(f"{name}: {line}"),
     )

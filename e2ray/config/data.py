@@ -77,8 +77,37 @@ class PythonStdlibSource(_Source):
     kind: Literal["python_stdlib"] = "python_stdlib"
 
 
+class PasskeySource(_Source):
+    """Documents made on the spot: a stretch of other text, a number hidden in it, a question and the answer.
+
+    A small base model learns from them to look back, which the retrieval task of the same name asks for. They are never
+    held out, and no file that is held out is cut up for them.
+    """
+
+    kind: Literal["passkey"] = "passkey"
+    text: Annotated[TextSource | PythonStdlibSource, Field(discriminator="kind")] = Field(
+        PythonStdlibSource(), description="Files that the surrounding text is cut out of."
+    )
+    documents: int = Field(50_000, ge=1, description="How many are made.")
+    min_characters: int = Field(0, ge=0, description="Surrounding text of a document, at least.")
+    max_characters: int = Field(200, ge=0, description="Surrounding text of a document, at most; lengths are uniform.")
+    digits: int = Field(5, ge=1, le=18, description="Digits of the number, the first not 0.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Of texts, places and numbers.")
+
+    @model_validator(mode="after")
+    def _check_characters(self) -> "PasskeySource":
+        if self.max_characters < self.min_characters:
+            raise ValueError(
+                f"max_characters: must be at least min_characters ({self.min_characters}), got {self.max_characters}"
+            )
+        if self.max_characters >= 10 ** (self.digits - 1):
+            raise ValueError(f"digits: {self.digits} leave no number that the text is sure not to hold; raise it")
+        return self
+
+
 Source = Annotated[
-    TextSource | JsonlSource | ParquetSource | HuggingFaceSource | PythonStdlibSource, Field(discriminator="kind")
+    TextSource | JsonlSource | ParquetSource | HuggingFaceSource | PythonStdlibSource | PasskeySource,
+    Field(discriminator="kind"),
 ]
 
 

@@ -14,8 +14,10 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,16 +26,18 @@ from e2ray.config.data import (
     HuggingFaceSource,
     JsonlSource,
     ParquetSource,
+    PasskeySource,
     PythonStdlibSource,
     Source,
     TextSource,
 )
-from e2ray.data import hub
+from e2ray.data import hub, passkey
 
 MIB = 2**20
 TEXT_GROUP_BYTES = (MIB, 32 * MIB)  # least and most; between them a 256th of the source
 JSONL_RANGE_BYTES = (MIB, 32 * MIB)  # the same of a file: few items leave cores without work
 READ_BYTES = 4 * MIB
+PASSKEYS = 4096  # documents of one item
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 EXTENSION_KEY = b"ARROW:extension:name"
 EXTENSION_PATTERNS = tuple(  # its base64 at each of the three alignments, without the digits shared with neighbours
@@ -72,19 +76,20 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Item:
-    """One piece of work: whole text files, a stretch of a JSONL or Parquet file or of a Hugging Face dataset.
+    """One piece of work: whole text files, a stretch of a JSONL or Parquet file or of a Hugging Face dataset, passkeys.
 
-    `start` and `stop` count bytes of a JSONL file (lines that begin in [start, stop)), row groups, or what `hub.pieces`
-    says; `bytes` is the size on the disk where it is known, and `column` is empty for text files.
+    `start` and `stop` count bytes of a JSONL file (lines that begin in [start, stop)), row groups, documents that are
+    made, or what `hub.pieces` says; `bytes` is the size on the disk where it is known, and `column` is empty for files
+    of plain text. `source` is that of documents that no file alone says.
     """
 
-    kind: Literal["text", "jsonl", "parquet", "dataset"]
+    kind: Literal["text", "jsonl", "parquet", "dataset", "passkey"]
     files: tuple[SourceFile, ...]
     bytes: int
     column: str = ""
     start: int = 0
     stop: int = sys.maxsize
-    dataset: HuggingFaceSource | None = None
+    source: HuggingFaceSource | PasskeySource | None = None
 
 
 def list_items(sources: Sequence[Source], *, without: frozenset[str] = frozenset()) -> list[Item]:
@@ -113,6 +118,8 @@ def list_items(sources: Sequence[Source], *, without: frozenset[str] = frozenset
             case HuggingFaceSource():
                 found = hub.pieces(source)
                 items += [Item("dataset", (), size, source.column, start, stop, source) for start, stop, size in found]
+            case PasskeySource():
+                items += _passkey_items(files, source)
     return items
 
 
@@ -126,6 +133,8 @@ def source_files(source: Source) -> list[SourceFile]:
         return _stdlib_files()
     if isinstance(source, HuggingFaceSource):
         return []
+    if isinstance(source, PasskeySource):
+        return source_files(source.text)
     found: dict[str, SourceFile] = {}
     for pattern in source.paths:
         for file in _matches(pattern):
@@ -203,6 +212,15 @@ def _jsonl_items(file: SourceFile, column: str) -> list[Item]:
     ]
 
 
+def _passkey_items(files: list[SourceFile], source: PasskeySource) -> list[Item]:
+    if not sum(file.bytes for file in files):
+        raise SettingsError("data source passkey: no text is left to hide keys in, all files are held out or empty")
+    firsts = range(0, source.documents, PASSKEYS)
+    return [
+        Item("passkey", tuple(files), 0, "", first, min(first + PASSKEYS, source.documents), source) for first in firsts
+    ]
+
+
 def _has_extension_types(path: str) -> bool:
     """Return whether the footer of a Parquet file names an Arrow extension type.
 
@@ -254,6 +272,8 @@ def read_item(item: Item) -> Iterator[Document | BadDocument]:
         yield from _read_jsonl(item)
     elif item.kind == "dataset":
         yield from _read_dataset(item)
+    elif item.kind == "passkey":
+        yield from _make_passkeys(item)
     else:
         yield from _read_parquet(item)
 
@@ -382,14 +402,25 @@ def _read_parquet(item: Item) -> Iterator[Document | BadDocument]:
 
 
 def _read_dataset(item: Item) -> Iterator[Document | BadDocument]:
-    assert item.dataset is not None
-    where = f"data source {item.dataset.path} split {item.dataset.split}"
-    name = f"{item.dataset.path}/{item.dataset.split}"
+    assert isinstance(item.source, HuggingFaceSource)
+    where = f"data source {item.source.path} split {item.source.split}"
+    name = f"{item.source.path}/{item.source.split}"
     try:
-        for name, value in hub.read(item.dataset, item.start, item.stop):
+        for name, value in hub.read(item.source, item.start, item.stop):
             yield _checked(printable(name), f"{where} row {name.rpartition('@')[2]}", value)
     except Exception as error:  # whatever a loader raises, a lost network among it
         yield BadDocument(name, f"{where}: cannot be read on behind {name} ({one_line(error)})")
+
+
+def _make_passkeys(item: Item) -> Iterator[Document | BadDocument]:
+    assert isinstance(item.source, PasskeySource)
+    sizes = np.array([file.bytes for file in item.files])
+    read = lru_cache(maxsize=256)(_read_text)
+    for number in range(item.start, item.stop):
+        found = read(item.files[passkey.place(item.source, number, sizes)])
+        if isinstance(found, Document):
+            found = Document(f"passkey-{item.source.seed}@{number}", passkey.document(item.source, number, found.text))
+        yield found
 
 
 def _parquet_text(file: SourceFile, row: int, value: pa.Scalar) -> Document | BadDocument:

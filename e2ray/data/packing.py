@@ -14,7 +14,6 @@ from typing import Literal
 
 from e2ray.data.shards import Tokens
 
-
 Piece = tuple[int, Tokens]  # a document's number in the corpus, and a stretch of it, at most a row long
 Row = list[Piece]
 

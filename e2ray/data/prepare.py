@@ -18,7 +18,7 @@ import numpy as np
 
 from e2ray import files
 from e2ray.config.base import SettingsError
-from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer, Source
+from e2ray.config.data import ByteLevelBpe, DataSettings, PasskeySource, PretrainedTokenizer, Source
 from e2ray.data import tokenizer as tokenizers
 from e2ray.data.corpus import Document, Item, fingerprint, list_items, read_item, source_files
 from e2ray.data.duplicates import NearDuplicates
@@ -107,7 +107,9 @@ def prepare(
         without = frozenset(
             os.path.realpath(file.path) for source in settings.validation_corpus for file in source_files(source)
         )
-        items = [list_items([source], without=without) for source in settings.corpus]
+        items = [
+            list_items([source], without=without | _held_out_files(settings, source)) for source in settings.corpus
+        ]
         for left in folder.parent.glob(f"{files.TEMPORARY}*-{folder.name}"):
             shutil.rmtree(left, ignore_errors=True)
         unfinished = f".{folder.name}.parts-"  # a part names its items by number
@@ -138,6 +140,15 @@ def prepare(
 def fill(manifest: dict[str, Any]) -> float:
     """Return the share of the rows' places that hold a document's token, exactly, 0 to 1."""
     return float(manifest["tokens"] / (manifest["rows"] * manifest["window"]))
+
+
+def _held_out_files(settings: DataSettings, source: Source) -> frozenset[str]:
+    """Return the real paths of files that made documents must not be cut out of, being held out themselves."""
+    if not isinstance(source, PasskeySource):
+        return frozenset()
+    seed, share = settings.seed, settings.validation_share
+    found = [file for file in source_files(source) if is_held_out(file.name, seed=seed, share=share)]
+    return frozenset(os.path.realpath(file.path) for file in found)
 
 
 def _finished(folder: Path, wanted: str) -> dict[str, Any] | None:
@@ -227,13 +238,14 @@ class _Build:
     def add(self, items: list[Item], source: Source, *, held_out: bool) -> None:
         """Tokenise a source's `items` and write their documents; all of them to validation if `held_out`."""
         before, reported = self.num_documents, time.monotonic()
+        chosen = not isinstance(source, PasskeySource)
         self.started = self.started or reported
         for table in self._tokenised(items):
             for name, row, reason in _documents(table):
                 if reason is not None:
                     self._skip(reason)
                 else:
-                    self._add_document(name, row, source, held_out=held_out or self._held_out(name))
+                    self._add_document(name, row, source, held_out=held_out or (chosen and self._held_out(name)))
             now = time.monotonic()
             if now - reported >= PROGRESS_S:
                 reported = now

@@ -17,13 +17,12 @@ from torch import nn
 from e2ray.config.base import SettingsError
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.core.rope import RotaryHook
-from e2ray.data.tokenizer import Encoder, begin_token
+from e2ray.data.tokenizer import Encoder
 from e2ray.evaluate.haystack import ContextLengthError, Haystack
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory, paper_scale
+from e2ray.evaluate.prompts import PromptFolder, encoder_of, written
 from e2ray.evaluate.scorers import contained
-from e2ray.evaluate.tasks import TASKS, Prompt, Source
-
-TEXT_STREAM, KEY_STREAM = 1, 2  # first words of the seeds, so that a text and a key never share random numbers
+from e2ray.evaluate.tasks import Prompt
 
 Progress = Callable[[str], None]
 
@@ -39,76 +38,6 @@ class Written:
 
     exact: bool
     contained: float
-
-
-def encoder_of(tokenizer: Any) -> Encoder:
-    """Return what encodes as the shards of a fast tokenizer are encoded."""
-    return Encoder(tokenizer.backend_tokenizer.to_str(), begin=begin_token(tokenizer), end=tokenizer.eos_token_id)
-
-
-def prompts(
-    documents: Sequence[np.ndarray],
-    tokenizer: Any,
-    *,
-    context_length: int,
-    depths: Sequence[float],
-    trials: int,
-    digits: int,
-    seed: int,
-    task: str = "passkey",
-) -> list[Prompt]:
-    """Return `trials` prompts for each depth, those of one depth side by side; one cell for a task without depths.
-
-    A trial has one text for all depths and tasks, and numbers for each. The text is a stretch of the held-out
-    documents, beginning anywhere and running on into the next document where one ends; it begins as a document does
-    and holds no end-of-text token, so a prompt reads as one document.
-
-    Args:
-        documents: Held-out documents, integer tokens of shape [length], as the shards hold them.
-        tokenizer: The fast tokenizer of the shards.
-        context_length: W, tokens of every prompt, answer included.
-        depths: Fractions of the text before what is asked for, each 0 to 1.
-        trials: Prompts per depth.
-        digits: Digits of a number, at least 1; the first is not 0.
-        seed: 0 to 2^32 - 1. The same one gives the same prompt whatever else is asked for.
-        task: One of `tasks.TASKS`.
-
-    Raises:
-        ContextLengthError: If the text cannot fill W tokens, or W tokens cannot hold what is hidden and the question.
-        SettingsError: If the tokenizer cannot write digits, or the text holds nearly all numbers of so many digits.
-        ValueError: If a depth is out of range.
-    """
-    return _prompts(
-        Haystack(documents, encoder_of(tokenizer)),
-        context_length=context_length,
-        depths=depths,
-        trials=trials,
-        digits=digits,
-        seed=seed,
-        task=task,
-    )
-
-
-def _prompts(
-    haystack: Haystack, *, context_length: int, depths: Sequence[float], trials: int, digits: int, seed: int, task: str
-) -> list[Prompt]:
-    if not all(0 <= depth <= 1 for depth in depths):
-        raise ValueError(f"depths must lie in [0, 1], got {list(depths)}")
-    make, has_depth = TASKS[task]
-    stream = [*TASKS].index(task)
-    sources = [
-        Source.drawn(
-            haystack, np.random.default_rng([TEXT_STREAM, seed, context_length, trial]), context_length, digits
-        )
-        for trial in range(trials)
-    ]
-    made = []
-    for depth in depths if has_depth else (None,):
-        for trial, source in enumerate(sources):
-            place = 0 if depth is None else round(depth * 1e6)
-            key = [KEY_STREAM, seed, context_length, trial, place] + ([stream] if stream else [])
-            made.append(make(source, np.random.default_rng(key), depth))
-    return made
 
 
 def hits(
@@ -201,6 +130,7 @@ def accuracy(
     device: torch.device | str,
     windows: Sequence[int] | None = None,
     scale: float | None = None,
+    kept: PromptFolder | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Return one row per task, context length and depth, each length read at the scale the paper serves it with.
@@ -216,6 +146,7 @@ def accuracy(
         device: Where the model stands.
         windows: Context lengths where `settings.context_lengths` is null: the windows that evaluation resolved.
         scale: g >= 1 for all lengths, in place of the paper's.
+        kept: Where prompts are kept from one call to the next; None makes them.
         progress: Takes one line per task and context length, also for one that is left out.
 
     Returns:
@@ -238,15 +169,18 @@ def accuracy(
     for task in settings.tasks:
         for length in lengths:
             try:
-                asked = _prompts(
-                    haystack,
-                    context_length=length,
-                    depths=settings.depths,
-                    trials=settings.trials,
-                    digits=settings.digits,
-                    seed=settings.seed,
-                    task=task,
-                )
+                if kept is not None:
+                    asked = kept.prompts(haystack, tokenizer, task, length, settings)
+                else:
+                    asked = written(
+                        haystack,
+                        context_length=length,
+                        depths=settings.depths,
+                        trials=settings.trials,
+                        digits=settings.digits,
+                        seed=settings.seed,
+                        task=task,
+                    )
             except ContextLengthError as error:
                 missing.append(error)
                 _tell(progress, f"left out: {error}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from e2ray.data.passkey import PASSKEY, PASSKEY_QUESTION
 from e2ray.evaluate.haystack import (
     ContextLengthError,
     Haystack,
@@ -21,8 +22,6 @@ from e2ray.evaluate.haystack import (
     unspaced,
 )
 
-PASSKEY = " The pass key is{border}{key}. Remember it. {key} is the pass key."
-PASSKEY_QUESTION = " What is the pass key? The pass key is"
 NEEDLE = " The number of {word} is{border}{number}."
 NEEDLE_QUESTION = " What is the number of {word}? The number of {word} is"
 NEEDLES = 4  # in one prompt of the tasks with several

@@ -384,6 +384,14 @@ def test_a_long_value_is_cut_in_the_message():
             "data: validation_corpus.0.weight: held-out documents are not mixed",
         ),
         (
+            ["data.corpus=[{kind: passkey, min_characters: 9, max_characters: 8}]"],
+            "data.corpus.0: max_characters: must be at least min_characters (9), got 8",
+        ),
+        (
+            ["data.corpus=[{kind: passkey, digits: 2}]"],
+            "data.corpus.0: digits: 2 leave no number that the text is sure not to hold",
+        ),
+        (
             ["data.corpus=[{kind: text, paths: [a], min_tokens: 9, max_tokens: 8}]"],
             "data.corpus.0: max_tokens: must be at least min_tokens (9), got 8",
         ),

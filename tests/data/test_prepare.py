@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,6 +64,23 @@ def mixed(place, *weights, **changes):
         {"kind": "jsonl", "paths": [f"{place}/table.jsonl"]},
     ]
     return {"corpus": [source | {"weight": w} for source, w in zip(sources, weights, strict=True)]} | changes
+
+
+def test_passkeys_are_never_held_out_nor_cut_out_of_what_is(ray_cluster, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(26):
+        (folder / f"{number}.txt").write_text((chr(65 + number) + "  ") * 300)
+    texts = {"kind": "text", "paths": [f"{folder}/*.txt"], "weight": 1}
+    hidden = {"kind": "passkey", "text": texts | {"weight": None}, "documents": 200, "weight": 1, "min_characters": 30}
+    shards, _ = make(folder, tmp_path / "shards", corpus=[texts, hidden], validation_share=0.5)
+    tokenizer = load_tokenizer(tmp_path / "shards" / "tokenizer")
+    held_out = {tokenizer.decode(tokens[:1].tolist()) for _, tokens in shards.validation_documents()}
+    assert 3 < len(held_out) < 23 and not any("pass" in name for name, _ in shards.validation_documents())
+    rows = shards.manifest["corpora"][1]
+    said = tokenizer.decode(np.concatenate(shards.rows_of(range(rows["first_row"], shards.rows)).tokens).tolist())
+    around = set(re.findall(r"([A-Z])  ", said))
+    assert said.count("Remember it.") > 100 and len(around) > 3 and not around & held_out
 
 
 @pytest.mark.parametrize("pack", ["concat", "best_fit"])

@@ -16,10 +16,11 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.core.rope import RotaryHook
+from e2ray.data.passkey import PASSKEY, PASSKEY_QUESTION
 from e2ray.data.tokenizer import Encoder, begin_token, train_byte_level_bpe
 from e2ray.evaluate.haystack import ContextLengthError
-from e2ray.evaluate.retrieval import accuracy, encoder_of, hits, prompts, write
-from e2ray.evaluate.tasks import PASSKEY, PASSKEY_QUESTION
+from e2ray.evaluate.prompts import encoder_of, prompts
+from e2ray.evaluate.retrieval import accuracy, hits, write
 
 TEXTS = [
     "The pass key is what opens the door. What is the pass key? Remember it, the pass key is kept by the porter.",
