@@ -269,7 +269,8 @@ class _Build:
         for table in tokenise(items, self.folder / TOKENIZER_FOLDER, begin=begin, end=end, first=done):
             keeper.add(table)
             yield table
-        keeper.finish(len(items))
+        if self.sources < len(self.settings.corpus) + len(self.settings.validation_corpus):
+            keeper.finish(len(items))  # behind the last source the shards themselves are next
 
     def _end_corpus(self, source: Source) -> None:
         """Close the rows of a source that is a corpus of its own."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, JsonlSource, TextSource
@@ -186,8 +188,18 @@ def test_documents_come_out_in_order_with_their_tokens(ray_cluster, tmp_path, to
             assert row["tokens"] == [7, *plain.encode(document.text).ids, 0]
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(count=st.integers(0, 50_000), num_cpus=st.integers(1, 300))
+def test_tasks_get_smaller_towards_the_end_and_leave_nothing_out(count, num_cpus):
+    borders = stream._falling(count, num_cpus)
+    sizes = np.diff(borders)
+    assert borders[0] == 0 and borders[-1] == count and (sizes > 0).all() and (np.diff(sizes) <= 0).all()
+    assert count == 0 or sizes[0] <= max(count / (2 * num_cpus), count / 1024, 1)  # no core gets more than its half
+    assert count == 0 or sizes[-1] <= max(count / 1024, 1)
+    assert len(sizes) <= 1024 + 2 * num_cpus * (1 + np.log(max(count, 1)))
+
+
 def test_many_items_share_tasks_and_keep_their_order(ray_cluster, tmp_path, tokenizer_folder, monkeypatch):
-    monkeypatch.setattr(stream, "TASKS", 3)
     monkeypatch.setattr("e2ray.data.corpus.TEXT_GROUP_BYTES", (1, 1))
     for number in range(20):
         (tmp_path / f"{number:02d}.txt").write_text("x")
