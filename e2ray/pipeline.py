@@ -73,7 +73,14 @@ def pretrain(run: Run, shards: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with files.lock(folder / ".lock", what="pretraining this base"):
             native = PositionSettings.model_validate({"preset": "native"})
-            _train(run, folder, shards, run.config.model, settings, native)
+            write_status(folder, state="running", error=None, ended_at=None)
+            try:
+                _train(run, folder, shards, run.config.model, settings, native)
+            except BaseException as error:
+                state = "preempted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+                write_status(folder, state=state, error=" ".join(str(error).split()), ended_at=now())
+                raise
+            write_status(folder, state="succeeded", ended_at=now(), result=f"Base model: {folder / 'model'}")
     show(f"base model: {folder / 'model'}")
     return folder / "model"
 
