@@ -5,7 +5,7 @@ python jobs/bench_compare.py --keep runs
 Runs `jobs/compare.py` with `jobs/recipes/compare-cpu.yaml`, the pretraining of its base included, and keeps its tables
 and picture under jobs/results/compare-cpu. A base that lies in the folder of --keep already is taken as it is, with
 the seconds that it took. Then, each in a process of its own, the seconds of a training step by the length of its rows,
-all of as many tokens, and the memory of a step of one row, which is the least that rows of a length can be trained with.
+all of as many tokens, and the memory of a step of one row, the least that rows of a length can be trained with.
 """
 
 import json
