@@ -18,6 +18,8 @@ DESCRIPTIONS = {
     "compare": "one base model, many methods and baselines: trained, measured and asked the same way, one table",
     "export": "write a trained run as a Hugging Face folder with a serving profile per context length",
     "generate": "continue a prompt with a trained run or an export, the scale chosen by the request's length",
+    "report": "one run or several as a page that opens offline, and as Markdown for a model card",
+    "diff": "two runs side by side: settings that differ, and figures with their difference",
     "check": "validate a recipe, its paths and its model before a submission",
     "plan": "what a recipe will do, before any training: which relative distances its draws show the model",
     "shards": "look at a folder of shards: what it holds (info, or report as a page), and whether every byte is what "
@@ -57,6 +59,12 @@ def _add_options(target: argparse.ArgumentParser, command: str) -> None:
         return
     if command == "generate":
         _add_generation(target)
+        return
+    if command in ("report", "diff"):
+        several: str | int = "+" if command == "report" else 2
+        target.add_argument("runs", nargs=several, metavar="RUN", help="folder of a run, <storage>/<run>")
+        if command == "report":
+            target.add_argument("--out", metavar="HTML", default="report.html", help="where to put the page")
         return
     target.add_argument("--config", required=True, metavar="RECIPE", help="recipe file (YAML); see jobs/recipes/")
     target.add_argument(
@@ -156,6 +164,9 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
     if command == "generate":
         _generate(parsed)
         return
+    if command in ("report", "diff"):
+        _runs(command, parsed)
+        return
     config = load.load(parsed.config, parsed.overrides)  # before torch and ray are imported
     from e2ray import pipeline
 
@@ -213,6 +224,23 @@ def _generate(parsed: argparse.Namespace) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+def _runs(command: str, parsed: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from e2ray.report.run_folder import open_runs
+
+    runs = open_runs(parsed.runs)  # before torch is imported
+    if command == "diff":
+        from e2ray.report.run_diff import show_diff
+
+        show_diff(runs)
+        return
+    from e2ray.report.runs import write_report
+
+    text = write_report(Path(parsed.out), runs)
+    print(f"report: {parsed.out}; for a model card: {text}")
 
 
 def _shards(parsed: argparse.Namespace) -> None:

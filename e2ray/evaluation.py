@@ -37,9 +37,10 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     if not (run.folder / "model").is_dir():
         raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run train first")
     models = {"base": base, "tuned": tuned_model(run, base)}
-    sums = _surface(run, shards, models)
+    sums, scored = _surface(run, shards, models)
     cells = [cell(each) for each in sums]
     found = verdict(cells, run.base_context_length)
+    found["protocol"] |= scored
     scales = scale_table(sums, run.base_context_length)
     retrieval = _retrieval(run, shards, models) if settings.retrieval else []
     tuned = [row for row in retrieval if row["model"] == "tuned"]
@@ -64,8 +65,11 @@ def tuned_model(run: Run, base: Any) -> PretrainedModel:
     )
 
 
-def _surface(run: Run, shards: str | Path, models: Mapping[str, Any]) -> list[Any]:
-    """Return the sums of every cell, each model's documents scored by as many workers as train it."""
+def _surface(run: Run, shards: str | Path, models: Mapping[str, Any]) -> tuple[list[Any], dict[str, str]]:
+    """Return the sums of every cell and what names the scored text.
+
+    Each model's documents are scored by as many workers as train it.
+    """
     from e2ray.evaluate.perplexity import merged
 
     use_gpu = wants_gpu(run.config.cluster)
@@ -77,19 +81,20 @@ def _surface(run: Run, shards: str | Path, models: Mapping[str, Any]) -> list[An
     by_model: dict[str, list[Any]] = {name: [] for name in models}
     for job, part in zip(jobs, parts, strict=True):
         if part is not None:  # fewer documents than workers leave some without any
-            by_model[job[2]].append(part)
-    return [sums for each in by_model.values() for sums in merged(each)]
+            by_model[job[2]].append(part[0])
+    return [sums for each in by_model.values() for sums in merged(each)], parts[0][1]
 
 
 def _score_share(
     run: Run, shards: str | Path, name: str, model: Any, share: int, shares: int, use_gpu: bool
-) -> list[Any] | None:
+) -> tuple[list[Any], dict[str, str]] | None:
     """Return the sums of every `shares`-th document from `share` on, or None without one; runs on a worker.
 
-    The first worker of a model tells how far it is.
+    With them goes what names the text: `tokenizer_hash`, and `documents_digest` of the documents of all workers. The
+    first worker of a model tells how far it is.
     """
     from e2ray.data.shards import ShardSet
-    from e2ray.evaluate.documents import reachable_windows, select_documents
+    from e2ray.evaluate.documents import documents_digest, reachable_windows, select_documents
     from e2ray.evaluate.perplexity import document_sums
 
     settings = run.config.evaluate
@@ -110,7 +115,7 @@ def _score_share(
     if not numbers:
         return None
     device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
-    return document_sums(
+    sums = document_sums(
         loaded,
         hook,
         [documents[number] for number in numbers],
@@ -123,6 +128,10 @@ def _score_share(
         name=name,
         progress=tell,
     )
+    return sums, {
+        "tokenizer_hash": opened.manifest["tokenizer_hash"],
+        "documents_digest": documents_digest(documents),
+    }
 
 
 def _loaded(model: Any, vocab_size: int, seed: int, use_gpu: bool) -> tuple[Any, Any, Any]:

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from report.made_runs import begun, evaluated
 
 from e2ray.cli import DESCRIPTIONS
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "jobs" / "recipes" / "demo-cpu.yaml"
 JOBS = ("prepare", "train", "tune", "evaluate", "export")
+WITHOUT_RECIPE = ("schema", "shards", "generate", "report", "diff")
 HEAVY = {"torch", "ray", "transformers", "pyarrow", "numpy", "deepspeed"}
 
 # Runs a command and says on the last line of stdout which modules it has imported.
@@ -109,7 +111,7 @@ def test_the_installed_command_answers_in_under_a_second(tmp_path):
 # ---- wrong settings ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [name for name in DESCRIPTIONS if name not in ("schema", "shards", "generate")])
+@pytest.mark.parametrize("command", [name for name in DESCRIPTIONS if name not in WITHOUT_RECIPE])
 def test_a_wrong_setting_is_one_line_before_anything_heavy_is_imported(tmp_path, command):
     code, output, errors, modules = spied(tmp_path, command, "--config", RECIPE, "--set", "train.lr=fast")
     assert code == 2
@@ -135,6 +137,11 @@ def test_a_wrong_setting_answers_in_under_a_second(tmp_path):
         (["train", "--config", "/dev/null"], "e2ray train: /dev/null: is empty"),
         (["check", "--config", RECIPE, "--set", "a\nb"], "e2ray check: --set a b: wanted key.path=value"),
         (["check", "--config", RECIPE, "--set", "name.a=1"], "--set name.a=1: name is 'demo-cpu', not a section"),
+        (["report", "gone"], "e2ray report: gone: not found; wanted the folder of a run, <storage>/<run>"),
+        (["report", "/dev"], "e2ray report: /dev: holds no run: config.yaml is missing; wanted a folder that"),
+        (["diff", "gone", "gone"], "e2ray diff: gone: not found; wanted the folder of a run, <storage>/<run>"),
+        (["diff", "one"], "e2ray diff: the following arguments are required: RUN; see e2ray diff --help"),
+        (["report"], "e2ray report: the following arguments are required: RUN; see e2ray report --help"),
         (["train"], "e2ray train: the following arguments are required: --config; see e2ray train --help"),
         (["train", "--config", RECIPE, "--set"], "e2ray train: argument --set: expected one argument"),
         (["train", "--config", RECIPE, "more"], "e2ray: unrecognized arguments: more"),
@@ -192,6 +199,34 @@ def test_plan_shows_which_distances_the_draws_cover(tmp_path):
     code, output, errors, _ = spied(tmp_path, "plan", "--config", RECIPE)
     assert (code, output) == (2, "")
     assert one_line(errors) == "e2ray plan: say what to plan: --coverage shows which relative distances the draws cover"
+
+
+# ---- reports on runs --------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_an_evaluation_is_no_report_yet(tmp_path):
+    begun(tmp_path, "mine")
+    for command in (["report", "mine"], ["diff", "mine", "mine"]):
+        code, output, errors, modules = spied(tmp_path, *command)
+        assert (code, output) == (2, "")
+        assert one_line(errors).startswith(f"e2ray {command[0]}: ")
+        assert not modules & HEAVY
+    assert "mine: is given 2 times; name each run once" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_report_and_diff_tell_of_runs(tmp_path):
+    evaluated(tmp_path, "one"), evaluated(tmp_path, "other", better=0.05, seed=7)
+    code, output, errors, _ = spied(tmp_path, "report", "one", "other")
+    assert (code, errors) == (0, "")
+    assert output == "report: report.html; for a model card: report.md\n"
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "report.md").read_text().startswith("## Runs one, other\n")
+    code, output, errors, _ = spied(tmp_path, "diff", "one", "other")
+    assert (code, errors) == (0, "")
+    assert "-0.050 (-0.050 to -0.050)" in output
+    seed = next(line for line in output.splitlines() if "seed" in line)
+    assert [part.strip() for part in seed.split("│")[1:4]] == ["seed", "0", "7"]
 
 
 # ---- other ends -------------------------------------------------------------------------------------------------

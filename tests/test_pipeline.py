@@ -15,6 +15,10 @@ import yaml
 from e2ray import pipeline
 from e2ray.config.base import SettingsError
 from e2ray.config.load import validate
+from e2ray.report.run_files import comparable, read_run
+from e2ray.report.run_folder import open_runs
+from e2ray.report.run_terms import cost, differing
+from e2ray.report.runs import write_report
 from e2ray.train.record import read_metrics, read_status
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,6 +113,22 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys):
     pipeline.execute(config_of(recipe))
     assert len(list((Path(recipe["storage"]) / "bases").iterdir())) == 1
     assert len([path for path in (Path(recipe["storage"]) / "shards").iterdir() if path.is_dir()]) == 1
+
+    # Measured on the same documents, both are compared, document by document, in one report.
+    recipe["evaluate"] = {"documents": 1, "document_tokens": 100, "windows": [32, 64], "scales": [1, 2], "stride": 16}
+    pipeline.evaluate_only(config_of(recipe))
+    records = [read_run(run) for run in open_runs([folder, folder.parent / "other"])]
+    assert [[record.name for record in group] for group in comparable(records)] == [["small", "other"]]
+    protocol = records[0].verdict["protocol"]
+    (manifest,) = (json.loads(path.read_text()) for path in Path(recipe["storage"]).glob("shards/*/manifest.json"))
+    assert protocol["tokenizer_hash"] == manifest["tokenizer_hash"]
+    costs = [cost(record) for record in records]
+    assert [(each.steps, each.tokens) for each in costs] == [(8, 8 * 8 * 32)] * 2
+    assert all(each.peak_mib > 50 and each.train_s > 0 for each in costs)
+    decides = [path for path, _, decides in differing(records) if decides]
+    assert "positions.scale.kind" in decides and "train.lr" not in decides
+    text = write_report(folder.parent / "report.html", [record.run for record in records])
+    assert "### Settings that differ" in text.read_text()
 
 
 def test_a_bad_document_fails_the_run_in_one_line(ray_cluster, recipe, tmp_path):

@@ -1,5 +1,6 @@
 """Which held-out documents every cell of an evaluation scores, and which windows they can fill."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -60,6 +61,15 @@ def select_documents(
             f"{minimum_tokens} tokens; lower it or raise data.validation_share"
         )
     return chosen[skip : skip + limit]
+
+
+def documents_digest(documents: Sequence[np.ndarray]) -> str:
+    """Return 64 hexadecimal digits that name documents by their tokens and their order."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(len(document).to_bytes(8, "little"))
+        digest.update(document.astype("<i4").tobytes())
+    return digest.hexdigest()
 
 
 def long_enough(lengths: Sequence[int], minimum_tokens: int, cut: int | None) -> list[int]:

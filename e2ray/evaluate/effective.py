@@ -40,7 +40,7 @@ def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str =
         best = _best(found, model, window)
         wanted = paper_scale(window, base_context_length)
         paper = _cell(found, model, window, wanted)
-        low, high = (None, None) if paper is None else _difference_interval(paper, best)
+        low, high = (None, None) if paper is None else difference_interval(paper, best)
         rows.append(
             {
                 "context_length": window,
@@ -191,7 +191,16 @@ def _resampled_difference(one: Sums, other: Sums) -> np.ndarray | None:
     return means[0] - means[1]
 
 
-def _difference_interval(one: Sums, other: Sums) -> tuple[float | None, float | None]:
+def difference_interval(one: Sums, other: Sums) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of one cell's NLL minus another's, documents drawn with replacement.
+
+    Args:
+        one: Sums of a cell.
+        other: Sums of another one, of the same documents.
+
+    Returns:
+        (low, high) in nats per token; None twice for one document, which shows no spread.
+    """
     return _ends(_resampled_difference(one, other))
 
 

@@ -99,9 +99,15 @@ def draw(cells: Sequence[Cell], base_context_length: int, *, missing_windows: Se
     values = [cell.nll for cell in cells]
     norm = Normalize(min(values), max(max(values), min(values) + 1e-6))
     for axis, model in zip(axes[1:], models, strict=True):
-        _draw_surface(axis, cells, model, windows, scales, base_context_length, norm)
-    axes[1].set_ylabel("window W (tokens)")
-    bar = figure.colorbar(ScalarMappable(norm, SURFACE_COLOURS), ax=list(axes[1:]), shrink=0.8, pad=0.015)
+        draw_surface(axis, cells, model, windows, scales, base_context_length, norm)
+    explain_surfaces(figure, list(axes[1:]), norm)
+    return figure
+
+
+def explain_surfaces(figure: Figure, axes: Sequence[Axes], norm: Normalize) -> None:
+    """Put the bar of colours beside surfaces, the name of their rows on the first and the key of marks below them."""
+    axes[0].set_ylabel("window W (tokens)")
+    bar = figure.colorbar(ScalarMappable(norm, SURFACE_COLOURS), ax=axes, shrink=0.8, pad=0.015)
     bar.set_label("NLL (nats per token), lower is better")
     bar.outline.set_visible(False)
     figure.legend(
@@ -115,7 +121,6 @@ def draw(cells: Sequence[Cell], base_context_length: int, *, missing_windows: Se
         frameon=False,
         fontsize=9,
     )
-    return figure
 
 
 def _draw_curves(axis: Axes, cells: Sequence[Cell], base_context_length: int) -> None:
@@ -173,7 +178,7 @@ def _best_cells(cells: Sequence[Cell], model: str) -> list[Cell]:
     return list(best.values())
 
 
-def _draw_surface(
+def draw_surface(
     axis: Axes,
     cells: Sequence[Cell],
     model: str,
@@ -218,4 +223,4 @@ def _draw_surface(
     axis.spines[:].set_visible(False)
 
 
-__all__ = ["SCHEMA", "draw", "read_evaluation", "table", "write_evaluation"]
+__all__ = ["SCHEMA", "draw", "draw_surface", "explain_surfaces", "read_evaluation", "table", "write_evaluation"]

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from e2ray.evaluate.perplexity import Sums
+from e2ray.config.base import SettingsError
+from e2ray.evaluate.perplexity import Cell, Sums
 from e2ray.files import atomic_path, write_json
 from e2ray.report.drawing import missing_cell, new_figure
 from e2ray.report.evaluation import INK, SURFACE_COLOURS
@@ -69,15 +71,56 @@ def write_lengths(
             draw_retrieval(retrieval).savefig(aside, format="png")
 
 
-def draw_retrieval(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def read_sums(path: Path, cells: Sequence[Cell]) -> list[Sums]:
+    """Return each document's sums in the cells of an evaluation, from its evaluation-documents.parquet.
+
+    Args:
+        path: The file.
+        cells: Of the same evaluation; they know the stride.
+
+    Raises:
+        SettingsError: If it cannot be read, or holds other cells or documents than those.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise SettingsError(f"{path}: is damaged ({' '.join(str(error).split())})") from None
+    if not table.schema.equals(SUMS_SCHEMA):
+        raise SettingsError(f"{path}: holds the columns {table.column_names}, wanted {SUMS_SCHEMA.names}")
+    columns = table.to_pydict()
+    places: dict[tuple[str, int, float], list[int]] = {}
+    for place, key in enumerate(zip(columns["model"], columns["window"], columns["scale"], strict=True)):
+        places.setdefault(key, []).append(place)
+    found = []
+    for each in cells:
+        here = places.pop((each.model, each.window, each.scale), [])
+        documents, nll, tokens = ([columns[name][place] for place in here] for name in ("document", "nll", "tokens"))
+        if (len(here), sum(tokens)) != (each.documents, each.tokens):
+            raise SettingsError(f"{path}: is of another evaluation than evaluation.json beside it")
+        found.append(
+            Sums(
+                model=each.model,
+                window=each.window,
+                scale=each.scale,
+                stride=each.stride,
+                documents=np.array(documents),
+                nll=np.array(nll),
+                tokens=np.array(tokens),
+            )
+        )
+    return found
+
+
+def draw_retrieval(rows: Sequence[Mapping[str, Any]], *, context_lengths: Sequence[int] = ()) -> Figure:
     """Return heat maps of the share of answers found by context length and depth: a row for a task, a column a model.
 
     Args:
         rows: {model, task, context_length, depth, found, trials}; `depth` is None where a task has none.
+        context_lengths: Lengths that have a column whether or not a row is of them.
     """
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    lengths = sorted({row["context_length"] for row in rows})
+    lengths = sorted({row["context_length"] for row in rows} | set(context_lengths))
     depths = {task: sorted({row["depth"] for row in rows if row["task"] == task}, key=_depth_key) for task in tasks}
     heights = [0.42 * len(depths[task]) + 0.9 for task in tasks]
     figure = new_figure(sum(heights) + 0.5, width=1.9 + len(models) * max(2.6, 0.62 * len(lengths) + 0.9))

@@ -83,6 +83,20 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+def peak_memory_mib(device: Any) -> float | None:
+    """Return the most memory this process has held so far, in MiB: of its GPU, or on CPUs resident.
+
+    None where the system does not tell.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
 def prune_metrics(folder: Path, step: int) -> None:
     """Keep only whole lines of metrics.jsonl up to `step`."""
     path = folder / "metrics.jsonl"

@@ -30,7 +30,7 @@ from e2ray.train import checkpoint
 from e2ray.train.engine import Engine, precision_of
 from e2ray.train.ledger import Ledger
 from e2ray.train.loop import Answer, Batch, fit
-from e2ray.train.record import Recorder
+from e2ray.train.record import Recorder, peak_memory_mib
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def run(
     def record(metrics: dict[str, Any]) -> Answer:
         seen["tokens"] = metrics["tokens"]
         if recorder:
-            recorder.report(metrics)
+            peak = peak_memory_mib(device)
+            recorder.report(metrics if peak is None else metrics | {"peak_memory_mib": round(peak, 1)})
         return report(metrics)
 
     def save(step: int) -> None:

@@ -1,4 +1,4 @@
-"""The page of a study in a real browser: no console errors, every picture there, no request that leaves the page."""
+"""Pages in a real browser: no console errors, every picture there, no request that leaves the page."""
 
 import asyncio
 import json
@@ -14,7 +14,10 @@ import aiohttp
 import pytest
 from search.made_up import made_up
 
+from e2ray.report.run_folder import open_runs
+from e2ray.report.runs import write_report
 from e2ray.report.study import write_study
+from report.made_runs import asked, begun, evaluated
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAGE = os.environ.get("E2RAY_REPORT")  # another page to look at, e.g. a real study's
@@ -90,10 +93,22 @@ async def looked_at(socket, page):
     return json.loads(answer["result"]["result"]["value"]), said, asked
 
 
-def test_the_report_opens_whole_and_offline(tmp_path):
+def study_page(folder):
     from matplotlib.figure import Figure
 
-    page = Path(PAGE) if PAGE else write_study(tmp_path, made_up(45), coverage={"a": Figure()}, journal_command="x")
+    return write_study(folder, made_up(45), coverage={"a": Figure()}, journal_command="x")
+
+
+def runs_page(folder):
+    """The page of two runs, one of a hostile name, and one without an evaluation."""
+    one = evaluated(folder, "one", retrieval=asked()).rename(folder / "<img src=http:x onerror=alert(1)>")
+    write_report(folder / "report.html", open_runs([one, evaluated(folder, "other"), begun(folder, "bare")]))
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize(("make", "pictures"), [(study_page, 8), (runs_page, 4)])
+def test_the_report_opens_whole_and_offline(tmp_path, make, pictures):
+    page = Path(PAGE) if PAGE else make(tmp_path)
     folder = tempfile.mkdtemp(prefix="browser-")
     try:
         found, said, asked = asyncio.run(seen(page, folder))
@@ -102,6 +117,6 @@ def test_the_report_opens_whole_and_offline(tmp_path):
     assert said == [], said
     assert [url for url in asked if not url.startswith("data:")] == [page.as_uri()]
     assert found["loaded"] == [] and found["scripts"] == 0 and found["title"]
-    assert len(found["pictures"]) >= 8
+    assert len(found["pictures"]) >= (1 if PAGE else pictures)
     for complete, width, alt in found["pictures"]:
         assert complete and width > 100 and alt

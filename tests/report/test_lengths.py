@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -5,9 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.patches import Rectangle
 
+from e2ray.config.base import SettingsError
 from e2ray.evaluate.effective import effective_length, scale_table
-from e2ray.evaluate.perplexity import Sums
-from e2ray.report.lengths import SUMS_SCHEMA, draw_retrieval, write_lengths
+from e2ray.evaluate.perplexity import Sums, cell
+from e2ray.report.lengths import SUMS_SCHEMA, draw_retrieval, read_sums, write_lengths
 
 TOKENS = np.array([100, 120])
 
@@ -55,6 +57,26 @@ def test_files_hold_what_was_measured(tmp_path):
     assert (tmp_path / "retrieval.png").stat().st_size > 5000
 
 
+def test_sums_are_read_back_as_they_were(tmp_path):
+    write(tmp_path, [])
+    read = read_sums(tmp_path / "evaluation-documents.parquet", [cell(sums) for sums in surface()])
+    assert [each.key for each in read] == [each.key for each in surface()]
+    for one, other in zip(read, surface(), strict=True):
+        assert one.stride == other.stride
+        for name in ("documents", "nll", "tokens"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_sums_of_another_evaluation_are_refused(tmp_path):
+    write(tmp_path, [])
+    cells = [cell(sums) for sums in surface()]
+    with pytest.raises(SettingsError, match=r"is of another evaluation than evaluation\.json beside it"):
+        read_sums(tmp_path / "evaluation-documents.parquet", [dataclasses.replace(cells[0], scale=8.0), *cells[1:]])
+    pq.write_table(pq.read_table(tmp_path / "evaluation-documents.parquet").drop(["nll"]), tmp_path / "less.parquet")
+    with pytest.raises(SettingsError, match=r"less\.parquet: holds the columns .*, wanted \['model', 'window'"):
+        read_sums(tmp_path / "less.parquet", cells)
+
+
 def test_nothing_is_said_of_retrieval_that_was_not_asked(tmp_path):
     write(tmp_path, rows())
     write(tmp_path, [])  # nothing is left of an earlier measurement
@@ -76,6 +98,12 @@ def test_a_panel_for_each_task_and_model_shows_each_share():
     assert [text.get_text() for text in found["base: common words"].texts] == ["0%"] * 2
     assert [label.get_text() for label in found["tuned: common words"].get_yticklabels()] == ["all"]
     assert [label.get_text() for label in found["tuned: passkey"].get_yticklabels()] == ["10%", "90%"]
+
+
+def test_a_length_that_was_asked_for_has_a_column_of_its_own():
+    axis = panels(draw_retrieval(rows(), context_lengths=(64, 512)))["tuned: common words"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["64", "128", "512"]
+    assert len([patch for patch in axis.patches if isinstance(patch, Rectangle) and patch.get_hatch()]) == 1
 
 
 def test_what_was_not_asked_is_hatched_not_zero():

@@ -1,10 +1,13 @@
 import json
 
+import psutil
 import pytest
+import torch
 
 from e2ray.train.record import (
     Recorder,
     environment,
+    peak_memory_mib,
     progress_line,
     prune_metrics,
     read_metrics,
@@ -55,6 +58,11 @@ def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx([0.3, 0.15])
     assert [event.step for event in board.Scalars("loss_by_scale/8")] == [10, 20]
+
+
+def test_the_peak_of_memory_is_that_of_this_process():
+    resident = psutil.Process().memory_info().rss / 2**20
+    assert resident * 0.5 < peak_memory_mib(torch.device("cpu")) < psutil.virtual_memory().total / 2**20
 
 
 def test_progress_line_tells_step_loss_speed_scale_and_remaining_time():

@@ -1,0 +1,144 @@
+"""A run's folder as it is found: settings, state and name; or one line that says why there is nothing to report.
+
+Nothing heavy is imported here, so that a wrong path answers at once.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from e2ray.config.base import SettingsError
+from e2ray.config.load import read_recipe, validate
+from e2ray.search.journal import JOURNAL
+from e2ray.train.record import read_status
+
+RECIPE, EVALUATION = "config.yaml", "evaluation.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that holds a run.
+
+    Attributes:
+        folder: `<storage>/<run>`.
+        name: What the run is called in a report; printable, and no other run of the report has it.
+        settings: Every setting of the run, plain data.
+        status: Content of status.json.
+    """
+
+    folder: Path
+    name: str
+    settings: dict[str, Any]
+    status: dict[str, Any]
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the run has an evaluation."""
+        return (self.folder / EVALUATION).is_file()
+
+    @property
+    def state(self) -> str:
+        """How far the run came: `succeeded`, or `running, step 4 of 8`."""
+        state = str(self.status.get("state"))
+        steps = self.settings["train"]["steps"]
+        return state if state == "succeeded" else f"{state}, step {self.status.get('step')} of {steps}"
+
+    @property
+    def what_is_missing(self) -> str:
+        """Why there is no evaluation, and the next move."""
+        recipe = self.folder / RECIPE
+        error = self.status.get("error")
+        told = f" ({error})" if error else ""
+        if not (self.folder / "model").is_dir():
+            return f"no evaluation yet: {self.state}{told}; `e2ray train --config {recipe}` continues it"
+        if self.settings["evaluate"] is None:
+            return (
+                "no evaluation: its recipe leaves the stage out; "
+                f"`e2ray evaluate --config {recipe} --set evaluate={{}}` measures it"
+            )
+        return f"no evaluation yet: {self.state}{told}; `e2ray evaluate --config {recipe}` measures it"
+
+
+def open_runs(places: Sequence[str | Path]) -> list[RunFolder]:
+    """Return the runs of these folders, at least one of them evaluated, each under a name of its own.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        SettingsError: If a folder holds no run, is given twice, or is damaged; or if no run was evaluated yet.
+    """
+    runs = [open_run(place) for place in places]
+    counted = Counter(run.folder for run in runs)
+    for folder, times in counted.items():
+        if times > 1:
+            raise SettingsError(f"{folder}: is given {times} times; name each run once")
+    if not any(run.evaluated for run in runs):
+        first = runs[0]
+        none = "" if len(runs) == 1 else f", nor has any other of the {len(runs)} runs one"
+        raise SettingsError(f"{first.folder}: {first.what_is_missing}{none}")
+    return _told_apart(runs)
+
+
+def open_run(place: str | Path) -> RunFolder:
+    """Return the run of a folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        SettingsError: If it holds no run, or its settings or its state are damaged.
+    """
+    given = Path(place).expanduser()
+    if not given.exists():
+        raise FileNotFoundError(f"{given}: not found; wanted the folder of a run, <storage>/<run>")
+    if not given.is_dir():
+        raise SettingsError(f"{given}: is a file; wanted the folder of a run, <storage>/<run>")
+    folder = given.resolve()
+    if (folder / JOURNAL).exists():
+        raise SettingsError(f"{given}: holds a study, no run; its report is {folder / 'export' / 'report.html'}")
+    if (folder / "comparison.json").exists():
+        raise SettingsError(f"{given}: holds a comparison, no run; its tables are {folder / 'comparison.md'}")
+    if not (folder / RECIPE).is_file():
+        raise SettingsError(f"{given}: holds no run: {RECIPE} is missing; {_wanted(folder)}")
+    recipe = folder / RECIPE
+    try:
+        settings = validate(read_recipe(recipe), source=str(recipe)).model_dump(mode="json")
+    except SettingsError as error:
+        raise SettingsError(f"{error}; put the recipe that the run was begun with in its place") from None
+    again = f"remove it and run `e2ray train --config {recipe}` again"
+    try:
+        status = read_status(folder)
+    except SettingsError as error:
+        raise SettingsError(f"{error}; {again}") from None
+    if status is None:
+        raise SettingsError(f"{given}: holds no run: status.json is missing; {_wanted(folder)}")
+    if not isinstance(status, dict) or "state" not in status:
+        raise SettingsError(f"{folder / 'status.json'}: is damaged, it tells no state; {again}")
+    return RunFolder(folder, printable(folder.name), settings, status)
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, without what a terminal or a picture could take for a command."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in " ".join(text.split()))
+
+
+def _wanted(folder: Path) -> str:
+    """Return what should have been named, the runs below the folder where it is a storage."""
+    below = sorted(path.parent.name for path in folder.glob(f"*/{RECIPE}"))
+    if below:
+        more = "" if len(below) <= 5 else f" and {len(below) - 5} more"
+        return f"wanted one of the runs in it: {', '.join(below[:5])}{more}"
+    return "wanted a folder that `e2ray train` has made, <storage>/<run>"
+
+
+def _told_apart(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """Return the runs with the folder above put into names that several have, and a number where that is not enough."""
+    for rename in (
+        lambda place, run: f"{printable(run.folder.parent.name)}/{run.name}",
+        lambda place, run: f"{run.name} ({place})",
+    ):
+        counted = Counter(run.name for run in runs)
+        runs = [
+            replace(run, name=rename(place, run)) if counted[run.name] > 1 else run
+            for place, run in enumerate(runs, start=1)
+        ]
+    return list(runs)

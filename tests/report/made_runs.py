@@ -1,0 +1,118 @@
+"""Folders of runs whose figures follow from closed forms, written by the package's own writers."""
+
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from e2ray.config.load import dump, validate
+from e2ray.evaluate.effective import effective_length, scale_table, sentences
+from e2ray.evaluate.perplexity import Sums, cell
+from e2ray.evaluate.verdict import verdict
+from e2ray.files import write_json
+from e2ray.report.evaluation import write_evaluation
+from e2ray.report.lengths import write_lengths
+from e2ray.run import resolve
+from e2ray.train.record import write_status
+
+L, WINDOWS, SCALES = 32, (32, 64, 128), (1.0, 2.0, 4.0)
+TOKENS = np.array([100, 120, 80, 150])
+SPREAD = np.array([0.3, -0.2, 0.1, -0.1])  # nats that documents differ by, the same for every model
+TEXT = {"tokenizer_hash": "a" * 64, "documents_digest": "b" * 64}
+
+
+def settings(storage, name="small", **changes):
+    """Return a checked recipe; `changes` replace whole sections."""
+    recipe = {
+        "name": name,
+        "storage": str(storage),
+        "model": {
+            "kind": "llama",
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 64,
+            "base_context_length": L,
+        },
+        "data": {
+            "corpus": [{"kind": "text", "paths": ["/texts/*.txt"]}],
+            "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 320},
+            "window": L,
+        },
+        "positions": {"preset": "e2llm", "max_scale": 4},
+        "train": {"steps": 8, "batch_sequences": 8, "micro_batch_sequences": 4, "lr": 1e-3},
+    }
+    return resolve(validate(recipe | changes, source="test")).config
+
+
+def nll(model, window, scale, better=0.0):
+    """Return the NLL of a cell before the documents' spread: best at W / L for the tuned model, at 1 for the base."""
+    served = window / L if model == "tuned" else 1.0
+    worse = 0.0 if model == "tuned" else 0.4 * np.log2(window / L)
+    return 3.0 - better * (model == "tuned") + 0.2 * abs(np.log2(scale / served)) + worse
+
+
+def surface(better=0.0, windows=WINDOWS):
+    return [
+        Sums(model, window, scale, 8, np.arange(4), TOKENS * (nll(model, window, scale, better) + SPREAD), TOKENS)
+        for model in ("base", "tuned")
+        for window in windows
+        for scale in SCALES
+    ]
+
+
+def asked(found=3):
+    return [
+        {"model": model, "task": task, "context_length": length, "depth": depth, "scale": length / L,
+         "found": found if model == "tuned" else 0, "trials": 4}
+        for model in ("base", "tuned")
+        for task, depths in (("passkey", (0.1, 0.9)), ("common_words", (None,)))
+        for length in (64, 128)
+        for depth in depths
+    ]  # fmt: skip
+
+
+def begun(storage, name="small", state="running", step=4, **changes):
+    """Write what a run leaves before its evaluation and return its folder."""
+    folder = storage / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(settings(storage, name, **changes)))
+    write_status(folder, state=state, step=step, started_at="2026-01-01T10:00:00+00:00", ended_at=None)
+    lines = [
+        f'{{"step": {n}, "tokens": {256 * n}, "tokens_per_second": {rate}, "peak_memory_mib": {500 + n}}}\n'
+        for n, rate in ((4, 128.0), (8, 256.0))
+        if n <= step
+    ]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return folder
+
+
+@cache
+def measured(better, windows, text, retrieval):
+    """Return the files of an evaluation by name, written once for each kind; arguments as JSON or plain."""
+    sums, rows = surface(better, windows), json.loads(retrieval)
+    cells = [cell(each) for each in sums]
+    found = verdict(cells, L)
+    found["protocol"] |= json.loads(text)
+    scales = scale_table(sums, L)
+    effective = effective_length(sums, L, retrieval=[row for row in rows if row["model"] == "tuned"])
+    found["sentences"] += sentences(scales, effective)
+    with tempfile.TemporaryDirectory() as folder:
+        write_evaluation(folder, cells, found)
+        write_lengths(Path(folder), sums, scales=scales, effective=effective, retrieval=rows)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def evaluated(storage, name="small", *, better=0.0, text=TEXT, retrieval=(), **changes):
+    """Write a whole run and return its folder; `better` nats lie between its tuned model and the plain one."""
+    folder = begun(storage, name, step=8, **changes)
+    (folder / "model").mkdir()
+    for file, content in measured(better, WINDOWS, json.dumps(text), json.dumps(retrieval)).items():
+        (folder / file).write_bytes(content)
+    hardware = {"machine": "x86_64", "cpus": 2, "memory_gib": 8.0, "gpus": []}
+    write_json(folder / "environment.json", {"versions": {"torch": "2"}, "commit": "c" * 40, "hardware": hardware})
+    write_status(folder, state="succeeded", ended_at="2026-01-01T10:02:30+00:00")
+    return folder
