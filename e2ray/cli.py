@@ -14,6 +14,7 @@ DESCRIPTIONS = {
     "prepare": "corpus -> tokens -> Arrow shards",
     "train": "run a recipe: prepare, pretrain, train, evaluate, export; the same command continues a stopped run",
     "evaluate": "measure a trained run: NLL over window x scale, base beside tuned",
+    "suites": "ask a trained run the tasks of published suites (evaluate.suites), base beside tuned",
     "tune": "search settings of a recipe: many short trainings, exported as ranges, recipes and a report",
     "compare": "one base model, many methods and baselines: trained, measured and asked the same way, one table",
     "export": "write a trained run as a Hugging Face folder with a serving profile per context length",
@@ -177,6 +178,8 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
             pipeline.execute(config)
         case "evaluate":
             pipeline.evaluate_only(config)
+        case "suites":
+            pipeline.suites_only(config)
         case "export":
             pipeline.export_only(config)
         case "check":

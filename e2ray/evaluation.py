@@ -1,10 +1,15 @@
 """The evaluate stage: the surface of base and tuned model, retrieval, the best scale per length and how far it reads.
 
+The suites stage asks both models the tasks of published suites.
+
 Every worker loads one model and scores its share of the documents; the driver puts their sums together, so the figures
 are those of one worker that scores all.
 """
 
+import json
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,8 @@ from e2ray.cluster import remote_each, wants_gpu
 from e2ray.config.base import SettingsError
 from e2ray.config.model import PretrainedModel
 from e2ray.run import Run, fetched_tokenizer, show
+
+SUITES, SAMPLES = "suites.json", "suites-samples.jsonl"
 
 
 def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
@@ -181,3 +188,124 @@ def _ask(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bool) -> 
         kept=PromptFolder(run.storage / "prompts", opened.manifest["digest"]),
         progress=lambda line: show(f"{name}: {line}"),
     )
+
+
+def check_suites(run: Run) -> None:
+    """Raise SettingsError if a task of the run's suites is unknown or what asks it is not installed."""
+    from e2ray.evaluate.suites import checked
+
+    if run.config.evaluate and run.config.evaluate.suites:
+        checked(run.config.evaluate.suites)
+
+
+def suites(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
+    """Ask base and tuned model the tasks of `evaluate.suites`, write what came out, and return suites.json's content.
+
+    The tuned model's scales are those of scales.json where there is one, else W / L as for the base.
+
+    Args:
+        run: A run with a tuned model.
+        shards: Its shards, for the tokenizer.
+        base: Settings of the untouched base model.
+
+    Raises:
+        SettingsError: If there is no tuned model, a task is unknown, or a file of the user's is wrong.
+    """
+    from e2ray.evaluate.suites import versions
+    from e2ray.train.record import environment, now
+
+    settings = run.config.evaluate.suites if run.config.evaluate else None
+    assert settings is not None
+    if not (run.folder / "model").is_dir():
+        raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run train first")
+    check_suites(run)
+    started = now()
+    models = {"base": base, "tuned": tuned_model(run, base)}
+    use_gpu = wants_gpu(run.config.cluster)
+    jobs = [(run, shards, name, model, use_gpu) for name, model in models.items()]
+    parts = remote_each("suites", _ask_suites, jobs, use_gpu=use_gpu)
+    there = environment()
+    found = {
+        "settings": settings.model_dump(mode="json"),
+        "max_context_length": settings.max_context_length or run.longest,
+        "versions": there["versions"] | versions(),
+        "commit": there["commit"],
+        "started_at": started,
+        "ended_at": now(),
+        "scores": [row for part in parts for row in part["scores"]],
+        "missing": [row for part in parts for row in part["missing"]],
+    }
+    with files.atomic_path(run.folder / SAMPLES) as aside, aside.open("wb") as target:
+        for name in models:
+            part = _samples_of(run, name)
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, target)
+            part.unlink()
+    files.write_json(run.folder / SUITES, found)
+    return found
+
+
+def _samples_of(run: Run, name: str) -> Path:
+    return run.folder / f"suites-samples-{name}.jsonl"
+
+
+def _ask_suites(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bool) -> dict[str, list[Any]]:
+    """Return one model's scores and what is missing, its samples in a file beside the others; runs on a worker."""
+    from e2ray.core.model import load_tokenizer
+    from e2ray.data.shards import ShardSet
+    from e2ray.evaluate.harness import ScaledLM
+    from e2ray.evaluate.suites import checked
+    from e2ray.evaluate.suites import run as run_suites
+
+    settings = run.config.evaluate
+    assert settings is not None and settings.suites is not None
+    longest = settings.suites.max_context_length or run.longest
+    opened = ShardSet.open(shards)
+    place = fetched_tokenizer(run, shards, opened.manifest["tokenizer_hash"]) or Path(shards) / "tokenizer"
+    told = {"tokenizer": str(place), "max_seq_lengths": list(settings.suites.written_lengths(longest)) or [4096]}
+    manager = checked(settings.suites, told)
+    device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
+    scales = run.folder / "scales.json"
+    measured = files.read_json(scales, wanted="scales") if name == "tuned" and scales.exists() else None
+    asked = ScaledLM(
+        Loaded(loaded, hook, load_tokenizer(str(place)), device, run.base_context_length, measured),
+        max_context_length=longest,
+        too_long=settings.suites.too_long,
+        batch_tokens=settings.batch_tokens,
+        seed=settings.suites.seed,
+    )
+    out: dict[str, list[Any]] = {"scores": [], "missing": []}
+    with files.atomic_path(_samples_of(run, name)) as aside, aside.open("w", encoding="utf-8") as file:
+        for found in run_suites(asked, settings.suites, manager, progress=lambda line: show(f"{name}: {line}")):
+            out["scores"] += [{"model": name} | row for row in found.scores]
+            out["missing"] += [{"model": name} | row for row in found.missing]
+            for sample in found.samples:
+                file.write(json.dumps({"model": name} | sample, ensure_ascii=False, default=str) + "\n")
+    return out
+
+
+@dataclass
+class Loaded:
+    """A loaded model and the scale that it reads a request with, as `evaluate.harness` asks for it.
+
+    Attributes:
+        model: In evaluation mode.
+        hook: Its rotary hook.
+        tokenizer: Of the model.
+        device: Where it stands.
+        base_context_length: L in tokens.
+        scales: The content of scales.json, or None where W / L serves.
+    """
+
+    model: Any
+    hook: Any
+    tokenizer: Any
+    device: Any
+    base_context_length: int
+    scales: Mapping[str, Any] | None
+
+    def scale_of(self, num_tokens: int) -> float:
+        """Return the scale that a request of `num_tokens` tokens, prompt and answer together, is read with."""
+        from e2ray.evaluate.effective import request_scale
+
+        return request_scale(num_tokens, self.base_context_length, self.scales)

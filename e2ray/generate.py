@@ -19,8 +19,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.model import PretrainedModel
 from e2ray.core.model import base_facts, build_model, load_tokenizer
 from e2ray.core.rope import RotaryHook
-from e2ray.evaluate.effective import served_at
-from e2ray.evaluate.perplexity import paper_scale
+from e2ray.evaluate.effective import request_scale
 from e2ray.files import read_json
 
 SCALES = "scales.json"
@@ -75,9 +74,7 @@ class Generator:
 
     def scale_of(self, num_tokens: int) -> float:
         """Return the scale that a request of `num_tokens` tokens, prompt and answer together, is read with."""
-        if self.scales is not None:
-            return served_at(self.scales, num_tokens)
-        return paper_scale(num_tokens, self.base_context_length)
+        return request_scale(num_tokens, self.base_context_length, self.scales)
 
     def generate(self, prompt: str, **options: Any) -> str:
         """Return what `stream` yields, in one text."""

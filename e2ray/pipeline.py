@@ -1,4 +1,4 @@
-"""A recipe's stages in order: prepare, pretrain, train, evaluate, export.
+"""A recipe's stages in order: prepare, pretrain, train, evaluate, suites, export.
 
 The driver holds the run's files and the order; what needs a model or many cores runs in Ray workers. A stage whose
 result stands is not run again, so the same command continues a run wherever it was stopped.
@@ -19,11 +19,11 @@ from e2ray.config.model import PretrainedModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.config.train import TrainSettings
-from e2ray.evaluation import evaluate
+from e2ray.evaluation import SAMPLES, SUITES, check_suites, evaluate, suites
 from e2ray.run import Run, fetched_tokenizer, refuse_other_settings, reporting, resolve, result_line, show
 from e2ray.train.record import now, read_status, write_status
 
-STAGES = ("prepare", "pretrain", "train", "evaluate", "export")  # the order of a whole run
+STAGES = ("prepare", "pretrain", "train", "evaluate", "suites", "export")  # the order of a whole run
 
 
 def prepare(run: Run, *, again: bool = False) -> str | Path:
@@ -225,6 +225,8 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
     """Run the named stages in order on a cluster; their results lie in the run's folder and under storage."""
     from e2ray.train.launch import resources
 
+    if "suites" in stages:
+        check_suites(run)  # before the hours of a training
     with cluster(run.config.cluster):
         if not run.config.cluster.autoscaling and {"pretrain", "train"} & set(stages):
             resources(run.config.cluster)  # before an hour of tokenising, not after
@@ -236,6 +238,8 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
             train(run, shards, base)
         if "evaluate" in stages and run.config.evaluate:
             evaluate(run, shards, base)
+        if "suites" in stages and run.config.evaluate and run.config.evaluate.suites:
+            suites(run, shards, base)
         if "export" in stages and run.config.export:
             export(run, base)
 
@@ -281,6 +285,17 @@ def evaluate_only(config: RunConfig) -> None:
     if run.config.evaluate is None:
         raise SettingsError("evaluate: is null, which leaves the stage out; give it a section or remove the line")
     _later_stage(run, "evaluate")
+    if run.config.evaluate.suites:
+        show("evaluate.suites: not asked again here; `e2ray suites` does")
+
+
+def suites_only(config: RunConfig) -> None:
+    """Ask a trained run the tasks of the recipe's `evaluate.suites`, without measuring it again."""
+    run = resolve(config)
+    if run.config.evaluate is None or run.config.evaluate.suites is None:
+        raise SettingsError("evaluate.suites: is null, so there is nothing to ask; give it a section with tasks")
+    _later_stage(run, "suites")
+    show(f"scores: {run.folder / SUITES}, samples: {run.folder / SAMPLES}")
 
 
 def export_only(config: RunConfig) -> None:
@@ -300,8 +315,17 @@ def _later_stage(run: Run, stage: str) -> None:
         run_stages(run, [stage])
         path = run.folder / "config.yaml"  # its settings are those of the results beside it
         before = validate(read_recipe(path), source=str(path))
-        files.write_text(path, dump(before.model_copy(update={stage: getattr(run.config, stage)})))
+        files.write_text(path, dump(before.model_copy(update=_measured_with(before, run.config, stage))))
         write_status(run.folder, result=result_line(run))
+
+
+def _measured_with(before: RunConfig, now: RunConfig, stage: str) -> dict[str, Any]:
+    """Return the section of config.yaml that a stage was run with."""
+    if stage != "suites":
+        return {stage: getattr(now, stage)}
+    assert now.evaluate is not None
+    kept = before.evaluate or now.evaluate
+    return {"evaluate": kept.model_copy(update={"suites": now.evaluate.suites})}
 
 
 def check(config: RunConfig) -> None:
@@ -325,6 +349,7 @@ def check(config: RunConfig) -> None:
     if isinstance(run.config.data.tokenizer, PretrainedTokenizer):
         load_tokenizer(run.config.data.tokenizer.path, run.config.data.tokenizer.revision)
     refuse_other_settings(run)
+    check_suites(run)
     parent = next(folder for folder in (run.folder, *run.folder.parents) if folder.exists())
     if not os.access(parent, os.W_OK):
         raise SettingsError(f"storage: {parent} cannot be written to; choose another storage")

@@ -40,7 +40,40 @@ def config_of(recipe):
     return validate(recipe, source="test")
 
 
-def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys):
+def own_suites(folder, *names):
+    """Return settings that ask tasks of one's own: one of two prompts, and one whose prompt no model may read."""
+    prompts = {"short": ["def", "def write(path): " * 3], "long": ["def write(path): " * 100]}
+    place = folder / "tasks"
+    place.mkdir()
+    for name in names:
+        data = folder / f"{name}.jsonl"
+        data.write_text("".join(json.dumps({"text": text}) + "\n" for text in prompts[name]))
+        task = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(data)}},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{text}}",
+            "doc_to_choice": [" return", " with open"],
+            "doc_to_target": 0,
+        }
+        (place / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    return {"tasks": list(names), "include_path": str(place)}
+
+
+def test_wrong_suites_are_refused_before_anything_is_done(recipe):
+    recipe["evaluate"]["suites"] = {"tasks": ["leval:tpo"], "leval": "/gone"}
+    for stage in (pipeline.execute, pipeline.check):
+        with pytest.raises(SettingsError, match=r"evaluate\.suites\.leval: /gone: no such folder"):
+            stage(config_of(recipe))
+    assert not (Path(recipe["storage"]) / "shards").exists()
+    recipe["evaluate"] = None
+    with pytest.raises(SettingsError, match=r"evaluate\.suites: is null, so there is nothing to ask"):
+        pipeline.suites_only(config_of(recipe))
+
+
+def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys, tmp_path):
     pipeline.execute(config_of(recipe))
     folder = Path(recipe["storage"]) / "small"
     status = read_status(folder)
@@ -94,10 +127,35 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys):
     assert (folder / "retrieval.png").stat().st_size > 0
     effective = json.loads((folder / "effective.json").read_text())
     assert (effective["claimed"], [row["context_length"] for row in effective["lengths"]]) == (64, [32, 64])
+
+    # Tasks of suites are asked by themselves; what was measured stays.
+    recipe["evaluate"]["suites"] = own_suites(tmp_path, "short", "long")
+    before = (folder / "evaluation.json").read_bytes()
+    pipeline.suites_only(config_of(recipe))
+    assert (folder / "evaluation.json").read_bytes() == before
+    suites = json.loads((folder / "suites.json").read_text())
+    assert {(row["model"], row["task"], row["metric"]) for row in suites["scores"]} == {
+        (model, "short", metric) for model in ("base", "tuned") for metric in ("acc", "acc_norm")
+    }
+    assert [(row["model"], row["task"]) for row in suites["missing"]] == [("base", "long"), ("tuned", "long")]
+    assert (suites["max_context_length"], suites["settings"]["seed"]) == (128, 1234)
+    assert {"lm_eval", "datasets", "torch", "transformers"} <= suites["versions"].keys()
+    samples = [json.loads(line) for line in (folder / "suites-samples.jsonl").read_text().splitlines()]
+    assert [(each["model"], each["document"]) for each in samples] == [
+        (model, document) for model in ("base", "tuned") for document in (0, 1)
+    ]
+    assert not list(folder.glob("suites-samples-*"))
+    read = {each["model"]: each["requests"][0] for each in samples if each["document"] == 1}
+    assert 32 < read["base"]["tokens"] == read["tuned"]["tokens"] <= 64
+    assert read["base"]["scale"] == read["base"]["tokens"] / 32
+    served = json.loads((folder / "scales.json").read_text())["lengths"][1]
+    assert (served["context_length"], served["served"]) == (64, read["tuned"]["scale"])
+
     pipeline.export_only(config_of(recipe))
     assert [path.name for path in (folder / "export" / "serving").iterdir()] == ["64"]
     resolved = yaml.safe_load((folder / "config.yaml").read_text())
     assert (resolved["evaluate"]["windows"], resolved["export"]["context_lengths"]) == ([32, 64], [64])
+    assert resolved["evaluate"]["suites"]["tasks"] == ["short", "long"]
     pipeline.execute(config_of(resolved))
     assert "is finished" in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from e2ray.config.base import Settings
 from e2ray.config.retrieval import RetrievalSettings
+from e2ray.config.suites import SuiteSettings
 
 
 class EvaluateSettings(Settings):
@@ -29,6 +30,7 @@ class EvaluateSettings(Settings):
     )
     batch_tokens: int = Field(16_384, ge=1, description="Tokens of one forward, at least one window.")
     retrieval: RetrievalSettings | None = Field(None, description="The retrieval grid; null leaves it out.")
+    suites: SuiteSettings | None = Field(None, description="Tasks of published suites; null leaves them out.")
 
     @field_validator("windows", "scales")
     @classmethod

@@ -68,6 +68,13 @@ def served_at(scales: Mapping[str, Any], context_length: int) -> float:
     return paper_scale(context_length, scales["base_context_length"])
 
 
+def request_scale(num_tokens: int, base_context_length: int, scales: Mapping[str, Any] | None) -> float:
+    """Return the scale a request of prompt and answer is read with: that of scales.json if there is one, else W / L."""
+    if scales is not None:
+        return served_at(scales, num_tokens)
+    return paper_scale(num_tokens, base_context_length)
+
+
 def effective_length(
     found: Sequence[Sums],
     base_context_length: int,

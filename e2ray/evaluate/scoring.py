@@ -5,13 +5,13 @@ the layers run once and the model's own head is asked for one slice of positions
 the matrix (soft caps, logit scales) stays its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -36,12 +36,72 @@ def forward_nll(
     Raises:
         ValueError: If `keep` is out of range.
     """
-    num_rows, num_tokens = tokens.shape
+    keep = _kept(tokens, keep)
+    nll = torch.empty(tokens.shape[0], keep, dtype=torch.float32, device=tokens.device)
+
+    def note(start: int, end: int, logits: Tensor, wanted: Tensor) -> None:
+        nll[:, start:end] = _nll(logits, wanted)
+
+    _each_slice(model, tokens, keep, chunk_elements, note)
+    return nll
+
+
+@torch.no_grad()
+def forward_answers(
+    model: nn.Module, tokens: Int[Tensor, "batch tokens"], *, keep: int | None = None, chunk_elements: int = 0
+) -> tuple[Float[Tensor, "batch predictions"], Bool[Tensor, "batch predictions"]]:
+    """Return what `forward_nll` does, and whether each token is the likeliest one behind those before it."""
+    keep = _kept(tokens, keep)
+    nll = torch.empty(tokens.shape[0], keep, dtype=torch.float32, device=tokens.device)
+    greedy = torch.empty(tokens.shape[0], keep, dtype=torch.bool, device=tokens.device)
+
+    def note(start: int, end: int, logits: Tensor, wanted: Tensor) -> None:
+        nll[:, start:end] = _nll(logits, wanted)
+        greedy[:, start:end] = logits.argmax(dim=-1) == wanted
+
+    _each_slice(model, tokens, keep, chunk_elements, note)
+    return nll, greedy
+
+
+@torch.no_grad()
+def next_log_probabilities(
+    model: nn.Module, tokens: Int[Tensor, "batch tokens"], lengths: Sequence[int]
+) -> Float[Tensor, "batch vocabulary"]:
+    """Return the log-probability of every token behind the first `lengths[row]` tokens of each row, float32.
+
+    What stands behind them is padding and has no part in it.
+    """
+    rows = []
+    with _layers_done(model, tokens):
+        for row, length in enumerate(lengths):
+            place = torch.tensor([length - 1], device=tokens.device)
+            logits = model(input_ids=tokens, use_cache=False, logits_to_keep=place).logits
+            rows.append(logits[row, 0].float().log_softmax(dim=-1))
+    return torch.stack(rows)
+
+
+def _kept(tokens: Tensor, keep: int | None) -> int:
+    num_tokens = tokens.shape[1]
     keep = num_tokens - 1 if keep is None else keep
     if not 1 <= keep < num_tokens:
         raise ValueError(f"keep must lie in [1, {num_tokens - 1}] (the row's predictions), got {keep}")
+    return keep
+
+
+def _nll(logits: Tensor, wanted: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
+
+
+def _each_slice(
+    model: nn.Module,
+    tokens: Tensor,
+    keep: int,
+    chunk_elements: int,
+    note: Callable[[int, int, Tensor, Tensor], None],
+) -> None:
+    """Call `note` with the start and end of each slice of the last `keep` tokens, its logits and its tokens."""
+    num_rows, num_tokens = tokens.shape
     first = num_tokens - 1 - keep
-    nll = torch.empty(num_rows, keep, dtype=torch.float32, device=tokens.device)
     with _layers_done(model, tokens):
         vocab_size: int = model.config.vocab_size  # type: ignore[union-attr,assignment]
         width = max(1, (chunk_elements or CHUNK_ELEMENTS) // (num_rows * vocab_size))
@@ -49,10 +109,7 @@ def forward_nll(
             end = min(keep, start + width)
             places = torch.arange(first + start, first + end, device=tokens.device)
             logits = model(input_ids=tokens, use_cache=False, logits_to_keep=places).logits
-            wanted = tokens[:, first + start + 1 : first + end + 1]
-            part = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none")
-            nll[:, start:end] = part.view_as(wanted)
-    return nll
+            note(start, end, logits, tokens[:, first + start + 1 : first + end + 1])
 
 
 @contextmanager

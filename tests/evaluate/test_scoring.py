@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from e2ray.core.losses import token_nll
-from e2ray.evaluate.scoring import forward_nll
+from e2ray.evaluate.scoring import forward_answers, forward_nll
 
 SIZES = {
     "vocab_size": 96,
@@ -50,6 +50,19 @@ def test_nll_equals_that_of_whole_logits(model, tokens, keep, chunk_elements):
     found = forward_nll(model, tokens, keep=keep, chunk_elements=chunk_elements)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, whole[:, -(keep or 23) :], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 96 * 3 * 5, 0])
+@pytest.mark.parametrize("keep", [1, 7, None])
+def test_a_greedy_token_is_the_likeliest_of_whole_logits(model, tokens, keep, chunk_elements):
+    with torch.no_grad():
+        likeliest = model(input_ids=tokens, use_cache=False).logits[:, :-1].argmax(dim=-1)
+    tokens[:, 1:] = torch.where(torch.arange(23) == 22, likeliest, tokens[:, 1:])  # the last one is greedy
+    nll, greedy = forward_answers(model, tokens, keep=keep, chunk_elements=chunk_elements)
+    torch.testing.assert_close(nll, forward_nll(model, tokens, keep=keep), rtol=1e-6, atol=1e-6)
+    assert greedy.dtype == torch.bool
+    assert torch.equal(greedy, (likeliest == tokens[:, 1:])[:, -(keep or 23) :])
+    assert greedy[:, -1].all() and (keep == 1 or not greedy.all())
 
 
 def test_the_layers_run_once_and_the_head_sees_a_slice_at_a_time(model, tokens):

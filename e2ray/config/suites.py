@@ -1,0 +1,70 @@
+"""Which tasks of published suites a trained model is asked."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from e2ray.config.base import Settings
+
+
+class SuiteSettings(Settings):
+    """Tasks of lm-evaluation-harness by name and tasks from local files, asked of base and tuned model."""
+
+    tasks: tuple[str, ...] = Field(
+        strict=False,
+        min_length=1,
+        description="Tasks, groups or tags of lm-evaluation-harness (hellaswag, mmlu, ruler, longbench, ...); "
+        "leval:<file> and longproc:<task>, or leval:all and longproc:all, from the folders named below.",
+    )
+    limit: int | None = Field(None, ge=1, description="Documents of a task at most, from its start; null: all of them.")
+    num_fewshot: int | None = Field(
+        None, ge=0, description="Examples before a question; null, or where a task insists on none: the task's own."
+    )
+    seed: int = Field(1234, ge=0, lt=2**32, description="Chooses examples, made-up documents and sampled answers.")
+    include_path: str | None = Field(None, description="Folder with task files (YAML) of your own, in its folders too.")
+    max_context_length: int | None = Field(
+        None, ge=2, description="Tokens of a prompt with its answer at most; null: max_scale * L."
+    )
+    too_long: Literal["refuse", "truncate"] = Field(
+        "refuse",
+        description="refuse: a task with a longer prompt has no score; truncate: it loses tokens at its start, and "
+        "every score says how many prompts did.",
+    )
+    context_lengths: tuple[int, ...] | None = Field(
+        None,
+        strict=False,
+        min_length=1,
+        description="Tokens that tasks such as ruler write their prompts to; null: 4096, 8192, ... up to the longest.",
+    )
+    chat_template: bool = Field(False, description="Whether questions are put into the tokenizer's chat template.")
+    unsafe_code: bool = Field(False, description="Whether tasks may run code that the model has written.")
+    leval: str | None = Field(None, description="Folder of L-Eval's closed-ended tasks: coursera.jsonl and so on.")
+    longproc: str | None = Field(None, description="Folder of LongProc's data: path_traversal/ and so on.")
+
+    @field_validator("tasks", "context_lengths")
+    @classmethod
+    def _each_once(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError(f"must name each once, got {list(value)}")
+        return value
+
+    @field_validator("context_lengths")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (list(value) != sorted(value) or value[0] < 2):
+            raise ValueError(f"must be increasing and at least 2, got {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _folders(self) -> "SuiteSettings":
+        for suite, folder in (("leval", self.leval), ("longproc", self.longproc)):
+            asked = [name for name in self.tasks if name.startswith(f"{suite}:")]
+            if asked and folder is None:
+                raise ValueError(f"{suite}: is null, {asked[0]} reads its files; name their folder")
+        return self
+
+    def written_lengths(self, longest: int) -> tuple[int, ...]:
+        """Return the lengths that tasks write their prompts to, in tokens; none where `longest` is below 4096."""
+        if self.context_lengths is not None:
+            return self.context_lengths
+        return tuple(4096 * 2**power for power in range(20) if 4096 * 2**power <= min(longest, 131_072))

@@ -1,0 +1,350 @@
+"""A trained model as lm-evaluation-harness asks it: every request read at the scale that its length asks for.
+
+The harness hands over prompts of any length in one list. A request's scale is that of its prompt and its answer
+together, as when it is served: the answer's tokens where they are given, else as many as may be generated. Requests of
+unlike scale never share a forward pass. A prompt beyond the longest context length is refused before anything is
+computed, or cut at its start and noted; the harness's own model cuts it without a word.
+
+    from e2ray.evaluate.harness import ScaledLM
+    from e2ray.generate import Generator
+    lm_eval.simple_evaluate(ScaledLM(Generator("~/e2ray/demo")), tasks=["hellaswag"])
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils_hf import stop_sequences_criteria
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from e2ray.config.base import SettingsError
+from e2ray.core.rope import RotaryHook
+from e2ray.data.tokenizer import begin_token
+from e2ray.evaluate.scoring import forward_answers, next_log_probabilities
+
+DEFAULT_ANSWER_TOKENS = 256  # of a task that says nothing, as the harness's own model
+SAMPLING = ("temperature", "top_p", "top_k")
+
+Item = TypeVar("Item")
+Key = tuple[str | None, int | None, str, str]
+
+
+class RefusedError(Exception):
+    """A task whose requests cannot be answered as they are; its message is one line."""
+
+
+class Reader(Protocol):
+    """A loaded model; `e2ray.generate.Generator` is one.
+
+    Attributes:
+        model: A causal language model of transformers, in evaluation mode.
+        hook: Its rotary hook, not applied.
+        tokenizer: Fast, of the model.
+        device: Where the model stands.
+    """
+
+    model: Any
+    hook: RotaryHook
+    tokenizer: Any
+    device: torch.device
+
+    def scale_of(self, num_tokens: int) -> float:
+        """Return g >= 1 of a request of `num_tokens` tokens, prompt and answer together."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """How one request was read.
+
+    Attributes:
+        tokens: Of the prompt and of a given answer, as the model read them.
+        room: Tokens beyond these that might be generated.
+        scale: g >= 1.
+        cut: Tokens left out at the prompt's start.
+        windows: Forward passes; more than one where a whole text is longer than the longest context length, and then
+            `tokens` and `scale` are those of the longest.
+    """
+
+    tokens: int
+    room: int
+    scale: float
+    cut: int = 0
+    windows: int = 1
+
+
+class ScaledLM(TemplateLM):
+    """A model of the harness whose positions are scaled by the length of each request.
+
+    Attributes:
+        placed: How each request was read, by task, number of the document, prompt and given answer.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        max_context_length: int | None = None,
+        too_long: Literal["refuse", "truncate"] = "refuse",
+        batch_tokens: int = 16_384,
+        prefill_tokens: int = 2048,
+        seed: int = 1234,
+    ) -> None:
+        """Wrap a loaded model.
+
+        Args:
+            reader: The model and what chooses its scale.
+            max_context_length: Tokens of a prompt and its answer at most, at least 2; None: any number.
+            too_long: What becomes of a longer prompt: its task is refused, or tokens at its start are left out.
+            batch_tokens: Tokens of one forward, at least one request.
+            prefill_tokens: Prompt tokens of one forward before an answer is generated; bounds the memory.
+            seed: Of sampled answers.
+
+        Raises:
+            SettingsError: If the tokenizer has no end-of-text token.
+        """
+        super().__init__()
+        if reader.tokenizer.eos_token_id is None:
+            raise SettingsError("tokenizer: has no end-of-text token; set eos_token in its tokenizer_config.json")
+        self._reader, self._begin = reader, begin_token(reader.tokenizer)
+        self._device = reader.device
+        self.tokenizer = reader.tokenizer
+        self._longest, self._too_long = max_context_length, too_long
+        self._batch_tokens, self._prefill_tokens, self._seed = batch_tokens, prefill_tokens, seed
+        self._reading: list[Any] = []
+        self.placed: dict[Key, Placed] = {}
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end-of-text token."""
+        return self._reader.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has no context: the begin token, else the end-of-text token."""
+        return self.eot_token_id if self._begin is None else self._begin
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Where the tokenizer came from."""
+        return str(self._reader.tokenizer.name_or_path)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return a conversation in the words of the tokenizer's chat template."""
+        return self._reader.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Return a text's tokens behind the begin token, if the tokenizer puts one and the text has none yet.
+
+        No end token is added, whatever the tokenizer does by itself: a prompt goes on.
+        """
+        tokens: list[int] = self._reader.tokenizer.encode(string, add_special_tokens=False, verbose=False)
+        if add_special_tokens is False or self._begin is None or tokens[:1] == [self._begin]:
+            return tokens
+        return [self._begin, *tokens]
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Return for each (context, continuation) its log-likelihood in nats and whether it is the greedy answer.
+
+        Raises:
+            RefusedError: If a request is too long, or its continuation has no token of its own.
+            SettingsError: If the model gives NaN.
+        """
+        self._reading = requests
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        if not all(answer for _, _, answer in requests):
+            raise RefusedError("an answer has no token of its own behind its prompt, so it has no likelihood")
+        rows = self._fitted([(prompt, len(answer)) for _, prompt, answer in requests])
+        scored = self._scored([(prompt, answer) for (prompt, _), (_, _, answer) in zip(rows, requests, strict=True)])
+        for request, (prompt, cut), (_, _, answer) in zip(self._reading, rows, requests, strict=True):
+            tokens = len(prompt) + len(answer)
+            self._note(request, Placed(tokens, 0, self._reader.scale_of(tokens), cut))
+        return scored
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+        """Return the log-likelihood of each whole text in nats; no token is left out.
+
+        A text longer than the longest context length is read in windows, each predicted token once, as the harness
+        defines it.
+        """
+        found = []
+        for request in requests:
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            longest = len(tokens) if self._longest is None else self._longest - 1
+            windows = [
+                make_disjoint_window(window)
+                for window in get_rolling_token_windows(tokens, self.prefix_token_id, max(1, longest), 1)
+            ]
+            length = max((len(context) + len(answer) for context, answer in windows), default=0)
+            self._note(request, Placed(length, 0, self._reader.scale_of(max(1, length)), windows=len(windows)))
+            found.append(sum(score for score, _ in self._scored(windows)))
+        return found
+
+    @torch.inference_mode()
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """Return what the model writes behind each prompt, up to a stop sequence or the most tokens asked for.
+
+        Raises:
+            RefusedError: If a prompt with its answer is too long, or a task asks for what is not known here.
+        """
+        asked = [_generation(request.args[1]) for request in requests]
+        rows = self._fitted(
+            [(self.tok_encode(request.args[0]), room) for request, (_, room, _) in zip(requests, asked, strict=True)]
+        )
+        found = []
+        for number, (request, (prompt, cut), (until, room, how)) in enumerate(zip(requests, rows, asked, strict=True)):
+            scale = self._reader.scale_of(len(prompt) + room)
+            self._note(request, Placed(len(prompt), room, scale, cut))
+            torch.manual_seed(self._seed + number)
+            found.append(self._written(prompt, scale, until, room, how))
+        return found
+
+    def _written(self, prompt: list[int], scale: float, until: Sequence[str], room: int, how: Mapping[str, Any]) -> str:
+        reader = self._reader
+        tokens = torch.tensor([prompt], device=reader.device)
+        ends = reader.model.generation_config.eos_token_id
+        ends = {self.eot_token_id, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
+        with reader.hook.applied(scale):
+            written = reader.model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=room,
+                eos_token_id=sorted(ends),
+                pad_token_id=self.eot_token_id,
+                prefill_chunk_size=self._prefill_tokens if len(prompt) > self._prefill_tokens else None,
+                stopping_criteria=stop_sequences_criteria(reader.tokenizer, list(until), len(prompt), 1),
+                use_cache=True,
+                **how,
+            )[0, len(prompt) :]
+        said = reader.tokenizer.decode(written, skip_special_tokens=True)
+        return postprocess_generated_text(said, stop=list(until), think_end_token=None)
+
+    def _fitted(self, rows: Sequence[tuple[list[int], int]]) -> list[tuple[list[int], int]]:
+        """Return the tokens of each prompt and how many were cut, from prompts and the tokens of their answers.
+
+        Raises:
+            RefusedError: If one is too long and may not be cut, or its answer leaves no room for it.
+        """
+        if self._longest is None:
+            return [(prompt, 0) for prompt, _ in rows]
+        over = [len(prompt) + answer - self._longest for prompt, answer in rows]
+        begins = [int(self._begin is not None and prompt[:1] == [self._begin]) for prompt, _ in rows]
+        if self._too_long == "refuse" and max(over, default=0) > 0:
+            raise RefusedError(
+                f"{sum(excess > 0 for excess in over)} of {len(over)} prompts are too long: up to "
+                f"{self._longest + max(over)} tokens with the answer, {self._longest} may be read; raise "
+                "max_context_length, or set too_long: truncate"
+            )
+        left = [len(prompt) - begin - excess for begin, excess, (prompt, _) in zip(begins, over, rows, strict=True)]
+        if any(excess > 0 and size < 1 for excess, size in zip(over, left, strict=True)):
+            most = max(answer for _, answer in rows)
+            raise RefusedError(
+                f"answers of up to {most} tokens leave no room for a prompt, {self._longest} may be read; raise "
+                "max_context_length"
+            )
+        return [
+            (prompt[:begin] + prompt[begin + max(0, excess) :], max(0, excess))
+            for (prompt, _), excess, begin in zip(rows, over, begins, strict=True)
+        ]
+
+    def _scored(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """Return log-likelihood and greediness of each answer behind its prompt."""
+        by_scale: dict[float, list[int]] = {}
+        for number, (prompt, answer) in enumerate(rows):
+            by_scale.setdefault(self._reader.scale_of(len(prompt) + len(answer)), []).append(number)
+        found: dict[int, tuple[float, bool]] = {}
+        for scale, numbers in by_scale.items():
+            short: dict[tuple[int, ...], list[int]] = {}  # rows of one token by their prompt
+            for number in numbers:
+                if len(rows[number][1]) == 1:
+                    short.setdefault(tuple(rows[number][0]), []).append(number)
+            longer = [number for number in numbers if len(rows[number][1]) > 1]
+            with self._reader.hook.applied(scale):
+                for batch in _batches(longer, lambda n: len(rows[n][0]) + len(rows[n][1]), self._batch_tokens):
+                    found |= dict(zip(batch, self._forward([rows[number] for number in batch]), strict=True))
+                for prompts in _batches(list(short), len, self._batch_tokens):
+                    each = self._next(prompts, [[rows[number][1][0] for number in short[one]] for one in prompts])
+                    found |= dict(zip([number for one in prompts for number in short[one]], each, strict=True))
+        return [found[number] for number in range(len(rows))]
+
+    def _next(self, prompts: Sequence[tuple[int, ...]], answers: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
+        """Return what `_scored` does for answers of one token each, each prompt read once for all of its answers."""
+        width = max(len(prompt) for prompt in prompts)
+        padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])
+        scores = next_log_probabilities(
+            self._reader.model, padded.to(self._reader.device), [len(prompt) for prompt in prompts]
+        )
+        _refuse_nan(scores)
+        likeliest = scores.argmax(dim=-1).tolist()
+        return [
+            (float(scores[row, token]), token == likeliest[row])
+            for row, tokens in enumerate(answers)
+            for token in tokens
+        ]
+
+    def _forward(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """Return what `_scored` does for rows of one scale, in one forward; shorter rows are padded behind their end.
+
+        What stands behind a token has no part in it, so the padding needs no mask.
+        """
+        width = max(len(prompt) + len(answer) for prompt, answer in rows)
+        padded = [prompt + answer + [0] * (width - len(prompt) - len(answer)) for prompt, answer in rows]
+        first = min(len(prompt) for prompt, _ in rows)
+        nll, greedy = forward_answers(
+            self._reader.model, torch.tensor(padded, device=self._reader.device), keep=width - first
+        )
+        _refuse_nan(nll)
+        found = []
+        for row, (prompt, answer) in enumerate(rows):
+            places = slice(len(prompt) - first, len(prompt) - first + len(answer))
+            found.append((-float(nll[row, places].double().sum()), bool(greedy[row, places].all())))
+        return found
+
+    def _note(self, request: Any, placed: Placed) -> None:
+        self.placed[request_key(request.task_name, request.doc_id, request.args)] = placed
+
+
+def request_key(task: str | None, document: int | None, arguments: Sequence[Any]) -> Key:
+    """Return what tells a request from the others: its task, its document, its prompt and a given answer."""
+    answer = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], str) else ""
+    return task, document, str(arguments[0]), answer
+
+
+def _refuse_nan(scores: torch.Tensor) -> None:
+    if bool(scores.isnan().any()):
+        raise SettingsError(
+            "suites: the model gives NaN, wanted finite numbers; the weights have diverged, train with a lower train.lr"
+        )
+
+
+def _generation(asked: Mapping[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
+    """Return stop sequences, the most tokens of an answer and the options of transformers that a task asks for."""
+    options: dict[str, Any] = dict(normalize_gen_kwargs(dict(asked), DEFAULT_ANSWER_TOKENS))
+    until = [stop for stop in options.pop("until") if stop]
+    room = options.pop("max_gen_toks")
+    sampled = {name: options.pop(name) for name in SAMPLING if name in options}
+    how: dict[str, Any] = {"do_sample": options.pop("do_sample"), "num_beams": options.pop("num_beams", 1)}
+    how |= sampled if how["do_sample"] else {}  # else transformers warns that they say nothing
+    if options or room < 1:
+        raise RefusedError(f"generation_kwargs: asks for {options or {'max_gen_toks': room}}, which is not known here")
+    return until, room, how
+
+
+def _batches(items: Sequence[Item], length: Callable[[Item], int], batch_tokens: int) -> Iterator[list[Item]]:
+    """Yield items longest first, as many at a time as stay within `batch_tokens` when padded, at least one."""
+    left = sorted(items, key=length, reverse=True)
+    while left:
+        size = max(1, batch_tokens // length(left[0]))
+        yield left[:size]
+        left = left[size:]

@@ -1,0 +1,350 @@
+"""Published suites, run by lm-evaluation-harness: which tasks there are, and what a model scores on them.
+
+A task that cannot be run (its data has to be fetched and the network is not there, a package is missing, its prompts
+are too long) is missing and says why in one line; the others come out. A group of which one task is missing has no
+score of its own, since it would be that of another group. Beside every score stand the number of prompts, their
+lengths in tokens, the scales they were read at and how many were cut; each sample keeps its prompt as it was written.
+"""
+
+import difflib
+import importlib.metadata
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+
+from e2ray.config.base import SettingsError
+from e2ray.config.suites import SuiteSettings
+from e2ray.evaluate import leval, longproc
+from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory
+
+LOCAL: dict[str, Sequence[str]] = {"leval": tuple(leval.EXAMS), "longproc": longproc.NAMES}
+PACKAGES = ("lm_eval", "datasets")
+BOOTSTRAPS = 1000  # for the spread of scores that are no plain mean
+# What libraries of datasets raise, each its own, where the network or a cached copy is missing.
+NETWORK_ERRORS = {
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionError",
+    "LocalEntryNotFoundError",
+    "MaxRetryError",
+    "OfflineModeIsEnabled",
+    "ProxyError",
+    "ReadTimeout",
+    "gaierror",
+}
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Found:
+    """What came out of some tasks.
+
+    Attributes:
+        scores: Rows, one per task or group, score and filter.
+        missing: {task, reason} of what has no score.
+        samples: One per document of a task.
+    """
+
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[dict[str, str]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) -> Any:
+    """Return the harness's index of tasks, which knows every task that the settings name; nothing is loaded.
+
+    Args:
+        settings: Names tasks and folders.
+        metadata: What tasks that write their own prompts are told.
+
+    Raises:
+        SettingsError: If lm-evaluation-harness is not installed, a folder is not there, or a name is unknown.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise SettingsError("evaluate.suites: needs the package lm_eval; pip install 'e2ray[eval]'") from None
+    for key in ("include_path", "leval", "longproc"):
+        folder = getattr(settings, key)
+        if folder is not None and not Path(folder).expanduser().is_dir():
+            raise SettingsError(f"evaluate.suites.{key}: {folder}: no such folder")
+    own = str(Path(settings.include_path).expanduser()) if settings.include_path else None
+    asked = [name for name in settings.tasks if name not in _local_names()]
+    for with_all in (False, True):  # reading the thousands of files that the harness brings takes seconds
+        manager = TaskManager(include_path=own, include_defaults=with_all, metadata=dict(metadata or {}))
+        kinds = {name: manager.task_index[name].kind.name for name in asked if name in manager.task_index}
+        if len(kinds) == len(asked) and "GROUP" not in kinds.values():
+            break  # a group of one's own may hold tasks of the harness
+    for name in asked:
+        if name not in manager.task_index:
+            near = difflib.get_close_matches(name, [*manager.all_tasks, *_local_names()], n=5, cutoff=0.6)
+            raise SettingsError(
+                f"evaluate.suites.tasks: {name!r} is no task, "
+                + (f"wanted one such as {', '.join(near)}" if near else "and none has a name like it")
+            )
+    return manager
+
+
+def _local_names() -> dict[str, tuple[str, str]]:
+    """Return suite and task of every name that is read from local files."""
+    return {f"{suite}:{name}": (suite, name) for suite, names in LOCAL.items() for name in (*names, "all")}
+
+
+def names_of(settings: SuiteSettings, manager: Any) -> list[str]:
+    """Return the tasks and groups that are run, each once: those of a tag and of `<suite>:all` one by one.
+
+    Of `<suite>:all` those are left out whose file is not there.
+    """
+    found: list[str] = []
+    for name in settings.tasks:
+        suite, task = _local_names().get(name, (None, None))
+        if suite is not None and task == "all":
+            found += [f"{suite}:{each}" for each in LOCAL[suite] if _file(settings, suite, each).is_file()]
+        elif suite is None and manager.task_index[name].kind.name == "TAG":
+            found += sorted(manager.task_index[name].tags)
+        else:
+            found.append(name)
+    if not found:
+        raise SettingsError(f"evaluate.suites.tasks: {', '.join(settings.tasks)}: their folder holds no file of theirs")
+    return list(dict.fromkeys(found))
+
+
+def _file(settings: SuiteSettings, suite: str, name: str) -> Path:
+    folder = Path(getattr(settings, suite)).expanduser()
+    if suite == "leval":
+        return folder / f"{name}.jsonl"
+    kind = name.rsplit("_", 1)[0]
+    inside = folder / "data" if (folder / "data" / kind).is_dir() else folder
+    return inside / kind / f"{name}.json"
+
+
+def run(model: Any, settings: SuiteSettings, manager: Any, *, progress: Progress | None = None) -> Iterator[Found]:
+    """Yield what a model scores, task by task.
+
+    Args:
+        model: A `harness.ScaledLM`.
+        settings: What is asked.
+        manager: As `checked` returns it.
+        progress: Takes one line per task.
+
+    Raises:
+        SettingsError: If a file of the user's is wrong, or the model gives NaN.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else the harness forks a process that holds a GPU
+    for name in names_of(settings, manager):
+        found = _asked(name, model, settings, manager)
+        for line in lines(found):
+            if progress is not None:
+                progress(line)
+        yield found
+
+
+def _asked(name: str, model: Any, settings: SuiteSettings, manager: Any) -> Found:
+    """Return what comes out of a task or group; of a group that has no score, what comes out of its tasks."""
+    try:
+        return _evaluated(name, model, settings, manager)
+    except SettingsError:
+        raise
+    except Exception as error:  # a task is code of others and brings any error with it
+        found = Found(missing=[{"task": name, "reason": reason(error)}])
+    parts = [_asked(child, model, settings, manager) for child in _children(name, manager)]
+    if any(part.scores for part in parts):
+        for part in parts:
+            found.scores += part.scores
+            found.missing += part.missing
+            found.samples += part.samples
+    return found
+
+
+def _children(name: str, manager: Any) -> list[str]:
+    entry = manager.task_index.get(name)
+    if entry is None or entry.kind.name != "GROUP":
+        return []
+    children = (entry.cfg or {}).get("task", [])
+    return [child for child in children if isinstance(child, str) and child in manager.task_index]
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why a task has no score."""
+    chain: list[BaseException] = []
+    step: BaseException | None = error
+    while step is not None and step not in chain:
+        chain.append(step)
+        step = step.__cause__ or step.__context__
+    kinds = {each.__name__ for one in chain for each in type(one).__mro__}
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    if kinds & NETWORK_ERRORS or any(isinstance(one, URLError) for one in chain):
+        return f"its data has to be fetched and the network does not give it ({said})"
+    if isinstance(error, ImportError):
+        return f"needs a package ({said})"
+    if isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    return said if type(error).__name__ == "RefusedError" else f"{type(error).__name__}: {said}"
+
+
+def _evaluated(name: str, model: Any, settings: SuiteSettings, manager: Any) -> Found:
+    """Return what comes out of one task or group.
+
+    Raises:
+        RefusedError: If it runs code of the model's and may not, or its prompts are too long.
+        Exception: Whatever loading its data or its own code raises.
+    """
+    from lm_eval.evaluator import evaluate
+
+    from e2ray.evaluate.harness import RefusedError
+
+    random.seed(settings.seed), np.random.seed(settings.seed), torch.manual_seed(settings.seed)
+    loaded = manager.load([_config(name, settings)])
+    for task in loaded["tasks"].values():
+        if getattr(task, "UNSAFE_CODE", False) and not settings.unsafe_code:
+            raise RefusedError("may run code that the model has written; set evaluate.suites.unsafe_code: true")
+        own = task.get_config("num_fewshot")
+        if settings.num_fewshot is not None and own != 0:  # 0 in a task's file is meant, says the harness
+            task.set_config(key="num_fewshot", value=settings.num_fewshot)
+        elif own is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=settings.seed)
+    model.placed.clear()
+    result = evaluate(
+        model,
+        loaded,
+        limit=settings.limit,
+        apply_chat_template=settings.chat_template,
+        fewshot_as_multiturn=settings.chat_template,
+        confirm_run_unsafe_code=settings.unsafe_code,
+        bootstrap_iters=BOOTSTRAPS,
+    )
+    assert result is not None, "one process evaluates"
+    samples: dict[tuple[str, int], dict[str, Any]] = {}
+    for task, every in result["samples"].items():
+        for each in every:  # once for each filter of the task
+            sample = samples.setdefault((task, each["doc_id"]), _sample(task, each, model.placed))
+            sample["scores"][each["filter"]] = {name: each[name] for name in each["metrics"]}
+    return _scores(result, list(samples.values()), settings)
+
+
+def _config(name: str, settings: SuiteSettings) -> Any:
+    """Return what the harness loads a task by: its name, or the config of one that is read from local files."""
+    if name not in _local_names():
+        return name
+    suite, task = _local_names()[name]
+    folder = Path(getattr(settings, suite)).expanduser()
+    return leval.task(task, folder) if suite == "leval" else longproc.task(task, folder)
+
+
+def _sample(task: str, sample: Mapping[str, Any], placed: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return one sample, still without scores: its prompts as they were written and how each request was read."""
+    from e2ray.evaluate.harness import request_key
+
+    prompts: list[str] = []
+    requests = []
+    for arguments, answers in zip(sample["arguments"], sample["resps"], strict=True):
+        read = placed[request_key(task, sample["doc_id"], arguments)]
+        prompt = str(arguments[0])
+        if prompt not in prompts:
+            prompts.append(prompt)
+        requests.append(
+            {
+                "prompt": prompts.index(prompt),
+                "asked": arguments[1] if len(arguments) > 1 else None,
+                "tokens": read.tokens,
+                "room": read.room,
+                "scale": read.scale,
+                "cut_tokens": read.cut,
+                "windows": read.windows,
+                "answers": answers,
+            }
+        )
+    return {
+        "task": task,
+        "document": sample["doc_id"],
+        "target": sample["target"],
+        "scores": {},
+        "truncated": sum(request["cut_tokens"] > 0 for request in requests),
+        "prompts": prompts,
+        "requests": requests,
+    }
+
+
+def _scores(result: Mapping[str, Any], samples: list[dict[str, Any]], settings: SuiteSettings) -> Found:
+    """Return the rows of a result; a score that is no number, or that of a length without prompts, is missing."""
+    found = Found(samples=samples)
+    parts = result.get("group_subtasks", {})
+    for task, figures in {**result["results"], **result.get("groups", {})}.items():
+        leaves = _leaves(task, parts)
+        own = [sample for sample in samples if sample["task"] in leaves]
+        about = {
+            "task": task,
+            "tasks": sorted(leaves) if task in parts else None,
+            "version": result["versions"].get(task),
+            "num_fewshot": result["n-shot"].get(task),
+            "seed": settings.seed,
+            "limit": settings.limit,
+            "documents": len(own),
+        } | _read(request for sample in own for request in sample["requests"])
+        for key, value in figures.items():
+            metric, comma, filter_name = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            better = result["higher_is_better"].get(task, {}).get(metric)
+            row = about | {"metric": metric, "filter": filter_name, "higher_is_better": better}
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                found.missing.append({"task": task, "reason": f"{metric} is {value}, no number"})
+            elif not (metric.isdecimal() and value == -1):  # how the harness marks a length without a prompt
+                stderr = figures.get(f"{metric}_stderr,{filter_name}")
+                row["value"] = float(value)
+                row["stderr"] = float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None
+                found.scores.append(row)
+    return found
+
+
+def _leaves(name: str, parts: Mapping[str, Sequence[str]]) -> set[str]:
+    if name not in parts:
+        return {name}
+    return {leaf for child in parts[name] for leaf in _leaves(child, parts)}
+
+
+def _read(requests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how a task's requests were read: their number, lengths in tokens, scales, and how many were cut."""
+    every = list(requests)
+    tokens, scales = [each["tokens"] for each in every], [each["scale"] for each in every]
+    return {
+        "requests": len(every),
+        "truncated": sum(each["cut_tokens"] > 0 for each in every),
+        "tokens_min": min(tokens, default=None),
+        "tokens_mean": sum(tokens) / len(tokens) if tokens else None,
+        "tokens_max": max(tokens, default=None),
+        "scale_min": min(scales, default=None),
+        "scale_max": max(scales, default=None),
+    }
+
+
+def lines(found: Found) -> list[str]:
+    """Return what came out in plain lines, one for each score and one for each that is missing."""
+    said = []
+    for row in found.scores:
+        spread = f" +- {row['stderr']:.4f}" if row["stderr"] is not None else ""
+        read = f"{row['documents']} documents, {row['tokens_min']} to {row['tokens_max']} tokens"
+        scales = f"scale {row['scale_min']:g} to {row['scale_max']:g}"
+        cut = f", {row['truncated']} truncated" if row["truncated"] else ""
+        said.append(f"{row['task']}: {row['metric']} {row['value']:.4f}{spread} ({read}, {scales}{cut})")
+    return said + [f"{each['task']}: no score: {each['reason']}" for each in found.missing]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what asks the questions."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -1,0 +1,623 @@
+"""The real harness on tiny models: task files and data are written here, nothing is fetched."""
+
+import json
+import logging
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import simple_evaluate
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from e2ray.config.base import SettingsError
+from e2ray.config.data import ByteLevelBpe
+from e2ray.config.suites import SuiteSettings
+from e2ray.core.rope import inverse_frequencies_divided
+from e2ray.data.tokenizer import train_byte_level_bpe
+from e2ray.evaluate import suites
+from e2ray.evaluate.harness import RefusedError, ScaledLM
+from e2ray.generate import Generator
+
+L = 32
+TEXT = "the dog sat on the log and looked at the porter, who is what he is"
+CHOICE = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}}"
+doc_to_choice: [" dog", " log", " porter what"]
+doc_to_target: "{{{{answer}}}}"
+metadata: {{version: 3.0}}
+"""
+WRITING = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{text}}}}"
+doc_to_target: "{{{{word}}}}"
+generation_kwargs: {{until: ["qqq"], max_gen_toks: 8, do_sample: false}}
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+"""
+WHOLE = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list:
+  - {{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
+"""
+AWAY = """\
+task: {name}
+dataset_path: nobody/has-such-data
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}}"
+doc_to_choice: [" dog", " log"]
+doc_to_target: 0
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder, its scales not the paper's: 1 up to L, 3 up to 2 L, 5 up to 4 L."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = train_byte_level_bpe([TEXT] * 20, ByteLevelBpe(vocab_size=300))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=L,
+        initializer_range=0.4,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = [{"context_length": length, "served": scale} for length, scale in ((32, 1.0), (64, 3.0), (128, 5.0))]
+    (folder / "scales.json").write_text(json.dumps({"base_context_length": L, "lengths": rows}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generator(run):
+    return Generator(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def plain(run):
+    """The same weights in plain transformers."""
+    return AutoModelForCausalLM.from_pretrained(run / "model").eval()
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    level = logging.getLogger("lm_eval").level
+    yield
+    logging.getLogger("lm_eval").setLevel(level)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Task files of one's own: three kinds, a group, and one whose data nobody has."""
+    place = tmp_path / "tasks"
+    place.mkdir()
+    rows = [
+        {"text": " ".join(TEXT.split()[:words]), "answer": answer, "word": "dog"}
+        for words, answer in ((3, 0), (9, 1), (15, 2), (5, 0))
+    ]
+    rows[3]["text"] = f"{TEXT} {TEXT}"
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in (("own_choice", CHOICE), ("own_writing", WRITING), ("own_whole", WHOLE), ("own_away", AWAY)):
+        (place / f"{name}.yaml").write_text(text.format(name=name, data=data))
+    (place / "group.yaml").write_text(
+        "group: own_group\ntask: [own_choice, own_away]\n"
+        "aggregate_metric_list:\n  - {metric: acc, weight_by_size: true}\n"
+    )
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def request(kind, *arguments, document=0):
+    return Instance(kind, {}, arguments, 0, ("task", document, 1))
+
+
+def asked(generator, folder, tasks, **changes):
+    """Return everything that comes out of some tasks, put together, and the lines told meanwhile."""
+    options = {name: changes.pop(name) for name in ("max_context_length", "too_long") if name in changes}
+    settings = SuiteSettings(tasks=tuple(tasks), include_path=str(folder) if folder else None, **changes)
+    manager = suites.checked(settings)
+    told = []
+    found = suites.Found()
+    for part in suites.run(ScaledLM(generator, **options), settings, manager, progress=told.append):
+        found.scores += part.scores
+        found.missing += part.missing
+        found.samples += part.samples
+    return found, told
+
+
+def naive(plain, tokens, first, scale):
+    """Return log-likelihood and greediness of tokens[first:], with the frequencies divided in place."""
+    with torch.no_grad(), inverse_frequencies_divided(plain, scale):
+        logits = plain(torch.tensor([tokens])).logits[0, :-1].double()
+    wanted = torch.tensor(tokens[1:])
+    each = logits.log_softmax(-1).gather(1, wanted[:, None])[first - 1 :, 0]
+    return float(each.sum()), bool((logits.argmax(-1) == wanted)[first - 1 :].all())
+
+
+PAIRS = [
+    ("the dog", " sat"),
+    ("the dog sat on", " the log"),
+    (TEXT, " porter and what"),
+    (f"{TEXT} {TEXT} {TEXT}", " is"),
+    ("", "the dog sat"),
+    (" ".join([TEXT] * 5), " he is, and looked"),
+    (" ".join([TEXT] * 10), " what he is"),
+]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 64, 10_000])
+def test_likelihoods_equal_plain_transformers_at_the_requests_own_scale(generator, plain, batch_tokens):
+    model = ScaledLM(generator, batch_tokens=batch_tokens)
+    found = model.loglikelihood([request("loglikelihood", *pair, document=n) for n, pair in enumerate(PAIRS)])
+    scales = set()
+    for number, (context, answer) in enumerate(PAIRS):
+        tokens = generator.tokenizer(context + answer)["input_ids"]
+        first = len(generator.tokenizer(context)["input_ids"])
+        if not context:
+            tokens, first = [generator.tokenizer.eos_token_id, *tokens], 1
+        placed = model.placed["task", number, context, answer]
+        assert (placed.tokens, placed.scale) == (len(tokens), generator.scale_of(len(tokens)))
+        scales.add(placed.scale)
+        score, greedy = naive(plain, tokens, first, placed.scale)
+        assert found[number][0] == pytest.approx(score, abs=2e-4)  # float32 over some hundred tokens
+        assert found[number][1] is greedy
+        if placed.scale > 1:  # the comparison would notice another scale
+            assert abs(found[number][0] - naive(plain, tokens, first, 1.0)[0]) > 1e-2
+    assert {1.0, 3.0, 5.0} <= scales and max(scales) > 5
+
+
+def test_a_greedy_answer_is_told_from_others(generator, plain):
+    prompt = generator.tokenizer(TEXT)["input_ids"]
+    scale = generator.scale_of(len(prompt) + 1)
+    with torch.no_grad(), inverse_frequencies_divided(plain, scale):
+        order = plain(torch.tensor([prompt])).logits[0, -1].argsort(descending=True).tolist()
+    assert [greedy for _, greedy in ScaledLM(generator)._scored([(prompt, [token]) for token in order[:3]])] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_one_prompt_with_answers_of_one_token_is_read_once(generator, plain):
+    prompts = [generator.tokenizer(text)["input_ids"] for text in (TEXT, "the dog", f"{TEXT} {TEXT}")]
+    rows = [(prompt, [token]) for token in (5, 70, 200) for prompt in prompts]
+    calls = []
+    layers = generator.model.model.layers[0].register_forward_hook(
+        lambda module, arguments, output: calls.append(arguments[0].shape[0])
+    )
+    found = ScaledLM(generator)._scored(rows)
+    layers.remove()
+    assert sorted(calls) == [1, 2]  # two prompts of scale 1 in one forward, one of scale 3
+    for (prompt, answer), (score, greedy) in zip(rows, found, strict=True):
+        wanted = naive(plain, prompt + answer, len(prompt), generator.scale_of(len(prompt) + 1))
+        assert (score, greedy) == (pytest.approx(wanted[0], abs=1e-4), wanted[1])
+
+
+def test_requests_of_unlike_scale_share_no_forward_pass(generator):
+    model = ScaledLM(generator, batch_tokens=10_000)
+    seen = []
+    layers = generator.model.model.layers[0].register_forward_hook(
+        lambda module, arguments, output: seen.append((arguments[0].shape[0], float(generator.hook._scale)))
+    )
+    model.loglikelihood([request("loglikelihood", *pair) for pair in [*PAIRS, ("the log", " sat")]])
+    layers.remove()
+    rows = Counter()
+    for num_rows, scale in seen:
+        rows[scale] += num_rows
+    assert rows == Counter(placed.scale for placed in model.placed.values())
+    assert max(num_rows for num_rows, _ in seen) > 1
+
+
+def test_a_whole_text_is_read_in_windows_that_predict_each_token_once(generator, plain):
+    text = f"{TEXT} {TEXT} {TEXT}"
+    tokens = [generator.tokenizer.eos_token_id, *generator.tokenizer(text)["input_ids"]]
+    whole = ScaledLM(generator)
+    one = whole.loglikelihood_rolling([request("loglikelihood_rolling", text)])
+    assert one[0] == pytest.approx(naive(plain, tokens, 1, generator.scale_of(len(tokens)))[0], abs=1e-3)
+    assert whole.placed["task", 0, text, ""].windows == 1
+
+    windowed = ScaledLM(generator, max_context_length=40)
+    several = windowed.loglikelihood_rolling([request("loglikelihood_rolling", text)])
+    total, start = naive(plain, tokens[:40], 1, 3.0)[0], 40
+    while start < len(tokens):  # the last window is as long as the others and scores what is left
+        end = min(len(tokens), start + 39)
+        window = tokens[end - 40 : end]
+        total += naive(plain, window, 40 - (end - start), 3.0)[0]
+        start = end
+    assert several[0] == pytest.approx(total, abs=1e-3)
+    placed = windowed.placed["task", 0, text, ""]
+    assert (placed.tokens, placed.scale, placed.windows) == (40, 3.0, -(-(len(tokens) - 1) // 39))
+    assert whole.loglikelihood_rolling([request("loglikelihood_rolling", "")]) == [0]
+
+
+@pytest.mark.parametrize("prompt", ["the dog", TEXT, f"{TEXT} {TEXT} {TEXT}"], ids=["short", "middle", "long"])
+def test_answers_are_those_of_generation_at_the_scale_of_prompt_and_room(generator, prompt):
+    model = ScaledLM(generator, prefill_tokens=16)
+    wanted = {"until": [], "max_gen_toks": 12, "do_sample": False}
+    said = model.generate_until([request("generate_until", prompt, wanted)])
+    assert said == [generator.generate(prompt, max_new_tokens=12)]
+    placed = model.placed["task", 0, prompt, ""]
+    length = len(generator.tokenizer(prompt)["input_ids"])
+    assert (placed.tokens, placed.room, placed.scale) == (length, 12, generator.scale_of(length + 12))
+
+
+def test_an_answer_ends_before_its_stop_sequence(generator):
+    model = ScaledLM(generator)
+    (said,) = model.generate_until([request("generate_until", TEXT, {"until": [], "max_gen_toks": 12})])
+    stop = said[3:5]
+    (cut,) = model.generate_until([request("generate_until", TEXT, {"until": ["", stop], "max_gen_toks": 12})])
+    assert cut == said.split(stop)[0]
+
+
+def test_sampled_answers_follow_from_the_seed(generator):
+    how = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0, "top_p": 0.95}
+    requests = [request("generate_until", TEXT, how)] * 3
+    first = ScaledLM(generator, seed=1).generate_until(requests)
+    assert first == ScaledLM(generator, seed=1).generate_until(requests)
+    assert len(set(first)) > 1  # repeats of one request differ
+    assert first != ScaledLM(generator, seed=100).generate_until(requests)
+
+
+def test_an_option_that_is_not_known_is_refused_not_ignored(generator):
+    with pytest.raises(RefusedError, match=r"generation_kwargs: asks for \{'penalty_alpha': 0.6\}"):
+        ScaledLM(generator).generate_until([request("generate_until", TEXT, {"penalty_alpha": 0.6})])
+
+
+def test_too_long_a_prompt_is_refused_before_anything_is_computed(generator):
+    model = ScaledLM(generator, max_context_length=20)
+    calls = []
+    handle = generator.model.register_forward_hook(lambda *call: calls.append(1))
+    with pytest.raises(
+        RefusedError, match=r"^2 of 3 prompts are too long: up to \d+ tokens with the answer, 20 may be read"
+    ):
+        model.loglikelihood([request("loglikelihood", *pair) for pair in (PAIRS[0], PAIRS[3], PAIRS[5])])
+    room = 21 - len(generator.tokenizer("the dog")["input_ids"])
+    with pytest.raises(RefusedError, match=r"^1 of 1 prompts are too long: up to 21 tokens"):
+        model.generate_until([request("generate_until", "the dog", {"max_gen_toks": room})])
+    handle.remove()
+    assert calls == []
+
+
+def test_a_cut_prompt_keeps_its_end_and_is_noted(generator, plain):
+    model = ScaledLM(generator, max_context_length=20, too_long="truncate")
+    context, answer = PAIRS[3]
+    found = model.loglikelihood([request("loglikelihood", context, answer), request("loglikelihood", *PAIRS[0])])
+    tokens = generator.tokenizer(context + answer)["input_ids"]
+    size = len(generator.tokenizer(answer)["input_ids"])
+    assert found[0][0] == pytest.approx(naive(plain, tokens[-20:], 20 - size, 1.0)[0], abs=1e-4)
+    placed = model.placed["task", 0, context, answer]
+    assert (placed.tokens, placed.cut, placed.scale) == (20, len(tokens) - 20, 1.0)
+    assert model.placed["task", 0, *PAIRS[0]].cut == 0
+    with pytest.raises(RefusedError, match="answers of up to 20 tokens leave no room for a prompt, 20 may be read"):
+        model.generate_until([request("generate_until", TEXT, {"max_gen_toks": 20})])
+
+
+def test_the_begin_token_stays_when_a_prompt_is_cut_and_is_put_once(generator, run):
+    import copy
+
+    from tokenizers import processors
+
+    tokenizer = copy.deepcopy(generator.tokenizer)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begin)]
+    )
+
+    class Reader:
+        model, hook, device = generator.model, generator.hook, generator.device
+        scale_of = staticmethod(generator.scale_of)
+
+    Reader.tokenizer = tokenizer
+    model = ScaledLM(Reader(), max_context_length=20, too_long="truncate")
+    assert model.tok_encode("the dog")[0] == begin != model.tok_encode("the dog", add_special_tokens=False)[0]
+    assert model.tok_encode("<s>the dog") == model.tok_encode("the dog")
+    (prompt, cut) = model._fitted([(model.tok_encode(TEXT), 4)])[0]
+    whole = model.tok_encode(TEXT)
+    assert prompt == [begin, *whole[-15:]]
+    assert cut == len(whole) + 4 - 20
+
+
+def test_a_model_that_gives_nan_is_named(run):
+    broken = Generator(run, device="cpu")
+    with torch.no_grad():
+        broken.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(SettingsError, match="the model gives NaN, wanted finite numbers"):
+        ScaledLM(broken).loglikelihood([request("loglikelihood", *PAIRS[0])])
+
+
+def test_scores_come_with_prompts_lengths_scales_seeds_and_versions(generator, plain, folder):
+    found, told = asked(generator, folder, ["own_choice", "own_writing", "own_whole"], seed=7)
+    assert found.missing == []
+    assert {(row["task"], row["metric"]) for row in found.scores} == {
+        ("own_choice", "acc"),
+        ("own_choice", "acc_norm"),
+        ("own_writing", "exact_match"),
+        ("own_whole", "word_perplexity"),
+    }
+    (row,) = [row for row in found.scores if row["metric"] == "acc"]
+    assert (row["version"], row["seed"], row["num_fewshot"], row["documents"], row["requests"]) == (3.0, 7, 0, 4, 12)
+    assert (row["truncated"], row["limit"], row["higher_is_better"], row["scale_min"]) == (0, None, True, 1.0)
+
+    samples = [sample for sample in found.samples if sample["task"] == "own_choice"]
+    right = 0
+    for sample in samples:
+        (prompt,) = sample["prompts"]
+        scores = []
+        for each in sample["requests"]:
+            tokens = generator.tokenizer(prompt + each["asked"])["input_ids"]
+            first = len(generator.tokenizer(prompt)["input_ids"])
+            assert (each["tokens"], each["scale"]) == (len(tokens), generator.scale_of(len(tokens)))
+            scores.append(naive(plain, tokens, first, each["scale"])[0])
+            assert each["answers"][0][0] == pytest.approx(scores[-1], abs=2e-4)
+        right += scores.index(max(scores)) == sample["target"]
+        assert sample["scores"]["none"]["acc"] == (scores.index(max(scores)) == sample["target"])
+    assert row["value"] == right / 4
+    assert row["tokens_max"] == max(each["tokens"] for sample in samples for each in sample["requests"])
+    assert row["scale_max"] == generator.scale_of(row["tokens_max"]) == 3.0
+    assert told[0].startswith(f"own_choice: acc {right / 4:.4f}") and "scale 1 to 3" in told[0]
+    json.dumps(found.samples, allow_nan=False)
+    json.dumps(found.scores, allow_nan=False)
+    assert set(suites.versions()) == {"lm_eval", "datasets"}
+
+
+def test_a_document_counts_once_whatever_the_number_of_filters(generator, folder):
+    filters = """\
+filter_list:
+  - {name: first, filter: [{function: take_first}]}
+  - name: word
+    filter: [{function: regex, regex_pattern: "(dog)", fallback: dog}, {function: take_first}]
+"""
+    text = (folder / "own_writing.yaml").read_text().replace("own_writing", "own_filters")
+    (folder / "own_filters.yaml").write_text(text + filters)
+    found, _ = asked(generator, folder, ["own_filters"])
+    assert {(row["filter"], row["value"], row["documents"], row["requests"]) for row in found.scores} == {
+        ("first", 0.0, 4, 4),
+        ("word", 1.0, 4, 4),
+    }
+    assert [sample["document"] for sample in found.samples] == [0, 1, 2, 3]
+    assert found.samples[0]["scores"] == {"first": {"exact_match": 0.0}, "word": {"exact_match": 1.0}}
+
+
+def test_the_harness_takes_the_model_as_its_own(generator, folder):
+    from lm_eval.tasks import TaskManager
+
+    found, _ = asked(generator, folder, ["own_choice"])
+    whole = simple_evaluate(
+        ScaledLM(generator),
+        tasks=["own_choice"],
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    assert whole["results"]["own_choice"]["acc,none"] == found.scores[0]["value"]
+
+
+def test_a_limit_takes_the_first_documents(generator, folder):
+    found, _ = asked(generator, folder, ["own_choice"], limit=2)
+    assert sorted(sample["document"] for sample in found.samples) == [0, 1]
+    assert {row["documents"] for row in found.scores} == {2}
+
+
+def test_truncated_prompts_are_counted_beside_the_score(generator, folder):
+    found, told = asked(generator, folder, ["own_choice"], max_context_length=30, too_long="truncate")
+    (sample,) = [sample for sample in found.samples if sample["truncated"]]
+    assert sample["document"] == 3
+    assert sample["prompts"] == [f"{TEXT} {TEXT}"]  # as it was written, not as it was read
+    assert {each["tokens"] for each in sample["requests"]} == {30}
+    assert {(row["truncated"], row["tokens_max"]) for row in found.scores} == {(3, 30)}
+    assert all("3 truncated" in line for line in told)
+
+
+def test_too_long_a_task_is_missing_and_the_others_come_out(generator, folder):
+    found, told = asked(generator, folder, ["own_choice", "own_whole"], max_context_length=30)
+    assert [row["task"] for row in found.scores] == ["own_whole"]
+    assert [each["task"] for each in found.missing] == ["own_choice"]
+    assert told[0].startswith("own_choice: no score: 3 of 12 prompts are too long")
+
+
+def test_data_that_has_to_be_fetched_is_one_line_and_never_a_score(generator, folder):
+    found, told = asked(generator, folder, ["own_away", "own_choice"])
+    assert {row["task"] for row in found.scores} == {"own_choice"}
+    assert [each["task"] for each in found.missing] == ["own_away"]
+    assert told[0].startswith("own_away: no score: its data has to be fetched and the network does not give it (")
+    assert "nobody/has-such-data" in told[0] and "\n" not in told[0]
+
+
+def test_a_broken_task_is_one_line(generator, folder):
+    (folder / "own_broken.yaml").write_text(
+        (folder / "own_choice.yaml").read_text().replace("own_choice", "own_broken").replace("{{text}}", "{{1 / 0}}")
+    )
+    found, _ = asked(generator, folder, ["own_broken", "own_choice"])
+    assert [each["reason"] for each in found.missing] == ["ZeroDivisionError: division by zero"]
+    assert {row["task"] for row in found.scores} == {"own_choice"}
+
+
+def test_code_of_the_models_is_run_only_where_the_recipe_says_so(generator, folder):
+    text = (folder / "own_choice.yaml").read_text().replace("own_choice", "own_code")
+    (folder / "own_code.yaml").write_text(f"{text}unsafe_code: true\n")
+    found, _ = asked(generator, folder, ["own_code"])
+    assert found.scores == [] and "set evaluate.suites.unsafe_code: true" in found.missing[0]["reason"]
+    found, _ = asked(generator, folder, ["own_code"], unsafe_code=True)
+    assert found.missing == [] and found.scores
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ConnectionError("Couldn't reach 'x'"), "its data has to be fetched and the network does not give it (Coul"),
+        (ImportError("No module named 'wonderwords'"), "needs a package (No module named 'wonderwords')"),
+        (KeyError("a\nb"), "KeyError: 'a\\nb'"),
+        (MemoryError(), "it does not fit into memory; lower evaluate.batch_tokens"),
+        (RefusedError("too long"), "too long"),
+    ],
+)
+def test_reasons_are_one_line(error, line):
+    assert suites.reason(error).startswith(line)
+
+
+def test_a_network_error_is_seen_behind_another():
+    error = ValueError("no data")
+    error.__cause__ = TimeoutError()
+    error.__cause__.__context__ = ConnectionResetError("gone")
+    assert suites.reason(error).startswith("its data has to be fetched")
+
+
+def test_without_the_harness_one_line_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(
+        SettingsError, match=r"^evaluate\.suites: needs the package lm_eval; pip install 'e2ray\[eval\]'$"
+    ):
+        suites.checked(SuiteSettings(tasks=("piqa",)))
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """The harness's own index, read once: it takes seconds."""
+    return suites.checked(SuiteSettings(tasks=("ruler", "hellaswag", "mmlu", "longbench", "piqa")))
+
+
+def test_the_harness_knows_the_tasks_that_the_settings_name_as_examples(everything):
+    assert {"ruler", "hellaswag", "mmlu", "longbench", "piqa"} <= set(everything.all_tasks)
+    assert suites._children("ruler", everything)[:2] == ["niah_single_1", "niah_single_2"]
+
+
+def test_of_a_group_without_its_data_only_the_group_is_missing(generator, everything):
+    settings = SuiteSettings(tasks=("arc_easy", "leaderboard_math_hard"))
+    parts = list(suites.run(ScaledLM(generator), settings, everything))
+    assert [len(part.missing) for part in parts] == [1, 1]
+    assert all(not part.scores for part in parts)
+
+
+def test_unknown_names_bring_near_ones(monkeypatch, everything):
+    import lm_eval.tasks
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **options: everything)
+    for wrong, near in (
+        ("hellaswga", "hellaswag"),
+        ("leval:corsera", "leval:coursera"),
+        ("longproc:tom_2k", "longproc:tom"),
+    ):
+        with pytest.raises(
+            SettingsError, match=rf"^evaluate\.suites\.tasks: '{wrong}' is no task, wanted one .*{near}"
+        ):
+            suites.checked(SuiteSettings(tasks=(wrong,), leval="/", longproc="/"))
+    with pytest.raises(SettingsError, match="'0123456789' is no task, and none has a name like it"):
+        suites.checked(SuiteSettings(tasks=("0123456789",)))
+
+
+def test_of_a_group_with_one_task_missing_the_others_come_out(generator, folder, monkeypatch, everything):
+    import lm_eval.tasks
+
+    real = lm_eval.tasks.TaskManager
+    monkeypatch.setattr(  # a group makes the harness's own tasks known, which takes seconds to read
+        lm_eval.tasks, "TaskManager", lambda **options: real(**options | {"include_defaults": False})
+    )
+    found, _ = asked(generator, folder, ["own_group"])
+    assert {row["task"] for row in found.scores} == {"own_choice"}
+    assert [each["task"] for each in found.missing] == ["own_group", "own_away"]
+    (folder / "group.yaml").write_text(
+        "group: own_group\ntask: [own_choice]\naggregate_metric_list:\n  - {metric: acc, weight_by_size: true}\n"
+    )
+    found, _ = asked(generator, folder, ["own_group"])
+    whole = {(row["task"], row["metric"]): row for row in found.scores}
+    assert whole["own_group", "acc"]["value"] == whole["own_choice", "acc"]["value"]
+    assert (whole["own_group", "acc"]["tasks"], whole["own_group", "acc"]["documents"]) == (["own_choice"], 4)
+
+
+@pytest.mark.parametrize("key", ["include_path", "leval", "longproc"])
+def test_a_folder_that_is_not_there_is_named_before_anything_is_loaded(key):
+    with pytest.raises(SettingsError, match=rf"^evaluate\.suites\.{key}: /gone: no such folder$"):
+        suites.checked(SuiteSettings(tasks=("piqa",), **{key: "/gone"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ()}, "at least 1 item"),
+        ({"tasks": ("piqa", "piqa")}, "must name each once"),
+        ({"tasks": ("leval:coursera",)}, "leval: is null, leval:coursera reads its files; name their folder"),
+        ({"context_lengths": (8192, 4096)}, "must be increasing"),
+        ({"limit": 0}, "greater than or equal to 1"),
+        ({"num_fewshots": 1}, "Extra inputs are not permitted"),
+        ({"too_long": "skip"}, "'refuse' or 'truncate'"),
+    ],
+)
+def test_settings_are_checked(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        SuiteSettings(**({"tasks": ("piqa",)} | changes))
+
+
+@pytest.mark.parametrize(
+    ("longest", "lengths"), [(2048, ()), (4096, (4096,)), (20_000, (4096, 8192, 16_384)), (10**7, None)]
+)
+def test_prompts_are_written_up_to_the_longest_context_length(longest, lengths):
+    found = SuiteSettings(tasks=("ruler",)).written_lengths(longest)
+    assert found == (lengths if lengths is not None else tuple(4096 * 2**power for power in range(6)))
+    assert SuiteSettings(tasks=("ruler",), context_lengths=[512]).written_lengths(longest) == (512,)
+
+
+def test_local_files_are_asked_like_any_task(generator, tmp_path):
+    line = {
+        "input": "the dog sat",
+        "instructions": ["Who sat?\nA. dog\nB. log"],
+        "outputs": ["A"],
+        "evaluation": "exam",
+    }
+    (tmp_path / "quality.jsonl").write_text(json.dumps(line | {"source": "made up"}) + "\n")
+    place = tmp_path / "data" / "path_traversal"
+    place.mkdir(parents=True)
+    (place / "prompts.yaml").write_text("USER_PROMPT: '{city_context} From {src_city} to {dst_city}?'\n")
+    item = {"context_nl": "Rome leads to Oslo.", "question_repr": ["Rome", "Oslo"], "answer_nl": "From Rome to Oslo."}
+    (place / "path_traversal_0.5k.json").write_text(json.dumps([item]))
+    found, _ = asked(
+        generator, None, ["leval:all", "longproc:path_traversal_0.5k"], leval=str(tmp_path), longproc=str(tmp_path)
+    )
+    assert found.missing == []
+    assert {(row["task"], row["metric"], row["value"]) for row in found.scores if "rate" not in row["metric"]} == {
+        ("leval:quality", "exact_match", 0.0),
+        ("longproc:path_traversal_0.5k", "accuracy", 0.0),
+        ("longproc:path_traversal_0.5k", "partial_accuracy", 0.0),
+    }
+    exam, procedure = found.samples
+    assert exam["prompts"][0].startswith("the dog sat\n\nWho sat?\nA. dog\nB. log\n")
+    assert (exam["target"], exam["requests"][0]["room"]) == ("A", 16)
+    assert procedure["prompts"] == ["Rome leads to Oslo. From Rome to Oslo?"]
+    room = procedure["requests"][0]["room"]
+    assert procedure["requests"][0]["scale"] == generator.scale_of(procedure["requests"][0]["tokens"] + room)
