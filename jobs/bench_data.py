@@ -38,7 +38,7 @@ ROWS = 64 * 1024  # 67 million tokens
 LENGTHS = {"mean": 6.5, "sigma": 1.2}  # of the lognormal document lengths: median 665 tokens
 PEER_ROWS = 16 * 1024
 MILLION = 2**20
-COPIES = 12  # of the standard library, each document with a first line of its own: 150 MB of text to tokenise
+COPIES = 16  # of the standard library, each document with a first line of its own: 200 MB of text to tokenise
 
 
 def write_parquet(shards: Path, folder: Path) -> Path:
@@ -89,16 +89,16 @@ def drained(batches: Callable[[], Iterator[Any]]) -> Callable[[], None]:
     return run
 
 
-UNFINISHED: list[Iterator[Any]] = []
+UNFINISHED: list[tuple[Any, bool]] = []
 
 
-def first_of(batches: Callable[[], Iterator[Any]]) -> Callable[[], None]:
-    """Return a function that reads the first batch; `idle` reads the rest."""
+def first_of(batches: Callable[[], Iterator[Any]], *, to_end: bool = True) -> Callable[[], None]:
+    """Return a function that reads the first batch; `idle` reads the rest, or closes what is not read `to_end`."""
 
     def run() -> None:
         found = batches()
         next(found)
-        UNFINISHED.append(found)
+        UNFINISHED.append((found, to_end))
 
     return run
 
@@ -111,7 +111,10 @@ def idle() -> None:
     import ray
 
     while UNFINISHED:
-        for _ in UNFINISHED.pop():
+        found, to_end = UNFINISHED.pop()
+        if not to_end:
+            found.close()
+        for _ in found:
             pass
     total = ray.cluster_resources()["CPU"]
     while ray.available_resources().get("CPU", 0) < total:
@@ -277,7 +280,7 @@ def peers(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     million = write_rows(folder / "million", MILLION, 64)
     np.save(folder / "million.npy", ShardSet.open(million).tokens(np.arange(MILLION)))
     half = MILLION // BATCH // 2
-    theirs = first_of(others.stateful(folder / "million.npy", BATCH, 0.5))
+    theirs = first_of(others.stateful(folder / "million.npy", BATCH, 0.5), to_end=False)
 
     def resumed() -> Iterator[Any]:
         yield from local_batches(million, seed=0, start_step=half, stop_step=2 * half, rank=0, num_workers=1,

@@ -11,6 +11,8 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,10 @@ READERS = (
     2  # tasks of one pipeline at a time; one reads a hundred times what a rank trains on, and is a process to start
 )
 TASK_BYTES = 128 * MIB  # of one reading task, unless that makes more than TASKS
-TOKENISE_CHARACTERS = MIB
+TOKENISE_CHARACTERS = 4 * MIB
+TOKENISE_THREADS = (
+    2  # of one task: they share the library's tables, which two processes fill the cores' caches with twice
+)
 QUIET = {  # Ray Data reports each pipeline on the console; what a run has to say is said by the run
     "ray.data._internal.execution.streaming_executor": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
@@ -54,7 +59,7 @@ def _pipeline(
 ) -> Iterator[pa.Table]:
     """Yield the tables that `function` makes of each piece of work, in the order of the work."""
     import ray.data
-    from ray.data import ExecutionResources
+    from ray.data import ExecutionResources, TaskPoolStrategy
 
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
@@ -75,7 +80,7 @@ def _pipeline(
         batch_format="pyarrow",
         zero_copy_batch=True,
         num_cpus=num_cpus,
-        concurrency=concurrency,
+        compute=None if concurrency is None else TaskPoolStrategy(size=concurrency),
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
@@ -104,24 +109,28 @@ def tokenise(
     import ray
 
     numbered = list(enumerate(items))[first:]
-    borders = _falling(len(numbered), int(ray.cluster_resources().get("CPU", 1)))
-    groups = [numbered[begun:ended] for begun, ended in itertools.pairwise(borders)]
+    num_cpus = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
+    threads = max(min(TOKENISE_THREADS, num_cpus), 1)
+    at_a_time = max(int(ray.cluster_resources().get("CPU", 1)) // threads, 1)
+    groups = [numbered[begun:ended] for begun, ended in itertools.pairwise(_falling(len(numbered), at_a_time))]
     path = str(Path(tokenizer_folder).absolute() / "tokenizer.json")
-    function = partial(_tokenise_items, path=path, begin=begin, end=end)
+    function = partial(_tokenise_items, path=path, begin=begin, end=end, threads=threads)
     if groups:
-        yield from _pipeline(groups, function, num_cpus=1, block_bytes=8 * BLOCK_BYTES, prefetch_bytes=None)
+        yield from _pipeline(groups, function, num_cpus=threads, block_bytes=8 * BLOCK_BYTES, prefetch_bytes=None)
 
 
-def _falling(count: int, num_cpus: int) -> list[int]:
+def _falling(count: int, at_a_time: int) -> list[int]:
     """Return where tasks begin among `count` items, and the end: large ones first, single items last.
 
-    A core stands idle for a fifth of a second from one task to the next, so there are few; and the last ones are small,
+    Cores stand idle for a fifth of a second from one task to the next, so there are few; and the last ones are small,
     so that all cores end at the same time. Each takes its part of half of what is left (guided self-scheduling,
-    Polychronopoulos and Kuck, 1987).
+    Polychronopoulos and Kuck, 1987). Where one runs at a time, it takes all.
     """
+    if at_a_time == 1:
+        return [0, count] if count else [0]
     borders, least = [0], max(count // (4 * TASKS), 1)
     while borders[-1] < count:
-        size = max((count - borders[-1]) // (2 * num_cpus), least)
+        size = max((count - borders[-1]) // (2 * at_a_time), least)
         borders.append(min(borders[-1] + size, count))
     return borders
 
@@ -131,42 +140,60 @@ def _encoder(path: str, modified_ns: int, begin: int | None, end: int) -> Encode
     return Encoder(Path(path).read_text(encoding="utf-8"), begin=begin, end=end)
 
 
-def _tokenise_items(table: pa.Table, *, path: str, begin: int | None, end: int) -> Iterator[pa.Table]:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one task per CPU already
-    encoder = _encoder(path, os.stat(path).st_mtime_ns, begin, end)
-    for items in _work(table):
-        numbers: list[int] = []
-        names: list[str] = []
-        texts: list[str] = []
-        reasons: list[str | None] = []
-        size = 0
+@dataclass
+class _Texts:
+    """Documents that are tokenised together; a bad one has a reason and no text."""
+
+    numbers: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    reasons: list[str | None] = field(default_factory=list)
+
+
+def _texts(work: Iterator[Any]) -> Iterator[_Texts]:
+    for items in work:
+        batch, size = _Texts(), 0
         for number, item in items:
             for document in read_item(item):
-                numbers.append(number)
-                names.append(document.name)
-                texts.append(document.text if isinstance(document, Document) else "")
-                reasons.append(None if isinstance(document, Document) else printable(document.reason))
-                size += len(texts[-1])
+                batch.numbers.append(number)
+                batch.names.append(document.name)
+                batch.texts.append(document.text if isinstance(document, Document) else "")
+                batch.reasons.append(None if isinstance(document, Document) else printable(document.reason))
+                size += len(batch.texts[-1])
                 if size >= TOKENISE_CHARACTERS:
-                    yield _tokenised(encoder, numbers, names, texts, reasons)
-                    numbers, names, texts, reasons, size = [], [], [], [], 0
-        if names:
-            yield _tokenised(encoder, numbers, names, texts, reasons)
+                    yield batch
+                    batch, size = _Texts(), 0
+        if batch.names:
+            yield batch
 
 
-def _tokenised(
-    encoder: Encoder, numbers: list[int], names: list[str], texts: list[str], reasons: list[str | None]
-) -> pa.Table:
-    rows = encoder.encode(texts)
-    tokens = [None if reason else row for row, reason in zip(rows, reasons, strict=True)]
+def _tokenise_items(table: pa.Table, *, path: str, begin: int | None, end: int, threads: int) -> Iterator[pa.Table]:
+    """Yield the documents of the work in a table; while a batch is tokenised, the next is read, the last packed."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # read once, when the library first needs its threads
+    encoder = _encoder(path, os.stat(path).st_mtime_ns, begin, end)
+    with ThreadPoolExecutor(1) as pool:
+        before: tuple[_Texts, Future[list[Any]]] | None = None
+        for batch in _texts(_work(table)):
+            coming = batch, pool.submit(encoder.encodings, batch.texts)
+            if before is not None:
+                yield _tokenised(encoder, *before)
+            before = coming
+        if before is not None:
+            yield _tokenised(encoder, *before)
+
+
+def _tokenised(encoder: Encoder, batch: _Texts, encodings: "Future[list[Any]]") -> pa.Table:
+    rows = encoder.arrays(encodings.result())
+    tokens = [None if reason else row for row, reason in zip(rows, batch.reasons, strict=True)]
     offsets = np.cumsum([0, *(0 if row is None else len(row) for row in tokens)]).astype(np.int32)
     flat = np.concatenate([np.empty(0, np.int32), *(row for row in tokens if row is not None)])
     return pa.Table.from_arrays(
         [
-            pa.array(numbers, pa.int32()),
-            pa.array(names),
+            pa.array(batch.numbers, pa.int32()),
+            pa.array(batch.names),
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
-            pa.array(reasons, pa.string()),
+            pa.array(batch.reasons, pa.string()),
         ],
         schema=DOCUMENTS,
     )
@@ -240,12 +267,14 @@ def batches(
 
 
 def _borders(num_steps: int, block_steps: int, task_steps: int) -> list[int]:
-    """Return where the tasks begin, and the end: a task of one step, one of a block, then large ones.
+    """Return where the tasks begin, and the end: one step, an eighth of a block, one block, then large ones.
 
     A block leaves a task when it is full or the task ends. So the first batch comes as soon as its own rows are read,
-    however much there is to read.
+    however much there is to read, and what runs beside it is small: random rows of much data lie in many record
+    batches, each of which is verified.
     """
-    begins = [0, 1, *range(1 + block_steps, num_steps, task_steps)]
+    few = 1 + max(block_steps // 8, 1)
+    begins = [0, 1, few, *range(few + block_steps, num_steps, task_steps)]
     return [begin for begin in begins if begin < num_steps] + [num_steps]
 
 

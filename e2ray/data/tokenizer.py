@@ -124,5 +124,12 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Return the tokens of each text, int32 [tokens]: the begin token if any, the text, the end token."""
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return self.arrays(self.encodings(texts))
+
+    def encodings(self, texts: Sequence[str]) -> list[Any]:
+        """Return what the library makes of each text; other threads of Python run meanwhile."""
+        return list(self.backend.encode_batch_fast(list(texts), add_special_tokens=False))
+
+    def arrays(self, encodings: Sequence[Any]) -> list[npt.NDArray[np.int32]]:
+        """Return the tokens of what `encodings` has returned, as `encode` does."""
         return [np.array([*self.prefix, *encoding.ids, self.end], dtype=np.int32) for encoding in encodings]
