@@ -75,7 +75,7 @@ def _took(storage: Path) -> float:
 
 def _goals(rows: list[dict[str, Any]], *, base: float, lanes: float) -> list[dict[str, Any]]:
     untouched = next(row for row in rows if row["lane"] == "base")
-    inside = next(iter(untouched["retrieval"]["passkey"].values()))
+    inside = next(iter(untouched["retrieval"]["passkey"].values()))["share"]
     seeds = min(len(row["seeds"]) for row in rows if row["seeds"] and row["lane"] != "pi_long")
     return [
         goal("passkey of the base inside L", inside, at_least=PASSKEY_AT_LEAST),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
@@ -75,8 +76,8 @@ def summary(
 
     Each has `lane`, `seeds`, `nll` (per window: `mean`, `half` (95 % over seeds, None for one), `unscaled` (g = 1),
     `over_paper` with `low` and `high` (mean minus the paper's preset, 95 % over documents)), `long` and `short`
-    (`mean`, `half`), `passkey` and other tasks (per context length: share found), `tokens`, `step_s`, `train_s`,
-    `peak_mib` (None for a lane without training). What was not measured is None.
+    (`mean`, `half`), `retrieval` (per task and context length: `share` found, `low` and `high`, `trials`), `tokens`,
+    `step_s`, `train_s`, `peak_mib` (None for a lane without training). What was not measured is None.
     """
     lanes = [lane for lane in NAMES if any(one["lane"] == lane for one in found)]
     by_lane = {lane: [one for one in found if one["lane"] == lane] for lane in lanes}
@@ -161,17 +162,25 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
     return {"mean": mean, "half": quantile * statistics.stdev(known) / math.sqrt(len(known))}
 
 
-def _shares(jobs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the share found over all seeds, depths and trials, by task and context length."""
+def _shares(jobs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the share found over all seeds, depths and trials, by task and context length.
+
+    `low` and `high` are its 95 % interval (Wilson's), as if all prompts of all seeds were independent draws.
+    """
     counts: dict[str, dict[str, list[int]]] = {}
     for row in (row for job in jobs for row in job["retrieval"]):
         cell = counts.setdefault(row["task"], {}).setdefault(str(row["context_length"]), [0, 0])
         cell[0] += row["found"]
         cell[1] += row["trials"]
     return {
-        task: {length: found / trials for length, (found, trials) in by_length.items()}
+        task: {length: _share(found, trials) for length, (found, trials) in by_length.items()}
         for task, by_length in counts.items()
     }
+
+
+def _share(found: int, trials: int) -> dict[str, float]:
+    interval = binomtest(found, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return {"share": found / trials, "low": float(interval.low), "high": float(interval.high), "trials": trials}
 
 
 def tables(rows: Sequence[Mapping[str, Any]], base_context_length: int, windows: Sequence[int]) -> str:
@@ -191,9 +200,12 @@ def tables(rows: Sequence[Mapping[str, Any]], base_context_length: int, windows:
         lines = [["lane", *(f"{length:,}" for length in lengths)]]
         for row in rows:
             shares = row["retrieval"].get(task, {})
-            cells = [f"{shares[str(n)]:.0%}" if str(n) in shares else "missing" for n in lengths]
+            cells = [_found(shares[str(n)]) if str(n) in shares else "missing" for n in lengths]
             lines.append([NAMES[row["lane"]], *cells])
-        parts += [f"{task.replace('_', ' ').capitalize()}: share found, by context length.", _markdown(lines)]
+        title = (
+            f"{task.replace('_', ' ').capitalize()}: share found, by context length, and its 95 % interval (Wilson)."
+        )
+        parts += [title, _markdown(lines)]
     lines = [["lane", "seeds", "tokens", "seconds", "seconds per step", "peak memory, MiB"]]
     for row in rows:
         if row["train_s"] is not None:
@@ -208,6 +220,10 @@ def tables(rows: Sequence[Mapping[str, Any]], base_context_length: int, windows:
             unscaled.append([NAMES[row["lane"]], *("missing" if v is None else f"{v:.3f}" for v in values)])
     parts += [f"NLL at scale 1: does a lane read past {base_context_length:,} tokens unscaled?", _markdown(unscaled)]
     return "\n\n".join(parts) + "\n"
+
+
+def _found(value: Mapping[str, float]) -> str:
+    return f"{value['share']:.0%} ({value['low']:.0%} to {value['high']:.0%})"
 
 
 def _shown(value: Mapping[str, float | None], *, sign: bool = False) -> str:

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from e2ray.report.compare import draw, summary, tables, write_comparison
@@ -87,10 +88,16 @@ def test_what_was_not_measured_is_missing_and_no_number(found):
 
 
 def test_answers_are_counted_over_seeds_and_depths(found):
-    assert rows_of(found)["e2llm"]["retrieval"] == {"passkey": {"512": 0.5}}
+    cell = rows_of(found)["e2llm"]["retrieval"]["passkey"]["512"]
+    assert (cell["share"], cell["trials"]) == (0.5, 16)
+    assert cell["low"] == pytest.approx(1 - cell["high"])
+    z, n = norm.ppf(0.975), 16
+    assert cell["high"] - 0.5 == pytest.approx(z / (1 + z * z / n) * (0.25 / n + z * z / (4 * n * n)) ** 0.5)
     text = tables([*rows_of(found).values()], L, WINDOWS)
-    assert "Passkey: share found, by context length." in text
-    assert "| PoSE                    | missing |" in text
+    assert "Passkey: share found, by context length, and its 95 % interval (Wilson)." in text
+    assert "| 50% (28% to 72%) |" in text
+    line = next(line for line in text.splitlines() if line.startswith("| PoSE") and "missing" in line)
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["PoSE", "missing"]
 
 
 def test_files_hold_the_tables_and_the_picture(found, tmp_path):
