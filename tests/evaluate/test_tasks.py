@@ -10,7 +10,7 @@ from e2ray.config.data import ByteLevelBpe
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.data.tokenizer import Encoder, begin_token, train_byte_level_bpe
 from e2ray.evaluate.haystack import WORD, ContextLengthError, Haystack
-from e2ray.evaluate.retrieval import prompts
+from e2ray.evaluate.prompts import prompts
 from e2ray.evaluate.tasks import CHAIN, COMMON, FREQUENT, NEEDLES, TASKS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
