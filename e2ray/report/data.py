@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from e2ray.config.base import SettingsError
 from e2ray.data.order import pattern
-from e2ray.report.drawing import new_figure, tidy
+from e2ray.report.drawing import new_figure, plain, tidy
 from e2ray.report.evaluation import BLUE, ORANGE, SKY
 from e2ray.report.page import Column, Picture, Row, Section, Table, Words, png, write_page
 
@@ -121,7 +121,7 @@ def draw_lengths(manifest: dict[str, Any]) -> Figure:
             axis.bar(places + 0.4 * (shift - 0.5), heights, 0.4, color=colour, label=name)
         axis.set_xticks(places, [f"{length:,}" for length in edges], rotation=45, ha="right", fontsize=8)
         axis.set_yscale("symlog", linthresh=1)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 3 * axis.dataLim.ymax)  # a third of a power of ten above the highest bar
         axis.axvline(np.interp(np.log2(manifest["window"]), np.log2(edges), places), color="black", linewidth=1)
         axis.set_xlabel("tokens of a document, up to")
     left.legend(frameon=False, fontsize=9)
@@ -135,10 +135,11 @@ def _mixture(manifest: dict[str, Any], rows: int) -> list[Any]:
     ]
     tokens = [count * corpus["tokens"] / corpus["rows"] for count, corpus in zip(counts, corpora, strict=True)]
     weights = sum(corpus["weight"] for corpus in corpora)
+    sources = _sources(manifest, len(corpora))
     lines = [
         Row(
             [
-                f"{number}",
+                name,
                 f"{corpus['rows']:,}",
                 f"{corpus['weight'] / weights:.2%}",
                 f"{drawn / sum(tokens):.2%}",
@@ -146,7 +147,7 @@ def _mixture(manifest: dict[str, Any], rows: int) -> list[Any]:
                 f"{count / corpus['rows']:.2f}",
             ]
         )
-        for number, (corpus, count, drawn) in enumerate(zip(corpora, counts, tokens, strict=True))
+        for name, corpus, count, drawn in zip(sources, corpora, counts, tokens, strict=True)
     ]
     names = ("rows", "share asked for", "share drawn", "rows drawn", "epochs")
     table = Table(
@@ -156,13 +157,13 @@ def _mixture(manifest: dict[str, Any], rows: int) -> list[Any]:
     )
     parts: list[Any] = [table]
     epochs = [count / corpus["rows"] for count, corpus in zip(counts, corpora, strict=True)]
-    if again := [number for number, times in enumerate(epochs) if times > 4]:
-        text = f"Source {_listed(again)} is read more than four times: add text to it, or make its weight smaller."
+    if again := [name for name, times in zip(sources, epochs, strict=True) if times > 4]:
+        text = f"Source {', '.join(again)} is read more than four times: add text to it, or make its weight smaller."
         parts.insert(0, Words(text, warning=True))
     if len(corpora) > 1:
         parts.append(
             Picture(
-                png(_draw_shares(corpora, tokens, weights)),
+                png(_draw_shares(corpora, tokens, weights, sources)),
                 "Bars of the share of tokens asked for and drawn of each source",
                 "Rows are whole, so that shares are met to less than one row after any number of rows.",
             )
@@ -170,21 +171,25 @@ def _mixture(manifest: dict[str, Any], rows: int) -> list[Any]:
     return parts
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(str(number) for number in numbers)
+def _sources(manifest: dict[str, Any], count: int) -> list[str]:
+    """Return what the page calls each corpus: its number in the recipe and its kind."""
+    kinds = [source["kind"] for source in manifest.get("sources", [])]
+    return [f"{number} ({kinds[number]})" if count == len(kinds) else f"{number}" for number in range(count)]
 
 
-def _draw_shares(corpora: Sequence[dict[str, Any]], tokens: Sequence[float], weights: float) -> Figure:
+def _draw_shares(
+    corpora: Sequence[dict[str, Any]], tokens: Sequence[float], weights: float, sources: Sequence[str]
+) -> Figure:
     figure = new_figure(1.2 + 0.5 * len(corpora))
     axis = figure.subplots()
     tidy(axis, "share of a run's tokens", grid="x")
     places = np.arange(len(corpora))
     axis.barh(places - 0.2, [corpus["weight"] / weights for corpus in corpora], 0.4, color=SKY, label="asked for")
     axis.barh(places + 0.2, np.array(tokens) / sum(tokens), 0.4, color=BLUE, label="drawn")
-    axis.set_yticks(places, [f"source {number}" for number in places])
+    axis.set_yticks(places, [plain(f"source {name}") for name in sources])
     axis.invert_yaxis()
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

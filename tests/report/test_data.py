@@ -65,6 +65,11 @@ def test_the_mixture_is_told_as_a_run_draws_it(tmp_path):
     assert html.count("data:image/png;base64,") == 2
 
 
+def test_sources_are_named_by_their_kinds_where_the_manifest_tells_them(tmp_path):
+    text, _ = page(tmp_path, mixed() | {"sources": [{"kind": "parquet"}, {"kind": "passkey"}]}, rows=12_345)
+    assert "Source 0 (parquet), 1 (passkey) is read more than four times" in text
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"data\.pdf: the report is a page; give it a name that ends in \.html"):
         write_data(tmp_path / "data.pdf", manifest(), place="here", rows=None)
