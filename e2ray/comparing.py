@@ -20,7 +20,7 @@ from e2ray.config.load import dump, load
 from e2ray.config.run import RunConfig
 from e2ray.pipeline import base_of, prepare, task_of
 from e2ray.run import Run, refuse_other_settings, reporting, resolve, show
-from e2ray.train.record import now, write_status
+from e2ray.train.record import now, peak_memory_mib, write_status
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _trained(job: Job, device: Any) -> tuple[Any, Any, dict[str, Any]]:
         raise SettingsError(f"compare: lane {job.lane}, seed {job.seed}: {metrics['failed']}")
     assert bench.engine is not None
     steps = job.config.train.steps
-    cost = {"tokens": metrics["tokens"], "train_s": took, "steps": steps, "peak_mib": _peak_mib(device)}
+    cost = {"tokens": metrics["tokens"], "train_s": took, "steps": steps, "peak_mib": peak_memory_mib(device)}
     return bench.engine.ds.module, bench.engine.hook, cost
 
 
@@ -286,13 +286,3 @@ def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_mib(device: Any) -> float:
-    """Return the peak memory since `_reset_peak`: the device's, or on CPUs what is resident of this process, MiB."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
