@@ -67,6 +67,12 @@ class LlamaModel(ModelSettings):
     base_frequency: float = Field(10_000.0, gt=1, description="Constant of RoPE's frequency series (rope_theta).")
     base_context_length: int = Field(128, ge=2, description="L: tokens of the pretraining window.")
     tie_embeddings: bool = Field(True, description="Input and output embeddings share their weights.")
+    initializer_range: float = Field(
+        0.02,
+        gt=0,
+        description="Standard deviation of the random weights. Narrow models learn to look back much sooner from about "
+        "1 / sqrt(hidden_size).",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "LlamaModel":

@@ -289,6 +289,7 @@ def _build_llama(settings: LlamaModel, *, attention: str, vocab_size: int | None
         max_position_embeddings=settings.base_context_length,
         rope_parameters=_plain_rope(settings.base_frequency),
         tie_word_embeddings=settings.tie_embeddings,
+        initializer_range=settings.initializer_range,
         bos_token_id=None,
         eos_token_id=None,
         attn_implementation=attention,

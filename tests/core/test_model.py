@@ -204,6 +204,11 @@ def test_a_built_model_has_the_sizes_asked_for():
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 500.0}
 
 
+def test_random_weights_have_the_spread_asked_for():
+    model = build_model(built(initializer_range=0.1), dtype=torch.float32, vocab_size=VOCAB_SIZE)
+    assert model.model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.1, rel=0.05)
+
+
 def test_a_built_model_needs_the_size_of_the_vocabulary():
     with pytest.raises(ValueError, match="needs vocab_size, got None"):
         build_model(built(), dtype=torch.float32)
