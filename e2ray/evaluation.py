@@ -33,18 +33,20 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     Raises:
         SettingsError: If there is no tuned model, or no document is long enough.
     """
+    from e2ray.evaluate.by_length import length_cells
     from e2ray.evaluate.effective import effective_length, scale_table, sentences
     from e2ray.evaluate.perplexity import cell
     from e2ray.evaluate.verdict import table, verdict
+    from e2ray.report.by_length import write_by_length
     from e2ray.report.evaluation import write_evaluation
     from e2ray.report.lengths import write_lengths
 
     settings = run.config.evaluate
-    assert settings is not None and settings.windows
+    assert settings is not None and settings.windows and settings.stride
     if not (run.folder / "model").is_dir():
         raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run train first")
     models = {"base": base, "tuned": tuned_model(run, base)}
-    sums, scored = _surface(run, shards, models)
+    sums, passes, scored = _surface(run, shards, models)
     cells = [cell(each) for each in sums]
     found = verdict(cells, run.base_context_length)
     found["protocol"] |= scored
@@ -57,6 +59,15 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         run.folder, cells, found, missing_windows=sorted(set(settings.windows) - {each.window for each in sums})
     )
     write_lengths(run.folder, sums, scales=scales, effective=effective, retrieval=retrieval)
+    lengths = sorted({each.window for each in sums})
+    write_by_length(
+        run.folder,
+        [
+            found
+            for one in passes
+            for found in length_cells(one.nll, lengths, last=settings.stride, scale=one.scale, model=one.model)
+        ],
+    )
     show(table(cells, found))
     return files.read_json(run.folder / "evaluation.json", wanted="an evaluation")
 
@@ -72,11 +83,12 @@ def tuned_model(run: Run, base: Any) -> PretrainedModel:
     )
 
 
-def _surface(run: Run, shards: str | Path, models: Mapping[str, Any]) -> tuple[list[Any], dict[str, str]]:
-    """Return the sums of every cell and what names the scored text.
+def _surface(run: Run, shards: str | Path, models: Mapping[str, Any]) -> tuple[list[Any], list[Any], dict[str, str]]:
+    """Return the sums of every cell, the passes by length and what names the scored text.
 
     Each model's documents are scored by as many workers as train it.
     """
+    from e2ray.evaluate.by_length import merged_passes
     from e2ray.evaluate.perplexity import merged
 
     use_gpu = wants_gpu(run.config.cluster)
@@ -88,19 +100,22 @@ def _surface(run: Run, shards: str | Path, models: Mapping[str, Any]) -> tuple[l
     by_model: dict[str, list[Any]] = {name: [] for name in models}
     for job, part in zip(jobs, parts, strict=True):
         if part is not None:  # fewer documents than workers leave some without any
-            by_model[job[2]].append(part[0])
-    return [sums for each in by_model.values() for sums in merged(each)], parts[0][1]
+            by_model[job[2]].append(part)
+    sums = [one for each in by_model.values() for one in merged([part[0] for part in each])]
+    passes = [one for each in by_model.values() for one in merged_passes([part[1] for part in each])]
+    return sums, passes, parts[0][2]
 
 
 def _score_share(
     run: Run, shards: str | Path, name: str, model: Any, share: int, shares: int, use_gpu: bool
-) -> tuple[list[Any], dict[str, str]] | None:
-    """Return the sums of every `shares`-th document from `share` on, or None without one; runs on a worker.
+) -> tuple[list[Any], list[Any], dict[str, str]] | None:
+    """Return the sums of every `shares`-th document from `share` on and the passes by length, or None without one.
 
-    With them goes what names the text: `tokenizer_hash`, and `documents_digest` of the documents of all workers. The
-    first worker of a model tells how far it is.
+    With them goes what names the text: `tokenizer_hash`, and `documents_digest` of the documents of all workers. Runs
+    on a worker; the first of a model tells how far it is.
     """
     from e2ray.data.shards import ShardSet
+    from e2ray.evaluate.by_length import length_passes
     from e2ray.evaluate.documents import documents_digest, reachable_windows, select_documents
     from e2ray.evaluate.perplexity import document_sums
 
@@ -122,23 +137,22 @@ def _score_share(
     if not numbers:
         return None
     device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
-    sums = document_sums(
-        loaded,
-        hook,
-        [documents[number] for number in numbers],
-        numbers=numbers,
-        windows=windows,
-        scales=settings.scales,
-        stride=settings.stride,
-        batch_tokens=settings.batch_tokens,
-        device=device,
-        name=name,
-        progress=tell,
-    )
-    return sums, {
-        "tokenizer_hash": opened.manifest["tokenizer_hash"],
-        "documents_digest": documents_digest(documents),
+    mine = [documents[number] for number in numbers]
+    options: dict[str, Any] = {
+        "numbers": numbers,
+        "scales": settings.scales,
+        "batch_tokens": settings.batch_tokens,
+        "device": device,
+        "name": name,
+        "progress": tell,
     }
+    sums = document_sums(loaded, hook, mine, windows=windows, stride=settings.stride, **options)
+    passes = length_passes(loaded, hook, mine, window=max(windows), **options)
+    return (
+        sums,
+        passes,
+        {"tokenizer_hash": opened.manifest["tokenizer_hash"], "documents_digest": documents_digest(documents)},
+    )
 
 
 def _loaded(model: Any, vocab_size: int, seed: int, use_gpu: bool) -> tuple[Any, Any, Any]:

@@ -2,42 +2,18 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from served_run import TEXT, L, write_served_run
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from e2ray import cli
 from e2ray.config.base import SettingsError
-from e2ray.config.data import ByteLevelBpe
-from e2ray.data.tokenizer import train_byte_level_bpe
 from e2ray.export import RunFacts, export
 from e2ray.generate import Generator
-
-L = 32
-TEXT = "the dog sat on the log and looked at the porter, who is what he is"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's folder, with scales measured best that are not the paper's."""
-    folder = tmp_path_factory.mktemp("run")
-    tokenizer = train_byte_level_bpe([TEXT] * 20, ByteLevelBpe(vocab_size=300))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=L,
-        initializer_range=0.4,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rows = [{"context_length": length, "served": scale} for length, scale in ((32, 1.0), (64, 3.0), (128, 5.0))]
-    (folder / "scales.json").write_text(json.dumps({"base_context_length": L, "lengths": rows}))
-    return folder
+    return write_served_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

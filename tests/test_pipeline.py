@@ -93,6 +93,8 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys, tmp_p
     for name in (
         "evaluation.parquet",
         "evaluation-documents.parquet",
+        "evaluation-lengths.parquet",
+        "evaluation-lengths.png",
         "evaluation.png",
         "effective.json",
         "scales.json",

@@ -19,8 +19,9 @@ from torch import nn
 
 from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
+from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.intervals import ratio_interval
-from e2ray.evaluate.perplexity import DivergedWeights
+from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, is_out_of_memory
 from e2ray.evaluate.scoring import forward_nll
 
 
@@ -55,6 +56,89 @@ class LengthCell:
     def row(self) -> dict[str, Any]:
         """Return the cell as a plain mapping."""
         return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class LengthPass:
+    """What a model predicts in one pass over the beginning of each document.
+
+    Attributes:
+        model: `tuned`, `base` or a lane's name.
+        scale: g >= 1.
+        documents: int64 [documents], their numbers among all that are scored.
+        nll: float32 [documents, window - 1], the NLL of every token but the first.
+    """
+
+    model: str
+    scale: float
+    documents: np.ndarray
+    nll: np.ndarray
+
+
+def length_passes(
+    model: nn.Module,
+    hook: RotaryHook,
+    documents: Sequence[np.ndarray],
+    *,
+    window: int,
+    scales: Sequence[float],
+    batch_tokens: int,
+    device: torch.device | str,
+    name: str,
+    numbers: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> list[LengthPass]:
+    """Return one pass over each document's first `window` tokens per scale.
+
+    A scale whose pass does not fit into memory is left out and told in one line.
+
+    Args:
+        model: A causal language model of transformers; it is put into evaluation mode meanwhile.
+        hook: The rotary hook of `model`, not applied.
+        documents: Integer tokens of shape [length] each, none shorter than `window`.
+        window: W in tokens, at least 2.
+        scales: g, each at least 1.
+        batch_tokens: Tokens of one forward, at least one window.
+        device: Where the model stands.
+        name: Written into the results.
+        numbers: The documents' numbers among those that all workers score together; None counts them here.
+        progress: Takes the lines.
+
+    Raises:
+        SettingsError: If a document is shorter than the window.
+    """
+    found = []
+    for scale in scales:
+        try:
+            nll = token_nlls(
+                model, hook, documents, window=window, scale=scale, batch_tokens=batch_tokens, device=device
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if progress is not None:
+                progress(f"{name}: NLL by length at scale {scale:g} left out: {OUT_OF_MEMORY}")
+            continue
+        which = np.arange(len(documents)) if numbers is None else np.asarray(numbers)
+        found.append(LengthPass(name, float(scale), which, nll))
+    return found
+
+
+def merged_passes(parts: Sequence[Sequence[LengthPass]]) -> list[LengthPass]:
+    """Return the passes over documents that several workers scored, in the documents' order.
+
+    A scale that one of the workers had to leave out is left out.
+    """
+    together = []
+    for first in parts[0]:
+        whole = [one for part in parts for one in part if (one.model, one.scale) == (first.model, first.scale)]
+        if len(whole) < len(parts):
+            continue
+        numbers = np.concatenate([one.documents for one in whole])
+        order = np.argsort(numbers)
+        nll = np.concatenate([one.nll for one in whole])[order]
+        together.append(LengthPass(first.model, first.scale, numbers[order], nll))
+    return together
 
 
 def token_nlls(

@@ -16,8 +16,11 @@ import numpy as np
 
 from e2ray import files
 from e2ray.config.base import SettingsError
+from e2ray.evaluate.by_length import LengthCell
 from e2ray.evaluate.effective import difference_interval
 from e2ray.evaluate.perplexity import Cell, Sums, paper_scale
+from e2ray.report.by_length import NAME as BY_LENGTH
+from e2ray.report.by_length import read_by_length
 from e2ray.report.evaluation import read_evaluation
 from e2ray.report.lengths import read_sums
 from e2ray.report.run_folder import EVALUATION, RECIPE, RunFolder
@@ -39,6 +42,7 @@ class RunRecord:
         cells: The surface; empty where the run was not evaluated.
         verdict: What evaluation.json says about it; empty likewise.
         sums: Each document's NLL in the same cells; empty where the run holds none.
+        by_length: NLL by context length and scale out of one pass each; empty where the run holds none.
         scales: Content of scales.json, or None.
         effective: Content of effective.json, or None.
         retrieval: Rows of retrieval.json.
@@ -53,6 +57,7 @@ class RunRecord:
     cells: Sequence[Cell]
     verdict: dict[str, Any]
     sums: Sequence[Sums]
+    by_length: Sequence[LengthCell]
     scales: dict[str, Any] | None
     effective: dict[str, Any] | None
     retrieval: Sequence[dict[str, Any]]
@@ -132,11 +137,12 @@ def read_run(run: RunFolder) -> RunRecord:
     suites = _rows(folder / SUITES, "scores", SCORE_KEYS)
     missing = _rows(folder / SUITES, "missing", MISSING_KEYS, wanted=False)
     if not run.evaluated:
-        return RunRecord(run, [], {}, [], None, None, [], suites, missing, metrics, environment)
+        return RunRecord(run, [], {}, [], [], None, None, [], suites, missing, metrics, environment)
     try:
         cells, verdict = read_evaluation(folder / EVALUATION)
         _refuse_damaged(folder / EVALUATION, cells, verdict)
         sums = read_sums(folder / SUMS, cells) if (folder / SUMS).exists() else []
+        by_length = read_by_length(lengths) if (lengths := folder / f"{BY_LENGTH}.parquet").exists() else []
         scales = _read(folder / "scales.json", "the scales of an evaluation", keys={"lengths"})
         effective = _read(folder / "effective.json", "the effective length", keys={"claimed", "effective", "lengths"})
         retrieval = _rows(folder / "retrieval.json", "rows", RETRIEVAL_KEYS)
@@ -144,7 +150,7 @@ def read_run(run: RunFolder) -> RunRecord:
         again = f"; `e2ray evaluate --config {folder / RECIPE}` measures the run anew"
         raise SettingsError(f"{str(error).removesuffix('; rerun `e2ray evaluate`')}{again}") from None
     return RunRecord(
-        run, cells, verdict, sums, scales, effective, retrieval, suites, missing, metrics, environment
+        run, cells, verdict, sums, by_length, scales, effective, retrieval, suites, missing, metrics, environment
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from e2ray.config.base import SettingsError
 from e2ray.files import write_text
 from e2ray.report import markdown
+from e2ray.report.by_length import draw_by_length
 from e2ray.report.lengths import draw_retrieval
 from e2ray.report.page import Part, Picture, Points, Section, Words, png, write_page, write_png
 from e2ray.report.run_files import RunRecord, comparable, read_run
@@ -68,7 +69,7 @@ def write_report(page: Path, runs: Sequence[RunFolder]) -> Path:
 def _remove_others(folder: Path, kept: set[str]) -> None:
     """Remove pictures of an earlier report that this one does not have."""
     for path in folder.glob("*.png"):
-        if path.name not in kept and re.fullmatch(r"(nll|surface|retrieval)-[0-9]+\.png", path.name):
+        if path.name not in kept and re.fullmatch(r"(nll|surface|position|retrieval)-[0-9]+\.png", path.name):
             path.unlink()
 
 
@@ -79,6 +80,7 @@ def sections(records: Sequence[RunRecord]) -> list[Section]:
         Section("The runs" if len(records) > 1 else "The run", "runs", [runs_table(records)]),
         Section("NLL by window", "nll", _nll(records)),
         Section("Window and scale", "surface", _surfaces(records)),
+        *([Section("NLL by position", "position", positions)] if (positions := _positions(records)) else []),
         Section("How far it reads", "reach", [reach_table(records), scales_table(records)]),
     ]
     if any(record.retrieval for record in records):
@@ -126,6 +128,20 @@ def _surfaces(records: Sequence[RunRecord]) -> list[Part]:
             for record in group
         ]
     return [*parts, *(_no_evaluation(record) for record in records if not record.cells)]
+
+
+def _positions(records: Sequence[RunRecord]) -> list[Part]:
+    return [
+        Picture(
+            png(draw_by_length(record.by_length)),
+            f"NLL of {record.name} by position, a curve for each scale",
+            f"{record.name}: each scale reads the beginning of every document once; the curve shows how well it "
+            "predicts each stretch with all that stands before it. The lowest curve of a stretch is the "
+            "scale that reads a context of that length best.",
+        )
+        for record in records
+        if record.by_length
+    ]
 
 
 def _retrieval(records: Sequence[RunRecord]) -> list[Part]:

@@ -7,7 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook, inverse_frequencies_divided
-from e2ray.evaluate.by_length import length_cells, token_nlls
+from e2ray.evaluate import by_length
+from e2ray.evaluate.by_length import length_cells, length_passes, merged_passes, token_nlls
 from e2ray.evaluate.perplexity import DivergedWeights
 
 VOCABULARY = 64
@@ -103,3 +104,60 @@ def test_weights_that_have_diverged_are_named():
     nll = np.full((2, 15), math.nan, np.float32)
     with pytest.raises(DivergedWeights, match="base model, context length 16, scale 2: NLL is nan"):
         length_cells(nll, [16], last=4, scale=2.0, model="base")
+
+
+def shares(model, documents, which, scales=(1.0, 4.0), **options):
+    hook = RotaryHook(model)
+    try:
+        return length_passes(
+            model,
+            hook,
+            [documents[number] for number in which],
+            window=64,
+            scales=scales,
+            batch_tokens=128,
+            device="cpu",
+            name="tuned",
+            numbers=which,
+            **options,
+        )
+    finally:
+        hook.remove()
+
+
+def test_shares_of_several_workers_are_the_passes_of_one(model, documents):
+    together = merged_passes([shares(model, documents, [0, 2]), shares(model, documents, [1, 3])])
+    alone = shares(model, documents, [0, 1, 2, 3])
+    assert [(one.model, one.scale) for one in together] == [("tuned", 1.0), ("tuned", 4.0)]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.documents, [0, 1, 2, 3])
+        np.testing.assert_allclose(one.nll, other.nll, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scale_that_does_not_fit_is_left_out_told_and_left_out_for_all_workers(model, documents, monkeypatch):
+    real = by_length.token_nlls
+
+    def starved(*args, scale, **options):
+        if scale == 1.0:
+            raise torch.OutOfMemoryError("no")
+        return real(*args, scale=scale, **options)
+
+    monkeypatch.setattr(by_length, "token_nlls", starved)
+    told = []
+    partly = shares(model, documents, [0, 2], progress=told.append)
+    monkeypatch.undo()
+    assert [one.scale for one in partly] == [4.0]
+    assert told == [
+        "tuned: NLL by length at scale 1 left out: it does not fit into memory; "
+        "lower evaluate.batch_tokens or give the workers more"
+    ]
+    assert [one.scale for one in merged_passes([shares(model, documents, [1, 3]), partly])] == [4.0]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(model, documents, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(by_length, "token_nlls", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        shares(model, documents, [0])

@@ -10,19 +10,16 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from served_run import TEXT, write_served_run
+from transformers import AutoModelForCausalLM
 
 from e2ray.config.base import SettingsError
-from e2ray.config.data import ByteLevelBpe
 from e2ray.config.suites import SuiteSettings
 from e2ray.core.rope import inverse_frequencies_divided
-from e2ray.data.tokenizer import train_byte_level_bpe
 from e2ray.evaluate import suites
 from e2ray.evaluate.harness import RefusedError, ScaledLM
 from e2ray.generate import Generator
 
-L = 32
-TEXT = "the dog sat on the log and looked at the porter, who is what he is"
 CHOICE = """\
 task: {name}
 dataset_path: json
@@ -73,27 +70,7 @@ doc_to_target: 0
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's folder, its scales not the paper's: 1 up to L, 3 up to 2 L, 5 up to 4 L."""
-    folder = tmp_path_factory.mktemp("run")
-    tokenizer = train_byte_level_bpe([TEXT] * 20, ByteLevelBpe(vocab_size=300))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=L,
-        initializer_range=0.4,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rows = [{"context_length": length, "served": scale} for length, scale in ((32, 1.0), (64, 3.0), (128, 5.0))]
-    (folder / "scales.json").write_text(json.dumps({"base_context_length": L, "lengths": rows}))
-    return folder
+    return write_served_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

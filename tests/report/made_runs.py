@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from e2ray.config.load import dump, validate
+from e2ray.evaluate.by_length import length_cells
 from e2ray.evaluate.effective import effective_length, scale_table, sentences
 from e2ray.evaluate.perplexity import Sums, cell
 from e2ray.evaluate.verdict import verdict
 from e2ray.files import write_json
+from e2ray.report.by_length import write_by_length
 from e2ray.report.evaluation import write_evaluation
 from e2ray.report.lengths import write_lengths
 from e2ray.run import resolve
@@ -64,6 +66,22 @@ def surface(better=0.0, windows=WINDOWS):
     ]
 
 
+def by_length(better=0.0):
+    """Return cells of one pass per model and scale over four documents, each stretch at its window's NLL."""
+    return [
+        cell
+        for model in ("base", "tuned")
+        for scale in SCALES
+        for cell in length_cells(
+            np.repeat([nll(model, w, scale, better) for w in WINDOWS], np.diff([1, *WINDOWS]))[None] + SPREAD[:, None],
+            WINDOWS,
+            last=8,
+            scale=scale,
+            model=model,
+        )
+    ]
+
+
 def asked(found=3):
     return [
         {"model": model, "task": task, "context_length": length, "depth": depth, "scale": length / L,
@@ -103,6 +121,7 @@ def measured(better, windows, text, retrieval):
     with tempfile.TemporaryDirectory() as folder:
         write_evaluation(folder, cells, found)
         write_lengths(Path(folder), sums, scales=scales, effective=effective, retrieval=rows)
+        write_by_length(Path(folder), by_length(better))
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 

@@ -27,11 +27,15 @@ def test_every_file_of_an_evaluation_is_read(tmp_path):
     assert record.effective["claimed"] == 128
     assert record.scored == (TEXT["tokenizer_hash"], TEXT["documents_digest"], 8)
     assert record.suites == []
+    assert {(each.model, each.context_length, each.scale): each.bucket_nll for each in record.by_length}[
+        "tuned", 64, 2.0
+    ] == pytest.approx(nll("tuned", 64, 2.0) + SPREAD.mean())
 
 
 def test_a_run_without_an_evaluation_is_empty(tmp_path):
     record = read(begun(tmp_path))
-    assert (record.cells, record.sums, record.scales, record.retrieval) == ([], [], None, [])
+    assert (record.cells, record.sums, record.by_length, record.scales) == ([], [], [], None)
+    assert record.retrieval == []
     assert record.cell("tuned", 32) is None
     assert [line["step"] for line in record.metrics] == [4]
 
@@ -89,6 +93,7 @@ def cut_rows(path):
             "is damaged, it holds no rows",
         ),
         ("evaluation-documents.parquet", lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
+        ("evaluation-lengths.parquet", lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
         ("evaluation-documents.parquet", cut_rows, "is of another evaluation than evaluation.json"),
         (
             "scales.json",

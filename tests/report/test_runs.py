@@ -37,7 +37,7 @@ def points(section):
 
 def test_one_run_has_a_verdict_and_every_section_that_it_measured(tmp_path):
     found = made(evaluated(tmp_path, retrieval=asked()))
-    assert [*found] == ["words", "runs", "nll", "surface", "reach", "retrieval", "cost", "method"]
+    assert [*found] == ["words", "runs", "nll", "surface", "position", "reach", "retrieval", "cost", "method"]
     assert "Served at scale W/L, the tuned model is below the untouched base" in points(found["words"])["small:"].text
     (nll,) = tables(found["nll"])
     assert [row["window W"] for row in rows(nll)] == ["32", "64", "128"]
@@ -147,12 +147,18 @@ def test_page_and_markdown_hold_the_same_and_come_out_the_same_again(tmp_path):
     text = write_report(page, runs)
     assert text == tmp_path / "out" / "report.md"
     pictures = sorted(path.name for path in (tmp_path / "out" / "report-pictures").iterdir())
-    assert pictures == ["nll-1.png", "retrieval-1.png", "surface-1.png", "surface-2.png"]
-    assert re.findall(r"\]\((.*?)\)\n", text.read_text()) == [
-        f"report-pictures/{name}" for name in ("nll-1.png", "surface-1.png", "surface-2.png", "retrieval-1.png")
+    assert pictures == [
+        "nll-1.png",
+        "position-1.png",
+        "position-2.png",
+        "retrieval-1.png",
+        "surface-1.png",
+        "surface-2.png",
     ]
+    shown = ("nll-1", "surface-1", "surface-2", "position-1", "position-2", "retrieval-1")
+    assert re.findall(r"\]\((.*?)\)\n", text.read_text()) == [f"report-pictures/{name}.png" for name in shown]
     seen = read(page.read_text())
-    assert sum(tag == "img" for tag, _ in seen.tags) == 4
+    assert sum(tag == "img" for tag, _ in seen.tags) == len(shown)
     plain = html.unescape(re.sub(r"\\(.)", r"\1", text.read_text()))
     for cell in re.findall(r"<td[^>]*>(.*?)</td>", page.read_text()):
         assert html.unescape(cell) in plain
@@ -164,7 +170,7 @@ def test_page_and_markdown_hold_the_same_and_come_out_the_same_again(tmp_path):
     (tmp_path / "out" / "report-pictures" / "mine.png").touch()
     write_report(page, runs[1:])
     pictures = sorted(path.name for path in (tmp_path / "out" / "report-pictures").iterdir())
-    assert pictures == ["mine.png", "nll-1.png", "surface-1.png"]
+    assert pictures == ["mine.png", "nll-1.png", "position-1.png", "surface-1.png"]
 
 
 def test_hostile_names_stay_text(tmp_path):

@@ -1,0 +1,35 @@
+"""A run's folder with a tiny model of wide random weights: what it says depends on every token and on the scale."""
+
+import json
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from e2ray.config.data import ByteLevelBpe
+from e2ray.data.tokenizer import train_byte_level_bpe
+
+L = 32
+TEXT = "the dog sat on the log and looked at the porter, who is what he is"
+
+
+def write_served_run(folder):
+    """Write model, tokenizer and scales that are not the paper's: 1 up to L, 3 up to 2 L, 5 up to 4 L."""
+    tokenizer = train_byte_level_bpe([TEXT] * 20, ByteLevelBpe(vocab_size=300))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=L,
+        initializer_range=0.4,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = [{"context_length": length, "served": scale} for length, scale in ((32, 1.0), (64, 3.0), (128, 5.0))]
+    (folder / "scales.json").write_text(json.dumps({"base_context_length": L, "lengths": rows}))
+    return folder
