@@ -83,12 +83,19 @@ def remote(name: str, function: Callable[..., Any], *arguments: Any, use_gpu: bo
 
 
 def remote_each(
-    name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, use_gpu: bool
+    name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, use_gpu: bool, fresh: bool = False
 ) -> list[Any]:
     """Run a function for every tuple of arguments, wherever the cluster has room, and return the results in order.
 
     Calls that find no room wait for their turn. The cores of a node are shared among as many calls as there are. Where
     one fails, the others are called off.
+
+    Args:
+        name: Of the task, for the dashboard.
+        function: Runs on a worker; it can be pickled.
+        calls: Arguments, a tuple for each call.
+        use_gpu: Whether each call gets a GPU.
+        fresh: Whether each call gets a process of its own, whose peak memory is that of the call.
 
     Raises:
         SettingsError: If a call raises one.
@@ -98,7 +105,9 @@ def remote_each(
 
     from e2ray.data.corpus import one_line
 
-    task = ray.remote(max_retries=0)(_in_task).options(name=name, num_cpus=1, num_gpus=1 if use_gpu else 0)
+    task = ray.remote(max_retries=0, max_calls=1 if fresh else 0)(_in_task).options(
+        name=name, num_cpus=1, num_gpus=1 if use_gpu else 0
+    )
     running = [task.remote(function, arguments, len(calls)) for arguments in calls]
     try:
         return ray.get(running)

@@ -1,13 +1,14 @@
 """A comparison: one base model, many ways to read further, each trained, measured and asked the same way.
 
 A lane and a seed are one job, which runs in a Ray task and leaves one file; a comparison that was stopped goes on with
-the jobs that have left none. Trained lanes share rows, tokens, learning rate schedule and loop, and differ in nothing
-but their draws (pi_long, which has long rows of the same text, in its window, too).
+the jobs that have left none or failed. Trained lanes share rows, tokens, learning rate and loop, and differ in nothing
+but their draws; two differ in one thing more, and the table says so: pi_long has long rows of the same text, and best
+the learning rate that its study has found. What a lane could not do is missing, with its reason, and the others go on.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from e2ray.config.run import RunConfig
 from e2ray.pipeline import base_of, prepare, task_of
 from e2ray.run import Run, refuse_other_settings, reporting, resolve, show
 from e2ray.train.record import now, peak_memory_mib, write_status
+
+NO_COST = {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None}
+MAY_DIFFER = ("cluster", "compare.lanes", "compare.untrained", "compare.seeds", "compare.long_window_seeds")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Job:
 
 
 def compare(config: RunConfig) -> None:
-    """Run every lane of a recipe's `compare` section and write tables, picture and page.
+    """Run every lane of a recipe's `compare` section and write tables and picture.
 
     Raises:
         SettingsError: If a setting, a path or data is wrong, or another comparison has that name.
@@ -62,21 +66,38 @@ def compare(config: RunConfig) -> None:
         raise SettingsError("evaluate: is null, a comparison measures by it; give it a section")
     run = resolve(config)
     with files.lock(run.folder / ".lock", what="running this comparison"):
-        refuse_other_settings(run)
+        refuse_other_settings(run, begun=any((run.folder / "lanes").glob("*.json")), besides=MAY_DIFFER)
         files.write_text(run.folder / "config.yaml", dump(run.config))
         write_status(run.folder, state="running", error=None, started_at=now(), ended_at=None)
         with reporting(run):
             with cluster(run.config.cluster):
                 jobs = list(_jobs(run, settings))
-                missing = [job for job in jobs if not job.out.exists()]
-                show(f"{run.config.name}: {len(jobs)} jobs, {len(jobs) - len(missing)} of them done before")
+                left = [job for job in jobs if not _is_done(job)]
+                show(f"{run.config.name}: {len(jobs)} jobs, {len(jobs) - len(left)} of them done before")
                 use_gpu = wants_gpu(run.config.cluster)
-                remote_each("compare", _run_job, [(job, use_gpu) for job in missing], use_gpu=use_gpu)
-            found = [files.read_json(job.out, wanted="what a lane has left") for job in jobs]
+                remote_each("compare", _run_job, [(job, use_gpu) for job in left], use_gpu=use_gpu, fresh=True)
+            found = [_left(job) for job in jobs]
             assert run.config.evaluate is not None and run.config.evaluate.windows
-            table = write_comparison(run.folder, found, run.base_context_length, run.config.evaluate.windows)
-            write_status(run.folder, state="succeeded", ended_at=now(), result=f"compared {len(jobs)} jobs")
+            table = write_comparison(
+                run.folder,
+                found,
+                run.base_context_length,
+                run.config.evaluate.windows,
+                stride=run.config.evaluate.stride,
+            )
+            failed = sum("failed" in one for one in found)
+            result = f"compared {len(jobs)} jobs" + (f", {failed} of them failed" if failed else "")
+            write_status(run.folder, state="succeeded", ended_at=now(), result=result)
         show(table)
+
+
+def _left(job: Job) -> dict[str, Any]:
+    return dict(files.read_json(job.out, wanted="what a lane has left"))
+
+
+def _is_done(job: Job) -> bool:
+    """Return whether a job need not run again; one that failed may find more memory the next time."""
+    return job.out.exists() and "failed" not in _left(job)
 
 
 def _jobs(run: Run, settings: CompareSettings) -> Iterator[Job]:
@@ -141,22 +162,31 @@ def _best(settings: CompareSettings, config: RunConfig) -> RunConfig:
 
 
 def _run_job(job: Job, use_gpu: bool) -> None:
-    """Train and measure one lane under one seed and write what was found; runs on a worker."""
+    """Train and measure one lane under one seed and write what was found, or why not; runs in a worker of its own."""
     import torch
+
+    from e2ray.evaluate.perplexity import is_out_of_memory
 
     device = torch.device("cuda" if use_gpu else "cpu")
     began = time.perf_counter()
-    _reset_peak()
-    if job.config is None:
-        cost: dict[str, Any] = {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None}
-        model, hook = _base_model(job, device)
-    else:
-        model, hook, cost = _trained(job, device)
-    found = _measured(job, model, hook, device)
-    result = {"lane": job.lane, "seed": job.seed, **cost, **found, "seconds": time.perf_counter() - began}
+    result: dict[str, Any] = {"lane": job.lane, "seed": job.seed, **NO_COST, "sums": [], "retrieval": [], "missing": []}
+    try:
+        if job.config is None:
+            model, hook = _base_model(job, device)
+        else:
+            model, hook, cost = _trained(job, device)
+            result |= cost
+        result |= _measured(job, model, hook, device)
+    except SettingsError as error:
+        result["failed"] = str(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        result["failed"] = "it does not fit into memory"
     job.out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(job.out, result)
-    show(f"{job.lane}, seed {job.seed}: {cost['tokens']:,} tokens in {cost['train_s']:.0f} s")
+    files.write_json(job.out, result | {"seconds": time.perf_counter() - began})
+    said = result.get("failed") or f"{result['tokens']:,} tokens in {result['train_s']:.0f} s"
+    show(f"{job.lane}, seed {job.seed}: {said}")
 
 
 def _base_model(job: Job, device: Any) -> tuple[Any, Any]:
@@ -183,7 +213,7 @@ def _trained(job: Job, device: Any) -> tuple[Any, Any, dict[str, Any]]:
     metrics = bench.advance(measured=False)
     took = time.perf_counter() - began
     if "failed" in metrics:
-        raise SettingsError(f"compare: lane {job.lane}, seed {job.seed}: {metrics['failed']}")
+        raise SettingsError(metrics["failed"])
     assert bench.engine is not None
     steps = job.config.train.steps
     cost = {"tokens": metrics["tokens"], "train_s": took, "steps": steps, "peak_mib": peak_memory_mib(device)}
@@ -191,11 +221,10 @@ def _trained(job: Job, device: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
-    """Return `sums` (each window at the scales that matter) and `retrieval` of a lane."""
+    """Return `sums` (each window at scale 1 and as served), `retrieval`, and `missing`, lines on what has no figure."""
     from e2ray.core.model import load_tokenizer
     from e2ray.data.shards import ShardSet
     from e2ray.evaluate.documents import reachable_windows, select_documents
-    from e2ray.evaluate.perplexity import document_sums
     from e2ray.evaluate.prompts import PromptFolder
     from e2ray.evaluate.retrieval import accuracy
 
@@ -203,8 +232,8 @@ def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
     settings, length = shared.evaluate, shared.task.base_context_length
     opened = ShardSet.open(shards)
     held_out = [tokens for _, tokens in opened.validation_documents()]
-    kept = PromptFolder(job.out.parent / "prompts", opened.manifest["digest"])
-    windows = reachable_windows(held_out, settings.windows, cut=settings.document_tokens)
+    missing: list[str] = []
+    windows = reachable_windows(held_out, settings.windows, cut=settings.document_tokens, progress=missing.append)
     documents = select_documents(
         held_out,
         minimum_tokens=max(windows),
@@ -212,77 +241,99 @@ def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
         cut=settings.document_tokens,
         skip=settings.skip_documents,
     )
-    tokenizer = load_tokenizer(str(shared.task.tokenizer_folder)) if job.asked else None
-    sums, rows = [], []
     lengths: Sequence[int] = (job.asked.context_lengths or windows) if job.asked else ()
+    tokenizer = load_tokenizer(str(shared.task.tokenizer_folder)) if job.asked else None
+    kept = PromptFolder(job.out.parent / "prompts", opened.manifest["digest"])
+    sums, rows = [], []
     for window in sorted({*windows, *lengths}):
         served = lane_scale(job.lane, window, length, job.max_scale)
         with _extension(job, model, served, window) as untrained:
-            scales = [1.0] if untrained else sorted({1.0, max(1.0, window / length), served})
-            for found in (
-                document_sums(
-                    model,
-                    hook,
-                    documents,
-                    windows=[window],
-                    scales=scales,
-                    stride=settings.stride,
-                    batch_tokens=settings.batch_tokens,
-                    device=device,
-                    name=job.lane,
-                )
-                if window in windows
-                else ()
-            ):
-                scale = served if untrained else found.scale
-                sums.append(
-                    {
-                        "window": window,
-                        "scale": scale,
-                        "served": scale == served,
-                        "nll": found.nll.tolist(),
-                        "tokens": found.tokens.tolist(),
-                    }
-                )
+            if window in windows:
+                scales = [1.0] if untrained else sorted({1.0, served})
+                for found in _window_sums(job, model, hook, documents, window, scales, device, missing):
+                    scale = served if untrained else found.scale
+                    sums.append(
+                        {
+                            "window": window,
+                            "scale": scale,
+                            "served": scale == served,
+                            "nll": found.nll.tolist(),
+                            "tokens": found.tokens.tolist(),
+                        }
+                    )
             if window in lengths:
-                rows += accuracy(
-                    model,
-                    hook,
-                    held_out,
-                    tokenizer,
-                    settings=job.asked.model_copy(update={"context_lengths": (window,)}),
-                    base_context_length=length,
-                    batch_tokens=settings.batch_tokens,
-                    device=device,
-                    scale=1.0 if untrained else served,
-                    kept=kept,
-                )
-    return {"sums": sums, "retrieval": rows}
+                said: list[str] = []
+                with _noted(missing, window):
+                    rows += accuracy(
+                        model,
+                        hook,
+                        held_out,
+                        tokenizer,
+                        settings=job.asked.model_copy(update={"context_lengths": (window,)}),
+                        base_context_length=length,
+                        batch_tokens=settings.batch_tokens,
+                        device=device,
+                        scale=1.0 if untrained else served,
+                        kept=kept,
+                        progress=said.append,
+                    )
+                    missing += [line for line in said if line.startswith("left out")]
+    return {"sums": sums, "retrieval": rows, "missing": missing}
 
 
-def _extension(job: Job, model: Any, scale: float, window: int) -> AbstractContextManager[Any]:
-    """Return what puts an untrained extension into the model and says whether there is one."""
-    from contextlib import contextmanager
+def _window_sums(
+    job: Job,
+    model: Any,
+    hook: Any,
+    documents: Sequence[Any],
+    window: int,
+    scales: Sequence[float],
+    device: Any,
+    missing: list[str],
+) -> list[Any]:
+    """Return the sums of one window at some scales; one that has none leaves a line in `missing`."""
+    from e2ray.evaluate.perplexity import document_sums
 
+    settings = job.shared[0].evaluate
+    found: list[Any] = []
+    for scale in scales:
+        said: list[str] = []
+        with _noted(missing, window):
+            one = document_sums(
+                model,
+                hook,
+                documents,
+                windows=[window],
+                scales=[scale],
+                stride=settings.stride,
+                batch_tokens=settings.batch_tokens,
+                device=device,
+                name=job.lane,
+                progress=said.append,
+            )
+            found += one
+            missing += said if not one else []
+    return found
+
+
+@contextmanager
+def _noted(missing: list[str], window: int) -> Iterator[None]:
+    """Turn what cannot be measured at a window into a line."""
+    try:
+        yield
+    except SettingsError as error:
+        missing.append(f"{window:,} tokens: {error}")
+
+
+@contextmanager
+def _extension(job: Job, model: Any, scale: float, window: int) -> Iterator[bool]:
+    """Put an untrained extension into the model for a while, and say whether there is one."""
     from e2ray.core.scalings import EXTENSIONS, extended
 
     if job.lane not in EXTENSIONS:
-        return nullcontext(False)
-
-    @contextmanager
-    def put() -> Iterator[bool]:
-        factor = job.max_scale if job.lane == "dynamic_ntk" else scale
-        length = job.shared[0].task.base_context_length
-        with extended(model, job.lane, scale=factor, base_context_length=length, window=window):  # type: ignore[arg-type]
-            yield True
-
-    return put()
-
-
-def _reset_peak() -> None:
-    """Begin to count the peak memory of this process anew."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    Path("/proc/self/clear_refs").write_text("5")
+        yield False
+        return
+    factor = job.max_scale if job.lane == "dynamic_ntk" else scale
+    length = job.shared[0].task.base_context_length
+    with extended(model, job.lane, scale=factor, base_context_length=length, window=window):
+        yield True

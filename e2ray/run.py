@@ -1,5 +1,6 @@
 """A resolved recipe, the places it writes to, and the words of its status.json."""
 
+import itertools
 import platform
 import signal
 import threading
@@ -111,21 +112,27 @@ def resolve(config: RunConfig) -> Run:
     return Run(config.model_copy(update=changes), length)
 
 
-def refuse_other_settings(run: Run, *, besides: Sequence[str] = ()) -> None:
+def refuse_other_settings(run: Run, *, besides: Sequence[str] = (), begun: bool | None = None) -> None:
     """Raise SettingsError naming the difference if the run's folder holds a run with other settings.
 
     Args:
         run: The run asked for.
-        besides: Sections that may differ.
+        besides: Sections, or settings of one (`section.name`), that may differ.
+        begun: Whether the folder holds anything that was made with its settings; None: a checkpoint or a model.
     """
     path = run.folder / "config.yaml"
-    begun = (run.folder / "model").is_dir() or (run.folder / "checkpoints" / "latest").exists()
+    if begun is None:
+        begun = (run.folder / "model").is_dir() or (run.folder / "checkpoints" / "latest").exists()
     if not begun or not path.exists():  # a run that failed before it trained may be mended under its name
         return
     before = validate(read_recipe(path), source=str(path)).model_dump(mode="json")
     after = run.config.model_dump(mode="json")
-    for section in besides:
-        before.pop(section), after.pop(section)
+    for settings, place in itertools.product((before, after), besides):
+        section, _, name = place.partition(".")
+        if name:
+            (settings[section] or {}).pop(name, None)
+        else:
+            settings.pop(section)
     found = differences(before, after)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -68,8 +68,13 @@ def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_clust
     }
     assert json.loads(gone.read_text())["sums"] == lost["sums"]
 
+    # One that failed is done again, and lanes may be added or left out; nothing else may change.
+    gone.write_text(json.dumps({**lost, "sums": [], "failed": "it does not fit into memory"}))
+    recipe["compare"]["lanes"] = ["pose"]
+    comparing.compare(validate(recipe, source="test"))
+    assert "5 jobs, 4 of them done before" in capsys.readouterr().out
+    assert json.loads(gone.read_text())["sums"] == lost["sums"]
     recipe["train"]["lr"] = 2e-3
-    (folder / "model").mkdir()  # as a run's: the guard of runs is that of comparisons
     with pytest.raises(SettingsError, match=r"train\.lr: 0\.001 in the run, 0\.002 asked for"):
         comparing.compare(validate(recipe, source="test"))
 
@@ -117,3 +122,19 @@ def test_lanes_are_the_published_methods_and_the_papers_ablations():
 )
 def test_a_lane_is_served_at_the_scale_it_was_made_for(lane, window, scale):
     assert lane_scale(lane, window, 128, 16.0) == scale
+
+
+@pytest.mark.ray
+def test_a_lane_that_fails_is_missing_and_the_others_come_out(ray_cluster, recipe, capsys):
+    recipe["compare"] |= {"lanes": ["e2llm", "pose"], "untrained": [], "seeds": [1]}
+    recipe["compare"]["retrieval"] |= {"context_lengths": [32, 128]}  # 32 tokens hold no question
+    recipe["train"] |= {"lr": 1e30, "warmup_steps": 0}
+    comparing.compare(validate(recipe, source="test"))
+    folder = Path(recipe["storage"]) / "small"
+    table = (folder / "comparison.md").read_text()
+    assert "PoSE, seed 1: " in table.split("What is missing:")[1]
+    assert "base, untouched: 32 tokens: " in table
+    base = json.loads((folder / "lanes" / "base-0.json").read_text())
+    assert {sums["window"] for sums in base["sums"]} == {32, 64, 128}
+    assert [row["context_length"] for row in base["retrieval"]] == [128]
+    assert json.loads((folder / "status.json").read_text())["result"] == "compared 3 jobs, 2 of them failed"

@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
+from e2ray.evaluate.perplexity import BOS_POLICY
 from e2ray.files import atomic_path, write_json, write_text
 from e2ray.report.drawing import new_figure, tidy
 from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, VERMILLION
@@ -50,19 +51,35 @@ STYLES = {
 
 
 def write_comparison(
-    folder: Path, found: Sequence[Mapping[str, Any]], base_context_length: int, windows: Sequence[int]
+    folder: Path,
+    found: Sequence[Mapping[str, Any]],
+    base_context_length: int,
+    windows: Sequence[int],
+    *,
+    stride: int | None,
 ) -> str:
     """Write comparison.json, comparison.md and comparison.png and return the tables.
 
     Args:
         folder: Of the comparison.
-        found: What each job has left: `lane`, `seed`, `sums`, `retrieval`, `tokens`, `steps`, `train_s`, `peak_mib`.
+        found: What each job has left: `lane`, `seed`, `sums`, `retrieval`, `tokens`, `steps`, `train_s`, `peak_mib`,
+            `missing` (lines on what has no figure) and, where it failed, `failed` (the reason).
         base_context_length: L in tokens.
         windows: W asked for, in tokens.
+        stride: S, tokens that a window moved on.
     """
     rows = summary(found, base_context_length, windows)
-    text = tables(rows, base_context_length, windows)
-    write_json(folder / "comparison.json", {"base_context_length": base_context_length, "rows": rows})
+    scored: list[int] = next((one["tokens"] for job in found for one in job["sums"]), [])
+    protocol = {
+        "stride": stride,
+        "documents": len(scored),
+        "tokens": sum(scored),
+        "bos": BOS_POLICY,
+        "missing": missing_lines(found),
+    }
+    text = tables(rows, base_context_length, windows, protocol)
+    content = {"base_context_length": base_context_length, "protocol": protocol, "rows": rows}
+    write_json(folder / "comparison.json", content)
     write_text(folder / "comparison.md", text)
     with atomic_path(folder / "comparison.png") as aside:
         draw(rows, base_context_length, windows).savefig(aside, format="png")
@@ -107,13 +124,26 @@ def summary(
                 "long": _spread(long),
                 "short": _spread(short),
                 "retrieval": _shares(jobs),
-                "tokens": jobs[0]["tokens"],
+                "tokens": max(job["tokens"] for job in jobs),
                 "train_s": statistics.median(job["train_s"] for job in trained) if trained else None,
                 "step_s": statistics.median(job["train_s"] / job["steps"] for job in trained) if trained else None,
-                "peak_mib": max(job["peak_mib"] for job in trained) if trained else None,
+                "peak_mib": max((j["peak_mib"] for j in trained if j["peak_mib"] is not None), default=None),
             }
         )
     return rows
+
+
+def missing_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for whatever jobs could not do, with the job's name and the reason; once where all say the same."""
+    said: dict[str, list[str]] = {}
+    for job in found:
+        name = NAMES[job["lane"]] + (f", seed {job['seed']}" if job["seed"] else "")
+        for line in [*job["missing"], *([job["failed"]] if "failed" in job else [])]:
+            said.setdefault(line, []).append(name)
+    lines = []
+    for line, names in said.items():
+        lines += [f"{name}: {line}" for name in (["all"] if len(names) == len(found) > 1 else names)]
+    return lines
 
 
 def _cell(job: Mapping[str, Any], window: int, *, unscaled: bool = False) -> Mapping[str, Any] | None:
@@ -165,7 +195,8 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
 def _shares(jobs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """Return the share found over all seeds, depths and trials, by task and context length.
 
-    `low` and `high` are its 95 % interval (Wilson's), as if all prompts of all seeds were independent draws.
+    `low` and `high` are its 95 % interval (Wilson's), as if all prompts of all seeds were independent draws; the same
+    texts stand behind all depths and seeds, so that another choice of texts may move it further.
     """
     counts: dict[str, dict[str, list[int]]] = {}
     for row in (row for job in jobs for row in job["retrieval"]):
@@ -183,43 +214,103 @@ def _share(found: int, trials: int) -> dict[str, float]:
     return {"share": found / trials, "low": float(interval.low), "high": float(interval.high), "trials": trials}
 
 
-def tables(rows: Sequence[Mapping[str, Any]], base_context_length: int, windows: Sequence[int]) -> str:
-    """Return the comparison as Markdown tables: NLL, retrieval, cost. What was not measured reads `missing`."""
-    header = ["lane", *(f"{w:,}" for w in windows), "beyond L", "short rise"]
-    lines = [header]
+def tables(
+    rows: Sequence[Mapping[str, Any]],
+    base_context_length: int,
+    windows: Sequence[int],
+    protocol: Mapping[str, Any],
+) -> str:
+    """Return the comparison as Markdown tables: NLL, differences, retrieval, cost. What has no figure reads `missing`.
+
+    Args:
+        rows: As `summary` returns them.
+        base_context_length: L in tokens.
+        windows: W asked for, in tokens.
+        protocol: `stride`, `documents`, `tokens`, `bos` and `missing`, as comparison.json holds it.
+    """
+    parts = [
+        f"NLL, nats per token, by window, each lane at the scale that it is served with: windows slide by "
+        f"{protocol['stride']} tokens over the same {protocol['tokens']:,} tokens of {protocol['documents']} held-out "
+        f"documents; {protocol['bos']}. ± is half of the 95 % interval over seeds (Student's t), where a lane has "
+        "several.",
+        _nll_table(rows, windows),
+    ]
+    if any(row["lane"] == "best" for row in rows):
+        parts.append(
+            f"{NAMES['best']} trains at the learning rate that its study has found, all others at the recipe's."
+        )
+    if any(row["lane"] == PAPER for row in rows) and len(rows) > 1:
+        parts += [
+            f"NLL minus that of {NAMES[PAPER]}, and its 95 % interval over documents; negative is better.",
+            _over_table(rows, windows),
+        ]
+    for task in dict.fromkeys(task for row in rows for task in row["retrieval"]):
+        parts += [
+            f"{task.replace('_', ' ').capitalize()}: share found, by context length, and its 95 % interval (Wilson) as "
+            "if all prompts were independent; the same texts stand behind all depths and seeds.",
+            _retrieval_table(rows, task),
+        ]
+    if any(row["train_s"] is not None for row in rows):
+        parts += [
+            "What training took, each seed; memory is the whole process's, interpreter and libraries included.",
+            _cost_table(rows),
+        ]
+    parts += [
+        f"NLL at scale 1: does a lane read past {base_context_length:,} tokens unscaled?",
+        _unscaled_table(rows, windows),
+    ]
+    if protocol["missing"]:
+        parts += ["What is missing:", "\n".join(f"- {line}" for line in protocol["missing"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _nll_table(rows: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> str:
+    lines = [["lane", *(f"{w:,}" for w in windows), "beyond L", "short rise"]]
     for row in rows:
         cells = [_shown(row["nll"][str(window)]) for window in windows]
         lines.append([NAMES[row["lane"]], *cells, _shown(row["long"]), _shown(row["short"], sign=True)])
-    parts = [
-        "NLL, nats per token, by window, each lane at the scale that it is served with; ± is half of the 95 % interval "
-        "over seeds (Student's t), where a lane has several.",
-        _markdown(lines),
-    ]
-    for task in dict.fromkeys(task for row in rows for task in row["retrieval"]):
-        lengths = sorted({int(length) for row in rows for length in row["retrieval"].get(task, {})})
-        lines = [["lane", *(f"{length:,}" for length in lengths)]]
-        for row in rows:
-            shares = row["retrieval"].get(task, {})
-            cells = [_found(shares[str(n)]) if str(n) in shares else "missing" for n in lengths]
-            lines.append([NAMES[row["lane"]], *cells])
-        title = (
-            f"{task.replace('_', ' ').capitalize()}: share found, by context length, and its 95 % interval (Wilson)."
-        )
-        parts += [title, _markdown(lines)]
+    return _markdown(lines)
+
+
+def _over_table(rows: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> str:
+    lines = [["lane", *(f"{w:,}" for w in windows)]]
+    for row in (row for row in rows if row["lane"] != PAPER):
+        cells = []
+        for found in (row["nll"][str(window)] for window in windows):
+            over, low, high = (found[key] for key in ("over_paper", "low", "high"))
+            interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
+            cells.append("missing" if over is None else f"{over:+.3f}{interval}")
+        lines.append([NAMES[row["lane"]], *cells])
+    return _markdown(lines)
+
+
+def _retrieval_table(rows: Sequence[Mapping[str, Any]], task: str) -> str:
+    lengths = sorted({int(length) for row in rows for length in row["retrieval"].get(task, {})})
+    lines = [["lane", *(f"{length:,}" for length in lengths)]]
+    for row in rows:
+        shares = row["retrieval"].get(task, {})
+        cells = [_found(shares[str(n)]) if str(n) in shares else "missing" for n in lengths]
+        lines.append([NAMES[row["lane"]], *cells])
+    return _markdown(lines)
+
+
+def _cost_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [["lane", "seeds", "tokens", "seconds", "seconds per step", "peak memory, MiB"]]
     for row in rows:
         if row["train_s"] is not None:
-            cost = [f"{row['tokens']:,}", f"{row['train_s']:.0f}", f"{row['step_s']:.3f}", f"{row['peak_mib']:.0f}"]
+            memory = "missing" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+            cost = [f"{row['tokens']:,}", f"{row['train_s']:.0f}", f"{row['step_s']:.3f}", memory]
             lines.append([NAMES[row["lane"]], str(len(row["seeds"])), *cost])
-    if len(lines) > 1:
-        parts += ["What training took, each seed.", _markdown(lines)]
-    unscaled = [["lane", *(f"{w:,}" for w in windows)]]
+    return _markdown(lines)
+
+
+def _unscaled_table(rows: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> str:
+    lines = [["lane", *(f"{w:,}" for w in windows)]]
     for row in rows:
         values = [row["nll"][str(window)]["unscaled"] for window in windows]
         if row["train_s"] is not None or row["lane"] == BASE:
-            unscaled.append([NAMES[row["lane"]], *("missing" if v is None else f"{v:.3f}" for v in values)])
-    parts += [f"NLL at scale 1: does a lane read past {base_context_length:,} tokens unscaled?", _markdown(unscaled)]
-    return "\n\n".join(parts) + "\n"
+            lines.append([NAMES[row["lane"]], *("missing" if v is None else f"{v:.3f}" for v in values)])
+    return _markdown(lines)
 
 
 def _found(value: Mapping[str, float]) -> str:

@@ -8,6 +8,7 @@ from scipy.stats import t as student
 from e2ray.report.compare import draw, summary, tables, write_comparison
 
 L, WINDOWS = 128, (128, 256, 512)
+PROTOCOL = {"stride": 32, "documents": 3, "tokens": 300, "bos": "no token is added", "missing": []}
 TOKENS = [100, 120, 80]
 
 
@@ -27,7 +28,7 @@ def job(lane, seed, nll, *, trained=True, scales=None, retrieval=(), missing=())
     cost = {"tokens": 4096, "train_s": 50.0 + seed, "steps": 10, "peak_mib": 500.0 + seed}
     if not trained:
         cost = {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None}
-    return {"lane": lane, "seed": seed, "sums": sums, "retrieval": list(retrieval), **cost}
+    return {"lane": lane, "seed": seed, "sums": sums, "retrieval": list(retrieval), "missing": [], **cost}
 
 
 def asked(found):
@@ -82,7 +83,7 @@ def test_what_was_not_measured_is_missing_and_no_number(found):
     row = rows_of(found)["yarn"]
     assert row["nll"]["512"]["mean"] is None
     assert row["long"]["mean"] is None
-    text = tables([*rows_of(found).values()], L, WINDOWS)
+    text = tables([*rows_of(found).values()], L, WINDOWS, PROTOCOL)
     line = next(line for line in text.splitlines() if line.startswith("| YaRN"))
     assert [cell.strip() for cell in line.split("|")[4:6]] == ["missing", "missing"]
 
@@ -93,17 +94,25 @@ def test_answers_are_counted_over_seeds_and_depths(found):
     assert cell["low"] == pytest.approx(1 - cell["high"])
     z, n = norm.ppf(0.975), 16
     assert cell["high"] - 0.5 == pytest.approx(z / (1 + z * z / n) * (0.25 / n + z * z / (4 * n * n)) ** 0.5)
-    text = tables([*rows_of(found).values()], L, WINDOWS)
-    assert "Passkey: share found, by context length, and its 95 % interval (Wilson)." in text
+    text = tables([*rows_of(found).values()], L, WINDOWS, PROTOCOL)
+    assert "Passkey: share found, by context length, and its 95 % interval (Wilson) as if all prompts" in text
     assert "| 50% (28% to 72%) |" in text
     line = next(line for line in text.splitlines() if line.startswith("| PoSE") and "missing" in line)
     assert [cell.strip() for cell in line.split("|")[1:-1]] == ["PoSE", "missing"]
 
 
 def test_files_hold_the_tables_and_the_picture(found, tmp_path):
-    text = write_comparison(tmp_path, found, L, WINDOWS)
+    text = write_comparison(tmp_path, found, L, WINDOWS, stride=32)
     assert (tmp_path / "comparison.md").read_text() == text
-    assert len(json.loads((tmp_path / "comparison.json").read_text())["rows"]) == 4
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    assert len(content["rows"]) == 4
+    assert {k: content["protocol"][k] for k in ("stride", "documents", "tokens")} == {
+        "stride": 32,
+        "documents": 3,
+        "tokens": 300,
+    }
+    assert "slide by 32 tokens over the same 300 tokens of 3 held-out documents; no token is added" in text
+    assert "What is missing" not in text
     assert (tmp_path / "comparison.png").stat().st_size > 5000
 
 
@@ -112,3 +121,30 @@ def test_the_picture_names_every_lane(found):
     names = {text.get_text() for text in curves.texts}
     assert names == {"base, untouched", "YaRN, untrained", "E2-LLM (paper's preset)", "PoSE"}
     assert {text.get_text() for text in trade.texts} == names - {"YaRN, untrained"}  # its long mean is missing
+
+
+def test_differences_to_the_papers_preset_stand_in_a_table_with_their_intervals(found):
+    text = tables([*rows_of(found).values()], L, WINDOWS, PROTOCOL)
+    part = text.split("NLL minus that of E2-LLM (paper's preset)")[1]
+    line = next(line for line in part.splitlines() if line.startswith("| PoSE"))
+    assert [cell.strip() for cell in line.split("|")[2:4]] == ["+0.150 [+0.150, +0.150]"] * 2
+    assert "best of the search trains at" not in text
+    text = tables([*rows_of([*found, job("best", 1, (3.9, 3.6, 3.5))]).values()], L, WINDOWS, PROTOCOL)
+    assert "best of the search trains at the learning rate that its study has found, all others at the recipe's." in text
+
+
+def test_a_job_that_failed_is_missing_with_its_reason_and_hides_no_other_lane(found, tmp_path):
+    lost = {"lane": "pose", "seed": 2, "sums": [], "retrieval": [], "missing": [], "tokens": 0, "train_s": 0.0}
+    lost |= {"steps": 0, "peak_mib": None, "failed": "it does not fit into memory"}
+    found[1]["missing"] = ["512 tokens: NLL is nan"]
+    for one in found:
+        one["missing"].append("a window of 1,024 tokens is left out")
+    lost["missing"] = ["a window of 1,024 tokens is left out"]
+    text = write_comparison(tmp_path, [*found, lost], L, WINDOWS, stride=32)
+    assert text.endswith(
+        "What is missing:\n\n- all: a window of 1,024 tokens is left out\n"
+        "- E2-LLM (paper's preset), seed 1: 512 tokens: NLL is nan\n- PoSE, seed 2: it does not fit into memory\n"
+    )
+    (nll, *_) = [line for line in text.splitlines() if line.startswith("| PoSE")]
+    assert {cell.strip() for cell in nll.split("|")[2:-1]} == {"missing"}  # a mean of some seeds is not the lane's
+    assert "| E2-LLM (paper's preset) " in text
