@@ -8,12 +8,14 @@ those of position interpolation; the model is that of compare-cpu.yaml.
 """
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a source tree too
 
+import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -21,15 +23,10 @@ from e2ray.config.positions import PositionSettings
 from e2ray.core.losses import next_token_nll
 from e2ray.core.positions import draw
 from e2ray.core.rope import RotaryHook
+from e2ray.train.record import peak_memory_mib
 
 L, STEPS = 128, 4
 SIZES = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 344}
-
-
-def resident_mib(name: str) -> float:
-    """Return a figure of this process's memory, `VmRSS` now or `VmHWM` at its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def main() -> None:
@@ -44,7 +41,7 @@ def main() -> None:
     preset = {"preset": "e2llm" if window == L else "pi", "max_scale": max(16, window // L)}
     positions = PositionSettings.model_validate(preset)
     rows = torch.randint(512, (tokens // window, window))
-    before, seconds = resident_mib("VmRSS"), []
+    before, seconds = psutil.Process().memory_info().rss / 2**20, []
     for step in range(STEPS):
         began = time.perf_counter()
         drawn = draw(positions, seed=0, step=step, indices=range(len(rows)), window=window, base_context_length=L)
@@ -53,7 +50,8 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
-    print(json.dumps({"window": window, "tokens": tokens, "seconds": seconds, "mib": resident_mib("VmHWM") - before}))
+    mib = (peak_memory_mib(model.device) or math.nan) - before
+    print(json.dumps({"window": window, "tokens": tokens, "seconds": seconds, "mib": mib}))
 
 
 if __name__ == "__main__":

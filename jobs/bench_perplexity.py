@@ -19,13 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a sour
 import numpy as np
 import torch
 from benchmarking import alternate, finish, goal, parser
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from e2ray.core.losses import token_nll
 from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.by_length import length_cells, token_nlls
 from e2ray.evaluate.perplexity import surface
 from e2ray.evaluate.scoring import forward_nll
+from e2ray.train.record import peak_memory_mib
 
 L = 128
 SIZES = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 344}
@@ -36,7 +37,7 @@ LENGTHS = {
 }
 LAST, DOCUMENTS = 32, 2
 PAIRS = {5: 20, 16: 6}
-NAIVE = {"window": 256, "stride": 32, "scale": 2.0, "tokens": 320}
+NAIVE = {"window": 256, "stride": 32, "scale": 2.0, "tokens": 333}  # the last window moves on by less than the stride
 
 
 def model_of(vocab_size: int) -> LlamaForCausalLM:
@@ -90,17 +91,30 @@ def naive(model: Any, document: np.ndarray) -> float:
     return sum(losses) / len(losses)
 
 
+def interpolated(folder: Path, scale: float) -> dict[str, Any]:
+    """Return a saved model's rope parameters with positions divided by `scale`, as plain transformers takes them."""
+    own = AutoConfig.from_pretrained(folder).rope_parameters or {}
+    kind = own.get("rope_type")
+    if kind not in ("default", "linear"):
+        raise SystemExit(
+            f"--model {folder}: its rope_type is {kind or 'of each layer type'}, wanted default or linear, which plain "
+            "transformers can scale further"
+        )
+    return {**own, "rope_type": "linear", "factor": scale * own.get("factor", 1.0)}
+
+
 def against_naive(folder: Path, document: np.ndarray) -> dict[str, float]:
     """Compare the surface of a saved model with the naive protocol on the same folder, scaled by its config."""
     scale = NAIVE["scale"]
-    rope = {"rope_type": "linear", "factor": scale, "rope_theta": 10_000.0}
-    served = AutoModelForCausalLM.from_pretrained(folder, rope_parameters=rope).eval()
-    wanted = naive(served, document)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    rope = interpolated(folder, scale)
+    served = AutoModelForCausalLM.from_pretrained(folder, rope_parameters=rope, dtype=torch.float32).eval()
+    wanted = naive(served, document % served.config.vocab_size)
+    del served
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     (cell,) = surface(
         model,
         RotaryHook(model),
-        [document],
+        [document % model.config.vocab_size],
         windows=[int(NAIVE["window"])],
         scales=[scale],
         stride=int(NAIVE["stride"]),
@@ -117,21 +131,14 @@ def memory(kind: str, folder: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokens = torch.randint(LARGE_VOCABULARY, (1, 2048), generator=torch.Generator().manual_seed(0))
     forward_nll(model, tokens[:, :2])
-    before = peak_mib(reset=True)
+    Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is what is resident now
+    before = peak_memory_mib(model.device) or math.nan
     with torch.no_grad():
         if kind == "chunked":
             nll = forward_nll(model, tokens)
         else:
             nll = token_nll(model(input_ids=tokens, use_cache=False).logits, tokens)
-    print(peak_mib() - before, float(nll.mean()))
-
-
-def peak_mib(*, reset: bool = False) -> float:
-    """Return this process's peak resident memory in MiB; `reset` makes the peak what is resident now."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+    print((peak_memory_mib(model.device) or math.nan) - before, float(nll.mean()))
 
 
 def memories(folder: Path) -> dict[str, Any]:
@@ -152,6 +159,8 @@ def main() -> int:
     made = parser(__doc__)
     made.add_argument("--model", type=Path, help="folder of a model to compare with the naive protocol; default: built")
     parsed = made.parse_args()
+    if parsed.model:
+        interpolated(parsed.model, NAIVE["scale"])  # refuses one before minutes of measuring
     generator = np.random.default_rng(0)
     documents = [generator.integers(0, VOCABULARY, 2048).astype(np.int32) for _ in range(DOCUMENTS)]
     runs: dict[str, Any] = {}

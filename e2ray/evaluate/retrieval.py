@@ -2,12 +2,14 @@
 
 A prompt is exactly W tokens, its answer last. Texts, words, numbers and lengths follow from a seed and from nothing
 else in the grid. One forward pass scores a prompt: where each answer token is the arg-max behind the tokens before it,
-greedy generation writes the same tokens; some prompts of each cell are generated, too, as a check. A context length
-that the held-out text cannot fill has no cell, which is not the same as a score of 0.
+greedy generation writes the same tokens; some prompts of each cell are generated, too, as a check. The arg-max behind
+the answer must not go on with its last word or number: who writes 123456 has not found 12345. A context length that the
+held-out text cannot fill has no cell, which is not the same as a score of 0.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from e2ray.data.tokenizer import Encoder
 from e2ray.evaluate.haystack import ContextLengthError, Haystack
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory, paper_scale
 from e2ray.evaluate.prompts import PromptFolder, encoder_of, written
-from e2ray.evaluate.scorers import contained
+from e2ray.evaluate.scorers import contained, goes_on
 from e2ray.evaluate.tasks import Prompt
 
 Progress = Callable[[str], None]
@@ -32,7 +34,7 @@ class Written:
     """What greedy generation has said to one prompt.
 
     Attributes:
-        exact: Whether it wrote exactly the answer's tokens.
+        exact: Whether it wrote exactly the answer's tokens and did not go on with the last word or number.
         contained: Share of the references that its text holds.
     """
 
@@ -44,17 +46,19 @@ def hits(
     model: nn.Module,
     hook: RotaryHook,
     prompts: Sequence[Prompt],
+    encoder: Encoder,
     *,
     scale: float,
     batch_tokens: int,
     device: torch.device | str,
 ) -> list[bool]:
-    """Return for each prompt whether greedy generation would write exactly its answer's tokens.
+    """Return for each prompt whether greedy generation would write exactly its answer's tokens, then something else.
 
     Args:
         model: A causal language model of transformers in its own precision; it is put into evaluation mode meanwhile.
         hook: The rotary hook of `model`, not applied.
         prompts: All of one context length.
+        encoder: Of the prompts.
         scale: g >= 1, the divisor of positions.
         batch_tokens: Tokens of one forward, at least one prompt.
         device: Where the model stands.
@@ -73,32 +77,47 @@ def hits(
     try:
         with torch.no_grad(), hook.applied(float(scale)):
             for start in range(0, len(prompts), size):
-                found += _hits(model, prompts[start : start + size], scale, device)
+                found += _hits(model, prompts[start : start + size], encoder, scale, device)
     finally:
         model.train(was_training)
     return found
 
 
-def _hits(model: nn.Module, batch: Sequence[Prompt], scale: float, device: torch.device | str) -> list[bool]:
+def _hits(
+    model: nn.Module, batch: Sequence[Prompt], encoder: Encoder, scale: float, device: torch.device | str
+) -> list[bool]:
     tokens = torch.from_numpy(np.stack([prompt.tokens for prompt in batch])).to(device)
     num_answers = torch.tensor([prompt.num_answer_tokens for prompt in batch], device=device)
     widest = max(prompt.num_answer_tokens for prompt in batch)
-    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=widest + 1).logits[:, :-1]
+    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=widest + 1).logits
     if bool(logits.isnan().any()):
         raise SettingsError(
             f"retrieval: context length {tokens.shape[1]}, scale {scale:g}: logits are NaN, wanted finite numbers; the "
             "weights have diverged, train with a lower train.lr"
         )
-    right = logits.argmax(dim=-1) == tokens[:, -widest:]
+    said = logits.argmax(dim=-1)  # behind each token from the last of the question to the last of the answer
+    right = said[:, :-1] == tokens[:, -widest:]
     not_asked = torch.arange(widest, device=right.device) < widest - num_answers[:, None]
-    return (right | not_asked).all(dim=1).tolist()
+    whole = (right | not_asked).all(dim=1).tolist()
+    behind = said[:, -1].tolist()
+    return [one and not goes_on(encoder, _answer(p), last) for one, p, last in zip(whole, batch, behind, strict=True)]
+
+
+def _answer(prompt: Prompt) -> list[int]:
+    return prompt.tokens[-prompt.num_answer_tokens :].tolist()
 
 
 @torch.inference_mode()
 def write(
-    model: Any, hook: RotaryHook, prompt: Prompt, encoder: Encoder, *, scale: float, device: torch.device | str
+    model: Any,
+    hook: RotaryHook,
+    prompt: Prompt,
+    encoder: Encoder,
+    *,
+    scale: float,
+    device: torch.device | str,
 ) -> Written:
-    """Return what greedy generation of as many tokens as the answer has says to a prompt.
+    """Return what greedy generation says to a prompt: as many tokens as the answer has, and the one behind them.
 
     Args:
         model: A causal language model of transformers, in evaluation mode.
@@ -112,10 +131,15 @@ def write(
     question = torch.from_numpy(prompt.tokens[:-size])[None].to(device)
     with hook.applied(float(scale)):
         tokens = model.generate(
-            question, attention_mask=torch.ones_like(question), max_new_tokens=size, do_sample=False, eos_token_id=None
+            question,
+            attention_mask=torch.ones_like(question),
+            max_new_tokens=size + 1,
+            do_sample=False,
+            eos_token_id=None,
         )[0, question.shape[1] :].tolist()
-    said = encoder.backend.decode(tokens)
-    return Written(tokens == prompt.tokens[-size:].tolist(), contained(said, prompt.references))
+    *answer, behind = tokens
+    exact = answer == _answer(prompt) and not goes_on(encoder, answer, behind)
+    return Written(exact, contained(encoder.backend.decode(tokens), prompt.references))
 
 
 def accuracy(
@@ -187,8 +211,9 @@ def accuracy(
                 continue
             served = paper_scale(length, base_context_length) if scale is None else scale
             try:
-                found = hits(model, hook, asked, scale=served, batch_tokens=batch_tokens, device=device)
-                rows += _rows(model, hook, encoder, asked, found, scale=served, settings=settings, device=device)
+                found = hits(model, hook, asked, encoder, scale=served, batch_tokens=batch_tokens, device=device)
+                check = partial(write, model, hook, encoder=encoder, scale=served, device=device)
+                rows += _rows(check, asked, found, scale=served, settings=settings)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -209,22 +234,18 @@ def accuracy(
 
 
 def _rows(
-    model: nn.Module,
-    hook: RotaryHook,
-    encoder: Encoder,
+    check: Callable[[Prompt], Written],
     asked: Sequence[Prompt],
     found: Sequence[bool],
     *,
     scale: float,
     settings: RetrievalSettings,
-    device: torch.device | str,
 ) -> list[dict[str, Any]]:
-    """Return the rows of the cells of one task and context length, `trials` prompts each."""
+    """Return the rows of the cells of one task and context length, `trials` prompts each; `check` generates one."""
     rows = []
     for start in range(0, len(asked), settings.trials):
         cell, scored = asked[start : start + settings.trials], found[start : start + settings.trials]
-        checked = cell[: settings.greedy]
-        written = [write(model, hook, prompt, encoder, scale=scale, device=device) for prompt in checked]
+        written = [check(prompt) for prompt in cell[: settings.greedy]]
         rows.append(
             {
                 "task": cell[0].task,

@@ -3,17 +3,25 @@
 import re
 from collections.abc import Sequence
 
-INTEGER = re.compile(r"\d+")
+from e2ray.data.tokenizer import Encoder
+
+WORD_CHARACTER = re.compile(r"\w")
 
 
-def first_integer(text: str, wanted: str) -> bool:
-    """Return whether the first run of digits in `text` is exactly `wanted`.
+def goes_on(encoder: Encoder, tokens: Sequence[int], behind: int) -> bool:
+    """Return whether a token makes another word or number of the one that a text ends with.
 
-    The passkey protocol of landmark attention (arXiv:2305.16300): a later number does not count, nor does one that
-    only begins with the key or holds it.
+    It does where its text begins with a letter, a digit or an underscore and no space, so that 12345 becomes 123456 or
+    12345th: the rule of `contained`, told before the text goes on. What ends a text, a space or a sign does not. Nor
+    does a piece of a character that byte-level vocabularies cut in two: it says nothing of its own.
+
+    Args:
+        encoder: Of the tokens.
+        tokens: The text.
+        behind: The token that follows.
     """
-    found = INTEGER.search(text)
-    return found is not None and found.group() == wanted
+    said = encoder.backend.decode([*tokens, behind]).removeprefix(encoder.backend.decode(list(tokens)))
+    return WORD_CHARACTER.match(said) is not None
 
 
 def contained(text: str, references: Sequence[str]) -> float:

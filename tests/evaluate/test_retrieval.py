@@ -21,6 +21,7 @@ from e2ray.data.tokenizer import Encoder, begin_token, train_byte_level_bpe
 from e2ray.evaluate.haystack import ContextLengthError
 from e2ray.evaluate.prompts import encoder_of, prompts
 from e2ray.evaluate.retrieval import accuracy, hits, write
+from e2ray.evaluate.tasks import TASKS
 
 TEXTS = [
     "The pass key is what opens the door. What is the pass key? Remember it, the pass key is kept by the porter.",
@@ -104,6 +105,13 @@ def held_out(tokenizer, *, num_documents=3, words=400, seed=0):
     )
 
 
+def many_words(tokenizer):
+    """Return documents with enough different words for lists of them."""
+    rng = np.random.default_rng(7)
+    words = ["".join(rng.choice([*"abcdefghij"], size=5)) for _ in range(120)]
+    return encoded(tokenizer, [" ".join(rng.choice(words, size=400)) for _ in range(3)])
+
+
 def make(documents, tokenizer, **changes):
     options = {"context_length": CONTEXT_LENGTH, "depths": DEPTHS, "trials": 3, "digits": 5, "seed": 0}
     return prompts(documents, tokenizer, **(options | changes))
@@ -147,6 +155,36 @@ class Reader(nn.Module):
         return SimpleNamespace(logits=logits)
 
 
+class Oracle(Reader):
+    """A model that knows the prompt: each token is the arg-max behind those before it; a rule has the one behind it.
+
+    `slip` counts from the last token: that one it gets wrong.
+    """
+
+    def __init__(self, rule, vocab_size, *, slip=None):
+        super().__init__(rule, vocab_size)
+        self.slip = slip
+
+    def forward(self, input_ids, use_cache, logits_to_keep):
+        wanted = torch.tensor([[*tokens[1:], self.rule(tokens)] for tokens in input_ids.tolist()])
+        if self.slip is not None:
+            wanted[:, -1 - self.slip] ^= 1
+        logits = nn.functional.one_hot(wanted[:, -logits_to_keep:], self.vocab_size).float()
+        return SimpleNamespace(logits=logits)
+
+
+class Guesser(Reader):
+    """A model to which all tokens are alike."""
+
+    def __init__(self, vocab_size, *, seed):
+        super().__init__(None, vocab_size)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, input_ids, use_cache, logits_to_keep):
+        shape = (len(input_ids), logits_to_keep, self.vocab_size)
+        return SimpleNamespace(logits=torch.rand(shape, generator=self.generator))
+
+
 class Rotary(LlamaRotaryEmbedding):
     def forward(self, x, position_ids):
         self.seen = position_ids
@@ -165,11 +203,11 @@ def copy(tokens):
     return following
 
 
-def find(model, asked, **changes):
+def find(model, asked, tokenizer, **changes):
     options = {"scale": 1.0, "batch_tokens": 4 * CONTEXT_LENGTH, "device": "cpu"}
     hook = RotaryHook(model)
     try:
-        return hits(model, hook, asked, **(options | changes))
+        return hits(model, hook, asked, encoder_of(tokenizer), **(options | changes))
     finally:
         hook.remove()
 
@@ -350,7 +388,63 @@ def test_depths_outside_the_context_are_refused(tokenizer):
 
 def test_a_model_that_copies_finds_every_key(any_tokenizer):
     made = make(held_out(any_tokenizer), any_tokenizer)
-    assert find(Reader(copy, len(any_tokenizer)), made) == [True] * len(made)
+    assert find(Reader(copy, len(any_tokenizer)), made, any_tokenizer) == [True] * len(made)
+
+
+@pytest.mark.parametrize(("behind", "share"), [(".", 1), (" 4", 1), ("4", 0), ("s", 0), ("_", 0)])
+def test_who_knows_the_answers_of_all_tasks_has_them_unless_a_longer_word_is_written(tokenizer, behind, share):
+    first = plain(tokenizer, behind)[0]
+    model = Oracle(lambda tokens: first, len(tokenizer))
+    rows = measure(
+        model, many_words(tokenizer), tokenizer, context_lengths=(512,), depths=(0.0, 0.5), trials=2, tasks=tuple(TASKS)
+    )
+    assert {row["task"] for row in rows} == set(TASKS)
+    assert len(rows) == sum(2 if has_depth else 1 for _, has_depth in TASKS.values())
+    assert [row["found"] / row["trials"] for row in rows] == [share] * len(rows)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_prompt_of_any_task_is_lost_with_any_token_of_its_answer(tokenizer, task):
+    (prompt, *_) = make(many_words(tokenizer), tokenizer, depths=(0.5,), context_length=512, task=task)
+    (full_stop,) = plain(tokenizer, ".")
+    for place in range(prompt.num_answer_tokens):
+        model = Oracle(lambda tokens: full_stop, len(tokenizer), slip=place + 1)
+        assert find(model, [prompt], tokenizer) == [False]
+    beyond = Oracle(lambda tokens: full_stop, len(tokenizer), slip=prompt.num_answer_tokens + 1)
+    assert find(beyond, [prompt], tokenizer) == [True]  # the question is not asked for
+
+
+def test_guessing_finds_as_many_keys_as_chance_has_it():
+    """One digit is one token of 77, and 41 of them do not go on with it: those that say no `##`."""
+    tokenizer, trials = pieces_of_words(), 4000
+    chance = (1 / 77) * (41 / 77)
+    assert len(tokenizer) == 77
+    rows = measure(
+        Guesser(77, seed=0),
+        held_out(tokenizer),
+        tokenizer,
+        context_lengths=(80,),
+        depths=(0.5,),
+        trials=trials,
+        digits=1,
+    )
+    low, high = binomial_interval(trials, chance, 0.999)
+    assert high < trials / 77  # what would be found without a look behind the answer
+    assert low <= rows[0]["found"] <= high
+    assert rows[0]["trials"] == trials
+
+
+def binomial_interval(trials, share, level):
+    """Return the smallest and the largest count outside of which less than (1 - level) / 2 lies on either side."""
+    chances = [
+        math.exp(
+            math.lgamma(trials + 1) - math.lgamma(n + 1) - math.lgamma(trials - n + 1)
+            + n * math.log(share) + (trials - n) * math.log1p(-share)
+        )
+        for n in range(trials + 1)
+    ]  # fmt: skip
+    below = np.cumsum(chances)
+    return int(np.searchsorted(below, (1 - level) / 2)), int(np.searchsorted(below, (1 + level) / 2))
 
 
 def test_other_numbers_in_the_text_lead_only_a_careless_reader_astray(tokenizer):
@@ -369,8 +463,8 @@ def test_other_numbers_in_the_text_lead_only_a_careless_reader_astray(tokenizer)
         seen = last(word, tokens[: asked - 12])  # with a whole number behind it
         return tokens[seen + len(word) + len(tokens) - asked - len(question)]
 
-    assert find(Reader(copy, len(tokenizer)), made) == [True] * len(made)
-    assert find(Reader(last_number, len(tokenizer)), made) == [False] * len(made)
+    assert find(Reader(copy, len(tokenizer)), made, tokenizer) == [True] * len(made)
+    assert find(Reader(last_number, len(tokenizer)), made, tokenizer) == [False] * len(made)
     for prompt in made:
         tokens = prompt.tokens[: -prompt.num_answer_tokens].tolist()
         for _ in range(prompt.num_answer_tokens):
@@ -385,7 +479,7 @@ def test_one_wrong_answer_token_is_a_miss(tokenizer):
     for place in range(1, made[0].num_answer_tokens + 1):
         tokens = made[0].tokens.copy()
         tokens[-place] = 0
-        assert find(Reader(copy, len(tokenizer)), [dataclasses.replace(made[0], tokens=tokens)]) == [False]
+        assert find(Reader(copy, len(tokenizer)), [dataclasses.replace(made[0], tokens=tokens)], tokenizer) == [False]
 
 
 def test_answers_of_different_lengths_are_scored_together(tokenizer):
@@ -395,38 +489,51 @@ def test_answers_of_different_lengths_are_scored_together(tokenizer):
     wrong[-3] = 0
     shorter = dataclasses.replace(prompt, tokens=wrong, num_answer_tokens=1)
 
+    (full_stop,) = plain(tokenizer, ".")
+
     def last_token(tokens):
-        return copy(tokens) if len(tokens) < CONTEXT_LENGTH - 1 else prompt.tokens[-1]
+        last = {CONTEXT_LENGTH - 1: prompt.tokens[-1], CONTEXT_LENGTH: full_stop}
+        return last[len(tokens)] if len(tokens) in last else copy(tokens)
 
     rows = [shorter, other, dataclasses.replace(shorter, num_answer_tokens=3)]
-    assert find(Reader(last_token, len(tokenizer)), rows) == [True, other.tokens[-1] == prompt.tokens[-1], False]
+    assert find(Reader(last_token, len(tokenizer)), rows, tokenizer) == [
+        True,
+        other.tokens[-1] == prompt.tokens[-1],
+        False,
+    ]
 
 
 def test_a_random_model_finds_no_key_of_five_digits(tokenizer):
     made = make(held_out(tokenizer), tokenizer, trials=8)
-    assert find(tiny_llama(len(tokenizer)), made) == [False] * 32
+    assert find(tiny_llama(len(tokenizer)), made, tokenizer) == [False] * 32
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_one_forward_says_what_greedy_generation_writes(tokenizer, scale):
     model = tiny_llama(len(tokenizer))
-    asked, wanted = [], []
-    for number, prompt in enumerate(make(held_out(tokenizer), tokenizer)):
+    asked, wanted, went_on = [], [], 0
+    for number, prompt in enumerate(make(held_out(tokenizer), tokenizer, trials=5)):
         size = prompt.num_answer_tokens
         question = torch.from_numpy(prompt.tokens[:-size])[None]
         hook = RotaryHook(model)
         with torch.inference_mode(), hook.applied(scale):
             written = model.generate(
-                question, attention_mask=torch.ones_like(question), max_new_tokens=size, do_sample=False
-            )[0, -size:]
+                question, attention_mask=torch.ones_like(question), max_new_tokens=size + 1, do_sample=False
+            )[0, -size - 1 :].numpy()
+        answer = written[:-1]
+        answer = [answer, prompt.tokens[-size:], np.append(answer[:-1], answer[-1] ^ 1)][number % 3]
+        asked.append(dataclasses.replace(prompt, tokens=np.concatenate([prompt.tokens[:-size], answer])))
+        same = written[:-1].tolist() == answer.tolist()
+        goes_on = tokenizer.decode(written[-1:])[:1].isalnum()  # byte level: a token says the same everywhere
+        wanted.append(same and not goes_on)
+        went_on += same and goes_on
+        said = write(model, hook, asked[-1], encoder_of(tokenizer), scale=scale, device="cpu")
         hook.remove()
-        answer = [written.numpy(), prompt.tokens[-size:], np.append(written[:-1], written[-1] ^ 1)][number % 3]
-        tokens = np.concatenate([prompt.tokens[:-size], answer])
-        asked.append(dataclasses.replace(prompt, tokens=tokens))
-        wanted.append(written.tolist() == answer.tolist())
+        assert said.exact is bool(wanted[-1])
+    assert went_on > 0  # else the token behind the answer is not put to the test
     assert set(wanted) == {True, False}
-    assert find(model, asked, scale=scale) == wanted
-    assert find(model, asked, scale=2 * scale) != wanted  # the scale is not lost on the way
+    assert find(model, asked, tokenizer, scale=scale) == wanted
+    assert find(model, asked, tokenizer, scale=2 * scale) != wanted  # the scale is not lost on the way
 
 
 @pytest.mark.parametrize("batch_tokens", [1, CONTEXT_LENGTH, 5 * CONTEXT_LENGTH + 1, 10**6])
@@ -434,20 +541,20 @@ def test_batches_give_the_same_answers_and_hold_no_more_than_asked(tokenizer, ba
     made = make(held_out(tokenizer), tokenizer)
     half = [dataclasses.replace(p, tokens=np.append(p.tokens[:-1], 0)) if n % 2 else p for n, p in enumerate(made)]
     model = Reader(copy, len(tokenizer))
-    assert find(model, half, batch_tokens=batch_tokens) == [n % 2 == 0 for n in range(len(half))]
+    assert find(model, half, tokenizer, batch_tokens=batch_tokens) == [n % 2 == 0 for n in range(len(half))]
     assert max(model.batch_sizes) == min(len(half), max(1, batch_tokens // CONTEXT_LENGTH))
     assert sum(model.batch_sizes) == len(half)
 
 
 def test_no_prompts_have_no_answers(tokenizer):
-    assert find(Reader(copy, len(tokenizer)), []) == []
+    assert find(Reader(copy, len(tokenizer)), [], tokenizer) == []
 
 
 def test_prompts_of_two_lengths_are_refused(tokenizer):
     made = make(held_out(tokenizer), tokenizer)
     made += make(held_out(tokenizer), tokenizer, context_length=200)
     with pytest.raises(ValueError, match=r"one context length, got \[200, 256\]"):
-        find(Reader(copy, len(tokenizer)), made)
+        find(Reader(copy, len(tokenizer)), made, tokenizer)
 
 
 def test_measuring_leaves_the_model_as_it_was(tokenizer):
@@ -456,7 +563,7 @@ def test_measuring_leaves_the_model_as_it_was(tokenizer):
     tokens = torch.arange(20)[None]
     with torch.no_grad():
         untouched = model(tokens).logits
-        find(model, made, scale=4.0)
+        find(model, made, tokenizer, scale=4.0)
         assert model.training
         torch.testing.assert_close(model(tokens).logits, untouched, rtol=0, atol=0)
 
@@ -466,7 +573,7 @@ def test_a_diverged_model_is_named_and_no_score(tokenizer):
     with torch.no_grad():
         model.lm_head.weight.fill_(math.nan)
     with pytest.raises(SettingsError, match=r"context length 256, scale 2: logits are NaN.*diverged"):
-        find(model, make(held_out(tokenizer), tokenizer, trials=1), scale=2.0)
+        find(model, make(held_out(tokenizer), tokenizer, trials=1), tokenizer, scale=2.0)
 
 
 @pytest.mark.parametrize(("context_length", "scale"), [(128, 1.0), (256, 1.0), (384, 1.5), (512, 2.0)])
@@ -574,13 +681,22 @@ def test_greedy_generation_agrees_with_the_forward_pass(tokenizer):
     assert not any("disagrees" in line for line in lines)
 
 
-def test_what_generation_writes_is_scored_by_its_text(tokenizer):
+@pytest.mark.parametrize("task", TASKS)
+def test_what_generation_writes_is_scored_by_its_text(tokenizer, task):
     """The model is made to say what stands in the prompt's place of an answer."""
-    (prompt,) = make(held_out(tokenizer), tokenizer, depths=(0.5,), trials=1)
+    prompt = make(many_words(tokenizer), tokenizer, depths=(0.5,), trials=1, context_length=512, task=task)[0]
     model = tiny_llama(len(tokenizer))
     hook = RotaryHook(model)
     answer = prompt.tokens[-prompt.num_answer_tokens :].tolist()
-    for said, exact, share in ((answer, True, 1.0), ([*answer[:-1], answer[-1] ^ 1], False, 0.0)):
+    (full_stop,), (digit,), (letter,) = (plain(tokenizer, text) for text in (".", "7", "b"))
+    one_less = 1 - 1 / len(prompt.references)
+    for said, exact, share in (
+        ([*answer, full_stop], True, 1.0),
+        ([*answer, tokenizer.eos_token_id], True, 1.0),
+        ([*answer, digit], False, one_less),
+        ([*answer, letter], False, one_less),
+        ([*answer[:-1], answer[-1] ^ 1, full_stop], False, one_less),
+    ):
 
         def speak(module, args, kwargs, output, said=said):
             place = kwargs["position_ids"].max().item() + 1 - (len(prompt.tokens) - len(answer))
@@ -591,7 +707,7 @@ def test_what_generation_writes_is_scored_by_its_text(tokenizer):
         handle = model.register_forward_hook(speak, with_kwargs=True)
         found = write(model, hook, prompt, encoder_of(tokenizer), scale=2.0, device="cpu")
         handle.remove()
-        assert (found.exact, found.contained) == (exact, share)
+        assert (found.exact, found.contained) == (exact, pytest.approx(share))
 
 
 def test_a_length_that_does_not_fit_into_memory_is_left_out_and_told(tokenizer):

@@ -1,28 +1,72 @@
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from e2ray.evaluate.scorers import best_of, contained, first_integer
+from e2ray.config.data import ByteLevelBpe
+from e2ray.data.tokenizer import Encoder, train_byte_level_bpe
+from e2ray.evaluate.scorers import best_of, contained, goes_on
+
+TEXTS = ["the dog sat on the log_book in 1813, 1914 and 2020: the x-ray of a 5th dog's éclair", "Москва 24"] * 20
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("73914", True),
-        (" is 73914. Remember it", True),
-        ("73914 or 10000", True),
-        ("10000 or 73914", False),  # the first one counts
-        ("739145", False),
-        ("173914", False),
-        ("7391", False),
-        ("7 3 9 1 4", False),
-        ("073914", False),
-        ("seven", False),
-        ("", False),
-        ("-73914", True),
-        ("x73914y", True),
-    ],
-)
-def test_the_first_integer_is_the_key_or_it_is_not(text, found):
-    assert first_integer(text, "73914") is found
+def byte_level():
+    return train_byte_level_bpe(TEXTS, ByteLevelBpe(vocab_size=400))
+
+
+def spaces_as_letters():
+    """As Llama 2, which takes the space before a text away again when it decodes."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    backend.train_from_iterator([*TEXTS, "0123456789"], trainer)
+    backend.add_tokens(["<0x37>"])  # the byte of a 7
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def pieces_of_words():
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.WordPiece()
+    pieces = ["[UNK]", "[SEP]", "0", "5", "##5", "dog", "##dog", ".", "##.", "'"]
+    backend.model = models.WordPiece(vocab={piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[SEP]", unk_token="[UNK]")
+
+
+def going_on(tokenizer, text="12"):
+    encoder = Encoder(tokenizer.backend_tokenizer.to_str(), begin=None, end=tokenizer.eos_token_id)
+    tokens = encoder.backend.encode(text, add_special_tokens=False).ids
+    return {piece for piece, token in tokenizer.get_vocab().items() if goes_on(encoder, tokens, token)}
+
+
+@pytest.mark.parametrize("text", ["12", "1813, 2020", "the dog"])
+@pytest.mark.parametrize("make", [byte_level, spaces_as_letters])
+def test_a_token_goes_on_where_it_is_glued_to_the_word_before(make, text):
+    tokenizer = make()
+    found = going_on(tokenizer, text)
+    space = "Ġ" if make is byte_level else "\N{LOWER ONE EIGHTH BLOCK}"
+    glued = {piece for piece in tokenizer.get_vocab() if piece[0] in "0123456789abdeghiklnorstxy_"}
+    assert {"0", "7", "d", "og", "_"} <= glued  # else the vocabulary proves nothing
+    assert any(piece.startswith(f"{space}d") for piece in tokenizer.get_vocab())
+    assert glued <= found
+    assert not {".", ",", ":", "-", space, tokenizer.eos_token} & found
+    assert not {piece for piece in found if piece.startswith(space)}
+
+
+def test_a_byte_that_is_a_digit_goes_on():
+    assert "<0x37>" in going_on(spaces_as_letters())
+
+
+def test_only_pieces_inside_a_word_go_on_where_others_begin_one():
+    assert going_on(pieces_of_words(), "5") == {"##5", "##dog"}
 
 
 @pytest.mark.parametrize(
