@@ -31,8 +31,8 @@ def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str =
 
     Returns:
         `base_context_length` and `lengths`, one row per window: `context_length`, `served` (what export and generation
-        use: the best measured scale where it is better than W / L beyond the spread of the documents, else W / L),
-        `scale` (best measured), `nll`, `paper_scale` (W / L), `paper_nll` (None where that scale was not measured),
+        use: the best measured scale where it is better than W / L beyond the spread of the documents, else W / L, also
+        where W / L was not measured and nothing is known to be better), `scale` (best measured), `nll`, `paper_scale` (W / L), `paper_nll` (None where that scale was not measured),
         `gain` (paper_nll - nll) with `gain_low` and `gain_high`, its 95 % interval (None for one document).
     """
     rows = []
@@ -44,7 +44,7 @@ def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str =
         rows.append(
             {
                 "context_length": window,
-                "served": best.scale if paper is None or (low is not None and low > 0) else wanted,
+                "served": best.scale if low is not None and low > 0 else wanted,
                 "scale": best.scale,
                 "nll": best.mean,
                 "paper_scale": wanted,
@@ -64,8 +64,17 @@ def served_at(scales: Mapping[str, Any], context_length: int) -> float:
     """
     for row in scales["lengths"]:
         if row["context_length"] >= context_length:
-            return float(row["served"])
+            return row_scale(row)
     return paper_scale(context_length, scales["base_context_length"])
+
+
+def row_scale(row: Mapping[str, Any]) -> float:
+    """Return the scale that a row of scales.json serves its length with.
+
+    Files made when `served` was the best of the scales measured without W / L among them are read as W / L, too.
+    """
+    unmeasured = "paper_nll" in row and row["paper_nll"] is None
+    return float(row["paper_scale"] if unmeasured else row["served"])
 
 
 def request_scale(num_tokens: int, base_context_length: int, scales: Mapping[str, Any] | None) -> float:

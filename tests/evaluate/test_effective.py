@@ -87,6 +87,17 @@ def test_a_papers_scale_that_was_not_measured_is_missing():
     assert (row["paper_scale"], row["paper_nll"], row["gain"], row["gain_low"]) == (3.0, None, None, None)
 
 
+@pytest.mark.parametrize("scales", [(1.0, 4.0), (1.0,)])
+def test_nothing_but_the_papers_scale_is_served_where_it_was_not_measured(scales):
+    table = scale_table([sums(2048, scale, 3.4 - 0.1 * scale) for scale in scales], L)
+    (row,) = table["lengths"]
+    assert (row["scale"], row["served"]) == (scales[-1], 16.0)
+    assert served_at(table, 2000) == 16.0
+    older = {"base_context_length": L, "lengths": [row | {"served": scales[-1]}]}
+    assert served_at(older, 2000) == 16.0
+    assert "reads better" not in "".join(sentences(table, effective_length([sums(2048, 1.0, 3.3)], L)))
+
+
 @pytest.mark.parametrize(
     ("tokens", "scale"), [(1, 1.0), (128, 1.0), (129, 2.0), (1000, 12.0), (2048, 16.0), (4096, 32.0)]
 )
