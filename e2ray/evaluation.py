@@ -33,7 +33,7 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     Raises:
         SettingsError: If there is no tuned model, or no document is long enough.
     """
-    from e2ray.evaluate.by_length import length_cells
+    from e2ray.evaluate.by_length import end_sums, length_cells
     from e2ray.evaluate.effective import effective_length, scale_table, sentences
     from e2ray.evaluate.perplexity import cell
     from e2ray.evaluate.verdict import table, verdict
@@ -53,13 +53,16 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     scales = scale_table(sums, run.base_context_length)
     retrieval = _retrieval(run, shards, models) if settings.retrieval else []
     tuned = [row for row in retrieval if row["model"] == "tuned"]
-    effective = effective_length(sums, run.base_context_length, retrieval=tuned)
+    lengths = sorted({each.window for each in sums})
+    ends = [each for one in passes for each in end_sums(one, lengths, last=settings.stride)]
+    effective = effective_length(
+        sums, run.base_context_length, ends=ends, retrieval=tuned if settings.retrieval else None
+    )
     found["sentences"] += sentences(scales, effective)
     write_evaluation(
         run.folder, cells, found, missing_windows=sorted(set(settings.windows) - {each.window for each in sums})
     )
     write_lengths(run.folder, sums, scales=scales, effective=effective, retrieval=retrieval)
-    lengths = sorted({each.window for each in sums})
     write_by_length(
         run.folder,
         [
