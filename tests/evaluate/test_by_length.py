@@ -124,7 +124,7 @@ def shares(model, documents, which, scales=(1.0, 4.0), **options):
             model,
             hook,
             [documents[number] for number in which],
-            window=64,
+            windows=(16, 64),
             scales=scales,
             batch_tokens=128,
             device="cpu",
@@ -163,6 +163,29 @@ def test_a_scale_that_does_not_fit_is_left_out_told_and_left_out_for_all_workers
         "lower evaluate.batch_tokens or give the workers more"
     ]
     assert [one.scale for one in merged_passes([shares(model, documents, [1, 3]), partly])] == [4.0]
+
+
+def test_a_window_that_does_not_fit_leaves_the_shorter_lengths(model, documents, monkeypatch):
+    real = by_length.token_nlls
+
+    def starved(*args, window, scale, **options):
+        if window > 16 and scale == 1.0:
+            raise torch.OutOfMemoryError("no")
+        return real(*args, window=window, scale=scale, **options)
+
+    whole = shares(model, documents, [1, 3])
+    monkeypatch.setattr(by_length, "token_nlls", starved)
+    told = []
+    partly = shares(model, documents, [0, 2], progress=told.append)
+    assert [(one.scale, one.window) for one in partly] == [(1.0, 16), (4.0, 64)]
+    assert told == [
+        "tuned: NLL by length at scale 1 beyond 16 tokens left out: it does not fit into memory; "
+        "lower evaluate.batch_tokens or give the workers more"
+    ]
+    together = merged_passes([whole, partly])
+    assert [(one.scale, one.nll.shape) for one in together] == [(1.0, (4, 15)), (4.0, (4, 63))]
+    np.testing.assert_array_equal(together[0].nll[[1, 3]], whole[0].nll[:, :15])
+    assert [each.window for each in end_sums(together[0], [8, 16, 64], last=4)] == [8, 16]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(model, documents, monkeypatch):
