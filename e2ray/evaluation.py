@@ -40,6 +40,7 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     from e2ray.evaluate.effective import effective_length, scale_table, sentences
     from e2ray.evaluate.perplexity import cell
     from e2ray.evaluate.verdict import table, verdict
+    from e2ray.evaluate.weights import weights_digest
     from e2ray.report.by_length import write_by_length
     from e2ray.report.evaluation import write_evaluation
     from e2ray.report.lengths import write_lengths
@@ -52,10 +53,11 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     sums, passes, scored = _surface(run, shards, models)
     cells = [cell(each) for each in sums]
     found = verdict(cells, run.base_context_length)
-    found["protocol"] |= scored
+    weights = {"weights_digest": weights_digest(run.folder / "model")}
+    found["protocol"] |= scored | weights
     said = found["sentences"]
-    scales = scale_table(sums, run.base_context_length)
-    lengths = sorted({each.window for each in sums})
+    scales = scale_table(sums, run.base_context_length) | weights
+    windows, lengths = settings.windows, sorted({each.window for each in sums})
     ends = [each for one in passes for each in end_sums(one, lengths, last=settings.stride)]
 
     def write(retrieval: list[dict[str, Any]]) -> None:
@@ -63,7 +65,7 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         asked = tuned if settings.retrieval else None
         effective = effective_length(sums, run.base_context_length, ends=ends, retrieval=asked)
         found["sentences"] = said + sentences(scales, effective)
-        missing = sorted(set(settings.windows) - set(lengths))
+        missing = sorted(set(windows) - set(lengths))
         write_evaluation(run.folder, cells, found, missing_windows=missing)
         write_lengths(run.folder, sums, scales=scales, effective=effective, retrieval=retrieval)
 
@@ -288,6 +290,7 @@ def _ask_suites(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bo
     from e2ray.evaluate.harness import ScaledLM
     from e2ray.evaluate.suites import checked
     from e2ray.evaluate.suites import run as run_suites
+    from e2ray.evaluate.weights import read_scales
 
     settings = run.config.evaluate
     assert settings is not None and settings.suites is not None
@@ -298,7 +301,7 @@ def _ask_suites(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bo
     manager = checked(settings.suites, told)
     device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
     scales = run.folder / "scales.json"
-    measured = files.read_json(scales, wanted="scales") if name == "tuned" and scales.exists() else None
+    measured = read_scales(scales, model=run.folder / "model") if name == "tuned" and scales.exists() else None
     asked = ScaledLM(
         Loaded(loaded, hook, load_tokenizer(str(place)), device, run.base_context_length, measured),
         max_context_length=longest,

@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from report.made_runs import TEXT, L, asked, passes, settings, surface
+from safetensors.numpy import save_file
 
-from e2ray import evaluation
+from e2ray import evaluation, pipeline
 from e2ray.config.base import SettingsError
+from e2ray.evaluate.weights import weights_digest
 from e2ray.run import Run
 
 
@@ -15,6 +18,7 @@ def run(tmp_path, monkeypatch):
     config = settings(tmp_path, evaluate={"documents": 4, "stride": 8, "retrieval": {"trials": 4}})
     made = Run(config, L)
     (made.folder / "model").mkdir(parents=True)
+    save_file({"weight": np.ones(8, np.float32)}, made.folder / "model" / "model.safetensors")
     monkeypatch.setattr(evaluation, "_surface", lambda *arguments: (surface(), passes(), TEXT))
     monkeypatch.setattr(evaluation, "tuned_model", lambda *arguments: None)
     return made
@@ -57,3 +61,41 @@ def test_the_surface_is_written_before_retrieval_fails(run, monkeypatch):
         evaluation.evaluate(run, "shards", None)
     for name in ("evaluation.json", "scales.json", "effective.json", "evaluation-lengths.parquet"):
         assert (run.folder / name).exists()
+
+
+@pytest.fixture
+def measured(run, monkeypatch):
+    monkeypatch.setattr(evaluation, "_retrieval", lambda *arguments: asked(4))
+    evaluation.evaluate(run, "shards", None)
+    return run
+
+
+def test_an_evaluation_names_the_weights_it_measured(measured):
+    named = weights_digest(measured.folder / "model")
+    assert read(measured, "evaluation.json")["verdict"]["protocol"]["weights_digest"] == named
+    assert read(measured, "scales.json")["weights_digest"] == named
+
+
+@pytest.mark.parametrize("file", ["evaluation.json", "scales.json"])
+def test_nothing_is_exported_with_an_evaluation_of_other_weights(measured, file):
+    save_file({"weight": np.zeros(8, np.float32)}, measured.folder / "model" / "model.safetensors")
+    if file == "scales.json":
+        (measured.folder / "evaluation.json").unlink()
+    wanted = rf"{file}: was measured with other weights than .*/small/model; run `e2ray evaluate` again"
+    with pytest.raises(SettingsError, match=wanted):
+        pipeline._export(measured, None)
+
+
+def test_an_export_of_an_earlier_evaluation_is_told(measured, capsys):
+    pipeline._tell_old_export(measured)  # there is none
+    export = measured.folder / "export"
+    export.mkdir()
+    (export / "scales.json").write_bytes((measured.folder / "scales.json").read_bytes())
+    pipeline._tell_old_export(measured)
+    assert "export" not in capsys.readouterr().out
+    (export / "scales.json").write_text("{}")
+    pipeline._tell_old_export(measured)
+    assert capsys.readouterr().out == f"{export}: serves by an earlier evaluation; `e2ray export` writes it anew\n"
+    paper = measured.config.export.model_copy(update={"scale": "paper"})
+    pipeline._tell_old_export(Run(measured.config.model_copy(update={"export": paper}), L))
+    assert capsys.readouterr().out == ""

@@ -77,7 +77,7 @@ def row_scale(row: Mapping[str, Any]) -> float:
 
     Files made when `served` was the best of the scales measured without W / L among them are read as W / L, too.
     """
-    unmeasured = "paper_nll" in row and row["paper_nll"] is None
+    unmeasured = "paper_scale" in row and row.get("paper_nll") is None
     return float(row["paper_scale"] if unmeasured else row["served"])
 
 
