@@ -58,6 +58,12 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     said = found["sentences"]
     scales = scale_table(sums, run.base_context_length) | weights
     windows, lengths = settings.windows, sorted({each.window for each in sums})
+    by_length = [
+        each
+        for one in passes
+        if (inside := [length for length in lengths if length <= one.window])
+        for each in length_cells(one.nll, inside, last=settings.stride, scale=one.scale, model=one.model)
+    ]
     ends = [each for one in passes for each in end_sums(one, lengths, last=settings.stride)]
 
     def write(retrieval: list[dict[str, Any]]) -> None:
@@ -70,15 +76,7 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         write_lengths(run.folder, sums, scales=scales, effective=effective, retrieval=retrieval)
 
     write([])  # what is measured stays, whatever becomes of retrieval
-    write_by_length(
-        run.folder,
-        [
-            each
-            for one in passes
-            if (inside := [length for length in lengths if length <= one.window])
-            for each in length_cells(one.nll, inside, last=settings.stride, scale=one.scale, model=one.model)
-        ],
-    )
+    write_by_length(run.folder, by_length)
     if settings.retrieval:
         try:
             retrieval = _retrieval(run, shards, models)

@@ -299,7 +299,7 @@ def _write_profile(aside: Path, profile: Profile, name: str, out_folder: Path, b
     paper = served_scale(profile.context_length, base_context_length)
     why = f"= {profile.context_length} / {base_context_length}"
     if profile.scale != paper:
-        why = f"was measured better at this length than W / L = {paper:g}"
+        why = f"was measured better at this length than W / L = {paper:g}, on the documents that chose it"
     write_text(
         folder / "README.md",
         f"# Serving {profile.context_length} tokens\n\nScale {profile.scale:g} {why}. The paths below are those of the "
