@@ -233,7 +233,13 @@ def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
     opened = ShardSet.open(shards)
     held_out = [tokens for _, tokens in opened.validation_documents()]
     missing: list[str] = []
-    windows = reachable_windows(held_out, settings.windows, cut=settings.document_tokens, progress=missing.append)
+    windows = reachable_windows(
+        held_out,
+        settings.windows,
+        cut=settings.document_tokens,
+        skip=settings.skip_documents,
+        progress=missing.append,
+    )
     documents = select_documents(
         held_out,
         minimum_tokens=max(windows),

@@ -25,18 +25,22 @@ SUITES, SAMPLES = "suites.json", "suites-samples.jsonl"
 def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     """Measure base and tuned model, write and print what was found, and return evaluation.json's content.
 
+    The surface is written before retrieval is asked.
+
     Args:
         run: A run with a tuned model.
         shards: Its shards.
         base: Settings of the untouched base model.
 
     Raises:
-        SettingsError: If there is no tuned model, or no document is long enough.
+        SettingsError: If there is no tuned model, or no document is long enough. One of retrieval is shown instead, and
+            all but retrieval written.
     """
-    from e2ray.evaluate.by_length import length_cells
+    from e2ray.evaluate.by_length import end_sums, length_cells
     from e2ray.evaluate.effective import effective_length, scale_table, sentences
     from e2ray.evaluate.perplexity import cell
     from e2ray.evaluate.verdict import table, verdict
+    from e2ray.evaluate.weights import weights_digest
     from e2ray.report.by_length import write_by_length
     from e2ray.report.evaluation import write_evaluation
     from e2ray.report.lengths import write_lengths
@@ -49,25 +53,37 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     sums, passes, scored = _surface(run, shards, models)
     cells = [cell(each) for each in sums]
     found = verdict(cells, run.base_context_length)
-    found["protocol"] |= scored
-    scales = scale_table(sums, run.base_context_length)
-    retrieval = _retrieval(run, shards, models) if settings.retrieval else []
-    tuned = [row for row in retrieval if row["model"] == "tuned"]
-    effective = effective_length(sums, run.base_context_length, retrieval=tuned)
-    found["sentences"] += sentences(scales, effective)
-    write_evaluation(
-        run.folder, cells, found, missing_windows=sorted(set(settings.windows) - {each.window for each in sums})
-    )
-    write_lengths(run.folder, sums, scales=scales, effective=effective, retrieval=retrieval)
-    lengths = sorted({each.window for each in sums})
-    write_by_length(
-        run.folder,
-        [
-            found
-            for one in passes
-            for found in length_cells(one.nll, lengths, last=settings.stride, scale=one.scale, model=one.model)
-        ],
-    )
+    weights = {"weights_digest": weights_digest(run.folder / "model")}
+    found["protocol"] |= scored | weights
+    said = found["sentences"]
+    scales = scale_table(sums, run.base_context_length) | weights
+    windows, lengths = settings.windows, sorted({each.window for each in sums})
+    by_length = [
+        each
+        for one in passes
+        if (inside := [length for length in lengths if length <= one.window])
+        for each in length_cells(one.nll, inside, last=settings.stride, scale=one.scale, model=one.model)
+    ]
+    ends = [each for one in passes for each in end_sums(one, lengths, last=settings.stride)]
+
+    def write(retrieval: list[dict[str, Any]]) -> None:
+        tuned = [row for row in retrieval if row["model"] == "tuned"]
+        asked = tuned if settings.retrieval else None
+        effective = effective_length(sums, run.base_context_length, ends=ends, retrieval=asked)
+        found["sentences"] = said + sentences(scales, effective)
+        missing = sorted(set(windows) - set(lengths))
+        write_evaluation(run.folder, cells, found, missing_windows=missing)
+        write_lengths(run.folder, sums, scales=scales, effective=effective, retrieval=retrieval)
+
+    write([])  # what is measured stays, whatever becomes of retrieval
+    write_by_length(run.folder, by_length)
+    if settings.retrieval:
+        try:
+            retrieval = _retrieval(run, shards, models)
+        except SettingsError as error:
+            show(f"retrieval left out: {error}")
+        else:
+            write(retrieval)
     show(table(cells, found))
     return files.read_json(run.folder / "evaluation.json", wanted="an evaluation")
 
@@ -125,7 +141,9 @@ def _score_share(
     opened = ShardSet.open(shards)
     held_out = [tokens for _, tokens in opened.validation_documents()]
     first = tell if name == "base" else None  # every model would say the same
-    windows = reachable_windows(held_out, settings.windows, cut=settings.document_tokens, progress=first)
+    windows = reachable_windows(
+        held_out, settings.windows, cut=settings.document_tokens, skip=settings.skip_documents, progress=first
+    )
     documents = select_documents(
         held_out,
         minimum_tokens=max(windows),
@@ -147,7 +165,7 @@ def _score_share(
         "progress": tell,
     }
     sums = document_sums(loaded, hook, mine, windows=windows, stride=settings.stride, **options)
-    passes = length_passes(loaded, hook, mine, window=max(windows), **options)
+    passes = length_passes(loaded, hook, mine, windows=windows, **options)
     return (
         sums,
         passes,
@@ -270,6 +288,7 @@ def _ask_suites(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bo
     from e2ray.evaluate.harness import ScaledLM
     from e2ray.evaluate.suites import checked
     from e2ray.evaluate.suites import run as run_suites
+    from e2ray.evaluate.weights import read_scales
 
     settings = run.config.evaluate
     assert settings is not None and settings.suites is not None
@@ -280,7 +299,7 @@ def _ask_suites(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bo
     manager = checked(settings.suites, told)
     device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
     scales = run.folder / "scales.json"
-    measured = files.read_json(scales, wanted="scales") if name == "tuned" and scales.exists() else None
+    measured = read_scales(scales, model=run.folder / "model") if name == "tuned" and scales.exists() else None
     asked = ScaledLM(
         Loaded(loaded, hook, load_tokenizer(str(place)), device, run.base_context_length, measured),
         max_context_length=longest,

@@ -27,6 +27,7 @@ from e2ray.config.base import SettingsError
 from e2ray.core.model import load_tokenizer
 from e2ray.core.rope import LOCAL_LAYER_TYPE
 from e2ray.evaluate.documents import Progress
+from e2ray.evaluate.effective import row_scale
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.serving import Check, profile_folder, served_scale, verify
 from e2ray.evaluate.verdict import table
@@ -110,7 +111,7 @@ def export(
     if out_folder == model_folder or out_folder in model_folder.parents:
         raise SettingsError(f"export {out_folder}: would replace the model folder {model_folder}; name another folder")
     config = _read_config(model_folder)
-    measured = {row["context_length"]: float(row["served"]) for row in scales["lengths"]} if scales else {}
+    measured = {row["context_length"]: row_scale(row) for row in scales["lengths"]} if scales else {}
     chosen = {length: measured[length] for length in context_lengths if length in measured}
     with atomic_folder(out_folder) as aside:
         _take_files(model_folder, aside)
@@ -298,7 +299,7 @@ def _write_profile(aside: Path, profile: Profile, name: str, out_folder: Path, b
     paper = served_scale(profile.context_length, base_context_length)
     why = f"= {profile.context_length} / {base_context_length}"
     if profile.scale != paper:
-        why = f"was measured better at this length than W / L = {paper:g}"
+        why = f"was measured better at this length than W / L = {paper:g}, on the documents that chose it"
     write_text(
         folder / "README.md",
         f"# Serving {profile.context_length} tokens\n\nScale {profile.scale:g} {why}. The paths below are those of the "

@@ -7,7 +7,7 @@ length; without it, or beyond the longest measured length, it is the paper's W /
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from e2ray.config.base import SettingsError
+from e2ray.config.load import read_recipe
 from e2ray.config.model import PretrainedModel
 from e2ray.core.model import base_facts, build_model, load_tokenizer
 from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.effective import request_scale
-from e2ray.files import read_json
+from e2ray.evaluate.weights import read_scales
 
 SCALES = "scales.json"
 
@@ -51,7 +52,8 @@ class Generator:
             prefill_tokens: Prompt tokens of one forward, at least 1; bounds the memory of long prompts.
 
         Raises:
-            SettingsError: If the folder holds no such model, or a setting is out of range.
+            SettingsError: If the folder holds no such model, its tokenizer has more tokens than the model embeds, its
+                scales.json is damaged or of another model, or a setting is out of range.
         """
         if prefill_tokens < 1:
             raise SettingsError(f"prefill tokens: must be at least 1, got {prefill_tokens}")
@@ -61,13 +63,14 @@ class Generator:
         dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         scales = folder / SCALES
         self.scales: dict[str, Any] | None = None
+        settings = _settings(place)
         if scales.is_file():
-            self.scales = read_json(scales, wanted="the scales.json of a run")
-        settings = _settings(place, self.scales["base_context_length"] if self.scales else None)
+            self.scales = read_scales(scales, model=place)
+            settings = _agreed(settings, folder, self.scales)
         assert settings.base_context_length is not None
         self.base_context_length: int = settings.base_context_length
         self.tokenizer = load_tokenizer(str(place))
-        self.model = build_model(settings, dtype=dtype, device=self.device).eval()
+        self.model = build_model(settings, dtype=dtype, device=self.device, vocab_size=len(self.tokenizer)).eval()
         self.model.config.use_cache = True
         self.prefill_tokens = prefill_tokens
         self.hook = RotaryHook(self.model)
@@ -141,7 +144,7 @@ class Generator:
             self.model.generate(tokens, attention_mask=torch.ones_like(tokens), **how)
 
 
-def _settings(place: Path, base_context_length: int | None) -> PretrainedModel:
+def _settings(place: Path) -> PretrainedModel:
     """Return the settings that load a folder as it was trained: what its config says about RoPE is kept."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that `keep` says nothing where there is no scaling
@@ -149,8 +152,33 @@ def _settings(place: Path, base_context_length: int | None) -> PretrainedModel:
     return PretrainedModel(
         path=str(place),
         base_scaling="keep" if facts.scaling else None,
-        base_context_length=base_context_length or facts.base_context_length,
+        base_context_length=facts.base_context_length,
     )
+
+
+def _agreed(settings: PretrainedModel, folder: Path, scales: Mapping[str, Any]) -> PretrainedModel:
+    """Return the settings with the base context length of scales.json.
+
+    A recipe may set another one than the model's config says, so where the two differ the run's resolved recipe
+    decides; an export has none, and there scales.json is believed only if it names these weights.
+
+    Raises:
+        SettingsError: If the run, or a model without one, says otherwise.
+    """
+    measured, said = scales["base_context_length"], settings.base_context_length
+    where = Path(settings.path) / "config.json"
+    if measured != said and (folder / "config.yaml").is_file():
+        where = folder / "config.yaml"
+        model = read_recipe(where).get("model")
+        said = (model.get("base_context_length") if isinstance(model, dict) else None) or said
+    elif "weights_digest" in scales:
+        said = measured
+    if measured != said:
+        raise SettingsError(
+            f"{folder / SCALES}: was measured for a base context length of {measured} tokens, {where} says {said}; run "
+            "`e2ray evaluate` again"
+        )
+    return settings.model_copy(update={"base_context_length": measured})
 
 
 class _Left(StoppingCriteria):

@@ -184,7 +184,7 @@ def _export(run: Run, base: Any) -> None:
     from e2ray.export import RunFacts
     from e2ray.export import export as write_export
 
-    evaluation = run.folder / "evaluation.json"
+    evaluation = _evaluation(run)
     settings, model = run.config.export, run.config.model
     assert settings is not None and settings.context_lengths
     steps = run.config.train.steps
@@ -200,20 +200,50 @@ def _export(run: Run, base: Any) -> None:
         base_context_length=run.base_context_length,
         context_lengths=settings.context_lengths,
         base_scaling=getattr(base, "base_scaling", None),
-        evaluation=files.read_json(evaluation, wanted="an evaluation") if evaluation.exists() else None,
+        evaluation=evaluation,
         run=facts,
-        picture=run.folder / "evaluation.png" if evaluation.exists() else None,
+        picture=run.folder / "evaluation.png" if evaluation is not None else None,
         scales=_measured_scales(run),
         progress=show,
     )
 
 
+def _evaluation(run: Run) -> dict[str, Any] | None:
+    """Return the content of evaluation.json, None without one.
+
+    Raises:
+        SettingsError: If it is damaged, or was measured with other weights than the run's.
+    """
+    from e2ray.evaluate.weights import refuse_other_weights
+
+    path = run.folder / "evaluation.json"
+    if not path.exists():
+        return None
+    found = files.read_json(path, wanted="an evaluation")
+    if not isinstance(found, dict) or not isinstance(found.get("verdict"), dict) or "rows" not in found:
+        raise SettingsError(f"{path}: is damaged; wanted rows and verdict; run `e2ray evaluate` again")
+    protocol = found["verdict"].get("protocol") or {}
+    refuse_other_weights({path: protocol.get("weights_digest")}, run.folder / "model")
+    return found
+
+
 def _measured_scales(run: Run) -> dict[str, Any] | None:
     """Return the content of scales.json where the recipe serves by it and an evaluation has written it."""
+    from e2ray.evaluate.weights import read_scales
+
     path = run.folder / "scales.json"
     if run.config.export is None or run.config.export.scale != "measured" or not path.exists():
         return None
-    return files.read_json(path, wanted="the scales of an evaluation")
+    return read_scales(path, model=run.folder / "model")
+
+
+def _tell_old_export(run: Run) -> None:
+    """Say in one line that an export beside a new evaluation still serves by the older one's scales."""
+    if run.config.export is not None and run.config.export.scale != "measured":
+        return
+    old, new = run.folder / "export" / "scales.json", run.folder / "scales.json"
+    if old.parent.is_dir() and new.exists() and (not old.exists() or old.read_bytes() != new.read_bytes()):
+        show(f"{old.parent}: serves by an earlier evaluation; `e2ray export` writes it anew")
 
 
 def base_of(run: Run, shards: str | Path) -> Any:
@@ -285,6 +315,7 @@ def evaluate_only(config: RunConfig) -> None:
     if run.config.evaluate is None:
         raise SettingsError("evaluate: is null, which leaves the stage out; give it a section or remove the line")
     _later_stage(run, "evaluate")
+    _tell_old_export(run)
     if run.config.evaluate.suites:
         show("evaluate.suites: not asked again here; `e2ray suites` does")
 

@@ -391,6 +391,15 @@ def test_a_length_that_was_measured_better_at_another_scale_is_served_at_that_on
     assert json.loads((tmp_path / "out" / "scales.json").read_text()) == scales
 
 
+def test_no_measurement_is_claimed_where_the_papers_scale_was_not_measured(folders, tmp_path):
+    row = {"context_length": 1024, "served": 4.0, "paper_scale": 16.0, "paper_nll": None}  # of an older evaluation
+    scales = {"base_context_length": L, "lengths": [row]}
+    result = run_export(folders, tmp_path / "out", context_lengths=(1024,), scales=scales)
+    assert [check["scale"] for check in result["checks"]] == [16.0]
+    text = (tmp_path / "out" / "serving" / "1024" / "README.md").read_text()
+    assert "Scale 16 = 1024 / 64." in text and "measured" not in text
+
+
 def test_servers_reach_a_length_whose_scale_is_below_w_over_l(folders):
     for name in ("llama", "linear kept"):
         config = AutoConfig.from_pretrained(folders / name)

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -7,6 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from e2ray import cli
 from e2ray.config.base import SettingsError
+from e2ray.core.model import load_tokenizer
+from e2ray.evaluate.weights import weights_digest
 from e2ray.export import RunFacts, export
 from e2ray.generate import Generator
 
@@ -141,6 +144,52 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path):
         Generator(tmp_path)
     with pytest.raises(SettingsError, match="prefill tokens: must be at least 1, got 0"):
         Generator(tmp_path, prefill_tokens=0)
+
+
+@pytest.fixture
+def beside(run, tmp_path):
+    """A copy of the run, to put other files into."""
+    folder = tmp_path / "beside"
+    shutil.copytree(run, folder)
+    return folder
+
+
+def rescale(folder, **changes):
+    path = folder / "scales.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_scales_that_are_damaged_or_of_another_model_are_refused(beside):
+    rescale(beside, base_context_length=2 * L)
+    wanted = rf"scales\.json: was measured for a base context length of 64 tokens, .*model/config\.json says {L}; run"
+    with pytest.raises(SettingsError, match=wanted):
+        Generator(beside, device="cpu")
+    (beside / "config.yaml").write_text("model: {base_context_length: 48}\n")
+    with pytest.raises(SettingsError, match=r"of 64 tokens, .*config\.yaml says 48"):
+        Generator(beside, device="cpu")
+    rescale(beside, base_context_length=L, weights_digest="0" * 64)
+    with pytest.raises(SettingsError, match=r"scales\.json: was measured with other weights than .*/beside/model; run"):
+        Generator(beside, device="cpu")
+    (beside / "scales.json").write_text('{"lengths": []}')
+    with pytest.raises(SettingsError, match=r"scales\.json: is damaged; wanted base_context_length and lengths"):
+        Generator(beside, device="cpu")
+
+
+def test_a_base_context_length_that_the_recipe_set_is_believed(beside):
+    rescale(beside, base_context_length=2 * L, weights_digest=weights_digest(beside / "model"))
+    (beside / "config.yaml").write_text(f"model: {{base_context_length: {2 * L}}}\n")
+    assert Generator(beside, device="cpu").base_context_length == 2 * L
+    (beside / "config.yaml").unlink()  # an export holds none; the digest names the model
+    assert Generator(beside, device="cpu").scale_of(512) == 8.0
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_embeds_is_refused(beside):
+    tokenizer = load_tokenizer(str(beside / "model"))
+    known = len(tokenizer)
+    tokenizer.add_tokens(["<one more>"])
+    tokenizer.save_pretrained(beside / "model")
+    with pytest.raises(SettingsError, match=f"has {known} token embeddings, the tokenizer {known + 1} tokens"):
+        Generator(beside, device="cpu")
 
 
 def test_the_command_prints_the_text(run, generator, capsys, tmp_path):

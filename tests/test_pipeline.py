@@ -116,6 +116,7 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys, tmp_p
     recipe["evaluate"]["retrieval"] = {"context_lengths": [128, 192], "tasks": ["passkey", "key_value"], "trials": 1}
     recipe["export"] = {"context_lengths": [64]}
     pipeline.evaluate_only(config_of(recipe))
+    assert f"{folder / 'export'}: serves by an earlier evaluation; `e2ray export` writes it" in capsys.readouterr().out
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert {(row["window"], row["scale"]) for row in evaluation["rows"]} == {(32, 1), (32, 2), (64, 1), (64, 2)}
     asked = json.loads((folder / "retrieval.json").read_text())["rows"]
@@ -129,6 +130,7 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys, tmp_p
     assert (folder / "retrieval.png").stat().st_size > 0
     effective = json.loads((folder / "effective.json").read_text())
     assert (effective["claimed"], [row["context_length"] for row in effective["lengths"]]) == (64, [32, 64])
+    assert (effective["criterion"], effective["last"], effective["retrieval_lengths"]) == ("last_tokens", 16, [])
 
     # Tasks of suites are asked by themselves; what was measured stays.
     recipe["evaluate"]["suites"] = own_suites(tmp_path, "short", "long")
@@ -155,6 +157,7 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys, tmp_p
 
     pipeline.export_only(config_of(recipe))
     assert [path.name for path in (folder / "export" / "serving").iterdir()] == ["64"]
+    assert (folder / "export" / "scales.json").read_bytes() == (folder / "scales.json").read_bytes()
     resolved = yaml.safe_load((folder / "config.yaml").read_text())
     assert (resolved["evaluate"]["windows"], resolved["export"]["context_lengths"]) == ([32, 64], [64])
     assert resolved["evaluate"]["suites"]["tasks"] == ["short", "long"]

@@ -16,7 +16,7 @@ from e2ray.config.search import SearchSettings, Space
 from e2ray.config.space import assign, check, family
 from e2ray.config.train import ClusterSettings, TrainSettings
 
-RESERVED = ("shards", "bases", "tokenizers")  # folders of storage that are no runs
+RESERVED = ("shards", "bases", "tokenizers", "prompts")  # folders of storage that are no runs
 # A run may be continued with other values of these: they change where and how fast it runs, not what it computes.
 FREE_ON_RESUME = (
     "cluster",

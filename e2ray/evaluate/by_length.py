@@ -21,7 +21,7 @@ from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.intervals import ratio_interval
-from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, is_out_of_memory
+from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, Sums, is_out_of_memory
 from e2ray.evaluate.scoring import forward_nll
 
 
@@ -74,13 +74,18 @@ class LengthPass:
     documents: np.ndarray
     nll: np.ndarray
 
+    @property
+    def window(self) -> int:
+        """W in tokens."""
+        return self.nll.shape[1] + 1
+
 
 def length_passes(
     model: nn.Module,
     hook: RotaryHook,
     documents: Sequence[np.ndarray],
     *,
-    window: int,
+    windows: Sequence[int],
     scales: Sequence[float],
     batch_tokens: int,
     device: torch.device | str,
@@ -88,15 +93,15 @@ def length_passes(
     numbers: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> list[LengthPass]:
-    """Return one pass over each document's first `window` tokens per scale.
+    """Return one pass per scale, over as many of each document's first tokens as the longest window that fits.
 
-    A scale whose pass does not fit into memory is left out and told in one line.
+    Where the longest does not fit into memory, the next shorter one is tried; what is left out is told in one line.
 
     Args:
         model: A causal language model of transformers; it is put into evaluation mode meanwhile.
         hook: The rotary hook of `model`, not applied.
-        documents: Integer tokens of shape [length] each, none shorter than `window`.
-        window: W in tokens, at least 2.
+        documents: Integer tokens of shape [length] each, none shorter than the longest window.
+        windows: W in tokens, at least 2.
         scales: g, each at least 1.
         batch_tokens: Tokens of one forward, at least one window.
         device: Where the model stands.
@@ -105,29 +110,35 @@ def length_passes(
         progress: Takes the lines.
 
     Raises:
-        SettingsError: If a document is shorter than the window.
+        SettingsError: If a document is shorter than the longest window.
     """
     found = []
+    which = np.arange(len(documents)) if numbers is None else np.asarray(numbers)
     for scale in scales:
-        try:
-            nll = token_nlls(
-                model, hook, documents, window=window, scale=scale, batch_tokens=batch_tokens, device=device
-            )
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if progress is not None:
-                progress(f"{name}: NLL by length at scale {scale:g} left out: {OUT_OF_MEMORY}")
-            continue
-        which = np.arange(len(documents)) if numbers is None else np.asarray(numbers)
-        found.append(LengthPass(name, float(scale), which, nll))
+        nll = None
+        for window in sorted(windows, reverse=True):
+            try:
+                nll = token_nlls(
+                    model, hook, documents, window=window, scale=scale, batch_tokens=batch_tokens, device=device
+                )
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+        reached = 0 if nll is None else nll.shape[1] + 1
+        if reached < max(windows) and progress is not None:
+            beyond = f" beyond {reached} tokens" if reached else ""
+            progress(f"{name}: NLL by length at scale {scale:g}{beyond} left out: {OUT_OF_MEMORY}")
+        if nll is not None:
+            found.append(LengthPass(name, float(scale), which, nll))
     return found
 
 
 def merged_passes(parts: Sequence[Sequence[LengthPass]]) -> list[LengthPass]:
     """Return the passes over documents that several workers scored, in the documents' order.
 
-    A scale that one of the workers had to leave out is left out.
+    A scale that one of the workers had to leave out is left out, and so is what lies beyond the shortest of their
+    windows.
     """
     together = []
     for first in parts[0]:
@@ -136,7 +147,8 @@ def merged_passes(parts: Sequence[Sequence[LengthPass]]) -> list[LengthPass]:
             continue
         numbers = np.concatenate([one.documents for one in whole])
         order = np.argsort(numbers)
-        nll = np.concatenate([one.nll for one in whole])[order]
+        reached = min(one.window for one in whole)
+        nll = np.concatenate([one.nll[:, : reached - 1] for one in whole])[order]
         together.append(LengthPass(first.model, first.scale, numbers[order], nll))
     return together
 
@@ -219,3 +231,25 @@ def length_cells(nll: np.ndarray, lengths: Sequence[int], *, last: int, scale: f
         )
         before = length
     return cells
+
+
+def end_sums(one: LengthPass, lengths: Sequence[int], *, last: int) -> list[Sums]:
+    """Return each document's NLL on the last tokens of each context length; its mean is `LengthCell.nll`.
+
+    Args:
+        one: A pass.
+        lengths: w in tokens; those beyond the pass's window are left out.
+        last: S >= 1, tokens at the end of each context; w - 1 where that is less.
+
+    Returns:
+        Sums whose `window` is w and whose `tokens` is S for every document.
+    """
+    found = []
+    for length in lengths:
+        if length > one.window:
+            continue
+        scored = min(last, length - 1)
+        nll = one.nll[:, length - 1 - scored : length - 1].sum(axis=1, dtype=np.float64)
+        counts = np.full(len(nll), scored)
+        found.append(Sums(one.model, length, one.scale, scored, one.documents, nll, counts))
+    return found

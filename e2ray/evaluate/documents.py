@@ -11,7 +11,12 @@ Progress = Callable[[str], None]
 
 
 def reachable_windows(
-    documents: Sequence[np.ndarray], windows: Sequence[int], *, cut: int | None, progress: Progress | None = None
+    documents: Sequence[np.ndarray],
+    windows: Sequence[int],
+    *,
+    cut: int | None,
+    skip: int = 0,
+    progress: Progress | None = None,
 ) -> tuple[int, ...]:
     """Return the windows that at least one document fills, and tell the others in one line.
 
@@ -19,20 +24,33 @@ def reachable_windows(
         documents: Held-out documents, integer tokens of shape [length].
         windows: W in tokens.
         cut: Tokens of a document that are scored, from its start; None for whole documents.
+        skip: Long enough documents that `select_documents` leaves out; a window needs more than these.
         progress: Takes the line.
 
     Raises:
-        SettingsError: If no document fills the smallest window.
+        SettingsError: If no document fills the smallest window, or `skip` leaves none that does.
     """
-    longest = max((_cut_length(document, cut) for document in documents), default=0)
-    reachable = tuple(window for window in windows if window <= longest)
+    lengths = [len(document) for document in documents]
+    filling = {window: len(long_enough(lengths, window, cut)) for window in windows}
+    reachable = tuple(window for window in windows if filling[window] > skip)
     if not reachable:
-        raise SettingsError(too_short(documents, min(windows), cut))
-    missing = [window for window in windows if window > longest]
-    if missing and progress:
+        smallest = min(windows)
+        raise SettingsError(
+            skips_all(skip, filling[smallest], smallest) if filling[smallest] else too_short(documents, smallest, cut)
+        )
+    unfilled = [window for window in windows if not filling[window]]
+    skipped = [window for window in windows if 0 < filling[window] <= skip]
+    if unfilled and progress:
+        longest = max(_cut_length(document, cut) for document in documents)
         progress(
-            f"left out: windows {', '.join(map(str, missing))}; the longest held-out document has {longest} tokens"
+            f"left out: windows {', '.join(map(str, unfilled))}; the longest held-out document has {longest} tokens"
             + (f" (evaluate.document_tokens cuts them to {cut})" if cut is not None and cut <= longest else "")
+        )
+    if skipped and progress:
+        few = max(filling[window] for window in skipped)
+        progress(
+            f"left out: windows {', '.join(map(str, skipped))}; evaluate.skip_documents skips {skip} documents, "
+            f"at most {few} are that long; lower it or raise data.validation_share"
         )
     return reachable
 
@@ -56,10 +74,7 @@ def select_documents(
     if not chosen:
         raise SettingsError(too_short(documents, minimum_tokens, cut))
     if len(chosen) <= skip:
-        raise SettingsError(
-            f"evaluate.skip_documents: {skip} leaves none of the {len(chosen)} held-out documents of at least "
-            f"{minimum_tokens} tokens; lower it or raise data.validation_share"
-        )
+        raise SettingsError(skips_all(skip, len(chosen), minimum_tokens))
     return chosen[skip : skip + limit]
 
 
@@ -94,4 +109,12 @@ def too_short(documents: Sequence[np.ndarray], wanted: int, cut: int | None) -> 
     return (
         f"evaluation: the longest of {len(documents)} held-out documents has {longest} tokens, wanted at least "
         f"{wanted}; lower evaluate.windows or name longer documents in data.validation_corpus"
+    )
+
+
+def skips_all(skip: int, long: int, wanted: int) -> str:
+    """Return one line that says that no document is left behind the skipped ones."""
+    return (
+        f"evaluate.skip_documents: {skip} leaves none of the {long} held-out documents of at least {wanted} tokens; "
+        "lower it or raise data.validation_share"
     )

@@ -1,10 +1,12 @@
 """How far a model really reads, and which scale reads each length best.
 
 Two files follow from a surface: `scales.json` says for each context length which scale was measured best, with the
-paper's W / L beside it; `effective.json` says up to which length the model reads. A length counts as read when the
-NLL there, at the best scale, is no worse than at the base window plus a tolerance, when retrieval holds its threshold
-where it was measured, and when every shorter length counts as read. All cells score the same tokens of the same
-documents, so both questions are answered pairwise, and their intervals come from drawing documents with replacement.
+paper's W / L beside it; `effective.json` says up to which length the model reads. A length counts as read when the NLL
+on the last tokens of its context, at the best scale, is no worse than at the base window plus a tolerance, when
+retrieval, where it was asked, covers the length and holds its threshold, and when no shorter length fails. All lengths
+are measured on the same documents, so both questions are answered pairwise, and their intervals come from drawing
+documents with replacement. The best scale is chosen and judged by the same documents: what is said of it is a little
+too good where scales hardly differ.
 
 The retrieval threshold is RULER's (NVIDIA/RULER): 85.6 %, what Llama-2-7B reaches at its own 4K.
 """
@@ -14,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from e2ray.evaluate.intervals import CONFIDENCE, resampled
+from e2ray.evaluate.intervals import CONFIDENCE, ratio_interval, resampled
 from e2ray.evaluate.perplexity import Sums, paper_scale
 
 TOLERANCE = 0.01  # nats per token
 RETRIEVAL_THRESHOLD = 0.856
+LAST_TOKENS, SLIDING = "last_tokens", "sliding"  # what a length's NLL is of
 
 
 def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str = "tuned") -> dict[str, Any]:
@@ -30,10 +33,11 @@ def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str =
         model: Whose cells are read.
 
     Returns:
-        `base_context_length` and `lengths`, one row per window: `context_length`, `served` (what export and generation
-        use: the best measured scale where it is better than W / L beyond the spread of the documents, else W / L),
-        `scale` (best measured), `nll`, `paper_scale` (W / L), `paper_nll` (None where that scale was not measured),
-        `gain` (paper_nll - nll) with `gain_low` and `gain_high`, its 95 % interval (None for one document).
+        `base_context_length`, `model` and `lengths`, one row per window: `context_length`, `served` (what export and
+        generation use: the best measured scale where it is better than W / L beyond the spread of the documents, else
+        W / L, also where W / L was not measured and nothing is known to be better), `scale` (best measured), `nll`,
+        `paper_scale` (W / L), `paper_nll` (None where that scale was not measured), `gain` (paper_nll - nll) with
+        `gain_low` and `gain_high`, its 95 % interval (None for one document).
     """
     rows = []
     for window in sorted({sums.window for sums in found if sums.model == model}):
@@ -44,7 +48,7 @@ def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str =
         rows.append(
             {
                 "context_length": window,
-                "served": best.scale if paper is None or (low is not None and low > 0) else wanted,
+                "served": best.scale if low is not None and low > 0 else wanted,
                 "scale": best.scale,
                 "nll": best.mean,
                 "paper_scale": wanted,
@@ -64,8 +68,17 @@ def served_at(scales: Mapping[str, Any], context_length: int) -> float:
     """
     for row in scales["lengths"]:
         if row["context_length"] >= context_length:
-            return float(row["served"])
+            return row_scale(row)
     return paper_scale(context_length, scales["base_context_length"])
+
+
+def row_scale(row: Mapping[str, Any]) -> float:
+    """Return the scale that a row of scales.json serves its length with.
+
+    Files made when `served` was the best of the scales measured without W / L among them are read as W / L, too.
+    """
+    unmeasured = "paper_scale" in row and row.get("paper_nll") is None
+    return float(row["paper_scale"] if unmeasured else row["served"])
 
 
 def request_scale(num_tokens: int, base_context_length: int, scales: Mapping[str, Any] | None) -> float:
@@ -79,97 +92,150 @@ def effective_length(
     found: Sequence[Sums],
     base_context_length: int,
     *,
-    retrieval: Sequence[Mapping[str, Any]] = (),
+    ends: Sequence[Sums] = (),
+    retrieval: Sequence[Mapping[str, Any]] | None = None,
     model: str = "tuned",
     tolerance: float = TOLERANCE,
     threshold: float = RETRIEVAL_THRESHOLD,
 ) -> dict[str, Any]:
     """Return up to which length a model reads, the content of effective.json.
 
+    Each length is judged at the scale with the lowest mean over whole documents, by NLL on the last tokens of its
+    context; L is read at scale 1 where that was measured. Scale and length are judged by the same documents, so a
+    length whose scales hardly differ looks a little better than it is.
+
     Args:
-        found: Sums of all cells, of one set of documents.
+        found: Sums of all cells, of one set of documents; they choose the scales.
         base_context_length: L in tokens.
-        retrieval: Rows of a retrieval evaluation (`context_length`, `found`, `trials`); lengths without any are judged
-            by NLL alone.
+        ends: Sums over the last tokens of each context length, as `by_length.end_sums` returns them, of the same
+            documents. A length that has none at its scale is judged by its cell in `found`, the mean of the sliding
+            windows over whole documents, against the same of L.
+        retrieval: Rows of a retrieval evaluation (`task`, `context_length`, `found`, `trials`), read at W / L; None
+            where none was asked, and NLL alone judges.
         model: Whose cells are read.
         tolerance: Nats per token that a length may be worse than L.
         threshold: Share of answers found that counts as read.
 
     Returns:
-        `claimed` (longest length measured), `effective` (None where not even L was measured), `low` and `high` (95 %
-        interval over documents), `tolerance`, `threshold` and `lengths`, one row per window: `context_length`,
-        `scale`, `nll`, `rise` over L with `rise_low` and `rise_high`, `retrieval` (share found or None), `reads`.
+        `claimed` (longest length measured), `effective` (None where no length passes, or L was not measured), `low` and
+        `high` (95 % interval over documents; 0 where no length passes), `tolerance`, `threshold`, `criterion`
+        (`last_tokens`, `sliding`, or `mixed` where lengths differ), `last` (those tokens, None without any),
+        `retrieval_lengths` (windows that retrieval covered, None where none was asked) and `lengths`, one row per
+        window: `context_length`, `scale`, `criterion`, `nll` with `nll_low` and `nll_high`, `rise` over L with
+        `rise_low` and `rise_high`, `retrieval` (share found, each task weighing the same, or None), `reads`. Where
+        retrieval was asked, a length that it does not cover does not read and is never the effective one; the lengths
+        beyond it may be, if NLL holds there and on the way.
     """
     best = {window: _best(found, model, window) for window in {sums.window for sums in found if sums.model == model}}
+    windows = [window for window in sorted(best) if window >= base_context_length]
+    shares = {window: _share(retrieval or (), window) for window in windows}
+    covered = None if retrieval is None else [window for window in windows if shares[window] is not None]
     start: dict[str, Any] = {
         "claimed": max(best, default=None),
         "tolerance": tolerance,
         "threshold": threshold,
         "model": model,
+        "criterion": None,
+        "last": None,
+        "retrieval_lengths": covered,
     }
     if base_context_length not in best:
         return start | {"effective": None, "low": None, "high": None, "lengths": []}
-    reference = _cell(found, model, base_context_length, 1.0) or best[base_context_length]
-    windows = [window for window in sorted(best) if window >= base_context_length]
-    shares = {window: _share(retrieval, window) for window in windows}
+    best[base_context_length] = _cell(found, model, base_context_length, 1.0) or best[base_context_length]
+    judged = [_judged(best[window], best[base_context_length], ends) for window in windows]
+    counts = np.array([covered is None or window in covered for window in windows])
     holds = np.array([share is None or share >= threshold for share in shares.values()])
-    rises = np.array([best[window].mean - reference.mean for window in windows])
-    rows, drawn = [], []
-    for window, rise, held in zip(windows, rises, holds, strict=True):
-        each = _resampled_difference(best[window], reference)
-        drawn.append(each)
-        low, high = _ends(each)
+    rises = np.array([one.mean - reference.mean for one, reference, _ in judged])
+    drawn = [_resampled_difference(one, reference) for one, reference, _ in judged]
+    rows = []
+    for place, (window, (one, _, criterion)) in enumerate(zip(windows, judged, strict=True)):
+        nll_low, nll_high = ratio_interval(one.nll, one.tokens) or (None, None)
+        low, high = _ends(drawn[place])
         rows.append(
             {
                 "context_length": window,
-                "scale": best[window].scale,
-                "nll": best[window].mean,
-                "rise": float(rise),
+                "scale": one.scale,
+                "criterion": criterion,
+                "nll": one.mean,
+                "nll_low": nll_low,
+                "nll_high": nll_high,
+                "rise": float(rises[place]),
                 "rise_low": low,
                 "rise_high": high,
                 "retrieval": shares[window],
-                "reads": bool(rise <= tolerance and held),
+                "reads": bool(rises[place] <= tolerance and holds[place] and counts[place]),
             }
         )
-    effective = _last_in_row(rises <= tolerance, holds, windows)
-    ends: list[int | None] = [None, None]
+    effective = _last_in_row(rises <= tolerance, holds, counts, windows)
+    bounds: list[int | None] = [None, None]
     if all(each is not None for each in drawn):
         lengths = [
-            _last_in_row(column <= tolerance, holds, windows) or 0
+            _last_in_row(column <= tolerance, holds, counts, windows) or 0
             for column in np.stack(drawn).T  # type: ignore[arg-type]
         ]
-        ends = [int(value) for value in np.quantile(lengths, _tails(), method="inverted_cdf")]
-    return start | {"effective": effective, "low": ends[0], "high": ends[1], "lengths": rows}
+        bounds = [int(value) for value in np.quantile(lengths, _tails(), method="inverted_cdf")]
+    kinds = {row["criterion"] for row in rows}
+    return start | {
+        "criterion": kinds.pop() if len(kinds) == 1 else "mixed",
+        "last": max((one.stride for one, _, kind in judged if kind == LAST_TOKENS), default=None),
+        "effective": effective,
+        "low": bounds[0],
+        "high": bounds[1],
+        "lengths": rows,
+    }
 
 
 def sentences(scales: Mapping[str, Any], effective: Mapping[str, Any]) -> list[str]:
     """Return in plain words how far a model reads and whether another scale than W / L reads a length better."""
     lines = []
+    covered = effective.get("retrieval_lengths")
+    told = "" if covered is None else f" Retrieval was measured at {', '.join(f'{each:,}' for each in covered)}."
+    if covered == []:
+        told = " Retrieval was asked and covers none of the windows, so no length counts."
     if effective["claimed"] is not None and effective["effective"] is None and effective["lengths"]:
-        lines.append(f"Claimed {effective['claimed']:,} tokens, effective: not even the base window.")
+        first = effective["lengths"][0]["context_length"]
+        none = "none" if covered is not None and first not in covered else "not even the base window"
+        lines.append(f"Claimed {effective['claimed']:,} tokens, effective: {none}.{told}")
     elif effective["effective"] is not None:
         low, high = effective["low"], effective["high"]
         interval = f" (95 % interval {low:,} to {high:,})" if low is not None else ""
-        asked = any(row["retrieval"] is not None for row in effective["lengths"])
-        found = f" and retrieval is at least {effective['threshold']:.1%}" if asked else ""
+        found = "" if covered is None else f" and retrieval is at least {effective['threshold']:.1%}"
         lines.append(
-            f"Claimed {effective['claimed']:,} tokens, effective {effective['effective']:,}{interval}: up to there NLL "
-            f"is at most {effective['tolerance']:g} nats above the base window's{found}."
+            f"Claimed {effective['claimed']:,} tokens, effective {effective['effective']:,}{interval}: up to there "
+            f"{_what(effective)} is at most {effective['tolerance']:g} nats above the base window's{found}, at the "
+            f"scale that the same documents chose.{told}"
         )
     better = [row for row in scales["lengths"] if row["gain_low"] is not None and row["gain_low"] > 0]
     if better:
         words = ", ".join(f"{row['context_length']:,} at {row['scale']:g}" for row in better)
-        lines.append(f"Beyond the spread of the documents, another scale than W/L reads better: {words}.")
+        lines.append(
+            f"Beyond the spread of the documents, which also chose it, another scale than W/L reads better: {words}."
+        )
     return lines
 
 
-def _last_in_row(reads: np.ndarray, holds: np.ndarray, windows: Sequence[int]) -> int | None:
-    """Return the last window up to which all are read; None where the first is not."""
+def _what(effective: Mapping[str, Any]) -> str:
+    """Return which NLL the lengths were judged by."""
+    ends = f"NLL on a context's last {effective['last']} tokens"
+    if effective["criterion"] == "mixed":
+        where = [f"{row['context_length']:,}" for row in effective["lengths"] if row["criterion"] == SLIDING]
+        return f"{ends} (at {', '.join(where)}: of sliding windows over whole documents)"
+    return ends if effective["criterion"] == LAST_TOKENS else "NLL of sliding windows over whole documents"
+
+
+def _judged(cell: Sums, reference: Sums, ends: Sequence[Sums]) -> tuple[Sums, Sums, str]:
+    """Return what a length is judged by, the same of L, and how that is called."""
+    one, other = (_cell(ends, each.model, each.window, each.scale) for each in (cell, reference))
+    return (cell, reference, SLIDING) if one is None or other is None else (one, other, LAST_TOKENS)
+
+
+def _last_in_row(reads: np.ndarray, holds: np.ndarray, counts: np.ndarray, windows: Sequence[int]) -> int | None:
+    """Return the last window that counts and up to which all are read; None without one."""
     last = None
-    for window, read in zip(windows, reads & holds, strict=True):
+    for window, read, counted in zip(windows, reads & holds, counts, strict=True):
         if not read:
             break
-        last = window
+        last = window if counted else last
     return last
 
 
@@ -183,9 +249,13 @@ def _cell(found: Sequence[Sums], model: str, window: int, scale: float) -> Sums 
 
 
 def _share(retrieval: Sequence[Mapping[str, Any]], window: int) -> float | None:
-    rows = [row for row in retrieval if row["context_length"] == window]
-    trials = sum(row["trials"] for row in rows)
-    return sum(row["found"] for row in rows) / trials if trials else None
+    """Return the share of answers found at a length, the mean over tasks; None where nothing was asked."""
+    rows = [row for row in retrieval if row["context_length"] == window and row["trials"]]
+    by_task: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], []).append(row)
+    shares = [sum(row["found"] for row in each) / sum(row["trials"] for row in each) for each in by_task.values()]
+    return sum(shares) / len(shares) if shares else None
 
 
 def _resampled_difference(one: Sums, other: Sums) -> np.ndarray | None:

@@ -19,6 +19,7 @@ from e2ray.config.base import SettingsError
 from e2ray.evaluate.by_length import LengthCell
 from e2ray.evaluate.effective import difference_interval
 from e2ray.evaluate.perplexity import Cell, Sums, paper_scale
+from e2ray.evaluate.weights import refuse_other_weights
 from e2ray.report.by_length import NAME as BY_LENGTH
 from e2ray.report.by_length import read_by_length
 from e2ray.report.evaluation import read_evaluation
@@ -146,9 +147,15 @@ def read_run(run: RunFolder) -> RunRecord:
         scales = _read(folder / "scales.json", "the scales of an evaluation", keys={"lengths"})
         effective = _read(folder / "effective.json", "the effective length", keys={"claimed", "effective", "lengths"})
         retrieval = _rows(folder / "retrieval.json", "rows", RETRIEVAL_KEYS)
+        named = {
+            folder / EVALUATION: (verdict["protocol"] or {}).get("weights_digest"),
+            folder / "scales.json": (scales or {}).get("weights_digest"),
+        }
+        refuse_other_weights(named, folder / "model")
     except SettingsError as error:
         again = f"; `e2ray evaluate --config {folder / RECIPE}` measures the run anew"
-        raise SettingsError(f"{str(error).removesuffix('; rerun `e2ray evaluate`')}{again}") from None
+        told = str(error).removesuffix("; rerun `e2ray evaluate`").removesuffix("; run `e2ray evaluate` again")
+        raise SettingsError(f"{told}{again}") from None
     return RunRecord(
         run, cells, verdict, sums, by_length, scales, effective, retrieval, suites, missing, metrics, environment
     )  # fmt: skip

@@ -122,8 +122,9 @@ def reach_table(records: Sequence[RunRecord]) -> Table:
         )
     caption = (
         "Claimed: the longest window measured. Effective, with its 95 % interval over documents: the longest up to "
-        "which NLL at the best scale rises over the base window's by no more than the tolerance, in nats, and "
-        "retrieval finds its share, where it was asked."
+        "which NLL at the best scale, chosen by the same documents, rises over the base window's by no more than the "
+        "tolerance, in nats, and retrieval finds its share; where retrieval was asked, only lengths that it covers "
+        "count."
     )
     return Table(columns, rows, caption)
 
@@ -158,8 +159,8 @@ def scales_table(records: Sequence[RunRecord]) -> Table:
             )
     caption = (
         "Nats per token, with 95 % intervals over documents. Served at: the best scale where it is better than W/L "
-        "beyond the spread of the documents, else W/L; export and generation use it. Reads: NLL and retrieval hold "
-        "here; the effective length needs every shorter one, too."
+        "beyond the spread of the documents, else W/L; export and generation use it. Reads: NLL holds here, and "
+        "retrieval where it was asked; for the effective length no shorter one may fail, either."
     )
     return Table(columns, rows, caption, compact=True)
 

@@ -66,7 +66,8 @@ def tokens_text(value: float | None) -> str:
 
 def asked_retrieval(effective: Mapping[str, Any]) -> bool:
     """Return whether an effective length was judged by retrieval, too, and not by NLL alone."""
-    return any(row.get("retrieval") is not None for row in effective["lengths"])
+    asked = effective.get("retrieval_lengths") is not None
+    return asked or any(row.get("retrieval") is not None for row in effective["lengths"])
 
 
 def length_text(effective: Mapping[str, Any] | None) -> str:
@@ -74,7 +75,8 @@ def length_text(effective: Mapping[str, Any] | None) -> str:
     if effective is None or (effective["effective"] is None and not effective["lengths"]):
         return DASH
     if effective["effective"] is None:
-        return "not even L"
+        covered = effective.get("retrieval_lengths")
+        return "not even L" if covered is None or effective["lengths"][0]["context_length"] in covered else "none"
     low, high = effective.get("low"), effective.get("high")
     interval = "" if low is None or high is None else f" ({low:,} to {high:,})"
     return f"{effective['effective']:,}{interval}"

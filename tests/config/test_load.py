@@ -303,7 +303,11 @@ def test_an_override_that_leads_nowhere_is_refused(assignment, message):
         ("train.betas=[0.5]", "train.betas.1: is missing"),
         ("name=", "name: got None, wanted text"),
         ("name=" + "a" * 101, "wanted at most 100 characters"),
-        ("name=../up", "name: must be letters, digits, '.', '_' and '-', and none of shards, bases, tokenizers, got "),
+        (
+            "name=../up",
+            "name: must be letters, digits, '.', '_' and '-', and none of shards, bases, tokenizers, prompts, got ",
+        ),
+        ("name=prompts", "tokenizers, prompts, got 'prompts'"),
         ("storage=s3://bucket/x", "storage: must be a folder of a shared file system, not a URI, got 's3://bucket/x'"),
         ("storage=runs", "storage: must be absolute, since jobs run in a copy of the working folder, got 'runs'"),
         ("seed=4294967296", "seed: got 4294967296, wanted less than 4294967296"),

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -30,20 +32,80 @@ def test_the_tolerance_decides():
     assert effective_length(surface(), L, tolerance=0.0)["effective"] == 256
 
 
-def test_retrieval_has_to_hold_where_it_was_asked():
-    def rows(**found):
-        return [{"context_length": int(w[1:]), "found": f, "trials": 10} for w, f in found.items()]
+def rows(task="passkey", trials=10, **found):
+    return [
+        {"task": task, "context_length": int(window[1:]), "found": each, "trials": trials}
+        for window, each in found.items()
+    ]
 
-    assert effective_length(surface(), L, retrieval=rows(w256=9, w512=8))["effective"] == 256
-    assert effective_length(surface(), L, retrieval=rows(w256=5))["effective"] == 128
+
+def test_retrieval_has_to_hold_where_it_was_asked():
+    assert effective_length(surface(), L, retrieval=rows(w128=10, w256=9, w512=8))["effective"] == 256
+    assert effective_length(surface(), L, retrieval=rows(w128=10, w256=5, w512=10))["effective"] == 128
     found = effective_length(surface(), L, retrieval=rows(w128=0))
     assert found["effective"] is None
-    assert "not even the base window" in sentences(scale_table(surface(), L), found)[0]
-    several = [{"context_length": 256, "found": f, "trials": 10} for f in (10, 8)]
-    (row,) = [
-        row for row in effective_length(surface(), L, retrieval=several)["lengths"] if row["context_length"] == 256
-    ]
-    assert row["retrieval"] == 0.9
+    assert sentences(scale_table(surface(), L), found)[0] == (
+        "Claimed 2,048 tokens, effective: not even the base window. Retrieval was measured at 128."
+    )
+
+
+def test_only_lengths_that_retrieval_covers_count():
+    found = effective_length(surface(), L, retrieval=rows(w256=10))
+    assert (found["effective"], found["low"], found["high"], found["retrieval_lengths"]) == (256, 256, 256, [256])
+    assert [row["reads"] for row in found["lengths"]] == [False, True, False, False, False]
+    assert effective_length(surface(), L, retrieval=rows(w2048=10))["effective"] is None  # NLL fails at 1,024
+    assert effective_length(surface(), L, retrieval=rows(w512=10))["effective"] == 512
+    nowhere = effective_length(surface(), L, retrieval=rows(w300=10))
+    assert (nowhere["effective"], nowhere["retrieval_lengths"], nowhere["low"]) == (None, [], 0)
+    assert sentences(scale_table(surface(), L), nowhere)[0] == (
+        "Claimed 2,048 tokens, effective: none. Retrieval was asked and covers none of the windows, so no length "
+        "counts."
+    )
+    failed = effective_length(surface(), L, retrieval=rows(w256=1))
+    assert "effective: none. Retrieval was measured at 256." in sentences(scale_table(surface(), L), failed)[0]
+    assert effective_length(surface(), L)["retrieval_lengths"] is None
+
+
+def test_each_task_weighs_the_same_however_many_depths_it_has():
+    several = [*rows(w256=10) * 5, *rows("common_words", w256=6)]
+    row = effective_length(surface(), L, retrieval=[*rows(w128=10), *several])["lengths"][1]
+    assert (row["context_length"], row["retrieval"], row["reads"]) == (256, pytest.approx(0.8), False)
+
+
+def end(window, scale, nll, **options):
+    """The last 16 tokens of each of the four documents' contexts."""
+    counts = np.full(4, 16)
+    return dataclasses.replace(sums(window, scale, nll, **options), nll=counts * nll, tokens=counts, stride=16)
+
+
+def test_a_length_is_judged_by_the_last_tokens_of_its_context():
+    ends = [end(w, s, v) for w, s, v in [(128, 1.0, 3.3), (256, 2.0, 3.305), (512, 4.0, 3.32), (512, 8.0, 1.0)]]
+    found = effective_length(surface(), L, ends=[*ends, end(1024, 8.0, 3.2), end(2048, 16.0, 3.2)])
+    assert [row["nll"] for row in found["lengths"]] == pytest.approx([3.3, 3.305, 3.32, 3.2, 3.2])
+    assert [row["nll_low"] for row in found["lengths"]] == pytest.approx([3.3, 3.305, 3.32, 3.2, 3.2])
+    assert [row["reads"] for row in found["lengths"]] == [True, True, False, True, True]  # NLL of whole documents: not
+    assert (found["effective"], found["criterion"], found["last"]) == (256, "last_tokens", 16)
+    line = sentences(scale_table(surface(), L), found)[0]
+    assert "up to there NLL on a context's last 16 tokens is at most 0.01 nats above the base window's" in line
+
+
+def test_a_length_without_last_tokens_is_judged_by_the_sliding_mean_and_says_so():
+    found = effective_length(surface(), L, ends=[end(128, 1.0, 3.3), end(256, 2.0, 3.4), end(512, 2.0, 3.2)])
+    assert [row["criterion"] for row in found["lengths"]] == ["last_tokens", "last_tokens", *["sliding"] * 3]
+    assert found["lengths"][2]["rise"] == pytest.approx(0.005)  # 3.405 - 3.40, both of whole documents
+    assert (found["criterion"], found["effective"]) == ("mixed", 128)
+    line = sentences(scale_table(surface(), L), found)[0]
+    assert "last 16 tokens (at 512, 1,024, 2,048: of sliding windows over whole documents)" in line
+    without = effective_length(surface(), L, ends=[end(256, 2.0, 3.4)])  # nothing to compare with at L
+    assert (without["criterion"], without["last"], without["effective"]) == ("sliding", None, 512)
+    assert "NLL of sliding windows over whole documents" in sentences(scale_table(surface(), L), without)[0]
+
+
+def test_the_base_window_is_its_own_reference_whatever_scale_reads_it_best():
+    ends = [end(128, 1.0, 3.3), end(128, 2.0, 3.5), end(256, 2.0, 3.3)]
+    found = effective_length([sums(128, 1.0, 3.4), sums(128, 2.0, 3.39), sums(256, 2.0, 3.4)], L, ends=ends)
+    assert [(row["scale"], row["rise"]) for row in found["lengths"]] == [(1.0, 0.0), (2.0, 0.0)]
+    assert found["effective"] == 256
 
 
 def test_documents_that_disagree_widen_the_interval():
@@ -79,12 +141,25 @@ def test_the_best_scale_stands_beside_the_papers():
     assert (rows[512]["scale"], rows[512]["gain"]) == (4.0, 0.0)
     assert {window: row["served"] for window, row in rows.items()} == {128: 1, 256: 2, 512: 4, 1024: 12, 2048: 16}
     words = sentences(table, effective_length(cells, L))
-    assert words[-1] == "Beyond the spread of the documents, another scale than W/L reads better: 1,024 at 12."
+    assert words[-1] == (
+        "Beyond the spread of the documents, which also chose it, another scale than W/L reads better: 1,024 at 12."
+    )
 
 
 def test_a_papers_scale_that_was_not_measured_is_missing():
     (row,) = scale_table([sums(384, 4.0, 3.4)], L)["lengths"]
     assert (row["paper_scale"], row["paper_nll"], row["gain"], row["gain_low"]) == (3.0, None, None, None)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 4.0), (1.0,)])
+def test_nothing_but_the_papers_scale_is_served_where_it_was_not_measured(scales):
+    table = scale_table([sums(2048, scale, 3.4 - 0.1 * scale) for scale in scales], L)
+    (row,) = table["lengths"]
+    assert (row["scale"], row["served"]) == (scales[-1], 16.0)
+    assert served_at(table, 2000) == 16.0
+    older = {"base_context_length": L, "lengths": [row | {"served": scales[-1]}]}
+    assert served_at(older, 2000) == 16.0
+    assert "reads better" not in "".join(sentences(table, effective_length([sums(2048, 1.0, 3.3)], L)))
 
 
 @pytest.mark.parametrize(
@@ -97,11 +172,11 @@ def test_a_request_is_served_as_the_next_longer_length(tokens, scale):
 
 def test_the_sentence_tells_claimed_and_effective_side_by_side():
     cells = surface()
-    retrieval = [{"context_length": 256, "found": 10, "trials": 10}]
-    line = sentences(scale_table(cells, L), effective_length(cells, L, retrieval=retrieval))[0]
+    line = sentences(scale_table(cells, L), effective_length(cells, L, retrieval=rows(w128=10, w512=10)))[0]
     assert line == (
-        "Claimed 2,048 tokens, effective 512 (95 % interval 512 to 512): up to there NLL is at most 0.01 nats above "
-        "the base window's and retrieval is at least 85.6%."
+        "Claimed 2,048 tokens, effective 512 (95 % interval 512 to 512): up to there NLL of sliding windows over whole "
+        "documents is at most 0.01 nats above the base window's and retrieval is at least 85.6%, at the scale that the "
+        "same documents chose. Retrieval was measured at 128, 512."
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from e2ray.config.load import dump, validate
-from e2ray.evaluate.by_length import length_cells
+from e2ray.evaluate.by_length import LengthPass, end_sums, length_cells
 from e2ray.evaluate.effective import effective_length, scale_table, sentences
 from e2ray.evaluate.perplexity import Sums, cell
 from e2ray.evaluate.verdict import verdict
@@ -66,19 +66,26 @@ def surface(better=0.0, windows=WINDOWS):
     ]
 
 
-def by_length(better=0.0):
-    """Return cells of one pass per model and scale over four documents, each stretch at its window's NLL."""
+def passes(better=0.0):
+    """Return one pass per model and scale over four documents, each stretch at its window's NLL."""
     return [
-        cell
+        LengthPass(
+            model,
+            scale,
+            np.arange(4),
+            np.repeat([nll(model, w, scale, better) for w in WINDOWS], np.diff([1, *WINDOWS]))[None] + SPREAD[:, None],
+        )
         for model in ("base", "tuned")
         for scale in SCALES
-        for cell in length_cells(
-            np.repeat([nll(model, w, scale, better) for w in WINDOWS], np.diff([1, *WINDOWS]))[None] + SPREAD[:, None],
-            WINDOWS,
-            last=8,
-            scale=scale,
-            model=model,
-        )
+    ]
+
+
+def by_length(better=0.0):
+    """Return the cells of those passes."""
+    return [
+        cell
+        for one in passes(better)
+        for cell in length_cells(one.nll, WINDOWS, last=8, scale=one.scale, model=one.model)
     ]
 
 
@@ -116,7 +123,9 @@ def measured(better, windows, text, retrieval):
     found = verdict(cells, L)
     found["protocol"] |= json.loads(text)
     scales = scale_table(sums, L)
-    effective = effective_length(sums, L, retrieval=[row for row in rows if row["model"] == "tuned"])
+    tuned = [row for row in rows if row["model"] == "tuned"]
+    ends = [each for one in passes(better) for each in end_sums(one, windows, last=8)]
+    effective = effective_length(sums, L, ends=ends, retrieval=tuned or None)
     found["sentences"] += sentences(scales, effective)
     with tempfile.TemporaryDirectory() as folder:
         write_evaluation(folder, cells, found)

@@ -41,7 +41,7 @@ def test_figures_stand_side_by_side_with_their_difference(tmp_path):
     assert found["tokens trained on"] == ("2,048", "2,048", "+0")
     assert found["training"] == ("12 s", "12 s", "+0 s")
     assert found["claimed length"] == ("128", "128", "+0")
-    assert found["effective length"] == ("32 (32 to 32)", "32 (32 to 32)", "+0")
+    assert found["effective length"] == ("none", "none", DASH)  # retrieval fails at 64, does not cover 32
 
 
 def test_lengths_that_were_judged_in_two_ways_have_no_difference(tmp_path):

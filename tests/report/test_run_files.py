@@ -3,8 +3,10 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from e2ray.config.base import SettingsError
+from e2ray.evaluate.weights import weights_digest
 from e2ray.report.run_files import comparable, difference, read_run
 from e2ray.report.run_folder import open_run
 from report.made_runs import SPREAD, TEXT, TOKENS, WINDOWS, asked, begun, evaluated, nll
@@ -130,3 +132,20 @@ def test_damaged_metrics_and_scores_are_named(tmp_path):
     (folder / "metrics.jsonl").write_text("{\n{}\n")
     with pytest.raises(SettingsError, match=r"metrics\.jsonl: is damaged"):
         read(folder)
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "scales.json"])
+def test_an_evaluation_of_other_weights_is_refused(tmp_path, name):
+    folder = evaluated(tmp_path)
+    save_file({"weight": np.ones(8, np.float32)}, folder / "model" / "model.safetensors")
+    read(folder)  # an older one, which names no weights
+    content = json.loads((folder / name).read_text())
+    for digest in (weights_digest(folder / "model"), "0" * 64):
+        (content if name == "scales.json" else content["verdict"]["protocol"])["weights_digest"] = digest
+        (folder / name).write_text(json.dumps(content))
+        if digest != "0" * 64:
+            read(folder)
+    wanted = rf"{name}: was measured with other weights than .*/small/model; `e2ray evaluate --config .*` measures the"
+    with pytest.raises(SettingsError, match=wanted) as error:
+        read(folder)
+    assert "again" not in str(error.value)

@@ -1,0 +1,101 @@
+"""The evaluate stage on figures from closed forms; what measures them has tests of its own."""
+
+import json
+
+import numpy as np
+import pytest
+from report.made_runs import TEXT, L, asked, passes, settings, surface
+from safetensors.numpy import save_file
+
+from e2ray import evaluation, pipeline
+from e2ray.config.base import SettingsError
+from e2ray.evaluate.weights import weights_digest
+from e2ray.run import Run
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    config = settings(tmp_path, evaluate={"documents": 4, "stride": 8, "retrieval": {"trials": 4}})
+    made = Run(config, L)
+    (made.folder / "model").mkdir(parents=True)
+    save_file({"weight": np.ones(8, np.float32)}, made.folder / "model" / "model.safetensors")
+    monkeypatch.setattr(evaluation, "_surface", lambda *arguments: (surface(), passes(), TEXT))
+    monkeypatch.setattr(evaluation, "tuned_model", lambda *arguments: None)
+    return made
+
+
+def read(run, name):
+    return json.loads((run.folder / name).read_text())
+
+
+def test_retrieval_stands_beside_the_surface(run, monkeypatch, capsys):
+    rows = [row | {"tokens": row["context_length"]} for row in asked(4)]
+    monkeypatch.setattr(evaluation, "_retrieval", lambda *arguments: rows)
+    found = evaluation.evaluate(run, "shards", None)
+    assert read(run, "retrieval.json")["rows"] == rows
+    effective = read(run, "effective.json")
+    assert (effective["effective"], effective["retrieval_lengths"]) == (128, [64, 128])
+    assert (effective["criterion"], effective["last"]) == ("last_tokens", 8)
+    told = [line for line in found["verdict"]["sentences"] if line.startswith("Claimed")]
+    assert len(told) == 1 and "effective 128" in told[0] and told[0] in capsys.readouterr().out
+
+
+def test_retrieval_that_cannot_be_asked_is_one_line_and_the_rest_is_written(run, monkeypatch, capsys):
+    def refuse(*arguments):
+        raise SettingsError("retrieval: the tokenizer has no digits")
+
+    monkeypatch.setattr(evaluation, "_retrieval", refuse)
+    found = evaluation.evaluate(run, "shards", None)
+    assert "retrieval left out: retrieval: the tokenizer has no digits\n" in capsys.readouterr().out
+    assert found["rows"] and (run.folder / "evaluation-lengths.parquet").exists()
+    assert not (run.folder / "retrieval.json").exists()
+    assert (read(run, "effective.json")["effective"], read(run, "effective.json")["retrieval_lengths"]) == (None, [])
+
+
+def test_the_surface_is_written_before_retrieval_fails(run, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("retrieval failed: a worker died")
+
+    monkeypatch.setattr(evaluation, "_retrieval", fail)
+    with pytest.raises(RuntimeError, match="a worker died"):
+        evaluation.evaluate(run, "shards", None)
+    for name in ("evaluation.json", "scales.json", "effective.json", "evaluation-lengths.parquet"):
+        assert (run.folder / name).exists()
+
+
+@pytest.fixture
+def measured(run, monkeypatch):
+    monkeypatch.setattr(evaluation, "_retrieval", lambda *arguments: asked(4))
+    evaluation.evaluate(run, "shards", None)
+    return run
+
+
+def test_an_evaluation_names_the_weights_it_measured(measured):
+    named = weights_digest(measured.folder / "model")
+    assert read(measured, "evaluation.json")["verdict"]["protocol"]["weights_digest"] == named
+    assert read(measured, "scales.json")["weights_digest"] == named
+
+
+@pytest.mark.parametrize("file", ["evaluation.json", "scales.json"])
+def test_nothing_is_exported_with_an_evaluation_of_other_weights(measured, file):
+    save_file({"weight": np.zeros(8, np.float32)}, measured.folder / "model" / "model.safetensors")
+    if file == "scales.json":
+        (measured.folder / "evaluation.json").unlink()
+    wanted = rf"{file}: was measured with other weights than .*/small/model; run `e2ray evaluate` again"
+    with pytest.raises(SettingsError, match=wanted):
+        pipeline._export(measured, None)
+
+
+def test_an_export_of_an_earlier_evaluation_is_told(measured, capsys):
+    pipeline._tell_old_export(measured)  # there is none
+    export = measured.folder / "export"
+    export.mkdir()
+    (export / "scales.json").write_bytes((measured.folder / "scales.json").read_bytes())
+    pipeline._tell_old_export(measured)
+    assert "export" not in capsys.readouterr().out
+    (export / "scales.json").write_text("{}")
+    pipeline._tell_old_export(measured)
+    assert capsys.readouterr().out == f"{export}: serves by an earlier evaluation; `e2ray export` writes it anew\n"
+    paper = measured.config.export.model_copy(update={"scale": "paper"})
+    pipeline._tell_old_export(Run(measured.config.model_copy(update={"export": paper}), L))
+    assert capsys.readouterr().out == ""
