@@ -1,6 +1,7 @@
 # make train    set up .venv and run the built-in recipe into runs/demo-cpu
-# make test     set up .venv and run the tests
+# make test     set up .venv and run the tests, in as many processes as JOBS says
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -18,8 +19,9 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY)
 	$(BIN)/python jobs/train.py --config jobs/recipes/demo-cpu.yaml --set storage=$(CURDIR)/runs
 
+# Files stay whole, so that what their tests share is made once, and go out in their order: long ones stand in the middle.
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
 	$(BIN)/pytest -m 'slow and not gpu'

@@ -36,7 +36,7 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         SettingsError: If there is no tuned model, or no document is long enough. One of retrieval is shown instead, and
             all but retrieval written.
     """
-    from e2ray.evaluate.by_length import end_sums, length_cells
+    from e2ray.evaluate.by_length import length_cells
     from e2ray.evaluate.effective import effective_length, scale_table, sentences
     from e2ray.evaluate.perplexity import cell
     from e2ray.evaluate.verdict import table, verdict
@@ -64,12 +64,11 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         if (inside := [length for length in lengths if length <= one.window])
         for each in length_cells(one.nll, inside, last=settings.stride, scale=one.scale, model=one.model)
     ]
-    ends = [each for one in passes for each in end_sums(one, lengths, last=settings.stride)]
 
     def write(retrieval: list[dict[str, Any]]) -> None:
         tuned = [row for row in retrieval if row["model"] == "tuned"]
         asked = tuned if settings.retrieval else None
-        effective = effective_length(sums, run.base_context_length, ends=ends, retrieval=asked)
+        effective = effective_length(sums, run.base_context_length, retrieval=asked)
         found["sentences"] = said + sentences(scales, effective)
         missing = sorted(set(windows) - set(lengths))
         write_evaluation(run.folder, cells, found, missing_windows=missing)

@@ -21,7 +21,7 @@ from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.intervals import ratio_interval
-from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, Sums, is_out_of_memory
+from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, is_out_of_memory
 from e2ray.evaluate.scoring import forward_nll
 
 
@@ -231,25 +231,3 @@ def length_cells(nll: np.ndarray, lengths: Sequence[int], *, last: int, scale: f
         )
         before = length
     return cells
-
-
-def end_sums(one: LengthPass, lengths: Sequence[int], *, last: int) -> list[Sums]:
-    """Return each document's NLL on the last tokens of each context length; its mean is `LengthCell.nll`.
-
-    Args:
-        one: A pass.
-        lengths: w in tokens; those beyond the pass's window are left out.
-        last: S >= 1, tokens at the end of each context; w - 1 where that is less.
-
-    Returns:
-        Sums whose `window` is w and whose `tokens` is S for every document.
-    """
-    found = []
-    for length in lengths:
-        if length > one.window:
-            continue
-        scored = min(last, length - 1)
-        nll = one.nll[:, length - 1 - scored : length - 1].sum(axis=1, dtype=np.float64)
-        counts = np.full(len(nll), scored)
-        found.append(Sums(one.model, length, one.scale, scored, one.documents, nll, counts))
-    return found

@@ -2,11 +2,11 @@
 
 Two files follow from a surface: `scales.json` says for each context length which scale was measured best, with the
 paper's W / L beside it; `effective.json` says up to which length the model reads. A length counts as read when the NLL
-on the last tokens of its context, at the best scale, is no worse than at the base window plus a tolerance, when
+on the last tokens of its windows, at the best scale, is no worse than at the base window plus a tolerance, when
 retrieval, where it was asked, covers the length and holds its threshold, and when no shorter length fails. All lengths
-are measured on the same documents, so both questions are answered pairwise, and their intervals come from drawing
-documents with replacement. The best scale is chosen and judged by the same documents: what is said of it is a little
-too good where scales hardly differ.
+are judged by the same tokens, those that windows of every length score last, so both questions are answered pairwise,
+and their intervals come from drawing documents with replacement. The best scale is chosen and judged by the same
+documents: what is said of it is a little too good where scales hardly differ.
 
 The retrieval threshold is RULER's (NVIDIA/RULER): 85.6 %, what Llama-2-7B reaches at its own 4K.
 """
@@ -92,7 +92,6 @@ def effective_length(
     found: Sequence[Sums],
     base_context_length: int,
     *,
-    ends: Sequence[Sums] = (),
     retrieval: Sequence[Mapping[str, Any]] | None = None,
     model: str = "tuned",
     tolerance: float = TOLERANCE,
@@ -101,15 +100,13 @@ def effective_length(
     """Return up to which length a model reads, the content of effective.json.
 
     Each length is judged at the scale with the lowest mean over whole documents, by NLL on the last tokens of its
-    context; L is read at scale 1 where that was measured. Scale and length are judged by the same documents, so a
-    length whose scales hardly differ looks a little better than it is.
+    windows, the same tokens for all (`Sums.end`); L is read at scale 1 where that was measured. Scale and length are
+    judged by the same documents, so a length whose scales hardly differ looks a little better than it is.
 
     Args:
-        found: Sums of all cells, of one set of documents; they choose the scales.
+        found: Sums of all cells, of one set of documents; they choose the scales. A length whose sums keep no end is
+            judged by the mean over whole documents, against the same of L.
         base_context_length: L in tokens.
-        ends: Sums over the last tokens of each context length, as `by_length.end_sums` returns them, of the same
-            documents. A length that has none at its scale is judged by its cell in `found`, the mean of the sliding
-            windows over whole documents, against the same of L.
         retrieval: Rows of a retrieval evaluation (`task`, `context_length`, `found`, `trials`), read at W / L; None
             where none was asked, and NLL alone judges.
         model: Whose cells are read.
@@ -142,7 +139,7 @@ def effective_length(
     if base_context_length not in best:
         return start | {"effective": None, "low": None, "high": None, "lengths": []}
     best[base_context_length] = _cell(found, model, base_context_length, 1.0) or best[base_context_length]
-    judged = [_judged(best[window], best[base_context_length], ends) for window in windows]
+    judged = [_judged(best[window], best[base_context_length]) for window in windows]
     counts = np.array([covered is None or window in covered for window in windows])
     holds = np.array([share is None or share >= threshold for share in shares.values()])
     rises = np.array([one.mean - reference.mean for one, reference, _ in judged])
@@ -216,16 +213,16 @@ def sentences(scales: Mapping[str, Any], effective: Mapping[str, Any]) -> list[s
 
 def _what(effective: Mapping[str, Any]) -> str:
     """Return which NLL the lengths were judged by."""
-    ends = f"NLL on a context's last {effective['last']} tokens"
+    ends = f"NLL on the last {effective['last']} tokens of windows"
     if effective["criterion"] == "mixed":
         where = [f"{row['context_length']:,}" for row in effective["lengths"] if row["criterion"] == SLIDING]
         return f"{ends} (at {', '.join(where)}: of sliding windows over whole documents)"
     return ends if effective["criterion"] == LAST_TOKENS else "NLL of sliding windows over whole documents"
 
 
-def _judged(cell: Sums, reference: Sums, ends: Sequence[Sums]) -> tuple[Sums, Sums, str]:
+def _judged(cell: Sums, reference: Sums) -> tuple[Sums, Sums, str]:
     """Return what a length is judged by, the same of L, and how that is called."""
-    one, other = (_cell(ends, each.model, each.window, each.scale) for each in (cell, reference))
+    one, other = cell.end, reference.end
     return (cell, reference, SLIDING) if one is None or other is None else (one, other, LAST_TOKENS)
 
 

@@ -80,6 +80,9 @@ class Sums:
         documents: int64 [documents], their numbers among all that are scored.
         nll: float64 [documents], nats over a document's scored tokens.
         tokens: int64 [documents], tokens scored.
+        end_nll: float64 [documents], nats over those of them that windows of every size score among their last S: the
+            same tokens in all cells, each behind at least W - S others. None where that was not kept.
+        end_tokens: int64 [documents], their number.
     """
 
     model: str
@@ -89,6 +92,8 @@ class Sums:
     documents: np.ndarray
     nll: np.ndarray
     tokens: np.ndarray
+    end_nll: np.ndarray | None = None
+    end_tokens: np.ndarray | None = None
 
     @property
     def key(self) -> tuple[str, int, float]:
@@ -99,6 +104,13 @@ class Sums:
     def mean(self) -> float:
         """Nats per token over all documents."""
         return float(self.nll.sum() / self.tokens.sum())
+
+    @property
+    def end(self) -> "Sums | None":
+        """The sums over nothing but the tokens of `end_nll`, None where that was not kept."""
+        if self.end_nll is None or self.end_tokens is None:
+            return None
+        return replace(self, nll=self.end_nll, tokens=self.end_tokens)
 
 
 @dataclass(frozen=True)
@@ -180,6 +192,9 @@ def document_sums(
     if not documents:
         raise SettingsError(too_short(documents, 2, None))
     shortest = min(map(len, documents))
+    longest = max((window for window in windows if window <= shortest), default=2)
+    border = longest - min(stride, longest - 1)  # from this token on, every window scores with its last S
+    counts = np.array([len(document) for document in documents])
     found = []
     was_training = model.training
     model.eval()
@@ -190,7 +205,9 @@ def document_sums(
                 continue
             for scale in scales:
                 try:
-                    nll = _measure(model, hook, documents, window, scale, stride, batch_tokens, device)
+                    nll, end_nll = _measure(
+                        model, hook, documents, window, scale, stride, batch_tokens, device, border=border
+                    )
                 except (MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -203,7 +220,9 @@ def document_sums(
                     stride=min(stride, window - 1),
                     documents=np.arange(len(documents)) if numbers is None else np.asarray(numbers),
                     nll=nll,
-                    tokens=np.array([len(document) - 1 for document in documents]),
+                    tokens=counts - 1,
+                    end_nll=end_nll,
+                    end_tokens=counts - border,
                 )
                 _refuse_diverged(sums)
                 _tell(progress, f"{name}: window {window}, scale {scale:g}: NLL {sums.mean:.4f} nats per token")
@@ -232,7 +251,7 @@ def merged(parts: Sequence[Sequence[Sums]]) -> list[Sums]:
         order = np.argsort(np.concatenate([sums.documents for sums in whole]))
         joined: dict[str, Any] = {
             name: np.concatenate([getattr(sums, name) for sums in whole])[order]
-            for name in ("documents", "nll", "tokens")
+            for name in ("documents", "nll", "tokens", "end_nll", "end_tokens")
         }
         together.append(replace(first, **joined))
     return together
@@ -271,12 +290,16 @@ def _measure(
     stride: int,
     batch_tokens: int,
     device: torch.device | str,
+    *,
+    border: int,
 ) -> np.ndarray:
-    sums = np.zeros(len(documents))
+    """Return float64 [2, documents]: nats over all scored tokens, and over those from `border` on."""
+    sums = np.zeros((2, len(documents)))
     with torch.no_grad(), hook.applied(float(scale)):
         for batch in _batches(documents, window, min(stride, window - 1), batch_tokens):
-            for span, nll in zip(batch, _score(model, documents, batch, window, device), strict=True):
-                sums[span.document] += nll
+            scored = _score(model, documents, batch, window, device, border=border)
+            for span, nll in zip(batch, scored, strict=True):
+                sums[:, span.document] += nll
     return sums
 
 
@@ -327,13 +350,22 @@ def _batches(documents: Sequence[np.ndarray], window: int, step: int, batch_toke
 
 
 def _score(
-    model: nn.Module, documents: Sequence[np.ndarray], batch: list[Span], window: int, device: torch.device | str
-) -> list[float]:
-    """Return the summed NLL of each span's scored tokens, in nats, added up in float64."""
+    model: nn.Module,
+    documents: Sequence[np.ndarray],
+    batch: list[Span],
+    window: int,
+    device: torch.device | str,
+    *,
+    border: int,
+) -> list[list[float]]:
+    """Return of each span the summed NLL of its scored tokens, and of those from `border` on, in nats and float64."""
     rows = np.stack([documents[span.document][span.start : span.start + window] for span in batch])
     tokens: Int[Tensor, "batch window"] = torch.from_numpy(rows.astype(np.int64)).to(device)
     keep = max(span.scored for span in batch)
     nll = forward_nll(model, tokens, keep=keep).double()
     column = torch.arange(keep, device=nll.device)
     scored = torch.tensor([span.scored for span in batch], device=nll.device)
-    return torch.where(column >= keep - scored[:, None], nll, 0.0).sum(dim=1).tolist()
+    first = torch.tensor([span.start + window - keep for span in batch], device=nll.device)
+    nll = torch.where(column >= keep - scored[:, None], nll, 0.0)
+    ends = torch.where(first[:, None] + column >= border, nll, 0.0)
+    return torch.stack([nll.sum(dim=1), ends.sum(dim=1)], dim=1).tolist()

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook, inverse_frequencies_divided
 from e2ray.evaluate import by_length
-from e2ray.evaluate.by_length import LengthPass, end_sums, length_cells, length_passes, merged_passes, token_nlls
+from e2ray.evaluate.by_length import length_cells, length_passes, merged_passes, token_nlls
 from e2ray.evaluate.perplexity import DivergedWeights
 
 VOCABULARY = 64
@@ -63,17 +63,6 @@ def test_one_pass_gives_what_a_pass_for_each_length_gives(model, documents, scal
         assert (cell.context_length, cell.documents, cell.last) == (length, 4, min(6, length - 1))
         assert cell.tokens == 4 * min(6, length - 1)
         assert cell.low <= cell.nll <= cell.high
-
-
-def test_sums_of_the_last_tokens_are_what_the_cells_are_means_of():
-    nll = np.random.default_rng(0).random((4, 63), np.float32)
-    one = LengthPass("tuned", 2.0, np.array([0, 3, 4, 7]), nll)
-    found = end_sums(one, [4, 16, 64, 128], last=6)
-    cells = length_cells(nll, [4, 16, 64], last=6, scale=2.0, model="tuned")
-    assert [each.key for each in found] == [("tuned", cell.context_length, cell.scale) for cell in cells]
-    assert [each.mean for each in found] == pytest.approx([cell.nll for cell in cells], rel=1e-12)
-    assert [each.tokens.tolist() for each in found] == [[3] * 4, [6] * 4, [6] * 4]
-    np.testing.assert_array_equal(found[0].documents, [0, 3, 4, 7])
 
 
 def test_buckets_hold_each_position_once(model, documents):
@@ -185,7 +174,6 @@ def test_a_window_that_does_not_fit_leaves_the_shorter_lengths(model, documents,
     together = merged_passes([whole, partly])
     assert [(one.scale, one.nll.shape) for one in together] == [(1.0, (4, 15)), (4.0, (4, 63))]
     np.testing.assert_array_equal(together[0].nll[[1, 3]], whole[0].nll[:, :15])
-    assert [each.window for each in end_sums(together[0], [8, 16, 64], last=4)] == [8, 16]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(model, documents, monkeypatch):

@@ -72,38 +72,48 @@ def test_each_task_weighs_the_same_however_many_depths_it_has():
     assert (row["context_length"], row["retrieval"], row["reads"]) == (256, pytest.approx(0.8), False)
 
 
-def end(window, scale, nll, **options):
-    """The last 16 tokens of each of the four documents' contexts."""
+def ended(window, scale, nll, end_nll):
+    """Sums whose last tokens, 16 of each document, have an NLL of their own."""
     counts = np.full(4, 16)
-    return dataclasses.replace(sums(window, scale, nll, **options), nll=counts * nll, tokens=counts, stride=16)
+    return dataclasses.replace(sums(window, scale, nll), end_nll=counts * end_nll, end_tokens=counts, stride=16)
 
 
-def test_a_length_is_judged_by_the_last_tokens_of_its_context():
-    ends = [end(w, s, v) for w, s, v in [(128, 1.0, 3.3), (256, 2.0, 3.305), (512, 4.0, 3.32), (512, 8.0, 1.0)]]
-    found = effective_length(surface(), L, ends=[*ends, end(1024, 8.0, 3.2), end(2048, 16.0, 3.2)])
-    assert [row["nll"] for row in found["lengths"]] == pytest.approx([3.3, 3.305, 3.32, 3.2, 3.2])
-    assert [row["nll_low"] for row in found["lengths"]] == pytest.approx([3.3, 3.305, 3.32, 3.2, 3.2])
-    assert [row["reads"] for row in found["lengths"]] == [True, True, False, True, True]  # NLL of whole documents: not
+def test_a_length_is_judged_by_the_last_tokens_of_its_windows():
+    found = effective_length(
+        [
+            ended(128, 1.0, 3.4, 3.3),
+            ended(256, 2.0, 3.4, 3.305),
+            ended(512, 4.0, 3.4, 3.32),
+            ended(512, 8.0, 3.5, 1.0),  # whole documents choose the scale
+            ended(1024, 8.0, 3.9, 3.2),
+        ],
+        L,
+    )
+    assert [row["nll"] for row in found["lengths"]] == pytest.approx([3.3, 3.305, 3.32, 3.2])
+    assert [row["nll_low"] for row in found["lengths"]] == pytest.approx([3.3, 3.305, 3.32, 3.2])
+    assert [row["reads"] for row in found["lengths"]] == [True, True, False, True]
     assert (found["effective"], found["criterion"], found["last"]) == (256, "last_tokens", 16)
     line = sentences(scale_table(surface(), L), found)[0]
-    assert "up to there NLL on a context's last 16 tokens is at most 0.01 nats above the base window's" in line
+    assert "up to there NLL on the last 16 tokens of windows is at most 0.01 nats above the base window's" in line
 
 
-def test_a_length_without_last_tokens_is_judged_by_the_sliding_mean_and_says_so():
-    found = effective_length(surface(), L, ends=[end(128, 1.0, 3.3), end(256, 2.0, 3.4), end(512, 2.0, 3.2)])
-    assert [row["criterion"] for row in found["lengths"]] == ["last_tokens", "last_tokens", *["sliding"] * 3]
+def test_a_length_without_last_tokens_is_judged_by_whole_documents_and_says_so():
+    found = effective_length([ended(128, 1.0, 3.4, 3.3), ended(256, 2.0, 3.4, 3.4), sums(512, 4.0, 3.405)], L)
+    assert [row["criterion"] for row in found["lengths"]] == ["last_tokens", "last_tokens", "sliding"]
     assert found["lengths"][2]["rise"] == pytest.approx(0.005)  # 3.405 - 3.40, both of whole documents
     assert (found["criterion"], found["effective"]) == ("mixed", 128)
     line = sentences(scale_table(surface(), L), found)[0]
-    assert "last 16 tokens (at 512, 1,024, 2,048: of sliding windows over whole documents)" in line
-    without = effective_length(surface(), L, ends=[end(256, 2.0, 3.4)])  # nothing to compare with at L
-    assert (without["criterion"], without["last"], without["effective"]) == ("sliding", None, 512)
+    assert "last 16 tokens of windows (at 512: of sliding windows over whole documents)" in line
+    without = effective_length([sums(128, 1.0, 3.4), ended(256, 2.0, 3.4, 3.9)], L)  # nothing to compare with at L
+    assert (without["criterion"], without["last"], without["effective"]) == ("sliding", None, 256)
     assert "NLL of sliding windows over whole documents" in sentences(scale_table(surface(), L), without)[0]
 
 
 def test_the_base_window_is_its_own_reference_whatever_scale_reads_it_best():
-    ends = [end(128, 1.0, 3.3), end(128, 2.0, 3.5), end(256, 2.0, 3.3)]
-    found = effective_length([sums(128, 1.0, 3.4), sums(128, 2.0, 3.39), sums(256, 2.0, 3.4)], L, ends=ends)
+    found = effective_length(
+        [ended(128, 1.0, 3.4, 3.3), ended(128, 2.0, 3.39, 3.5), ended(256, 2.0, 3.4, 3.3)],
+        L,
+    )
     assert [(row["scale"], row["rise"]) for row in found["lengths"]] == [(1.0, 0.0), (2.0, 0.0)]
     assert found["effective"] == 256
 

@@ -11,6 +11,7 @@ from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.documents import long_enough, reachable_windows, select_documents
 from e2ray.evaluate.intervals import ratio_interval, ratio_stderr
 from e2ray.evaluate.perplexity import (
+    Sums,
     cell,
     default_scales,
     default_stride,
@@ -63,19 +64,23 @@ def measure(model, hook, documents, **changes):
     return surface(model, hook, documents, **(settings | changes))
 
 
+def token_losses(model, document, *, window, step):
+    """Score one token at a time, each in the window the protocol gives it, with float64 log-probabilities; 0 first."""
+    losses = [0.0]
+    for token in range(1, len(document)):
+        moves = max(0, math.ceil((token - window + 1) / step))
+        end = min(window + moves * step, len(document))
+        context = torch.from_numpy(document[end - window : end].astype(np.int64))[None]
+        with torch.no_grad():
+            logits = model(context).logits[0].double()
+        place = token - (end - window)
+        losses.append(-torch.log_softmax(logits[place - 1], dim=-1)[int(document[token])].item())
+    return losses
+
+
 def naive_nll(model, documents, *, window, stride):
-    """Score one token at a time, each in the window the protocol gives it, with float64 log-probabilities."""
     step = min(stride, window - 1)
-    losses = []
-    for document in documents:
-        for token in range(1, len(document)):
-            moves = max(0, math.ceil((token - window + 1) / step))
-            end = min(window + moves * step, len(document))
-            context = torch.from_numpy(document[end - window : end].astype(np.int64))[None]
-            with torch.no_grad():
-                logits = model(context).logits[0].double()
-            place = token - (end - window)
-            losses.append(-torch.log_softmax(logits[place - 1], dim=-1)[int(document[token])].item())
+    losses = [loss for document in documents for loss in token_losses(model, document, window=window, step=step)[1:]]
     return sum(losses) / len(losses), len(losses)
 
 
@@ -87,6 +92,19 @@ def test_nll_equals_a_naive_implementation(model, hook, documents, window, strid
     assert cell.tokens == tokens == sum(len(document) - 1 for document in documents)
     assert cell.perplexity == pytest.approx(math.exp(wanted), rel=1e-6)
     assert (cell.documents, cell.stride, cell.model) == (3, min(stride, window - 1), "tuned")
+
+
+def test_ends_are_the_same_tokens_at_every_window_each_behind_a_whole_context(model, hook, documents):
+    found = document_sums(
+        model, hook, documents, windows=(16, 32), scales=(1.0,), stride=4, batch_tokens=64, device="cpu", name="tuned"
+    )
+    for sums in found:
+        assert sums.end.tokens.tolist() == [4, 13, 29]  # from token 28 on
+        for document, nll in zip(documents, sums.end.nll, strict=True):
+            losses = token_losses(model, document, window=sums.window, step=4)
+            assert nll == pytest.approx(sum(losses[28:]), abs=1e-5)
+    assert found[0].end.mean != found[1].end.mean
+    assert Sums("tuned", 16, 1.0, 4, np.arange(1), np.ones(1), np.ones(1)).end is None
 
 
 @pytest.mark.parametrize("length", [8, 9, 12, 13, 16, 31])

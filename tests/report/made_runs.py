@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from e2ray.config.load import dump, validate
-from e2ray.evaluate.by_length import LengthPass, end_sums, length_cells
+from e2ray.evaluate.by_length import LengthPass, length_cells
 from e2ray.evaluate.effective import effective_length, scale_table, sentences
 from e2ray.evaluate.perplexity import Sums, cell
 from e2ray.evaluate.verdict import verdict
@@ -22,6 +22,7 @@ from e2ray.train.record import write_status
 L, WINDOWS, SCALES = 32, (32, 64, 128), (1.0, 2.0, 4.0)
 TOKENS = np.array([100, 120, 80, 150])
 SPREAD = np.array([0.3, -0.2, 0.1, -0.1])  # nats that documents differ by, the same for every model
+ENDS = np.full(4, 8)
 TEXT = {"tokenizer_hash": "a" * 64, "documents_digest": "b" * 64}
 
 
@@ -59,10 +60,11 @@ def nll(model, window, scale, better=0.0):
 
 def surface(better=0.0, windows=WINDOWS):
     return [
-        Sums(model, window, scale, 8, np.arange(4), TOKENS * (nll(model, window, scale, better) + SPREAD), TOKENS)
+        Sums(model, window, scale, 8, np.arange(4), each * TOKENS, TOKENS, each * ENDS, ENDS)
         for model in ("base", "tuned")
         for window in windows
         for scale in SCALES
+        for each in [nll(model, window, scale, better) + SPREAD]
     ]
 
 
@@ -124,8 +126,7 @@ def measured(better, windows, text, retrieval):
     found["protocol"] |= json.loads(text)
     scales = scale_table(sums, L)
     tuned = [row for row in rows if row["model"] == "tuned"]
-    ends = [each for one in passes(better) for each in end_sums(one, windows, last=8)]
-    effective = effective_length(sums, L, ends=ends, retrieval=tuned or None)
+    effective = effective_length(sums, L, retrieval=tuned or None)
     found["sentences"] += sentences(scales, effective)
     with tempfile.TemporaryDirectory() as folder:
         write_evaluation(folder, cells, found)
