@@ -1,7 +1,6 @@
 # make train    set up .venv and run the built-in recipe into runs/demo-cpu
-# make test     set up .venv and run the tests, in as many processes as JOBS says
+# make test     set up .venv and run the tests
 PYTHON ?= python3
-JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -19,9 +18,8 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY)
 	$(BIN)/python jobs/train.py --config jobs/recipes/demo-cpu.yaml --set storage=$(CURDIR)/runs
 
-# Files stay whole, so that what their tests share is made once, and go out in their order: long ones stand in the middle.
 test: $(READY)
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest
 
 test-slow: $(READY)
 	$(BIN)/pytest -m 'slow and not gpu'

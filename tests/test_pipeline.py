@@ -275,6 +275,7 @@ def wait_until(condition, *, process, timeout_s=120):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_with_the_losses_of_an_unbroken_one(tmp_path, recipe, ray_cluster, ray_folder):
     recipe |= {"evaluate": None, "export": None, "pretrain": None}
     recipe["train"] |= {"steps": 60, "checkpoint_every": 10}

@@ -80,7 +80,7 @@ def test_other_prompts_have_no_difference(tmp_path, capsys, changes, said):
     other = evaluated(tmp_path, "other", retrieval=cells, evaluate={"retrieval": changes})
     found = lines(one, other)
     assert found["found, passkey at 64 tokens"] == ("75 % (3 of 4)", "75 % (3 of 4)", DASH)
-    assert found["effective length"][2] == "+0"
+    assert found["claimed length"][2] == "+0"
     show_diff(open_runs([one, other]))
     printed = " ".join(capsys.readouterr().out.split())
     assert f"No difference of retrieval is formed, other prompts were asked: evaluate.retrieval.{said}." in printed
@@ -99,7 +99,7 @@ def test_runs_of_other_text_have_no_difference(tmp_path, capsys):
     found = lines(one, other)
     assert found["NLL at 64 tokens"][2] == DASH
     assert found["claimed length"] == ("128", "128", DASH)
-    assert found["effective length"] == ("128 (128 to 128)", "32 (32 to 32)", DASH)
+    assert found["effective length"] == ("128 (128 to 128)", "none", DASH)
     assert found["found, passkey at 64 tokens"] == ("100 % (8 of 8)", "75 % (6 of 8)", DASH)
     assert found["piqa, acc"] == ("0.500 ± 0.010", "0.250 ± 0.010", DASH)
     assert found["tokens trained on"][2] == "+0"  # a cost is one whatever was scored
