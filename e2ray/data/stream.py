@@ -36,9 +36,6 @@ READERS = (
 )
 TASK_BYTES = 128 * MIB  # of one reading task, unless that makes more than TASKS
 TOKENISE_CHARACTERS = 4 * MIB
-TOKENISE_THREADS = (
-    2  # of one task: they share the library's tables, which two processes fill the cores' caches with twice
-)
 QUIET = {  # Ray Data reports each pipeline on the console; what a run has to say is said by the run
     "ray.data._internal.execution.streaming_executor": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
@@ -109,14 +106,12 @@ def tokenise(
     import ray
 
     numbered = list(enumerate(items))[first:]
-    num_cpus = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
-    threads = max(min(TOKENISE_THREADS, num_cpus), 1)
-    at_a_time = max(int(ray.cluster_resources().get("CPU", 1)) // threads, 1)
+    at_a_time = max(int(ray.cluster_resources().get("CPU", 1)), 1)
     groups = [numbered[begun:ended] for begun, ended in itertools.pairwise(_falling(len(numbered), at_a_time))]
     path = str(Path(tokenizer_folder).absolute() / "tokenizer.json")
-    function = partial(_tokenise_items, path=path, begin=begin, end=end, threads=threads)
+    function = partial(_tokenise_items, path=path, begin=begin, end=end)
     if groups:
-        yield from _pipeline(groups, function, num_cpus=threads, block_bytes=8 * BLOCK_BYTES, prefetch_bytes=None)
+        yield from _pipeline(groups, function, num_cpus=1, block_bytes=8 * BLOCK_BYTES, prefetch_bytes=None)
 
 
 def _falling(count: int, at_a_time: int) -> list[int]:
@@ -167,10 +162,12 @@ def _texts(work: Iterator[Any]) -> Iterator[_Texts]:
             yield batch
 
 
-def _tokenise_items(table: pa.Table, *, path: str, begin: int | None, end: int, threads: int) -> Iterator[pa.Table]:
-    """Yield the documents of the work in a table; while a batch is tokenised, the next is read, the last packed."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    os.environ["RAYON_NUM_THREADS"] = str(threads)  # read once, when the library first needs its threads
+def _tokenise_items(table: pa.Table, *, path: str, begin: int | None, end: int) -> Iterator[pa.Table]:
+    """Yield the documents of the work in a table; while a batch is tokenised, the next is read, the last packed.
+
+    The library has one thread: several of its own would turn in circles while they wait for the last text of a batch.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoder = _encoder(path, os.stat(path).st_mtime_ns, begin, end)
     with ThreadPoolExecutor(1) as pool:
         before: tuple[_Texts, Future[list[Any]]] | None = None
