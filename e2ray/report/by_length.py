@@ -13,10 +13,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from e2ray.config.base import SettingsError
 from e2ray.evaluate.by_length import LengthCell
 from e2ray.files import atomic_path
 from e2ray.report.drawing import new_figure, tidy
+from e2ray.report.lengths import read_table
 
 NAME = "evaluation-lengths"
 SCHEMA = pa.schema(
@@ -60,13 +60,7 @@ def read_by_length(path: Path) -> list[LengthCell]:
     Raises:
         SettingsError: If it cannot be read or is something else.
     """
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SettingsError(f"{path}: is damaged ({' '.join(str(error).split())})") from None
-    if not table.schema.equals(SCHEMA):
-        raise SettingsError(f"{path}: holds the columns {table.column_names}, wanted {SCHEMA.names}")
-    return [LengthCell(**row) for row in table.to_pylist()]
+    return [LengthCell(**row) for row in read_table(path, SCHEMA).to_pylist()]
 
 
 def draw_by_length(cells: Sequence[LengthCell]) -> Figure:

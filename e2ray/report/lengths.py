@@ -81,13 +81,7 @@ def read_sums(path: Path, cells: Sequence[Cell]) -> list[Sums]:
     Raises:
         SettingsError: If it cannot be read, or holds other cells or documents than those.
     """
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SettingsError(f"{path}: is damaged ({' '.join(str(error).split())})") from None
-    if not table.schema.equals(SUMS_SCHEMA):
-        raise SettingsError(f"{path}: holds the columns {table.column_names}, wanted {SUMS_SCHEMA.names}")
-    columns = table.to_pydict()
+    columns = read_table(path, SUMS_SCHEMA).to_pydict()
     places: dict[tuple[str, int, float], list[int]] = {}
     for place, key in enumerate(zip(columns["model"], columns["window"], columns["scale"], strict=True)):
         places.setdefault(key, []).append(place)
@@ -109,6 +103,21 @@ def read_sums(path: Path, cells: Sequence[Cell]) -> list[Sums]:
             )
         )
     return found
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Return a Parquet file's table.
+
+    Raises:
+        SettingsError: If it cannot be read or has another schema.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise SettingsError(f"{path}: is damaged ({' '.join(str(error).split())})") from None
+    if not table.schema.equals(schema):
+        raise SettingsError(f"{path}: holds the columns {table.column_names}, wanted {schema.names}")
+    return table
 
 
 def draw_retrieval(rows: Sequence[Mapping[str, Any]], *, context_lengths: Sequence[int] = ()) -> Figure:
