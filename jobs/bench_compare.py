@@ -43,31 +43,34 @@ def main() -> int:
         folder = storage / "compare-cpu"
         if folder.exists():
             raise SystemExit(f"{folder}: is there already; lanes are measured with none of them done before")
-        at_hand = any(storage.glob("bases/*/model"))
+        before = list(storage.glob("bases/*/status.json"))
+        if len(before) > 1:
+            raise SystemExit(f"{storage}: holds {len(before)} bases; wanted one at most, that of {RECIPE}")
         seconds, peak = watched(
             ["jobs/compare.py", "--config", RECIPE, "--set", f"storage={storage}"], log=Path(name) / "log", every_s=10.0
         )
-        base = _took(storage)
+        made_now = set(storage.glob("bases/*/status.json")) - set(before)
+        base = _took(*(made_now or before))
+        rows = json.loads((folder / "comparison.json").read_text())["rows"]
+        lanes = seconds - (base if made_now else 0.0)
+        runs = {"seconds": seconds, "base_seconds": base, "base_at_hand": not made_now, "peak_mib": peak}
+        code = finish(
+            "compare",
+            config={"recipe": RECIPE},
+            runs=runs | {"steps": _steps(), "rows": rows},
+            goals=_goals(rows, base=base, lanes=lanes),
+            check=parsed.check,
+        )
         kept = RESULTS / "compare-cpu"
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
         for found in KEPT:
             shutil.copyfile(folder / found, kept / found)
-        rows = json.loads((folder / "comparison.json").read_text())["rows"]
-    lanes = seconds - (0.0 if at_hand else base)
-    runs = {"seconds": seconds, "base_seconds": base, "base_at_hand": at_hand, "peak_mib": peak, "steps": _steps()}
-    return finish(
-        "compare",
-        config={"recipe": RECIPE},
-        runs=runs | {"rows": rows},
-        goals=_goals(rows, base=base, lanes=lanes),
-        check=parsed.check,
-    )
+    return code
 
 
-def _took(storage: Path) -> float:
-    """Return the seconds that the pretraining of the base took."""
-    (path,) = storage.glob("bases/*/status.json")
+def _took(path: Path) -> float:
+    """Return the seconds that the pretraining of a base took, by its status.json."""
     status = json.loads(path.read_text())
     began, ended = (datetime.fromisoformat(status[key]) for key in ("started_at", "ended_at"))
     return (ended - began).total_seconds()

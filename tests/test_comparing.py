@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from e2ray import comparing
 from e2ray.config.base import SettingsError
@@ -22,7 +23,7 @@ def recipe(small):
             "lanes": ["e2llm", "pi_long"],
             "untrained": ["linear"],
             "seeds": [1, 2],
-            "retrieval": {"context_lengths": [128], "depths": [0.5], "trials": 2},
+            "retrieval": {"context_lengths": [32, 128], "depths": [0.5], "trials": 2},  # 32 tokens hold no question
         },
     }
 
@@ -54,26 +55,23 @@ def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_clust
     rows = json.loads((folder / "comparison.json").read_text())["rows"]
     assert [row["lane"] for row in rows] == ["base", "linear", "e2llm", "pi_long"]
     assert (folder / "comparison.png").stat().st_size > 0
-    assert "| E2-LLM (paper's preset) |" in (folder / "comparison.md").read_text()
+    table, missing = (folder / "comparison.md").read_text().split("What is missing:")
+    assert "| E2-LLM (paper's preset) |" in table
+    assert "all: 32 tokens: " in missing
+    assert json.loads((folder / "status.json").read_text())["result"] == "compared 5 jobs"
 
-    before = {path: path.stat().st_mtime_ns for path in (folder / "lanes").glob("*.json")}
-    gone = folder / "lanes" / "e2llm-2.json"
-    lost = json.loads(gone.read_text())
+    # What is not there or failed is done again, and lanes may be added or left out; nothing else may change.
+    gone, failed = (folder / "lanes" / name for name in ("e2llm-2.json", "linear-0.json"))
+    lost = {path: json.loads(path.read_text())["sums"] for path in (gone, failed)}
+    before = {path: path.stat().st_mtime_ns for path in (folder / "lanes").glob("*.json") if path not in lost}
     gone.unlink()
+    failed.write_text(json.dumps({**left["linear-0"], "sums": [], "failed": "it does not fit into memory"}))
+    recipe["compare"] |= {"lanes": ["e2llm"], "untrained": ["linear"]}
     capsys.readouterr()
     comparing.compare(validate(recipe, source="test"))
-    assert "5 jobs, 4 of them done before" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in before if path != gone} == {
-        path: time for path, time in before.items() if path != gone
-    }
-    assert json.loads(gone.read_text())["sums"] == lost["sums"]
-
-    # One that failed is done again, and lanes may be added or left out; nothing else may change.
-    gone.write_text(json.dumps({**lost, "sums": [], "failed": "it does not fit into memory"}))
-    recipe["compare"]["lanes"] = ["e2llm"]
-    comparing.compare(validate(recipe, source="test"))
-    assert "4 jobs, 3 of them done before" in capsys.readouterr().out
-    assert json.loads(gone.read_text())["sums"] == lost["sums"]
+    assert "4 jobs, 2 of them done before" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path: json.loads(path.read_text())["sums"] for path in lost} == lost
     recipe["train"]["lr"] = 2e-3
     with pytest.raises(SettingsError, match=r"train\.lr: 0\.001 in the run, 0\.002 asked for"):
         comparing.compare(validate(recipe, source="test"))
@@ -124,17 +122,24 @@ def test_a_lane_is_served_at_the_scale_it_was_made_for(lane, window, scale):
     assert lane_scale(lane, window, 128, 16.0) == scale
 
 
-@pytest.mark.ray
-def test_a_lane_that_fails_is_missing_and_the_others_come_out(ray_cluster, recipe, capsys):
-    recipe["compare"] |= {"lanes": ["pose"], "untrained": [], "seeds": [1]}
-    recipe["compare"]["retrieval"] |= {"context_lengths": [32, 128]}  # 32 tokens hold no question
-    recipe["train"] |= {"lr": 1.0, "clip_norm": 0.0, "eps": 1e-30, "weight_decay": 1e39}
-    comparing.compare(validate(recipe, source="test"))
-    folder = Path(recipe["storage"]) / "small"
-    table = (folder / "comparison.md").read_text()
-    assert "PoSE, seed 1: " in table.split("What is missing:")[1]
-    assert "base, untouched: 32 tokens: " in table
-    base = json.loads((folder / "lanes" / "base-0.json").read_text())
-    assert {sums["window"] for sums in base["sums"]} == {32, 64, 128}
-    assert [row["context_length"] for row in base["retrieval"]] == [128]
-    assert json.loads((folder / "status.json").read_text())["result"] == "compared 2 jobs, 1 of them failed"
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (SettingsError("step 3: loss is nan"), "step 3: loss is nan"),
+        (MemoryError(), "it does not fit into memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "it does not fit into memory"),
+    ],
+)
+def test_a_job_that_fails_says_why_and_a_defect_is_none_of_these(tmp_path, monkeypatch, recipe, capsys, error, said):
+    def trained(job, device):
+        raise error
+
+    monkeypatch.setattr(comparing, "_trained", trained)
+    job = comparing.Job("pose", 1, (None, None), validate(recipe, source="test"), 4.0, None, tmp_path / "pose-1.json")
+    comparing._run_job(job, use_gpu=False)
+    left = json.loads(job.out.read_text())
+    assert (left["failed"], left["sums"], left["tokens"]) == (said, [], 0)
+    assert f"pose, seed 1: {said}" in capsys.readouterr().out
+    error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="mat1"):
+        comparing._run_job(job, use_gpu=False)

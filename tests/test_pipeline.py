@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from e2ray import pipeline
+from e2ray import pipeline, tuning
 from e2ray.config.base import SettingsError
 from e2ray.config.load import validate
 from e2ray.report.run_files import comparable, read_run
@@ -193,6 +193,10 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys, tmp_p
     text = write_report(folder.parent / "report.html", [record.run for record in records])
     assert "### Settings that differ" in text.read_text()
 
+    # A study takes no run's name.
+    with pytest.raises(SettingsError, match=r"other.* holds a training run of that name"):
+        tuning.tune(config_of(recipe | {"search": {"trials": 4}}), resume=True)
+
 
 def test_a_bad_document_fails_the_run_in_one_line(ray_cluster, recipe, tmp_path):
     (tmp_path / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 50)
@@ -206,11 +210,17 @@ def test_a_bad_document_fails_the_run_in_one_line(ray_cluster, recipe, tmp_path)
     assert not (folder / "model").exists()
     assert not [path for path in (Path(recipe["storage"]) / "shards").iterdir() if path.is_dir()]
 
-    # Nothing was trained yet, so the same name may go on with the setting that the line advises.
-    recipe["data"]["on_bad"] = "skip"
+
+@pytest.mark.slow
+def test_a_run_that_has_trained_nothing_may_go_on_with_other_settings(ray_cluster, recipe, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 50)
+    recipe["data"]["corpus"].append({"kind": "text", "paths": [str(tmp_path / "latin.txt")]})
     recipe |= {"pretrain": None, "evaluate": None, "export": None}
+    with pytest.raises(SettingsError, match=r"latin\.txt.*UTF-8.*on_bad: skip"):
+        pipeline.execute(config_of(recipe))
+    recipe["data"]["on_bad"] = "skip"  # as the line advises
     pipeline.execute(config_of(recipe))
-    assert read_status(folder)["state"] == "succeeded"
+    assert read_status(Path(recipe["storage"]) / "small")["state"] == "succeeded"
 
 
 @pytest.mark.slow

@@ -106,20 +106,19 @@ def test_a_study_leaves_its_exports_and_they_can_be_trained(ray_cluster, recipe,
         tuning.tune(config_of(recipe), resume=True)
 
 
-def test_a_study_and_a_run_do_not_share_a_name(ray_cluster, recipe):
-    run = recipe | {"search": None, "evaluate": None, "export": None, "pretrain": None}
-    pipeline.execute(config_of(run))
-    with pytest.raises(SettingsError, match=r"holds a training run of that name"):
-        tuning.tune(config_of(recipe), resume=True)
+def test_a_recipe_without_a_search_is_refused(recipe):
     with pytest.raises(SettingsError, match=r"search: the recipe has no such section"):
-        tuning.tune(config_of(run), resume=True)
+        tuning.tune(config_of(recipe | {"search": None}), resume=True)
 
 
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
         ({"cluster": {"cpus_per_worker": 64}}, r"cluster: is too small for one trial"),
-        ({"evaluate": {"documents": 2, "windows": [32, 1_000_000]}}, r"the longest of .* held-out documents has"),
+        (
+            {"evaluate": {"documents": 2, "windows": [32, 1_000_000]}, "pretrain": None},
+            r"the longest of .* held-out documents has",
+        ),
     ],
 )
 def test_what_no_trial_could_mend_ends_the_study_in_one_line(ray_cluster, recipe, changes, wanted):

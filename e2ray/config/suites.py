@@ -39,7 +39,9 @@ class SuiteSettings(Settings):
     chat_template: bool = Field(False, description="Whether questions are put into the tokenizer's chat template.")
     unsafe_code: bool = Field(False, description="Whether tasks may run code that the model has written.")
     leval: str | None = Field(None, description="Folder of L-Eval's closed-ended tasks: coursera.jsonl and so on.")
-    longproc: str | None = Field(None, description="Folder of LongProc's data: path_traversal/ and so on.")
+    longproc: str | None = Field(
+        None, description="A checkout of LongProc's program (path_traversal/ and so on), or a copy of its data set."
+    )
 
     @field_validator("tasks", "context_lengths")
     @classmethod

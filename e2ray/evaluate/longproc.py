@@ -1,13 +1,14 @@
 """Tasks of LongProc from the user's own copy of its data: long procedures written down, scored line by line.
 
 `path_traversal` follows one-way connections between cities, `tom_tracking` where somebody believes a thing to be,
-`html_to_tsv` takes a table out of a web page; each ends in the length of its answers: 0.5k, 2k or 8k tokens. Prompts
-are LongProc's own, from the `prompts.yaml` beside the data. Left out are `countdown` and `travel_planning`, whose
-prompts hold demonstrations that LongProc's program writes, and `pseudo_to_code`, which runs what the model wrote;
-lm-evaluation-harness has all of them as `longproc`.
+`html_to_tsv` takes a table out of a web page; each ends in the length of its answers: 0.5k, 2k or 8k tokens. Out of a
+checkout of LongProc's program they are asked here, with the `prompts.yaml` beside their data. The prompts of the other
+kinds are written by that program. They lie ready in its data set, PrincetonPli/LongProc: out of a copy of that every
+kind is asked and scored by lm-evaluation-harness, `countdown` and `pseudo_to_code` among them, whose scorers run what
+the model wrote.
 
 One figure is stricter than LongProc's: `partial_accuracy` counts the right lines before the first wrong one, LongProc
-counts the wrong one too.
+and the harness count the wrong one too.
 
 Source: LongProc (arXiv:2501.05414), formats and scoring of princeton-pli/LongProc.
 """
@@ -140,22 +141,67 @@ PROCEDURES = {
     "tom_tracking": Procedure(_story, "solution", beliefs, _LINES),
     "html_to_tsv": Procedure(_page, "gt", table, ("f1", "precision", "recall", "extraction_rate")),
 }
-NAMES = tuple(f"{kind}_{length}" for kind in PROCEDURES for length in ANSWER_TOKENS)
+LENGTHS = {kind: tuple(ANSWER_TOKENS) for kind in (*PROCEDURES, "countdown")} | {
+    "pseudo_to_code": ("0.5k", "2k"),
+    "travel_planning": ("2k", "8k"),
+}
+NAMES = tuple(f"{kind}_{length}" for kind, lengths in LENGTHS.items() for length in lengths)
+
+
+def _kind(name: str) -> str:
+    return name.rsplit("_", 1)[0]
+
+
+def _in_checkout(name: str, folder: Path) -> Path | None:
+    """Return where a checkout of LongProc keeps a kind of tasks; None where the folder is none."""
+    kind = _kind(name)
+    return next((place for place in (folder / kind, folder / "data" / kind) if place.is_dir()), None)
+
+
+def held(name: str, folder: Path) -> bool:
+    """Return whether a folder holds what a task, one of NAMES, is asked with."""
+    place = _in_checkout(name, folder)
+    if place is not None:
+        return _kind(name) in PROCEDURES and (place / f"{name}.json").is_file()
+    return any(folder.rglob(f"{name}*"))
+
+
+def wanted(name: str) -> str:
+    """Return what a folder should be that is to hold a task, one of NAMES."""
+    data_set = "a copy of the data set PrincetonPli/LongProc"
+    if _kind(name) not in PROCEDURES:
+        return f"{data_set}; a checkout of LongProc's program does not hold these prompts"
+    return f"a checkout of princeton-pli/LongProc or {data_set}"
+
+
+def redirected(name: str, folder: Path) -> str | None:
+    """Return a task file that has the harness ask a task out of a copy of the data set; None for a task of `task`.
+
+    Args:
+        name: One of NAMES.
+        folder: A copy of the data set, or a checkout of LongProc.
+    """
+    import lm_eval.tasks
+
+    if _in_checkout(name, folder) is not None:
+        return None
+    original = Path(lm_eval.tasks.__file__).parent / "longproc" / f"{name}.yaml"
+    content = {"include": str(original), "task": f"longproc:{name}", "dataset_path": str(folder.absolute())}
+    return str(yaml.safe_dump(content))
 
 
 def procedures(name: str, folder: Path) -> list[dict[str, str]]:
     """Return prompt and right answer of every item of a task.
 
     Args:
-        name: One of NAMES.
+        name: A task of one of PROCEDURES.
         folder: LongProc's `data`, or the checkout that it lies in.
 
     Raises:
         SettingsError: If a file is not there or none of LongProc's.
     """
-    kind = name.rsplit("_", 1)[0]
-    procedure = PROCEDURES[kind]
-    place = next((each for each in (folder / kind, folder / "data" / kind) if each.is_dir()), folder / kind)
+    procedure = PROCEDURES[_kind(name)]
+    place = _in_checkout(name, folder) or folder / _kind(name)
     try:
         template = yaml.safe_load((place / "prompts.yaml").read_text(encoding="utf-8"))["USER_PROMPT"]
         items = read_json(place / f"{name}.json", wanted=f"LongProc's {name}")
@@ -176,7 +222,7 @@ def procedures(name: str, folder: Path) -> list[dict[str, str]]:
 
 
 def task(name: str, folder: Path) -> dict[str, Any]:
-    """Return the harness's config of one task, one of NAMES."""
+    """Return the harness's config of a task of one of PROCEDURES, out of a checkout."""
     kind, length = name.rsplit("_", 1)
     procedure = PROCEDURES[kind]
 

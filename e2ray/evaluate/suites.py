@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,8 @@ def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) 
         metadata: What tasks that write their own prompts are told.
 
     Raises:
-        SettingsError: If lm-evaluation-harness is not installed, a folder is not there, or a name is unknown.
+        SettingsError: If lm-evaluation-harness is not installed, a folder is not there or does not hold a task, or a
+            name is unknown.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -92,6 +94,10 @@ def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) 
                 f"evaluate.suites.tasks: {name!r} is no task, "
                 + (f"wanted one such as {', '.join(near)}" if near else "and none has a name like it")
             )
+    for name in (each for each in settings.tasks if each in _local_names()):
+        suite, task = _local_names()[name]
+        if task != "all" and not _held(settings, suite, task):
+            raise SettingsError(_not_held(settings, suite, task))
     return manager
 
 
@@ -109,7 +115,7 @@ def names_of(settings: SuiteSettings, manager: Any) -> list[str]:
     for name in settings.tasks:
         suite, task = _local_names().get(name, (None, None))
         if suite is not None and task == "all":
-            found += [f"{suite}:{each}" for each in LOCAL[suite] if _file(settings, suite, each).is_file()]
+            found += [f"{suite}:{each}" for each in LOCAL[suite] if _held(settings, suite, each)]
         elif suite is None and manager.task_index[name].kind.name == "TAG":
             found += sorted(manager.task_index[name].tags)
         else:
@@ -119,13 +125,18 @@ def names_of(settings: SuiteSettings, manager: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _file(settings: SuiteSettings, suite: str, name: str) -> Path:
-    folder = Path(getattr(settings, suite)).expanduser()
-    if suite == "leval":
-        return folder / f"{name}.jsonl"
-    kind = name.rsplit("_", 1)[0]
-    inside = folder / "data" if (folder / "data" / kind).is_dir() else folder
-    return inside / kind / f"{name}.json"
+def _folder(settings: SuiteSettings, suite: str) -> Path:
+    return Path(getattr(settings, suite)).expanduser()
+
+
+def _held(settings: SuiteSettings, suite: str, name: str) -> bool:
+    folder = _folder(settings, suite)
+    return (folder / f"{name}.jsonl").is_file() if suite == "leval" else longproc.held(name, folder)
+
+
+def _not_held(settings: SuiteSettings, suite: str, name: str) -> str:
+    wanted = f"{name}.jsonl of L-Eval's Closed-ended-tasks" if suite == "leval" else longproc.wanted(name)
+    return f"evaluate.suites.{suite}: {_folder(settings, suite)} holds no {name}; wanted {wanted}"
 
 
 def run(model: Any, settings: SuiteSettings, manager: Any, *, progress: Progress | None = None) -> Iterator[Found]:
@@ -208,7 +219,7 @@ def _evaluated(name: str, model: Any, settings: SuiteSettings, manager: Any) -> 
     from e2ray.evaluate.harness import RefusedError
 
     random.seed(settings.seed), np.random.seed(settings.seed), torch.manual_seed(settings.seed)
-    loaded = manager.load([_config(name, settings)])
+    loaded = _loaded(name, settings, manager)
     for task in loaded["tasks"].values():
         if getattr(task, "UNSAFE_CODE", False) and not settings.unsafe_code:
             raise RefusedError("may run code that the model has written; set evaluate.suites.unsafe_code: true")
@@ -237,13 +248,21 @@ def _evaluated(name: str, model: Any, settings: SuiteSettings, manager: Any) -> 
     return _scores(result, list(samples.values()), settings)
 
 
-def _config(name: str, settings: SuiteSettings) -> Any:
-    """Return what the harness loads a task by: its name, or the config of one that is read from local files."""
-    if name not in _local_names():
-        return name
-    suite, task = _local_names()[name]
-    folder = Path(getattr(settings, suite)).expanduser()
-    return leval.task(task, folder) if suite == "leval" else longproc.task(task, folder)
+def _loaded(name: str, settings: SuiteSettings, manager: Any) -> Any:
+    """Return what the harness makes of a task's name, of the config of one from local files, or of a task file."""
+    suite, task = _local_names().get(name, (None, name))
+    if suite is None:
+        return manager.load([name])
+    folder = _folder(settings, suite)
+    if suite == "leval":
+        return manager.load([leval.task(task, folder)])
+    redirected = longproc.redirected(task, folder)
+    if redirected is None:
+        return manager.load([longproc.task(task, folder)])
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "task.yaml"
+        file.write_text(redirected, encoding="utf-8")
+        return manager.load([str(file)])
 
 
 def _sample(task: str, sample: Mapping[str, Any], placed: Mapping[Any, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from scipy.stats import t as student
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
 from e2ray.evaluate.perplexity import BOS_POLICY
 from e2ray.files import atomic_path, write_json, write_text
-from e2ray.report.drawing import new_figure, tidy
+from e2ray.report.drawing import label_ends, label_points, new_figure, tidy
 from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, VERMILLION
 
 BASE, PAPER = "base", "e2llm"
@@ -340,6 +340,7 @@ def draw(rows: Sequence[Mapping[str, Any]], base_context_length: int, windows: S
     """Return the picture: NLL by window of every lane, and what each gives at L against what it gains beyond."""
     figure = new_figure(5.2)
     curves, trade = figure.subplots(1, 2, width_ratios=[3, 2])
+    ends, trades = [], []
     for row in rows:
         points = [(w, row["nll"][str(w)]["mean"]) for w in windows if row["nll"][str(w)]["mean"] is not None]
         if not points:
@@ -347,33 +348,22 @@ def draw(rows: Sequence[Mapping[str, Any]], base_context_length: int, windows: S
         colour, line = STYLES.get(row["lane"], (GREY, "-" if row["train_s"] is not None else "--"))
         width = 2.0 if row["lane"] in STYLES else 1.0
         curves.plot(*zip(*points, strict=True), color=colour, linestyle=line, linewidth=width, marker="o", markersize=3)
-        curves.annotate(
-            NAMES[row["lane"]],
-            points[-1],
-            textcoords="offset points",
-            xytext=(5, 0),
-            fontsize=7,
-            color=colour,
-            va="center",
-        )
-        if row["long"]["mean"] is not None and row["short"]["mean"] is not None:
-            trade.plot(row["short"]["mean"], row["long"]["mean"], "o", color=colour, markersize=5)
-            trade.annotate(
-                NAMES[row["lane"]],
-                (row["short"]["mean"], row["long"]["mean"]),
-                textcoords="offset points",
-                xytext=(5, 3),
-                fontsize=7,
-                color=INK,
-            )
+        ends.append((*points[-1], NAMES[row["lane"]], colour))
+        short, long = row["short"]["mean"], row["long"]["mean"]
+        if short is not None and long is not None:
+            trade.plot(short, long, "o", color=colour, markersize=5)
+            trades.append((short, long, NAMES[row["lane"]]))
     curves.set_xscale("log", base=2)
     curves.set_xticks(list(windows), [f"{w:,}" for w in windows])
-    curves.set_xlim(windows[0] / 1.2, windows[-1] * 3.2)
+    curves.set_xlim(windows[0] / 1.2, windows[-1] * 3.6)
     curves.axvline(base_context_length, color=GREY, linewidth=0.8, linestyle=":")
     curves.set_xlabel("window W (tokens)")
     curves.set_ylabel("NLL (nats per token), lower is better")
     tidy(curves, "Each lane at the scale it is served with")
     trade.set_xlabel(f"NLL rise at L = {base_context_length:,} (nats)")
     trade.set_ylabel("mean NLL beyond L (nats)")
+    trade.margins(x=0.22, y=0.12)
     tidy(trade, "Short against long")
+    label_ends(curves, ends)
+    label_points(trade, trades, obstacles=[], fontsize=7)
     return figure

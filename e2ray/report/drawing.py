@@ -14,11 +14,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
+from scipy.optimize import isotonic_regression
 
 from e2ray.report.evaluation import GREY, INK
 from e2ray.report.study_terms import number
 
 DOTS_PER_INCH = 130
+END_GAP = 9.5  # points between the names of two curves
 NEAR = 23  # points from which a label needs a line to its point
 WIDTH = 10.5  # inches: at the page's full width its 10 pt text reads like the page's own
 GREEN, PURPLE, PALE = "#009E73", "#CC79A7", "#E5E5E5"
@@ -72,7 +74,11 @@ def log_ticks(axis: Axes, low: float, high: float, *, which: str = "x") -> None:
 
 
 def label_points(
-    axis: Axes, points: Sequence[tuple[float, float, str]], *, obstacles: Sequence[tuple[float, float]]
+    axis: Axes,
+    points: Sequence[tuple[float, float, str]],
+    *,
+    obstacles: Sequence[tuple[float, float]],
+    fontsize: float = 9,
 ) -> None:
     """Write each point's label beside it where it covers no other label and the fewest points.
 
@@ -82,6 +88,7 @@ def label_points(
         axis: The axis to write on.
         points: x, y and text; those outside the axis are left out.
         obstacles: Other points that a label should not cover.
+        fontsize: Of the labels, in points.
     """
     figure = axis.get_figure(root=True)
     assert figure is not None
@@ -94,7 +101,7 @@ def label_points(
         if not frame.contains(*to_pixels((x, y))):
             continue
         label = axis.annotate(
-            plain(text), (x, y), textcoords="offset points", xytext=(0, 0), fontsize=9, color=INK, zorder=9
+            plain(text), (x, y), textcoords="offset points", xytext=(0, 0), fontsize=fontsize, color=INK, zorder=9
         )
         label.set_in_layout(False)
         costs: list[tuple[int, int, tuple[float, float]]] = []
@@ -110,6 +117,48 @@ def label_points(
         if math.hypot(*offset) > NEAR:
             line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
             axis.annotate("", (x, y), textcoords="offset points", xytext=offset, arrowprops=line)
+
+
+def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each curve's name to the right of its last point, apart from the other names, with a line where it moved.
+
+    The layout is settled first, so call it when the axis holds everything else, with room for the names.
+
+    Args:
+        axis: The axis to write on.
+        ends: x, y, name and colour of each curve.
+    """
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    points = 72 / figure.dpi
+    order = sorted(ends, key=lambda end: end[1])
+    wanted = [float(axis.transData.transform(end[:2])[1]) * points for end in order]
+    for (x, y, name, colour), middle, place in zip(order, wanted, spread(wanted, END_GAP), strict=True):
+        moved = place - middle
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3}
+        label = axis.annotate(
+            plain(name),
+            (x, y),
+            textcoords="offset points",
+            xytext=(16, moved),
+            fontsize=7,
+            color=colour,
+            va="center",
+            arrowprops=line if abs(moved) > 1 else None,
+        )
+        label.set_in_layout(False)
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Return places at least `gap` apart, in the order of `values`, and as near to these as least squares gets.
+
+    Args:
+        values: Increasing.
+        gap: Positive.
+    """
+    steps = gap * np.arange(len(values))
+    return list((isotonic_regression(np.array(values) - steps).x + steps).tolist())
 
 
 def _placed(label: Annotation, offset: tuple[float, float]) -> Bbox:

@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from e2ray.config.base import SettingsError
-from e2ray.evaluate.longproc import NAMES, PROCEDURES, beliefs, procedures, route, table, task
+from e2ray.evaluate.longproc import NAMES, PROCEDURES, beliefs, held, procedures, route, table, task
 
 WAY = "From Rome, take a bus to Oslo.\nFrom Oslo, take a train to Bonn.\nFrom Bonn, take a ferry to Cork."
 
@@ -144,15 +145,37 @@ def test_prompts_are_made_of_the_users_own_files(data, kind, prompt):
 
 
 def test_the_room_for_an_answer_follows_from_the_name(data):
-    rooms = {name: task(name, data)["generation_kwargs"]["max_gen_toks"] for name in NAMES}
-    assert {rooms[name] for name in NAMES if name.endswith("_0.5k")} == {1024}
-    assert {rooms[name] for name in NAMES if name.endswith("_8k")} == {9216}
+    own = [name for name in NAMES if held(name, data)]
+    assert len(own) == 9
+    rooms = {name: task(name, data)["generation_kwargs"]["max_gen_toks"] for name in own}
+    assert {rooms[name] for name in own if name.endswith("_0.5k")} == {1024}
+    assert {rooms[name] for name in own if name.endswith("_8k")} == {9216}
 
 
 def test_a_checkout_is_as_good_as_its_data(data, tmp_path_factory):
     checkout = tmp_path_factory.mktemp("checkout")
     data.rename(checkout / "data")
     assert len(procedures("tom_tracking_2k", checkout)) == 2
+
+
+def test_what_a_folder_holds(data, tmp_path_factory):
+    (data / "countdown").mkdir()
+    (data / "countdown" / "countdown_2k.json").write_text("[{}]")  # its prompts are written by LongProc's program
+    assert not held("countdown_2k", data)
+    (data / "tom_tracking" / "tom_tracking_8k.json").unlink()
+    assert held("tom_tracking_2k", data)
+    assert not held("tom_tracking_8k", data)
+    copy = tmp_path_factory.mktemp("data-set")
+    (copy / "countdown_2k").mkdir()
+    (copy / "travel_planning_8k.parquet").touch()
+    assert {name for name in NAMES if held(name, copy)} == {"countdown_2k", "travel_planning_8k"}
+
+
+def test_every_name_is_a_task_of_the_harness():
+    import lm_eval.tasks
+
+    files = (Path(lm_eval.tasks.__file__).parent / "longproc").glob("*.yaml")
+    assert {file.stem for file in files if not file.stem.startswith("_")} == set(NAMES)
 
 
 def test_files_that_are_not_longprocs_are_named(data):

@@ -598,3 +598,64 @@ def test_local_files_are_asked_like_any_task(generator, tmp_path):
     assert procedure["prompts"] == ["Rome leads to Oslo. From Rome to Oslo?"]
     room = procedure["requests"][0]["room"]
     assert procedure["requests"][0]["scale"] == generator.scale_of(procedure["requests"][0]["tokens"] + room)
+
+
+COUNTED = """Here it is:
+# Search Procedure
+Initial number set: [1, 2, 3, 4], target: 10.
+<Solution>
+2 + 1 = 3
+3 + 3 = 6
+6 + 4 = 10
+</Solution>"""
+
+
+def write_data_set(folder, *names):
+    """Write what a copy of LongProc's data set looks like: a card that names the files of each task, and the files."""
+    card = "".join(
+        f"- config_name: {name}\n  data_files:\n  - {{split: test, path: {name}/test.jsonl}}\n" for name in names
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    for name in names:
+        (folder / name).mkdir()
+        row = {
+            "input_prompt": "the dog sat",
+            "reference_output": COUNTED,
+            "metadata": json.dumps({"nums": [1, 2, 3, 4], "target": 10}),
+        }
+        (folder / name / "test.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def test_a_copy_of_longprocs_data_set_is_asked_by_the_harness(generator, tmp_path):
+    write_data_set(tmp_path, "countdown_0.5k")
+    found, _ = asked(generator, None, ["longproc:all"], longproc=str(tmp_path), unsafe_code=True)
+    assert found.missing == []
+    assert {(row["task"], row["metric"]) for row in found.scores} == {
+        ("longproc:countdown_0.5k", name) for name in ("accuracy", "extraction_rate", "partial_accuracy", "score")
+    }
+    (sample,) = found.samples
+    assert (sample["prompts"], sample["target"]) == (["the dog sat"], COUNTED)
+    assert sample["requests"][0]["room"] == 1024
+    assert {row["metric"]: row["value"] for row in found.scores}["accuracy"] == 0
+
+
+def test_what_runs_code_of_the_models_says_so(generator, tmp_path):
+    write_data_set(tmp_path, "countdown_0.5k")
+    found, _ = asked(generator, None, ["longproc:countdown_0.5k"], longproc=str(tmp_path))
+    assert [(each["task"], "unsafe_code: true" in each["reason"]) for each in found.missing] == [
+        ("longproc:countdown_0.5k", True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("leval:quality", "quality.jsonl of L-Eval's Closed-ended-tasks"),
+        ("longproc:tom_tracking_2k", "a checkout of princeton-pli/LongProc or a copy"),
+        ("longproc:countdown_2k", "a copy of the data set PrincetonPli/LongProc; a checkout"),
+    ],
+)
+def test_a_task_that_a_folder_does_not_hold_is_named_before_anything_is_loaded(tmp_path, name, wanted):
+    (tmp_path / "countdown").mkdir()
+    with pytest.raises(SettingsError, match=rf"holds no {name.split(':')[1]}; wanted {wanted}"):
+        suites.checked(SuiteSettings(tasks=(name,), leval=str(tmp_path), longproc=str(tmp_path)))

@@ -2,10 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from scipy.stats import norm
 from scipy.stats import t as student
 
 from e2ray.report.compare import draw, summary, tables, write_comparison
+from e2ray.report.drawing import spread
 
 L, WINDOWS = 128, (128, 256, 512)
 PROTOCOL = {"stride": 32, "documents": 3, "tokens": 300, "bos": "no token is added", "missing": []}
@@ -116,11 +118,42 @@ def test_files_hold_the_tables_and_the_picture(found, tmp_path):
     assert (tmp_path / "comparison.png").stat().st_size > 5000
 
 
+def test_a_lane_that_failed_is_missing_with_its_reason(found, tmp_path):
+    for lost in (found[0], found[2]):  # the only seed of a lane, and one of two
+        lost |= {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None, "sums": [], "retrieval": []}
+        lost["failed"] = "the loss is nan"
+    for each in found:
+        each["missing"] = ["32 tokens: hold no question"]
+    found[3]["missing"].append("2,048 tokens: it does not fit into memory")
+    text = write_comparison(tmp_path, found, L, WINDOWS, stride=32)
+    table, missing = text.split("What is missing:")
+    line = next(line for line in table.splitlines() if line.startswith("| PoSE"))
+    assert {cell.strip() for cell in line.split("|")[2:-1]} == {"missing"}
+    assert missing.split("\n- ")[1:] == [
+        "all: 32 tokens: hold no question",
+        "PoSE, seed 1: the loss is nan",
+        "E2-LLM (paper's preset), seed 2: the loss is nan",
+        "base, untouched: 2,048 tokens: it does not fit into memory\n",
+    ]
+    names = {each.get_text() for each in draw([*rows_of(found).values()], L, WINDOWS).axes[0].texts}
+    assert names == {"base, untouched", "YaRN, untrained"}  # a mean over seeds needs all of them
+
+
 def test_the_picture_names_every_lane(found):
     curves, trade = draw([*rows_of(found).values()], L, WINDOWS).axes
     names = {text.get_text() for text in curves.texts}
     assert names == {"base, untouched", "YaRN, untrained", "E2-LLM (paper's preset)", "PoSE"}
-    assert {text.get_text() for text in trade.texts} == names - {"YaRN, untrained"}  # its long mean is missing
+    assert {text.get_text() for text in trade.texts} - {""} == names - {"YaRN, untrained"}  # its long mean is missing
+
+
+def test_names_of_curves_that_end_together_keep_apart(found):
+    found += [job(lane, 1, (3.6, 3.5, 3.4), retrieval=asked(1)) for lane in ("randpos", "cream", "clex", "endprompt")]
+    curves, _ = draw([*rows_of(found).values()], L, WINDOWS).axes
+    boxes = [Text.get_window_extent(text) for text in curves.texts]  # without the lines to their points
+    assert len(boxes) == 8
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
+    assert spread([0.0, 20.0], 10.0) == [0.0, 20.0]
+    assert spread([5.0, 5.0, 5.0], 10.0) == [-5.0, 5.0, 15.0]
 
 
 def test_differences_to_the_papers_preset_stand_in_a_table_with_their_intervals(found):

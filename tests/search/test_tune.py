@@ -84,6 +84,7 @@ def test_a_trial_that_dies_is_a_failed_row_and_the_study_goes_on(ray_cluster, tm
     assert "ActorDied" in records[1].reason and "\n" not in records[1].reason
 
 
+@pytest.mark.slow
 def test_a_study_whose_workers_all_die_ends_and_can_be_resumed(ray_cluster, tmp_path, configured, shared_of):
     config = configured({"trials": 6, "concurrency": 1})
     shared = shared_of(config)
@@ -125,6 +126,7 @@ def test_an_error_of_the_driver_ends_the_study_as_itself(ray_cluster, tmp_path, 
     assert any(not record.finished for record in study.records())
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_workers_runs_a_ray_train_of_its_own(ray_cluster, tmp_path, configured, shared_of):
     search = {"trials": 1, "baselines": ["e2llm"], "repeats": 1}
     two, one = configured(search, cluster={"num_workers": 2}), configured(search)
