@@ -115,10 +115,7 @@ def test_a_recipe_without_a_search_is_refused(recipe):
     ("changes", "wanted"),
     [
         ({"cluster": {"cpus_per_worker": 64}}, r"cluster: is too small for one trial"),
-        (
-            {"evaluate": {"documents": 2, "windows": [32, 1_000_000]}, "pretrain": None},
-            r"the longest of .* held-out documents has",
-        ),
+        ({"evaluate": {"documents": 2, "windows": [32, 1_000_000]}}, r"the longest of .* held-out documents has"),
     ],
 )
 def test_what_no_trial_could_mend_ends_the_study_in_one_line(ray_cluster, recipe, changes, wanted):
