@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from e2ray import pipeline, tuning
+from e2ray import pipeline
 from e2ray.config.base import SettingsError
 from e2ray.config.load import validate
 from e2ray.report.run_files import comparable, read_run
@@ -192,10 +192,6 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys, tmp_p
     assert "positions.scale.kind" in decides and "train.lr" not in decides
     text = write_report(folder.parent / "report.html", [record.run for record in records])
     assert "### Settings that differ" in text.read_text()
-
-    # A study takes no run's name.
-    with pytest.raises(SettingsError, match=r"other.* holds a training run of that name"):
-        tuning.tune(config_of(recipe | {"search": {"trials": 4}}), resume=True)
 
 
 def test_a_bad_document_fails_the_run_in_one_line(ray_cluster, recipe, tmp_path):

@@ -111,6 +111,12 @@ def test_a_recipe_without_a_search_is_refused(recipe):
         tuning.tune(config_of(recipe | {"search": None}), resume=True)
 
 
+def test_a_study_takes_no_runs_name(recipe):
+    (Path(recipe["storage"]) / "small" / "model").mkdir(parents=True)
+    with pytest.raises(SettingsError, match=r"small: holds a training run of that name; choose another name"):
+        tuning.tune(config_of(recipe), resume=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
