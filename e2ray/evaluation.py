@@ -222,11 +222,16 @@ def _ask(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bool) -> 
 
 
 def check_suites(run: Run) -> None:
-    """Raise SettingsError if a task of the run's suites is unknown or what asks it is not installed."""
+    """Say of each task of the run's suites that cannot be asked why not.
+
+    Raises:
+        SettingsError: If none can be, a folder is not there, or what asks them is not installed.
+    """
     from e2ray.evaluate.suites import checked
 
     if run.config.evaluate and run.config.evaluate.suites:
-        checked(run.config.evaluate.suites)
+        for each in checked(run.config.evaluate.suites).missing:
+            show(f"evaluate.suites.tasks: {each['task']!r} {each['reason']}; it will have no score")
 
 
 def suites(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
@@ -240,21 +245,31 @@ def suites(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         base: Settings of the untouched base model.
 
     Raises:
-        SettingsError: If there is no tuned model, a task is unknown, or a file of the user's is wrong.
+        SettingsError: If there is no tuned model, no task is known, or a file of the user's is wrong.
     """
     from e2ray.evaluate.suites import versions
+    from e2ray.evaluate.weights import read_scales
     from e2ray.train.record import environment, now
 
     settings = run.config.evaluate.suites if run.config.evaluate else None
     assert settings is not None
     if not (run.folder / "model").is_dir():
         raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run train first")
-    check_suites(run)
     started = now()
     models = {"base": base, "tuned": tuned_model(run, base)}
     use_gpu = wants_gpu(run.config.cluster)
-    jobs = [(run, shards, name, model, use_gpu) for name, model in models.items()]
-    parts = remote_each("suites", _ask_suites, jobs, use_gpu=use_gpu)
+    path = run.folder / "scales.json"
+    scales = {"base": None, "tuned": read_scales(path, model=run.folder / "model") if path.exists() else None}
+    jobs = [(run, shards, name, model, scales[name], use_gpu) for name, model in models.items()]
+    try:
+        parts = remote_each("suites", _ask_suites, jobs, use_gpu=use_gpu)
+        with files.atomic_path(run.folder / SAMPLES) as aside, aside.open("wb") as target:
+            for name in models:
+                with _samples_of(run, name).open("rb") as source:
+                    shutil.copyfileobj(source, target)
+    finally:
+        for name in models:
+            _samples_of(run, name).unlink(missing_ok=True)
     there = environment()
     found = {
         "settings": settings.model_dump(mode="json"),
@@ -266,12 +281,6 @@ def suites(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         "scores": [row for part in parts for row in part["scores"]],
         "missing": [row for part in parts for row in part["missing"]],
     }
-    with files.atomic_path(run.folder / SAMPLES) as aside, aside.open("wb") as target:
-        for name in models:
-            part = _samples_of(run, name)
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, target)
-            part.unlink()
     files.write_json(run.folder / SUITES, found)
     return found
 
@@ -280,14 +289,15 @@ def _samples_of(run: Run, name: str) -> Path:
     return run.folder / f"suites-samples-{name}.jsonl"
 
 
-def _ask_suites(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bool) -> dict[str, list[Any]]:
+def _ask_suites(
+    run: Run, shards: str | Path, name: str, model: Any, scales: Mapping[str, Any] | None, use_gpu: bool
+) -> dict[str, list[Any]]:
     """Return one model's scores and what is missing, its samples in a file beside the others; runs on a worker."""
     from e2ray.core.model import load_tokenizer
     from e2ray.data.shards import ShardSet
     from e2ray.evaluate.harness import ScaledLM
     from e2ray.evaluate.suites import checked
     from e2ray.evaluate.suites import run as run_suites
-    from e2ray.evaluate.weights import read_scales
 
     settings = run.config.evaluate
     assert settings is not None and settings.suites is not None
@@ -295,12 +305,10 @@ def _ask_suites(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bo
     opened = ShardSet.open(shards)
     place = fetched_tokenizer(run, shards, opened.manifest["tokenizer_hash"]) or Path(shards) / "tokenizer"
     told = {"tokenizer": str(place), "max_seq_lengths": list(settings.suites.written_lengths(longest)) or [4096]}
-    manager = checked(settings.suites, told)
+    tasks = checked(settings.suites, told)
     device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
-    scales = run.folder / "scales.json"
-    measured = read_scales(scales, model=run.folder / "model") if name == "tuned" and scales.exists() else None
     asked = ScaledLM(
-        Loaded(loaded, hook, load_tokenizer(str(place)), device, run.base_context_length, measured),
+        Loaded(loaded, hook, load_tokenizer(str(place)), device, run.base_context_length, scales),
         max_context_length=longest,
         too_long=settings.suites.too_long,
         batch_tokens=settings.batch_tokens,
@@ -308,7 +316,7 @@ def _ask_suites(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bo
     )
     out: dict[str, list[Any]] = {"scores": [], "missing": []}
     with files.atomic_path(_samples_of(run, name)) as aside, aside.open("w", encoding="utf-8") as file:
-        for found in run_suites(asked, settings.suites, manager, progress=lambda line: show(f"{name}: {line}")):
+        for found in run_suites(asked, settings.suites, tasks, progress=lambda line: show(f"{name}: {line}")):
             out["scores"] += [{"model": name} | row for row in found.scores]
             out["missing"] += [{"model": name} | row for row in found.missing]
             for sample in found.samples:

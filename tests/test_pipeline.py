@@ -73,6 +73,14 @@ def test_wrong_suites_are_refused_before_anything_is_done(recipe):
         pipeline.suites_only(config_of(recipe))
 
 
+def test_an_unknown_task_beside_others_is_told_before_anything_is_done(recipe, tmp_path, capsys):
+    recipe["evaluate"]["suites"] = own_suites(tmp_path, "short") | {"tasks": ["short", "shrot"]}
+    pipeline.check(config_of(recipe))
+    told, sound = capsys.readouterr().out.splitlines()
+    assert told.startswith("evaluate.suites.tasks: 'shrot' is no task, wanted one such as short")
+    assert told.endswith("; it will have no score") and sound.startswith("small: sound.")
+
+
 def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys, tmp_path):
     pipeline.execute(config_of(recipe))
     folder = Path(recipe["storage"]) / "small"

@@ -61,16 +61,33 @@ class Found:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
-def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) -> Any:
-    """Return the harness's index of tasks, which knows every task that the settings name; nothing is loaded.
+@dataclass
+class Asked:
+    """What the settings ask, as far as it is there.
+
+    Attributes:
+        manager: The harness's index of tasks, which knows every one of `names`.
+        names: Tasks and groups that are run, each once.
+        missing: {task, reason} of the names that are no task, or of which a folder holds nothing.
+    """
+
+    manager: Any
+    names: list[str]
+    missing: list[dict[str, str]]
+
+
+def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) -> Asked:
+    """Return which tasks the settings name; nothing is loaded.
+
+    A name that cannot be asked is missing. Those of a tag and of `<suite>:all` stand one by one; of the latter those
+    are left out whose file is not there.
 
     Args:
         settings: Names tasks and folders.
         metadata: What tasks that write their own prompts are told.
 
     Raises:
-        SettingsError: If lm-evaluation-harness is not installed, a folder is not there or does not hold a task, or a
-            name is unknown.
+        SettingsError: If lm-evaluation-harness is not installed, a folder is not there, or no name can be asked.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -81,24 +98,23 @@ def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) 
         if folder is not None and not Path(folder).expanduser().is_dir():
             raise SettingsError(f"evaluate.suites.{key}: {folder}: no such folder")
     own = str(Path(settings.include_path).expanduser()) if settings.include_path else None
-    asked = [name for name in settings.tasks if name not in _local_names()]
+    published = [name for name in settings.tasks if name not in _local_names()]
     for with_all in (False, True):  # reading the thousands of files that the harness brings takes seconds
         manager = TaskManager(include_path=own, include_defaults=with_all, metadata=dict(metadata or {}))
-        kinds = {name: manager.task_index[name].kind.name for name in asked if name in manager.task_index}
-        if len(kinds) == len(asked) and "GROUP" not in kinds.values():
+        kinds = {name: manager.task_index[name].kind.name for name in published if name in manager.task_index}
+        if len(kinds) == len(published) and "GROUP" not in kinds.values():
             break  # a group of one's own may hold tasks of the harness
-    for name in asked:
-        if name not in manager.task_index:
-            near = difflib.get_close_matches(name, [*manager.all_tasks, *_local_names()], n=5, cutoff=0.6)
-            raise SettingsError(
-                f"evaluate.suites.tasks: {name!r} is no task, "
-                + (f"wanted one such as {', '.join(near)}" if near else "and none has a name like it")
-            )
-    for name in (each for each in settings.tasks if each in _local_names()):
-        suite, task = _local_names()[name]
-        if task != "all" and not _held(settings, suite, task):
-            raise SettingsError(_not_held(settings, suite, task))
-    return manager
+    asked = Asked(manager, [], [])
+    for name in settings.tasks:
+        parts = _local_parts(name, settings) if name in _local_names() else _published_parts(name, manager)
+        asked.names += [part for part in parts if part not in asked.names]
+        if not parts:
+            asked.missing.append({"task": name, "reason": _why_missing(name, settings, manager)})
+    if not asked.names:
+        raise SettingsError(
+            "evaluate.suites.tasks: " + "; ".join(f"{each['task']!r} {each['reason']}" for each in asked.missing)
+        )
+    return asked
 
 
 def _local_names() -> dict[str, tuple[str, str]]:
@@ -106,23 +122,28 @@ def _local_names() -> dict[str, tuple[str, str]]:
     return {f"{suite}:{name}": (suite, name) for suite, names in LOCAL.items() for name in (*names, "all")}
 
 
-def names_of(settings: SuiteSettings, manager: Any) -> list[str]:
-    """Return the tasks and groups that are run, each once: those of a tag and of `<suite>:all` one by one.
+def _local_parts(name: str, settings: SuiteSettings) -> list[str]:
+    suite, task = _local_names()[name]
+    return [f"{suite}:{one}" for one in (LOCAL[suite] if task == "all" else [task]) if _held(settings, suite, one)]
 
-    Of `<suite>:all` those are left out whose file is not there.
-    """
-    found: list[str] = []
-    for name in settings.tasks:
-        suite, task = _local_names().get(name, (None, None))
-        if suite is not None and task == "all":
-            found += [f"{suite}:{each}" for each in LOCAL[suite] if _held(settings, suite, each)]
-        elif suite is None and manager.task_index[name].kind.name == "TAG":
-            found += sorted(manager.task_index[name].tags)
-        else:
-            found.append(name)
-    if not found:
-        raise SettingsError(f"evaluate.suites.tasks: {', '.join(settings.tasks)}: their folder holds no file of theirs")
-    return list(dict.fromkeys(found))
+
+def _published_parts(name: str, manager: Any) -> list[str]:
+    entry = manager.task_index.get(name)
+    if entry is None:
+        return []
+    return sorted(entry.tags) if entry.kind.name == "TAG" else [name]
+
+
+def _why_missing(name: str, settings: SuiteSettings, manager: Any) -> str:
+    """Return in one line why a name cannot be asked, and what to do."""
+    suite, task = _local_names().get(name, (None, name))
+    if suite is None:
+        near = difflib.get_close_matches(name, [*manager.all_tasks, *_local_names()], n=5, cutoff=0.6)
+        return "is no task, " + (f"wanted one such as {', '.join(near)}" if near else "and none has a name like it")
+    if task == "all":
+        return f"is not there: {_folder(settings, suite)} holds no file of any of its tasks"
+    wanted = f"{task}.jsonl of L-Eval's Closed-ended-tasks" if suite == "leval" else longproc.wanted(task)
+    return f"is not there: {_folder(settings, suite)} holds no {task}; wanted {wanted}"
 
 
 def _folder(settings: SuiteSettings, suite: str) -> Path:
@@ -134,18 +155,13 @@ def _held(settings: SuiteSettings, suite: str, name: str) -> bool:
     return (folder / f"{name}.jsonl").is_file() if suite == "leval" else longproc.held(name, folder)
 
 
-def _not_held(settings: SuiteSettings, suite: str, name: str) -> str:
-    wanted = f"{name}.jsonl of L-Eval's Closed-ended-tasks" if suite == "leval" else longproc.wanted(name)
-    return f"evaluate.suites.{suite}: {_folder(settings, suite)} holds no {name}; wanted {wanted}"
-
-
-def run(model: Any, settings: SuiteSettings, manager: Any, *, progress: Progress | None = None) -> Iterator[Found]:
-    """Yield what a model scores, task by task.
+def run(model: Any, settings: SuiteSettings, asked: Asked, *, progress: Progress | None = None) -> Iterator[Found]:
+    """Yield what a model scores, task by task, and first what is missing from the beginning.
 
     Args:
         model: A `harness.ScaledLM`.
-        settings: What is asked.
-        manager: As `checked` returns it.
+        settings: How it is asked.
+        asked: As `checked` returns it.
         progress: Takes one line per task.
 
     Raises:
@@ -156,12 +172,17 @@ def run(model: Any, settings: SuiteSettings, manager: Any, *, progress: Progress
     datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else the harness forks a process that holds a GPU
-    for name in names_of(settings, manager):
-        found = _asked(name, model, settings, manager)
+    if asked.missing:
+        yield _told(Found(missing=list(asked.missing)), progress)
+    for name in asked.names:
+        yield _told(_asked(name, model, settings, asked.manager), progress)
+
+
+def _told(found: Found, progress: Progress | None) -> Found:
+    if progress is not None:
         for line in lines(found):
-            if progress is not None:
-                progress(line)
-        yield found
+            progress(line)
+    return found
 
 
 def _asked(name: str, model: Any, settings: SuiteSettings, manager: Any) -> Found:

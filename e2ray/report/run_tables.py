@@ -216,7 +216,7 @@ def _share(record: RunRecord, task: str, model: str, length: int) -> str:
 
 
 def suites_table(records: Sequence[RunRecord]) -> Table:
-    """Return the scores of the suites, base beside tuned."""
+    """Return the scores of the suites, base beside tuned; a task without any is a row of dashes."""
     columns = [
         Column("task"), Column("metric"), Column("run"), Column("base", "number"), Column("tuned", "number"),
         Column("tuned - base", "number"), Column("samples", "number"), Column("truncated", "number"),
@@ -225,7 +225,9 @@ def suites_table(records: Sequence[RunRecord]) -> Table:
     scores = {
         (row["task"], metric_text(row), record.name, row["model"]): row for record in records for row in record.suites
     }
-    for task, metric in dict.fromkeys(key[:2] for key in scores):
+    scored = {task for task, *_ in scores}
+    without = [(row["task"], DASH) for record in records for row in record.suites_missing if row["task"] not in scored]
+    for task, metric in dict.fromkeys([*(key[:2] for key in scores), *without]):
         for record in records:
             base, tuned = (scores.get((task, metric, record.name, model)) for model in ("base", "tuned"))
             both = base and tuned and None not in (base["value"], tuned["value"])

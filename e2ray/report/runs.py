@@ -164,11 +164,16 @@ def _retrieval(records: Sequence[RunRecord]) -> list[Part]:
 
 
 def _no_scores(records: Sequence[RunRecord]) -> list[Words]:
-    return [
-        Words(f"{record.name}, {row['model']}: {row['task']} has no score: {row['reason']}", warning=True)
-        for record in records
-        for row in record.suites_missing
-    ]
+    said = []
+    for record in records:
+        models: dict[tuple[str, str], list[str]] = {}  # most often base and tuned lack a score for one reason
+        for row in record.suites_missing:
+            models.setdefault((row["task"], row["reason"]), []).append(row["model"])
+        said += [
+            Words(f"{record.name}, {' and '.join(which)}: {task} has no score: {reason}", warning=True)
+            for (task, reason), which in models.items()
+        ]
+    return said
 
 
 def _no_evaluation(record: RunRecord) -> Words:

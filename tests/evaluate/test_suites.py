@@ -127,10 +127,10 @@ def asked(generator, folder, tasks, **changes):
     """Return everything that comes out of some tasks, put together, and the lines told meanwhile."""
     options = {name: changes.pop(name) for name in ("max_context_length", "too_long") if name in changes}
     settings = SuiteSettings(tasks=tuple(tasks), include_path=str(folder) if folder else None, **changes)
-    manager = suites.checked(settings)
+    tasks_asked = suites.checked(settings)
     told = []
     found = suites.Found()
-    for part in suites.run(ScaledLM(generator, **options), settings, manager, progress=told.append):
+    for part in suites.run(ScaledLM(generator, **options), settings, tasks_asked, progress=told.append):
         found.scores += part.scores
         found.missing += part.missing
         found.samples += part.samples
@@ -491,13 +491,15 @@ def everything():
 
 
 def test_the_harness_knows_the_tasks_that_the_settings_name_as_examples(everything):
-    assert {"ruler", "hellaswag", "mmlu", "longbench", "piqa"} <= set(everything.all_tasks)
-    assert suites._children("ruler", everything)[:2] == ["niah_single_1", "niah_single_2"]
+    assert {"ruler", "hellaswag", "mmlu", "longbench", "piqa"} <= set(everything.manager.all_tasks)
+    assert everything.missing == [] and everything.names[:3] == ["ruler", "hellaswag", "mmlu"]
+    assert suites._children("ruler", everything.manager)[:2] == ["niah_single_1", "niah_single_2"]
 
 
 def test_of_a_group_without_its_data_only_the_group_is_missing(generator, everything):
     settings = SuiteSettings(tasks=("arc_easy", "leaderboard_math_hard"))
-    parts = list(suites.run(ScaledLM(generator), settings, everything))
+    tasks = suites.Asked(everything.manager, list(settings.tasks), [])
+    parts = list(suites.run(ScaledLM(generator), settings, tasks))
     assert [len(part.missing) for part in parts] == [1, 1]
     assert all(not part.scores for part in parts)
 
@@ -505,7 +507,7 @@ def test_of_a_group_without_its_data_only_the_group_is_missing(generator, everyt
 def test_unknown_names_bring_near_ones(monkeypatch, everything):
     import lm_eval.tasks
 
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **options: everything)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **options: everything.manager)
     for wrong, near in (
         ("hellaswga", "hellaswag"),
         ("leval:corsera", "leval:coursera"),
@@ -515,8 +517,31 @@ def test_unknown_names_bring_near_ones(monkeypatch, everything):
             SettingsError, match=rf"^evaluate\.suites\.tasks: '{wrong}' is no task, wanted one .*{near}"
         ):
             suites.checked(SuiteSettings(tasks=(wrong,), leval="/", longproc="/"))
-    with pytest.raises(SettingsError, match="'0123456789' is no task, and none has a name like it"):
-        suites.checked(SuiteSettings(tasks=("0123456789",)))
+    with pytest.raises(
+        SettingsError, match="'0123456789' is no task, and none has a name like it; 'hellaswga' is no task, wanted"
+    ):
+        suites.checked(SuiteSettings(tasks=("0123456789", "hellaswga")))
+
+
+def test_an_unknown_name_is_missing_and_the_others_come_out(generator, folder, tmp_path, monkeypatch, everything):
+    import lm_eval.tasks
+
+    real = lm_eval.tasks.TaskManager
+    monkeypatch.setattr(  # an unknown name makes the harness's own tasks be read, which takes seconds
+        lm_eval.tasks, "TaskManager", lambda **options: real(**options | {"include_defaults": False})
+    )
+    names = ["own_chioce", "own_choice", "leval:quality", "leval:all"]
+    found, told = asked(generator, folder, names, leval=str(tmp_path))
+    assert {row["task"] for row in found.scores} == {"own_choice"}
+    reasons = {each["task"]: each["reason"] for each in found.missing}
+    wanted = "wanted quality.jsonl of L-Eval's Closed-ended-tasks"
+    assert reasons == {
+        "own_chioce": "is no task, wanted one such as own_choice, own_whole",
+        "leval:quality": f"is not there: {tmp_path} holds no quality; {wanted}",
+        "leval:all": f"is not there: {tmp_path} holds no file of any of its tasks",
+    }
+    assert told[0] == "own_chioce: no score: is no task, wanted one such as own_choice, own_whole"
+    assert [line.partition(":")[0] for line in told[3:]] == ["own_choice", "own_choice"]
 
 
 def test_of_a_group_with_one_task_missing_the_others_come_out(generator, folder, monkeypatch, everything):

@@ -127,7 +127,14 @@ def test_scores_of_suites_have_a_section_where_there_are_any(tmp_path):
     score = (
         '{"model": "%s", "task": "piqa", "metric": "acc", "value": %s, "stderr": 0.01, "samples": 100, "truncated": 3}'
     )
-    lacking = '{"model": "tuned", "task": "arc", "reason": "needs the network"}'
+    lacking = ", ".join(
+        f'{{"model": "{model}", "task": "{task}", "reason": "{reason}"}}'
+        for model, task, reason in (
+            ("base", "hellaswga", "is no task"),
+            ("tuned", "hellaswga", "is no task"),
+            ("tuned", "arc", "needs the network"),
+        )
+    )
     (folder / "suites.json").write_text(
         f'{{"scores": [{score % ("base", 0.5)}, {score % ("tuned", 0.6)}], "missing": [{lacking}]}}'
     )
@@ -136,8 +143,13 @@ def test_scores_of_suites_have_a_section_where_there_are_any(tmp_path):
     assert [*rows(suites, "one")[0].values()] == [
         "piqa", "acc", "one", "0.500 ± 0.010", "0.600 ± 0.010", "+0.100", "100", "3",
     ]  # fmt: skip
+    assert [*rows(suites, "one")[1].values()] == ["hellaswga", DASH, "one", *[DASH] * 5]
+    assert [row["task"] for row in rows(suites, "one")] == ["piqa", "hellaswga", "arc"]
     assert {*rows(suites, "other")[0].values()} == {"piqa", "acc", "other", DASH}
-    assert found["suites"].parts[1].text == "one, tuned: arc has no score: needs the network"
+    assert [part.text for part in found["suites"].parts[1:]] == [
+        "one, base and tuned: hellaswga has no score: is no task",
+        "one, tuned: arc has no score: needs the network",
+    ]
     assert any("texts of piqa were cut to fit" in point.text for point in found["words"].parts[0].items)
 
 
