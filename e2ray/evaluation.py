@@ -256,10 +256,10 @@ def suites(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     if not (run.folder / "model").is_dir():
         raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run train first")
     started = now()
-    models = {"base": base, "tuned": tuned_model(run, base)}
-    use_gpu = wants_gpu(run.config.cluster)
     path = run.folder / "scales.json"
     scales = {"base": None, "tuned": read_scales(path, model=run.folder / "model") if path.exists() else None}
+    models = {"base": base, "tuned": tuned_model(run, base)}
+    use_gpu = wants_gpu(run.config.cluster)
     jobs = [(run, shards, name, model, scales[name], use_gpu) for name, model in models.items()]
     try:
         parts = remote_each("suites", _ask_suites, jobs, use_gpu=use_gpu)

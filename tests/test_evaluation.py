@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from e2ray import evaluation, pipeline
 from e2ray.config.base import SettingsError
+from e2ray.config.suites import SuiteSettings
 from e2ray.evaluate.weights import weights_digest
 from e2ray.run import Run
 
@@ -84,6 +85,14 @@ def test_nothing_is_exported_with_an_evaluation_of_other_weights(measured, file)
     wanted = rf"{file}: was measured with other weights than .*/small/model; run `e2ray evaluate` again"
     with pytest.raises(SettingsError, match=wanted):
         pipeline._export(measured, None)
+
+
+def test_no_suite_is_asked_at_scales_of_other_weights(measured, monkeypatch):
+    save_file({"weight": np.zeros(8, np.float32)}, measured.folder / "model" / "model.safetensors")
+    monkeypatch.setattr(evaluation, "remote_each", lambda *arguments, **options: pytest.fail("was asked"))
+    asking = measured.config.evaluate.model_copy(update={"suites": SuiteSettings(tasks=("piqa",))})
+    with pytest.raises(SettingsError, match=r"scales\.json: was measured with other weights than .*/small/model"):
+        evaluation.suites(Run(measured.config.model_copy(update={"evaluate": asking}), L), "shards", None)
 
 
 def test_an_export_of_an_earlier_evaluation_is_told(measured, capsys):
