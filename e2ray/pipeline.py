@@ -103,7 +103,7 @@ def task_of(
 ) -> Any:
     """Return the training of a model on the run's rows, into `folder`."""
     from e2ray.data.shards import read_manifest
-    from e2ray.train.worker import Task
+    from e2ray.train.task import Task
 
     manifest = read_manifest(shards)
     return Task(

@@ -82,7 +82,8 @@ def leg(folder: Path, shards: Path, num_workers: int, stop: int, every: int) -> 
     from e2ray.config.positions import PositionSettings
     from e2ray.config.train import TrainSettings
     from e2ray.train.ledger import Ledger
-    from e2ray.train.worker import Task, drawn
+    from e2ray.train.task import Task
+    from e2ray.train.worker import drawn
 
     latest = folder / "latest.json"
     start = json.loads(latest.read_text()) if latest.exists() else 0

@@ -37,7 +37,8 @@ from e2ray.search.objectives import long_windows
 from e2ray.search.study import Measured, Plan
 from e2ray.train.engine import Engine, ParameterState, precision_of
 from e2ray.train.loop import Batch, Diverged, fit
-from e2ray.train.worker import Task, begin, drawn
+from e2ray.train.task import Task
+from e2ray.train.worker import begin, drawn
 
 BUILT_FROM = {  # settings of train that an engine is built from; all others are asked for at each update
     "batch_sequences", "micro_batch_sequences", "betas", "eps", "weight_decay", "clip_norm", "zero_stage", "offload",

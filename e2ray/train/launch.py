@@ -26,7 +26,7 @@ from e2ray.config.train import ClusterSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from e2ray.train.worker import Task
+    from e2ray.train.task import Task
 
 READER_CPUS = 0.25  # what one data reader of a worker asks for, beside the worker itself
 

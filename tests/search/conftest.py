@@ -9,7 +9,7 @@ from e2ray.config.load import validate
 from e2ray.data.rows import TrainRows, ValidationRows
 from e2ray.data.shards import SCHEMA_VERSION, manifest_text
 from e2ray.search.trial import share
-from e2ray.train.worker import Task
+from e2ray.train.task import Task
 
 WINDOW, VOCABULARY = 32, 64
 

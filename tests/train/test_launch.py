@@ -17,7 +17,7 @@ from e2ray.data.shards import SCHEMA_VERSION, manifest_text
 from e2ray.train.launch import Resources, resources, shortage, train
 from e2ray.train.ledger import read_ledger
 from e2ray.train.record import read_metrics
-from e2ray.train.worker import Task
+from e2ray.train.task import Task
 
 WINDOW, VOCABULARY = 32, 64
 
