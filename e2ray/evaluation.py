@@ -245,7 +245,8 @@ def suites(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         base: Settings of the untouched base model.
 
     Raises:
-        SettingsError: If there is no tuned model, no task is known, or a file of the user's is wrong.
+        SettingsError: If there is no tuned model, scales.json is of other weights, no task is known, or a file of the
+            user's is wrong.
     """
     from e2ray.evaluate.suites import versions
     from e2ray.evaluate.weights import read_scales
@@ -305,7 +306,7 @@ def _ask_suites(
     opened = ShardSet.open(shards)
     place = fetched_tokenizer(run, shards, opened.manifest["tokenizer_hash"]) or Path(shards) / "tokenizer"
     told = {"tokenizer": str(place), "max_seq_lengths": list(settings.suites.written_lengths(longest)) or [4096]}
-    tasks = checked(settings.suites, told)
+    selection = checked(settings.suites, told)
     device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
     asked = ScaledLM(
         Loaded(loaded, hook, load_tokenizer(str(place)), device, run.base_context_length, scales),
@@ -316,7 +317,7 @@ def _ask_suites(
     )
     out: dict[str, list[Any]] = {"scores": [], "missing": []}
     with files.atomic_path(_samples_of(run, name)) as aside, aside.open("w", encoding="utf-8") as file:
-        for found in run_suites(asked, settings.suites, tasks, progress=lambda line: show(f"{name}: {line}")):
+        for found in run_suites(asked, settings.suites, selection, progress=lambda line: show(f"{name}: {line}")):
             out["scores"] += [{"model": name} | row for row in found.scores]
             out["missing"] += [{"model": name} | row for row in found.missing]
             for sample in found.samples:

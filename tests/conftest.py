@@ -100,6 +100,15 @@ def small(tmp_path, corpus):
 
 
 @pytest.fixture
+def own_tasks_only(monkeypatch):
+    """The harness without the tasks that it brings: reading them all, for an unknown name or a group, takes seconds."""
+    import lm_eval.tasks
+
+    real = lm_eval.tasks.TaskManager
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **options: real(**options | {"include_defaults": False}))
+
+
+@pytest.fixture
 def ray_folder():
     """A folder for a Ray of a process of its own, which its sockets need a short path to."""
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")

@@ -73,13 +73,7 @@ def test_wrong_suites_are_refused_before_anything_is_done(recipe):
         pipeline.suites_only(config_of(recipe))
 
 
-def test_an_unknown_task_beside_others_is_told_before_anything_is_done(recipe, tmp_path, capsys, monkeypatch):
-    import lm_eval.tasks
-
-    real = lm_eval.tasks.TaskManager
-    monkeypatch.setattr(  # an unknown name makes the harness's own tasks be read, which takes seconds
-        lm_eval.tasks, "TaskManager", lambda **options: real(**options | {"include_defaults": False})
-    )
+def test_an_unknown_task_beside_others_is_told_before_anything_is_done(recipe, tmp_path, capsys, own_tasks_only):
     recipe["evaluate"]["suites"] = own_suites(tmp_path, "short") | {"tasks": ["short", "shrot"]}
     pipeline.check(config_of(recipe))
     told, sound = capsys.readouterr().out.splitlines()

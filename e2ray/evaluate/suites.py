@@ -62,8 +62,8 @@ class Found:
 
 
 @dataclass
-class Asked:
-    """What the settings ask, as far as it is there.
+class Selection:
+    """Which of the tasks that the settings name can be asked.
 
     Attributes:
         manager: The harness's index of tasks, which knows every one of `names`.
@@ -76,7 +76,7 @@ class Asked:
     missing: list[dict[str, str]]
 
 
-def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) -> Asked:
+def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) -> Selection:
     """Return which tasks the settings name; nothing is loaded.
 
     A name that cannot be asked is missing. Those of a tag and of `<suite>:all` stand one by one; of the latter those
@@ -104,17 +104,17 @@ def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) 
         kinds = {name: manager.task_index[name].kind.name for name in published if name in manager.task_index}
         if len(kinds) == len(published) and "GROUP" not in kinds.values():
             break  # a group of one's own may hold tasks of the harness
-    asked = Asked(manager, [], [])
+    selection = Selection(manager, [], [])
     for name in settings.tasks:
         parts = _local_parts(name, settings) if name in _local_names() else _published_parts(name, manager)
-        asked.names += [part for part in parts if part not in asked.names]
+        selection.names += [part for part in parts if part not in selection.names]
         if not parts:
-            asked.missing.append({"task": name, "reason": _why_missing(name, settings, manager)})
-    if not asked.names:
+            selection.missing.append({"task": name, "reason": _why_missing(name, settings, manager)})
+    if not selection.names:
         raise SettingsError(
-            "evaluate.suites.tasks: " + "; ".join(f"{each['task']!r} {each['reason']}" for each in asked.missing)
+            "evaluate.suites.tasks: " + "; ".join(f"{each['task']!r} {each['reason']}" for each in selection.missing)
         )
-    return asked
+    return selection
 
 
 def _local_names() -> dict[str, tuple[str, str]]:
@@ -155,13 +155,15 @@ def _held(settings: SuiteSettings, suite: str, name: str) -> bool:
     return (folder / f"{name}.jsonl").is_file() if suite == "leval" else longproc.held(name, folder)
 
 
-def run(model: Any, settings: SuiteSettings, asked: Asked, *, progress: Progress | None = None) -> Iterator[Found]:
+def run(
+    model: Any, settings: SuiteSettings, selection: Selection, *, progress: Progress | None = None
+) -> Iterator[Found]:
     """Yield what a model scores, task by task, and first what is missing from the beginning.
 
     Args:
         model: A `harness.ScaledLM`.
         settings: How it is asked.
-        asked: As `checked` returns it.
+        selection: As `checked` returns it.
         progress: Takes one line per task.
 
     Raises:
@@ -172,10 +174,10 @@ def run(model: Any, settings: SuiteSettings, asked: Asked, *, progress: Progress
     datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else the harness forks a process that holds a GPU
-    if asked.missing:
-        yield _told(Found(missing=list(asked.missing)), progress)
-    for name in asked.names:
-        yield _told(_asked(name, model, settings, asked.manager), progress)
+    if selection.missing:
+        yield _told(Found(missing=list(selection.missing)), progress)
+    for name in selection.names:
+        yield _told(_asked(name, model, settings, selection.manager), progress)
 
 
 def _told(found: Found, progress: Progress | None) -> Found:

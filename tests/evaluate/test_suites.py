@@ -127,10 +127,10 @@ def asked(generator, folder, tasks, **changes):
     """Return everything that comes out of some tasks, put together, and the lines told meanwhile."""
     options = {name: changes.pop(name) for name in ("max_context_length", "too_long") if name in changes}
     settings = SuiteSettings(tasks=tuple(tasks), include_path=str(folder) if folder else None, **changes)
-    tasks_asked = suites.checked(settings)
+    selection = suites.checked(settings)
     told = []
     found = suites.Found()
-    for part in suites.run(ScaledLM(generator, **options), settings, tasks_asked, progress=told.append):
+    for part in suites.run(ScaledLM(generator, **options), settings, selection, progress=told.append):
         found.scores += part.scores
         found.missing += part.missing
         found.samples += part.samples
@@ -498,7 +498,7 @@ def test_the_harness_knows_the_tasks_that_the_settings_name_as_examples(everythi
 
 def test_of_a_group_without_its_data_only_the_group_is_missing(generator, everything):
     settings = SuiteSettings(tasks=("arc_easy", "leaderboard_math_hard"))
-    tasks = suites.Asked(everything.manager, list(settings.tasks), [])
+    tasks = suites.Selection(everything.manager, list(settings.tasks), [])
     parts = list(suites.run(ScaledLM(generator), settings, tasks))
     assert [len(part.missing) for part in parts] == [1, 1]
     assert all(not part.scores for part in parts)
@@ -523,13 +523,7 @@ def test_unknown_names_bring_near_ones(monkeypatch, everything):
         suites.checked(SuiteSettings(tasks=("0123456789", "hellaswga")))
 
 
-def test_an_unknown_name_is_missing_and_the_others_come_out(generator, folder, tmp_path, monkeypatch, everything):
-    import lm_eval.tasks
-
-    real = lm_eval.tasks.TaskManager
-    monkeypatch.setattr(  # an unknown name makes the harness's own tasks be read, which takes seconds
-        lm_eval.tasks, "TaskManager", lambda **options: real(**options | {"include_defaults": False})
-    )
+def test_an_unknown_name_is_missing_and_the_others_come_out(generator, folder, tmp_path, own_tasks_only):
     names = ["own_chioce", "own_choice", "leval:quality", "leval:all"]
     found, told = asked(generator, folder, names, leval=str(tmp_path))
     assert {row["task"] for row in found.scores} == {"own_choice"}
@@ -544,13 +538,7 @@ def test_an_unknown_name_is_missing_and_the_others_come_out(generator, folder, t
     assert [line.partition(":")[0] for line in told[3:]] == ["own_choice", "own_choice"]
 
 
-def test_of_a_group_with_one_task_missing_the_others_come_out(generator, folder, monkeypatch, everything):
-    import lm_eval.tasks
-
-    real = lm_eval.tasks.TaskManager
-    monkeypatch.setattr(  # a group makes the harness's own tasks known, which takes seconds to read
-        lm_eval.tasks, "TaskManager", lambda **options: real(**options | {"include_defaults": False})
-    )
+def test_of_a_group_with_one_task_missing_the_others_come_out(generator, folder, own_tasks_only):
     found, _ = asked(generator, folder, ["own_group"])
     assert {row["task"] for row in found.scores} == {"own_choice"}
     assert [each["task"] for each in found.missing] == ["own_group", "own_away"]

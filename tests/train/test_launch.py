@@ -4,78 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from e2ray.config.base import SettingsError
-from e2ray.config.model import LlamaModel
-from e2ray.config.positions import PositionSettings
-from e2ray.config.train import ClusterSettings, TrainSettings
-from e2ray.data.packing import Packer
-from e2ray.data.rows import PackedRows, TrainRows
-from e2ray.data.shards import SCHEMA_VERSION, manifest_text
+from e2ray.config.train import ClusterSettings
 from e2ray.train.launch import Resources, resources, shortage, train
 from e2ray.train.ledger import read_ledger
 from e2ray.train.record import read_metrics
-from e2ray.train.task import Task
-
-WINDOW, VOCABULARY = 32, 64
-
-
-@pytest.fixture
-def task(tmp_path, request):
-    """A task on shards of random rows, eight updates of four rows, a line for each; packed where it is asked for."""
-    pack = getattr(request, "param", "concat")
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    generator = np.random.default_rng(0)
-    if pack == "concat":
-        rows, lengths = TrainRows(shards, WINDOW, shard_rows=20), [10 * WINDOW] * 5
-    else:
-        packer = Packer(WINDOW, pack=pack, waiting=20)
-        rows = PackedRows(shards, WINDOW, shard_rows=20, packer=packer, padding=0)
-        lengths = generator.integers(2, WINDOW, 90).tolist()
-    for number, length in enumerate(lengths):
-        rows.add(number, generator.integers(0, VOCABULARY, length, dtype=np.int32))
-    dropped = rows.finish()
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "tokenizer_hash": "a" * 64,
-        "vocab_size": VOCABULARY,
-        "window": WINDOW,
-        "pack": pack,
-        "rows": rows.writer.rows,
-        "rows_per_batch": rows.rows_per_batch,
-        "dropped_tokens": dropped,
-        "shards": rows.writer.entries,
-        "validation": [],
-    }
-    (shards / "manifest.json").write_text(manifest_text(manifest), encoding="utf-8")
-    folder = tmp_path / "run"
-    folder.mkdir()
-    return Task(
-        name="run",
-        folder=folder,
-        shards=shards,
-        tokenizer_hash="a" * 64,
-        vocab_size=VOCABULARY,
-        window=WINDOW,
-        base_context_length=WINDOW,
-        seed=3,
-        model=LlamaModel(
-            hidden_size=32,
-            num_layers=2,
-            num_heads=2,
-            num_key_value_heads=2,
-            intermediate_size=48,
-            base_context_length=32,
-        ),
-        positions=PositionSettings.model_validate({"preset": "e2llm", "max_scale": 8}),
-        train=TrainSettings(steps=8, batch_sequences=4, lr=1e-2, log_every=1, checkpoint_every=4),
-        digest="0" * 64,
-        packed=pack != "concat",
-        ledger=True,
-    )
 
 
 @pytest.mark.ray
