@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from e2ray.config.base import SettingsError
 
 TEMPORARY = ".tmp-"
+READERS = 8  # files whose digests are computed at a time
 _WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
@@ -115,6 +117,37 @@ def sha256(path: str | Path) -> str:
     """Return the sha256 of a file as 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Return what names a file's content: its bytes and their sha256."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def fingerprints(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the fingerprint of each named file of a folder; several are read at a time."""
+    names = list(names)
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        return dict(zip(names, pool.map(fingerprint, [folder / name for name in names]), strict=True))
+
+
+def damage(folder: Path, wanted: Mapping[str, Mapping[str, Any]], *, read: Collection[str] | None = None) -> str | None:
+    """Return one line that names the first file which is not what its fingerprint says, or None where all are.
+
+    Args:
+        folder: Of the files.
+        wanted: Their fingerprints by name.
+        read: Names of those whose content is read; of the others only the size counts. None: all.
+    """
+    for name, entry in wanted.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return f"{path}: is missing or truncated (wanted {entry['bytes']} bytes)"
+    chosen = [name for name in wanted if read is None or name in read]
+    for name, found in fingerprints(folder, chosen).items():
+        if found["sha256"] != wanted[name]["sha256"]:
+            return f"{folder / name}: is damaged, its sha256 is not the one written"
+    return None
 
 
 def digest(value: Any) -> str:

@@ -123,7 +123,7 @@ def task_of(
         prefetch_bytes=run.config.data.prefetch_mib * 2**20,
         packed=manifest.get("pack", "concat") != "concat",
         ledger=run.config.data.ledger and folder == run.folder,
-        digest=files.digest([model.model_dump(mode="json"), settings.model_dump(mode="json")]),
+        rows_digest=files.digest([entry["sha256"] for entry in manifest["shards"]]),
         show_progress=not sys.stdout.isatty(),
     )
 
@@ -142,10 +142,8 @@ def _train(
 
 def _write_model(task: Any) -> None:
     from e2ray.train.assemble import write_model
-    from e2ray.train.checkpoint import latest
 
-    found = latest(task.folder / "checkpoints")
-    assert found is not None, "a finished training has a checkpoint"
+    found = task.folder / "checkpoints" / f"step-{task.train.steps}"
     write_model(
         task.model,
         found,

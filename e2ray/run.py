@@ -18,6 +18,7 @@ from e2ray.config.load import read_recipe, validate
 from e2ray.config.model import PretrainedModel
 from e2ray.config.run import RunConfig, differences
 from e2ray.train.record import now, read_status, write_status
+from e2ray.train.steps import begun as checkpoints_begun
 
 
 class Preempted(KeyboardInterrupt):
@@ -122,7 +123,7 @@ def refuse_other_settings(run: Run, *, besides: Sequence[str] = (), begun: bool 
     """
     path = run.folder / "config.yaml"
     if begun is None:
-        begun = (run.folder / "model").is_dir() or (run.folder / "checkpoints" / "latest").exists()
+        begun = (run.folder / "model").is_dir() or checkpoints_begun(run.folder / "checkpoints")
     if not begun or not path.exists():  # a run that failed before it trained may be mended under its name
         return
     before = validate(read_recipe(path), source=str(path)).model_dump(mode="json")

@@ -99,7 +99,7 @@ def leg(folder: Path, shards: Path, num_workers: int, stop: int, every: int) -> 
         model=LlamaModel(hidden_size=8, num_layers=1, num_heads=1, num_key_value_heads=1, base_context_length=64),
         positions=PositionSettings.model_validate({"preset": "clex", "max_scale": 8}),
         train=TrainSettings(steps=stop, batch_sequences=24, checkpoint_every=every, log_every=every, lr=1e-3),
-        digest="",
+        rows_digest="",
     )
     ledgers = [Ledger(folder, rank=rank, start_step=start) for rank in range(num_workers)]
     readers = [

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft import PeftModel
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
@@ -26,9 +24,13 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 from e2ray.config.base import SettingsError
-from e2ray.config.model import LlamaModel, LoraSettings, Model, ModelSettings, PretrainedModel
+from e2ray.config.model import LlamaModel, Model, ModelSettings, PretrainedModel
+from e2ray.core.adapters import with_adapters
+from e2ray.core.probe import Probe, forward_of, refuse_other_answers
 from e2ray.core.proof import prove, seeded
-from e2ray.core.rope import LOCAL_LAYER_TYPE
+from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook
+from e2ray.core.sealed import probe_of, refuse_damaged
+from e2ray.core.weights import first_line, load_weights
 
 # Rope types whose frequencies depend on the length of the text: no fixed model to train on top of.
 LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -84,7 +86,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
         ids = tokenizer.encode("The year 1969.", add_special_tokens=False)
     except Exception as error:  # every loader fails in its own way on damaged files
         raise SettingsError(
-            f"tokenizer {path}: cannot be loaded ({_first_line(error)}); name a folder with tokenizer.json or a hub id"
+            f"tokenizer {path}: cannot be loaded ({first_line(error)}); name a folder with tokenizer.json or a hub id"
         ) from None
     if not ids or set(ids) == {tokenizer.unk_token_id}:
         raise SettingsError(
@@ -101,6 +103,7 @@ def build_model(
     vocab_size: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    runs_on: str | torch.device | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Return the model of a run, ready to be trained; inverse frequencies are float32 whatever the dtype.
 
@@ -110,18 +113,44 @@ def build_model(
         vocab_size: Tokens of the tokenizer; needed to build a model, checked against a checkpoint's embeddings.
         seed: Of the built weights and of the adapters; the global random state is left as it was.
         device: Where the model is put.
+        runs_on: The device that its attention is chosen for; None: `device`. An engine moves a model that was loaded
+            on the CPU.
 
     Raises:
-        SettingsError: If the checkpoint, the attention or a module named for LoRA is not there.
+        SettingsError: If the checkpoint is not there or not whole, or the attention or a module named for LoRA is not.
     """
-    attention = resolve_attention(settings, device, dtype=dtype)
+    attention = resolve_attention(settings, device if runs_on is None else runs_on, dtype=dtype)
     if isinstance(settings, LlamaModel):
         model = _build_llama(settings, attention=attention, vocab_size=vocab_size, seed=seed)
         for parameter in model.parameters():  # model.to(dtype) would round the frequencies too
             parameter.data = parameter.data.to(dtype)
     else:
         model = _load_checkpoint(settings, attention=attention, dtype=dtype, vocab_size=vocab_size)
-    return made_ready(model.to(device), settings, seed=seed)
+    model = model.to(device)
+    if runs_on in (None, device) and (probe := known_probe(settings)) is not None:
+        _refuse_other_answers(model, settings, probe)
+    return made_ready(model, settings, seed=seed)
+
+
+def known_probe(settings: Model) -> Probe | None:
+    """Return what the model of a folder has to answer as it is loaded, None where nothing is known of it.
+
+    Raises:
+        SettingsError: If the folder is damaged.
+    """
+    if not isinstance(settings, PretrainedModel) or not settings.is_folder or settings.base_scaling == "replace":
+        return None
+    return probe_of(Path(settings.path).expanduser())
+
+
+def _refuse_other_answers(model: PreTrainedModel, settings: ModelSettings, probe: Probe) -> None:
+    """Raise SettingsError if a loaded model, which stands where it will run, is not the one that was trained."""
+    hook, training = RotaryHook(model), model.training
+    model.eval()
+    what = f"model.path {getattr(settings, 'path', '')}"
+    refuse_other_answers(probe, forward_of(model), hook, model, device=model.device, what=what)
+    hook.remove()
+    model.train(training)
 
 
 def made_ready(model: PreTrainedModel, settings: Model, *, seed: int) -> PreTrainedModel | PeftModel:
@@ -140,7 +169,7 @@ def made_ready(model: PreTrainedModel, settings: Model, *, seed: int) -> PreTrai
     if settings.lora is None:
         return model
     with seeded(seed, model.device):
-        return _with_adapters(model, settings.lora)
+        return with_adapters(model, settings.lora)
 
 
 def resolve_attention(settings: ModelSettings, device: str | torch.device, *, dtype: torch.dtype | None = None) -> str:
@@ -200,11 +229,6 @@ def _unscaled(rope_parameters: dict[str, Any]) -> dict[str, Any]:
     return plain[""] if "" in plain else rope_parameters | plain
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(" .:")
-
-
 def _location(path: str, *, key: str) -> str:
     """Return the folder or hub id to load from; a folder has to be there."""
     if not PretrainedModel(path=path).is_folder:
@@ -220,16 +244,18 @@ def _load_config(settings: PretrainedModel) -> PreTrainedConfig:
     path, where = settings.path, _location(settings.path, key="model.path")
     if settings.is_folder and not (Path(where) / "config.json").is_file():
         raise SettingsError(f"model.path {path}: holds no config.json; name the folder of a Hugging Face checkpoint")
+    if settings.is_folder:
+        refuse_damaged(Path(where), only=["config.json"])
     try:
         config = AutoConfig.from_pretrained(where, revision=settings.revision, trust_remote_code=False)
     except Exception as error:  # damaged files, unknown types, an unreachable hub: each its own exception
         if "trust_remote_code" in str(error):
             reason = "it needs remote code, which is never run; choose a model transformers knows by itself"
         elif settings.is_folder:
-            reason = f"its config.json cannot be used ({_first_line(error)}); repair it or choose another checkpoint"
+            reason = f"its config.json cannot be used ({first_line(error)}); repair it or choose another checkpoint"
         else:
             reason = (
-                f"cannot be fetched from the hub ({_first_line(error)}); check the id, the network and the "
+                f"cannot be fetched from the hub ({first_line(error)}); check the id, the network and the "
                 "access rights, or download it and name the folder"
             )
         raise SettingsError(f"model.path {path}: {reason}") from None
@@ -307,20 +333,17 @@ def _load_checkpoint(
     config.rope_parameters = facts.trained_rope_parameters
     if facts.base_scaling == "replace":  # servers multiply this length by the factor they are given
         config.max_position_embeddings = facts.base_context_length
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            _location(settings.path, key="model.path"),
-            config=config,
-            revision=settings.revision,
-            dtype=dtype,
-            attn_implementation=attention,
-            trust_remote_code=False,
-        )
-    except Exception as error:  # missing or damaged weights, no causal head: each its own exception
-        raise SettingsError(
-            f"model.path {settings.path}: its weights cannot be loaded ({_first_line(error)}); "
-            "name a complete checkpoint of a causal language model"
-        ) from None
+    where = _location(settings.path, key="model.path")
+    if settings.is_folder:
+        refuse_damaged(Path(where))
+    model = load_weights(
+        where,
+        key=f"model.path {settings.path}",
+        config=config,
+        revision=settings.revision,
+        dtype=dtype,
+        attn_implementation=attention,
+    )
     known = model.get_input_embeddings().weight.shape[0]
     if vocab_size is not None and vocab_size > known:
         raise SettingsError(
@@ -337,27 +360,3 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
     else:  # the name in early transformers 5, deprecated in later ones
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     model.config.use_cache = False
-
-
-def _with_adapters(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
-    names = [name for name, _ in model.named_modules()]
-    for key, wanted in (("targets", settings.targets), ("trainable", settings.trainable)):
-        for target in wanted:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                linear = {name.rsplit(".")[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-                raise SettingsError(
-                    f"model.lora.{key}: {type(model).__name__} has no module {target!r}; its linear modules are "
-                    f"{', '.join(sorted(linear))}"
-                )
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.targets),
-        modules_to_save=list(settings.trainable) or None,
-        ensure_weight_tying=bool(settings.trainable) and model.config.tie_word_embeddings,
-    )
-    with warnings.catch_warnings():  # peft asks transformers by a name that is deprecated there
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(model, config, autocast_adapter_dtype=False)

@@ -8,6 +8,9 @@ from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model
 from e2ray.core.model import build_model, load_tokenizer, merged
+from e2ray.core.probe import Probe, forward_of, refuse_other_answers
+from e2ray.core.rope import RotaryHook
+from e2ray.core.sealed import seal
 from e2ray.train import checkpoint
 
 
@@ -26,9 +29,12 @@ def write_model(
         tokenizer: Folder of the tokenizer.
 
     Raises:
-        SettingsError: If the checkpoint is damaged or belongs to another model, or the disk is full.
+        SettingsError: If the checkpoint is damaged or belongs to another model, the model answers otherwise than the
+            engine that was saved, or the disk is full.
     """
-    model = build_model(settings, dtype=torch.float32, vocab_size=vocab_size, seed=seed)
+    # Flash attention of the training cannot run on a CPU and knows no float32.
+    plain = settings.model_copy(update={"attention": "auto", "gradient_checkpointing": False})
+    model = build_model(plain, dtype=torch.float32, vocab_size=vocab_size, seed=seed)
     state = checkpoint.read_state(found)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if parameters.keys() != state["parameters"].keys():
@@ -36,12 +42,16 @@ def write_model(
     with torch.no_grad():
         for entry in checkpoint.read_parameters(found, state):
             parameters[entry.name].copy_(entry.weight)
-    whole = merged(model)
-    whole.config.use_cache = True
+    whole = merged(model).eval()
+    probe = Probe.read(found / checkpoint.PROBE)
+    hook = RotaryHook(whole)
+    refuse_other_answers(probe, forward_of(whole), hook, whole, device=whole.device, what=f"{folder}, from {found},")
+    hook.remove()
     _to(whole, dtype)
     with files.atomic_folder(folder) as aside:
         whole.save_pretrained(aside)
         load_tokenizer(str(tokenizer)).save_pretrained(aside)
+        seal(aside, probe)
 
 
 def _to(model: torch.nn.Module, dtype: torch.dtype) -> None:

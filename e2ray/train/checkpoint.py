@@ -1,15 +1,17 @@
 """Checkpoints in our own format: safetensors and JSON, no pickle, no world size, no ZeRO stage.
 
 `checkpoints/step-<n>/` holds `part-<k>.safetensors` (per trainable parameter the fp32 weight and Adam's two
-moments), `state.json` (step, counters, where each parameter lies) and `manifest.json` (bytes and sha256 of every
-file). The ranks write their parts in parallel into a folder aside, which is flushed and renamed when all of them
-are done; `checkpoints/latest` then names it. Damage is found before anything is loaded.
+moments), `state.json` (step, counters, what the training is, where each parameter lies), `probe.safetensors` (what the
+engine answers to fixed tokens) and `manifest.json` (bytes and sha256 of every file). The ranks write their parts in
+parallel into a folder aside, which is flushed and renamed when all of them are done; `checkpoints/latest` then names
+it. Damage is found before anything is loaded, and so is a checkpoint of another training.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +22,13 @@ from safetensors.torch import save_file
 
 from e2ray import files
 from e2ray.config.base import SettingsError
+from e2ray.config.run import differences
+from e2ray.core.probe import Probe
+from e2ray.train import steps
 from e2ray.train.engine import Engine, ParameterState
 
-FORMAT = 1
+FORMAT = 2
+PROBE = "probe.safetensors"
 PART_BYTES = 2 * 2**30
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 T = TypeVar("T")
@@ -61,7 +67,7 @@ def save(engine: Engine, folder: Path, *, step: int, facts: dict[str, Any], keep
         engine: The engine whose state is saved.
         folder: The run's `checkpoints` folder.
         step: Updates made so far.
-        facts: Plain data kept in state.json (tokens, digest of the settings, ...).
+        facts: Plain data kept in state.json (tokens, what the training is, ...).
         keep: Newest checkpoints that stay.
 
     Raises:
@@ -78,6 +84,7 @@ def save(engine: Engine, folder: Path, *, step: int, facts: dict[str, Any], keep
 
     together(begin, doing="making the checkpoint folder")
     written = together(_writer(engine, aside), doing="writing its part of the checkpoint")
+    probe = engine.probe()  # every rank takes part in it
 
     def commit() -> None:
         if engine.rank == 0:
@@ -92,10 +99,11 @@ def save(engine: Engine, folder: Path, *, step: int, facts: dict[str, Any], keep
             try:
                 files.write_json(aside / "state.json", state)
                 digests = {name: entry for part in written for name, entry in part["files"].items()}
-                digests["state.json"] = _fingerprint(aside / "state.json")
+                _saving(partial(probe.save, aside / PROBE))
+                digests |= files.fingerprints(aside, ["state.json", PROBE])
                 files.write_json(aside / "manifest.json", {"files": digests, "digest": files.digest(digests)})
                 files.commit_folder(aside, final)
-                files.write_text(folder / "latest", f"step-{step}\n")
+                files.write_text(folder / steps.LATEST, f"step-{step}\n")
             except OSError as error:
                 raise files.named_write_error(error, final) from error
             _prune(folder, keep=keep, newest=step)
@@ -122,7 +130,7 @@ def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
             try:
                 if failure is None and held:
                     _write_part(aside / name, held)
-                    parts[name] = _fingerprint(aside / name)
+                    parts[name] = files.fingerprint(aside / name)
                     for key, value in held.items():
                         kind, parameter = key.split("/", 1)
                         if kind == "weight":
@@ -145,42 +153,25 @@ def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
 
 
 def _write_part(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    try:
-        save_file(tensors, path)
-    except Exception as error:  # safetensors hides the errno of a failed write in a message of its own
-        if "No space left" in str(error) or "os error 28" in str(error):
-            raise OSError(28, "No space left on device") from error
-        raise
+    _saving(partial(save_file, tensors, path))
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+def _saving(write: Callable[[], object]) -> None:
+    """Write a safetensors file; the library hides the errno of a failed write in a message of its own."""
+    try:
+        write()
+    except Exception as error:
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise OSError(28, "No space left on device") from error
+        raise
 
 
 def _prune(folder: Path, *, keep: int, newest: int) -> None:
     """Delete all but the newest `keep` checkpoints."""
-    steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
-    for step in [step for step in steps if step <= newest][:-keep]:
-        shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
-
-
-def latest(folder: Path) -> Path | None:
-    """Return the folder of the newest committed checkpoint, or None where there is none.
-
-    Raises:
-        SettingsError: If `latest` names a checkpoint that is not there.
-    """
-    pointer = folder / "latest"
-    if not pointer.exists():
-        return None
-    path = folder / pointer.read_text(encoding="utf-8").strip()
-    if not (path / "manifest.json").is_file():
-        raise SettingsError(
-            f"{pointer}: names {path.name}, which is not there; write the name of a step-<n> folder beside it into it"
-        )
-    return path
+    for _, path in [(step, path) for step, path in steps.step_folders(folder) if step <= newest][keep:]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_state(checkpoint: Path, *, verify: range | None = None) -> dict[str, Any]:
@@ -194,20 +185,23 @@ def read_state(checkpoint: Path, *, verify: range | None = None) -> dict[str, An
     Raises:
         SettingsError: Naming the missing, truncated or changed file.
     """
-    advice = f"choose an older step-<n> by writing its name into {checkpoint.parent / 'latest'}"
+    advice = f"choose an older step-<n> by writing its name into {checkpoint.parent / steps.LATEST}"
     manifest = files.read_json(checkpoint / "manifest.json", wanted="a checkpoint's manifest")
     if not isinstance(manifest, dict) or files.digest(manifest.get("files")) != manifest.get("digest"):
         raise SettingsError(f"{checkpoint / 'manifest.json'}: is damaged; {advice}")
-    for index, (name, entry) in enumerate(manifest["files"].items()):
-        path = checkpoint / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise SettingsError(f"{path}: is missing or truncated (wanted {entry['bytes']} bytes); {advice}")
-        if (verify is None or index in verify) and files.sha256(path) != entry["sha256"]:
-            raise SettingsError(f"{path}: is damaged, its sha256 is not the one written; {advice}")
+    names = list(manifest["files"])
+    read = names if verify is None else [names[index] for index in verify if index < len(names)]
+    if found := files.damage(checkpoint, manifest["files"], read=read):
+        raise SettingsError(f"{found}; {advice}")
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     if state["format"] != FORMAT:
-        raise SettingsError(f"{checkpoint}: has format {state['format']}, this version reads {FORMAT}")
-    return state
+        raise SettingsError(
+            f"{checkpoint}: has format {state['format']}, this version reads {FORMAT}; finish the run with the version "
+            "that began it, or choose another name"
+        )
+    if checkpoint.name != f"step-{state['step']}":
+        raise SettingsError(f"{checkpoint}: holds the state after {state['step']} updates; {advice}")
+    return dict(state)
 
 
 def read_parameters(checkpoint: Path, state: dict[str, Any]) -> Iterator[ParameterState]:
@@ -220,21 +214,67 @@ def read_parameters(checkpoint: Path, state: dict[str, Any]) -> Iterator[Paramet
         yield ParameterState(name, *(part.get_tensor(f"{kind}/{name}") for kind in KINDS))
 
 
-def load(engine: Engine, checkpoint: Path) -> dict[str, Any]:
+def refuse_other_training(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raise SettingsError naming the first difference if a checkpoint is not of the training that would go on from it.
+
+    Args:
+        checkpoint: A `step-<n>` folder.
+        state: Its state.json.
+        identity: What the training is, plain data: all that its weights follow from.
+    """
+    found = differences(dict(state["identity"]), dict(identity), free=())
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise SettingsError(
+            f"{checkpoint}: is of another training: {found[0]}{more}; remove it, or choose another name"
+        )
+
+
+def load(engine: Engine, checkpoint: Path, *, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Make a new engine continue from a checkpoint and return its state.json; every rank must call this.
 
-    Raises:
-        SettingsError: On every rank, if a file is damaged or the checkpoint belongs to another model.
-    """
-    count = len(list(checkpoint.iterdir()))
+    Where it is damaged the newest whole one before it is taken, and told.
 
-    def check() -> dict[str, Any]:
-        state = read_state(checkpoint, verify=range(engine.rank, count, engine.num_workers))
+    Args:
+        engine: Takes over the state.
+        checkpoint: A `step-<n>` folder.
+        identity: What the training is; the checkpoint's has to be the same.
+
+    Raises:
+        SettingsError: On every rank, if none is whole, it belongs to another model or training, or the engine answers
+            otherwise than the one that wrote it.
+    """
+    newest = int(checkpoint.name.removeprefix("step-"))
+    candidates = [checkpoint, *(path for step, path in steps.step_folders(checkpoint.parent) if step < newest)]
+    complaints: list[str] = []
+    for candidate in candidates:
+        found = together(partial(_whole, engine, candidate), doing="reading the checkpoint")
+        complaint = next((each for _, each in found if each), None)
+        if complaint is None:
+            _take_over(engine, candidate, found[engine.rank][0], identity)
+            return found[engine.rank][0]
+        complaints.append(complaint)
+        if engine.rank == 0:
+            print(f"{complaint}; looking for an older checkpoint", flush=True)
+    raise SettingsError(f"{complaints[0]}; no older one is whole either: remove {checkpoint.parent} to begin anew")
+
+
+def _whole(engine: Engine, checkpoint: Path) -> tuple[dict[str, Any], str | None]:
+    """Return a checkpoint's state, and one line if a file that this rank reads is damaged."""
+    count = len(list(checkpoint.iterdir())) if checkpoint.is_dir() else 0
+    try:
+        return read_state(checkpoint, verify=range(engine.rank, count, engine.num_workers)), None
+    except (SettingsError, FileNotFoundError) as error:
+        return {}, str(error).partition("; choose")[0]
+
+
+def _take_over(engine: Engine, checkpoint: Path, state: dict[str, Any], identity: Mapping[str, Any]) -> None:
+    def check() -> None:
+        refuse_other_training(checkpoint, state, identity)
         shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in engine.parameters()}
         if shapes != {name: entry["shape"] for name, entry in state["parameters"].items()}:
             raise SettingsError(f"{checkpoint}: belongs to another model, its parameters have other names or shapes")
-        return state
 
-    state = together(check, doing="reading the checkpoint")[engine.rank]
+    together(check, doing="reading the checkpoint")
     engine.load(read_parameters(checkpoint, state), optimizer_step=state["step"])
-    return state
+    engine.refuse_other_answers(Probe.read(checkpoint / PROBE), what=str(checkpoint))

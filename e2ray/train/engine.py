@@ -9,7 +9,7 @@ checkpoint knows neither a world size nor a ZeRO stage.
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.train import TrainSettings
 from e2ray.core.losses import next_token_nll, plain_ids, predicted, token_nll
 from e2ray.core.positions import Draw
+from e2ray.core.probe import Forward, Probe, ask, refuse_other_answers
 from e2ray.core.rope import RotaryHook
 
 if not torch.cuda.is_available():
@@ -136,6 +137,31 @@ class Engine:
         given = {} if position_ids is None else {"position_ids": position_ids}
         with torch.no_grad():
             return self.ds(input_ids=input_ids, use_cache=False, **given).logits
+
+    def probe(self) -> Probe:
+        """Return what the model answers to fixed tokens, without dropout; every rank must call this."""
+        with self._quiet() as (forward, vocab_size, dtype):
+            return ask(forward, self.hook, vocab_size=vocab_size, dtype=dtype, device=self.device)
+
+    def refuse_other_answers(self, probe: Probe, *, what: str) -> None:
+        """Raise SettingsError if the model answers otherwise than one whose probe this is; every rank must call this.
+
+        Args:
+            probe: Of the model that it should be.
+            what: What errors name.
+        """
+        with self._quiet() as (forward, _, _):
+            refuse_other_answers(probe, forward, self.hook, self.ds.module, device=self.device, what=what)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[tuple[Forward, int, torch.dtype]]:
+        """Give (forward, tokens of the vocabulary, dtype of the weights) of the model in evaluation mode."""
+        embeddings = self.ds.module.get_input_embeddings().weight
+        self.ds.eval()
+        try:
+            yield self.logits, getattr(embeddings, "ds_shape", embeddings.shape)[0], embeddings.dtype
+        finally:
+            self.ds.train()
 
     def update(
         self,

@@ -2,11 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from e2ray.config.data import SHUFFLE_SHARDS
 from e2ray.config.model import Model
 from e2ray.config.positions import PositionSettings
+from e2ray.config.run import FREE_ON_RESUME
 from e2ray.config.train import TrainSettings
+
+
+def _free(section: str) -> set[str]:
+    """Return the settings of a section that a run may be continued with other values of."""
+    return {path.partition(".")[2] for path in FREE_ON_RESUME if path.startswith(f"{section}.")}
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Task:
     model: Model
     positions: PositionSettings
     train: TrainSettings
-    digest: str  # of the settings that decide the losses
+    rows_digest: str  # of the shards' rows
     shuffle_shards: int = SHUFFLE_SHARDS  # shards whose rows are mixed among each other
     prefetch_bytes: int = 32 * 2**20  # of rows read ahead of the training
     packed: bool = False  # whether rows hold documents that do not see each other
@@ -32,6 +39,30 @@ class Task:
     keep: bool = True  # whether checkpoints are written
     ledger: bool = False  # whether each rank notes its rows and draws
     tokenizer: Path | None = None  # its folder, where the shards are a URI; else it lies among them
+
+    def identity(self, base_weights: str | None) -> dict[str, Any]:
+        """Return what this training is, plain data: all that its weights follow from, by names of the recipe.
+
+        Args:
+            base_weights: Digest of the weights it starts from, which counts in place of their path; None where they
+                follow from the seed.
+        """
+        model = self.model.model_dump(mode="json", exclude={"path", "revision", *_free("model")})
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "model": model | {"base_weights": base_weights, "vocab_size": self.vocab_size},
+            "data": {
+                "rows": self.rows_digest,
+                "tokenizer": self.tokenizer_hash,
+                "window": self.window,
+                "packed": self.packed,
+                "shuffle_shards": self.shuffle_shards,
+            },
+            "base_context_length": self.base_context_length,
+            "positions": self.positions.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json", exclude=_free("train")),
+        }
 
     @property
     def tokenizer_folder(self) -> Path:

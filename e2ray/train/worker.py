@@ -15,12 +15,15 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from e2ray.config.base import SettingsError
-from e2ray.core.model import build_model, prove
+from e2ray.config.model import PretrainedModel
+from e2ray.core.model import build_model, known_probe, prove
 from e2ray.core.positions import draw
 from e2ray.core.proof import prove_apart
+from e2ray.core.sealed import weights_identity
 from e2ray.data.order import local_indices
 from e2ray.data.shards import Rows
-from e2ray.train import checkpoint
+from e2ray.train import checkpoint, steps
+from e2ray.train.checkpoint import together
 from e2ray.train.engine import Engine, precision_of
 from e2ray.train.ledger import Ledger
 from e2ray.train.loop import Answer, Batch, fit
@@ -71,9 +74,13 @@ def begin(task: Task, *, device: torch.device, model: nn.Module | None = None) -
     disable_progress_bar()
     dtype = precision_of(task.train, device)
     if model is None:
-        model = build_model(task.model, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu")
+        model = build_model(
+            task.model, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu", runs_on=device
+        )
     model.train()
     engine = Engine(model, task.train, device=device, dtype=dtype)
+    if (probe := known_probe(task.model)) is not None and isinstance(task.model, PretrainedModel):
+        engine.refuse_other_answers(probe, what=f"model.path {task.model.path}")
     prove(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)
     if task.packed:
         refuse_flash_of_rows(engine)
@@ -123,8 +130,9 @@ def run(
     """
     engine = begin(task, device=device)
     checkpoints = task.folder / "checkpoints"
-    found = checkpoint.latest(checkpoints)
-    state = checkpoint.load(engine, found) if found else {"step": 0, "tokens": 0}
+    identity = together(partial(_identity, task, engine), doing="reading the base model")[0] or {}
+    found = steps.latest(checkpoints)
+    state = checkpoint.load(engine, found, identity=identity) if found else {"step": 0, "tokens": 0}
     start = state["step"]
     recorder = _recorder(task, start, gauges) if engine.rank == 0 else None
     ledger = Ledger(task.folder, rank=engine.rank, start_step=start) if task.ledger else None
@@ -152,12 +160,13 @@ def run(
             ledger.commit(step)
         facts = {
             "tokens": seen["tokens"],
-            "seed": task.seed,
-            "digest": task.digest,
+            "identity": identity,
             "dtype": str(precision_of(task.train, device)).removeprefix("torch."),
         }
         checkpoint.save(engine, checkpoints, step=step, facts=facts, keep=task.train.keep_checkpoints)
 
+    if task.keep and engine.rank == 0:
+        steps.begin(checkpoints)
     try:
         return fit(
             engine,
@@ -173,6 +182,17 @@ def run(
     finally:
         if recorder:
             recorder.close()
+
+
+def _identity(task: Task, engine: Engine) -> dict[str, Any] | None:
+    """Return what the training is, on the first rank; the others need not read the weights again."""
+    if engine.rank or not task.keep:
+        return None
+    model = task.model
+    weights = None
+    if isinstance(model, PretrainedModel):
+        weights = weights_identity(model.path, model.revision, is_folder=model.is_folder)
+    return task.identity(weights)
 
 
 def _recorder(task: Task, start: int, gauges: Callable[[dict[str, Any]], None] | None) -> Recorder:

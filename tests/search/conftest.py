@@ -106,7 +106,7 @@ def shared_of(shards, tmp_path):
             model=config.model,
             positions=config.positions,
             train=config.train,
-            digest="0" * 64,
+            rows_digest="0" * 64,
             show_progress=False,
         )
         return share(config, task, tmp_path / "study")

@@ -99,7 +99,7 @@ def task(tmp_path, request):
         ),
         positions=PositionSettings.model_validate({"preset": "e2llm", "max_scale": 8}),
         train=TrainSettings(steps=8, batch_sequences=4, lr=1e-2, log_every=1, checkpoint_every=4),
-        digest="0" * 64,
+        rows_digest="0" * 64,
         packed=pack != "concat",
         ledger=True,
     )

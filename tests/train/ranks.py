@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from e2ray.config.model import LoraSettings
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
+from e2ray.core.adapters import with_adapters
 from e2ray.core.model import prove
 from e2ray.core.positions import draw
 from e2ray.train import checkpoint
@@ -24,6 +25,7 @@ from e2ray.train.schedule import learning_rate
 
 WINDOW, BATCH, VOCABULARY = 32, 8, 101
 CPU = torch.device("cpu")
+IDENTITY = {"seed": 0}
 
 
 def engine_for(phase):
@@ -54,9 +56,7 @@ def engine_for(phase):
     )
     model = LlamaForCausalLM(config)
     if phase.get("lora"):
-        from e2ray.core.model import _with_adapters
-
-        model = _with_adapters(model, LoraSettings(rank=3))
+        model = with_adapters(model, LoraSettings(rank=3))
     dtype = precision_of(settings, CPU)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -85,11 +85,17 @@ def main(phases, results):
         engine, settings = engine_for(phase)
         prove(engine.logits, engine.hook, engine.ds.module, vocab_size=VOCABULARY, device=CPU, tokens=24)
         if "load" in phase:
-            assert checkpoint.load(engine, Path(phase["load"]))["step"] == phase["start"]
+            assert checkpoint.load(engine, Path(phase["load"]), identity=IDENTITY)["step"] == phase["start"]
         losses = updates(engine, settings, phase["start"], phase["stop"])
         if "save" in phase:
             folder = Path(phase["save"])
-            checkpoint.save(engine, folder, step=phase["stop"], facts={"tokens": 0, "dtype": "float32"}, keep=2)
+            checkpoint.save(
+                engine,
+                folder,
+                step=phase["stop"],
+                facts={"tokens": 0, "dtype": "float32", "identity": IDENTITY},
+                keep=2,
+            )
         found.append(losses)
     if dist.get_rank() == 0:
         Path(results).write_text(json.dumps(found))

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from e2ray.config.base import SettingsError
-from e2ray.train import checkpoint
+from e2ray.train import checkpoint, steps
 
 FIRST, THEN, END = 0, 4, 7
 
@@ -78,14 +78,14 @@ def test_every_parameter_is_saved_once_in_plain_safetensors(saved_by_two):
     folder = saved_by_two[0] / f"step-{THEN}"
     state = checkpoint.read_state(folder)
     names = []
-    for path in folder.glob("*.safetensors"):
+    for path in folder.glob("part-*.safetensors"):
         with safe_open(path, framework="pt") as part:
             names += list(part.keys())
     wanted = [f"{kind}/{name}" for kind in checkpoint.KINDS for name in state["parameters"]]
     assert sorted(names) == sorted(wanted)
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
-    assert len(list(folder.glob("*.safetensors"))) == 2  # each rank wrote its part
-    assert checkpoint.latest(saved_by_two[0]) == folder
+    assert len(list(folder.glob("part-*.safetensors"))) == 2  # each rank wrote its part
+    assert steps.latest(saved_by_two[0]) == folder
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def copied(saved_by_two, tmp_path):
 
 
 def test_a_flipped_bit_is_named(copied):
-    path = sorted(copied.glob("*.safetensors"))[1]
+    path = sorted(copied.glob("part-*.safetensors"))[1]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -104,7 +104,7 @@ def test_a_flipped_bit_is_named(copied):
 
 
 def test_a_truncated_or_missing_part_is_named(copied):
-    path = min(copied.glob("*.safetensors"))
+    path = min(copied.glob("part-*.safetensors"))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SettingsError, match=rf"{path.name}: is missing or truncated"):
         checkpoint.read_state(copied)
@@ -124,5 +124,5 @@ def test_a_changed_manifest_is_named(copied):
 def test_latest_that_names_nothing_is_told(copied):
     (copied.parent / "latest").write_text("step-99\n")
     with pytest.raises(SettingsError, match="names step-99, which is not there"):
-        checkpoint.latest(copied.parent)
-    assert checkpoint.latest(copied) is None  # a folder without the pointer holds no checkpoint
+        steps.latest(copied.parent)
+    assert steps.latest(copied) is None  # a folder without the pointer holds no checkpoint

@@ -1,22 +1,27 @@
 """A whole training without Ray: draws, engine, checkpoints, and the Hugging Face folder made from one."""
 
+import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, LoraSettings, PretrainedModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
+from e2ray.core.model import build_model
 from e2ray.core.positions import draw
 from e2ray.data.order import local_indices
 from e2ray.data.shards import Rows
-from e2ray.train import checkpoint, worker
+from e2ray.train import checkpoint, steps, worker
 from e2ray.train.assemble import write_model
 from e2ray.train.ledger import read_ledger, replayed
 from e2ray.train.record import read_metrics
@@ -43,7 +48,7 @@ def task(tmp_path):
         train=TrainSettings(
             steps=6, batch_sequences=4, micro_batch_sequences=2, lr=1e-2, log_every=1, checkpoint_every=3, zero_stage=1
         ),
-        digest="0" * 64,
+        rows_digest="0" * 64,
         show_progress=False,
     )
 
@@ -54,10 +59,14 @@ def rows(start, stop, *, batch):
         yield Rows(np.arange(batch), tokens, None)
 
 
-def run(task):
+def run(task, until=None):
     task.folder.mkdir(exist_ok=True)
-    opened = partial(rows, batch=task.train.batch_sequences)
-    return worker.run(task, device=CPU, open_rows=lambda start, stop: opened(start, stop))
+    return worker.run(
+        task,
+        device=CPU,
+        open_rows=partial(rows, batch=task.train.batch_sequences),
+        report=lambda metrics: "stop" if metrics["step"] == until else None,
+    )
 
 
 def write(task, folder):
@@ -67,7 +76,7 @@ def write(task, folder):
     tokenizer.save_pretrained(task.shards / "tokenizer")
     write_model(
         task.model,
-        checkpoint.latest(task.folder / "checkpoints"),
+        steps.latest(task.folder / "checkpoints"),
         folder,
         dtype=torch.float32,
         vocab_size=task.vocab_size,
@@ -127,7 +136,7 @@ def test_adapters_train_alone_and_are_merged_into_the_model_folder(task, tmp_pat
     lora = LoraSettings(rank=4, alpha=16.0, targets=("q_proj", "v_proj"))
     adapted = replace(task, model=PretrainedModel(path=str(base), base_context_length=WINDOW, lora=lora))
     run(adapted)
-    state = checkpoint.read_state(checkpoint.latest(task.folder / "checkpoints"))
+    state = checkpoint.read_state(steps.latest(task.folder / "checkpoints"))
     assert all("lora_" in name for name in state["parameters"])
     model = write(adapted, tmp_path / "model")
     before, after = dict(AutoModelForCausalLM.from_pretrained(base).named_parameters()), dict(model.named_parameters())
@@ -136,7 +145,7 @@ def test_adapters_train_alone_and_are_merged_into_the_model_folder(task, tmp_pat
     # The merged weights are W + alpha / rank * B A, computed here by hand from the checkpoint.
     found = {
         entry.name.replace("base_model.model.", "").replace(".default", ""): entry.weight
-        for entry in checkpoint.read_parameters(checkpoint.latest(task.folder / "checkpoints"), state)
+        for entry in checkpoint.read_parameters(steps.latest(task.folder / "checkpoints"), state)
     }
     for name in changed:
         stem = name.removesuffix(".weight")
@@ -171,8 +180,8 @@ def test_ranks_draw_what_one_rank_draws_for_their_rows(task):
 
 
 def test_the_ledger_tells_the_rows_and_draws_that_were_trained_on(task):
-    noted = replace(task, ledger=True, train=task.train.model_copy(update={"steps": 4, "checkpoint_every": 2}))
-    run(noted)
+    noted = replace(task, ledger=True, train=task.train.model_copy(update={"checkpoint_every": 2}))
+    run(noted, until=4)
     found = read_ledger(task.folder).to_pylist()
     assert [(row["step"], row["index"], row["row"]) for row in found] == [(s, i, i) for s in range(4) for i in range(4)]
     for row in found:
@@ -180,5 +189,146 @@ def test_the_ledger_tells_the_rows_and_draws_that_were_trained_on(task):
         wanted = draw(task.positions, **key, window=WINDOW, base_context_length=WINDOW)
         assert row["scale"] == float(wanted.scale[0])
         assert torch.equal(replayed(row, WINDOW), wanted.offsets[0])
-    run(replace(noted, train=task.train))
+    run(noted)
     assert len(read_ledger(task.folder)) == 6 * 4
+
+
+def stopped_at_4(task, **train):
+    """Return the task after four of its six updates, with checkpoints at steps 2 and 4."""
+    task = replace(task, train=task.train.model_copy(update={"checkpoint_every": 2, "zero_stage": 2} | train))
+    run(task, until=4)
+    return task
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"seed": 6}, "seed: 5 in the run, 6 asked for"),
+        ({"name": "other"}, "name: 'run' in the run, 'other'"),
+        ({"rows_digest": "1" * 64}, "data.rows"),
+        ({"model": LlamaModel(**SIZES | {"num_heads": 4}, base_context_length=WINDOW)}, "model.num_heads: 2"),
+        ({"positions": PositionSettings.model_validate({"preset": "e2llm", "max_scale": 4})}, "positions."),
+        ({"base_context_length": 12}, "base_context_length: 24"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_by_name(task, change, told):
+    task = stopped_at_4(task)
+    with pytest.raises(SettingsError, match=f"step-4: is of another training: {told}"):
+        run(replace(task, **change))
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", 2e-2), ("weight_decay", 0.5), ("steps", 8), ("schedule", "linear")])
+def test_a_checkpoint_of_other_settings_is_refused_by_name(task, name, value):
+    task = stopped_at_4(task)
+    with pytest.raises(SettingsError, match=rf"step-4: is of another training: train\.{name}: .*, '?{value}"):
+        run(replace(task, train=task.train.model_copy(update={name: value})))
+
+
+def test_where_and_how_fast_may_change(task):
+    task = stopped_at_4(task)
+    free = {"zero_stage": 1, "micro_batch_sequences": 4, "keep_checkpoints": 1, "progress_s": 9.0}
+    assert run(replace(task, train=task.train.model_copy(update=free))) == 6
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(task):
+    task = stopped_at_4(task)
+    folder = task.folder / "checkpoints"
+    (folder / "step-4").rename(folder / "step-5")
+    (folder / "step-2").rename(folder / "step-1")
+    (folder / "latest").write_text("step-5\n")
+    with pytest.raises(SettingsError, match="step-5: holds the state after 4 updates; no older one is whole either"):
+        run(task)
+
+
+@pytest.mark.parametrize("damaged", ["part-00000-000.safetensors", "state.json", "manifest.json", "probe.safetensors"])
+def test_behind_a_damaged_checkpoint_the_training_goes_on_from_the_one_before(task, damaged, capsys):
+    task = stopped_at_4(task)
+    flip(task.folder / "checkpoints" / "step-4" / damaged)
+    assert run(task) == 6
+    assert f"step-4/{damaged}" in (said := capsys.readouterr().out) and "looking for an older checkpoint" in said
+    broken = [line["loss"] for line in read_metrics(task.folder)]
+    other = replace(task, folder=task.folder.with_name("unbroken"))
+    run(other)
+    assert [line["loss"] for line in read_metrics(other.folder)] == broken  # in every bit
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(task):
+    task = stopped_at_4(task)
+    for step in (2, 4):
+        (task.folder / "checkpoints" / f"step-{step}" / "part-00000-000.safetensors").unlink()
+    with pytest.raises(SettingsError, match=r"step-4/part.*missing.*no older one is whole either: remove"):
+        run(task)
+    assert len(read_metrics(task.folder)) == 4
+
+
+def test_a_lost_pointer_stops_the_training_and_keeps_its_lines(task):
+    task = stopped_at_4(task)
+    (task.folder / "checkpoints" / "latest").unlink()
+    with pytest.raises(SettingsError, match="latest: is lost"):
+        run(task)
+    assert len(read_metrics(task.folder)) == 4
+
+
+def test_a_folder_of_another_name_among_the_checkpoints_is_left_alone(task):
+    (task.folder / "checkpoints" / "step-of-mine").mkdir(parents=True)
+    task = stopped_at_4(task, keep_checkpoints=1)
+    assert sorted(path.name for path in (task.folder / "checkpoints").iterdir()) == ["latest", "step-4", "step-of-mine"]
+
+
+def test_adapters_on_another_base_are_refused(task, tmp_path):
+    base = base_folder(tmp_path)
+    lora = LoraSettings(rank=2, targets=("q_proj",))
+    task = stopped_at_4(replace(task, model=PretrainedModel(path=str(base), base_context_length=WINDOW, lora=lora)))
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][3, 4] += 1e-3
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SettingsError, match=r"is of another training: model\.base_weights"):
+        run(task)
+    with pytest.raises(SettingsError, match="answers otherwise than the model that was trained"):
+        write(task, tmp_path / "model")
+
+
+def test_the_base_may_lie_somewhere_else(task, tmp_path):
+    base = base_folder(tmp_path)
+    task = stopped_at_4(replace(task, model=PretrainedModel(path=str(base), base_context_length=WINDOW)))
+    base.rename(tmp_path / "moved")
+    moved = PretrainedModel(path=str(tmp_path / "moved"), base_context_length=WINDOW)
+    assert run(replace(task, model=moved)) == 6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_written_from_other_weights_is_refused(task, tmp_path, precision):
+    task = replace(task, train=task.train.model_copy(update={"precision": precision, "lr": 5e-2}))
+    run(task)
+    folder = task.folder / "checkpoints" / "step-6"
+    write(task, tmp_path / "model")
+    other = replace(task, folder=tmp_path / "other", seed=6)
+    run(other)
+    shutil.copy(other.folder / "checkpoints" / "step-6" / "probe.safetensors", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] |= files.fingerprints(folder, ["probe.safetensors"])
+    manifest["digest"] = files.digest(manifest["files"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SettingsError, match="answers otherwise than the model that was trained"):
+        write(task, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_written_model_is_read_only_as_it_was_written(task, tmp_path):
+    run(task)
+    write(task, tmp_path / "model")
+    settings = PretrainedModel(path=str(tmp_path / "model"), base_context_length=WINDOW)
+    build_model(settings, dtype=torch.float32)
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "e2ray/probe.safetensors"):
+        path = tmp_path / "model" / name
+        content = path.read_bytes()
+        flip(path)
+        with pytest.raises(SettingsError, match=f"{name}: is damaged"):
+            build_model(settings, dtype=torch.float32)
+        path.write_bytes(content)

@@ -1,0 +1,111 @@
+"""Low-rank adapters on a model, and tensors trained in full beside them.
+
+A tensor that several modules share (tied embeddings) is no place for an adapter of peft: it would act in the module it
+is put on, and once merged in all of them, which is another model than the one trained. Such a tensor is trained itself.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from e2ray.config.base import SettingsError
+from e2ray.config.model import LoraSettings
+from e2ray.core.weights import first_line
+
+
+def with_adapters(model: PreTrainedModel, settings: LoraSettings) -> PreTrainedModel | PeftModel:
+    """Return a model of which the adapters and what stands beside them are trained, and nothing else.
+
+    Args:
+        model: Changed in place.
+        settings: Modules by the end of their names. A target whose weight other modules share is trained in full, as a
+            warning says; so is a module of `trainable`.
+
+    Raises:
+        SettingsError: If a named module is not there, or is none that peft knows how to put an adapter on.
+    """
+    targets = _matches(model, settings.targets, key="targets")
+    trainable = _matches(model, settings.trainable, key="trainable")
+    sharing = shared_modules(model)
+    shared = [name for name in targets if name in sharing]
+    if shared:
+        told = ", ".join(f"{name} (with {sharing[name]})" for name in shared[:3])
+        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+        warnings.warn(
+            f"model.lora.targets: {told}{more} share a weight with another module, so the weight itself is trained in "
+            "full and gets no adapter",
+            stacklevel=2,
+        )
+    own = [name for name in targets if name not in sharing and not any(_lies_in(name, other) for other in trainable)]
+    beside = [name for name in trainable if not any(_lies_in(other, name) for other in sharing)]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    modules = dict(model.named_modules())
+    adapted = _with_peft(model, settings, own, beside) if own else model
+    for name in (*shared, *trainable):
+        if not own or name not in beside:  # of the others peft trains a copy
+            for parameter in modules[name].parameters():
+                parameter.requires_grad_(True)
+    return adapted
+
+
+def _lies_in(name: str, other: str) -> bool:
+    return name == other or name.startswith(f"{other}.")
+
+
+def shared_modules(model: nn.Module) -> dict[str, str]:
+    """Return the modules that hold a parameter which another one holds too, each with the name of such another."""
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(name)
+    return {
+        name: next(other for other in names if other != name)
+        for names in holders.values()
+        if len(set(names)) > 1
+        for name in names
+    }
+
+
+def _matches(model: nn.Module, wanted: Sequence[str], *, key: str) -> list[str]:
+    """Return the full names of the modules whose names end with one of those wanted.
+
+    Raises:
+        SettingsError: If one matches nothing.
+    """
+    names = [name for name, _ in model.named_modules()]
+    found: dict[str, None] = {}
+    for target in wanted:
+        matching = [name for name in names if name == target or name.endswith(f".{target}")]
+        if not matching:
+            linear = {name.rsplit(".")[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+            raise SettingsError(
+                f"model.lora.{key}: {type(model).__name__} has no module {target!r}; its linear modules are "
+                f"{', '.join(sorted(linear))}"
+            )
+        found.update(dict.fromkeys(matching))
+    return list(found)
+
+
+def _with_peft(
+    model: PreTrainedModel, settings: LoraSettings, targets: Sequence[str], trainable: Sequence[str]
+) -> PeftModel:
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(targets),
+        modules_to_save=list(trainable) or None,
+    )
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that is deprecated there, and looks for sharing by the config alone
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`", UserWarning)
+        try:
+            return get_peft_model(model, config, autocast_adapter_dtype=False)
+        except (TypeError, ValueError) as error:  # a module of a kind that it has no adapter for
+            raise SettingsError(f"model.lora.targets: {first_line(error)}; name linear modules or embeddings") from None

@@ -1,0 +1,110 @@
+"""What is known of a model folder that was written here: `e2ray/manifest.json`, the digests of its files, and
+`e2ray/probe.safetensors`, what the model answers to fixed tokens.
+
+Both lie in a subfolder, since servers load every `*.safetensors` beside the weights. A folder without it came from
+somewhere else, and nothing is known of it. Weights, configs, tokenizers and serving profiles are read only as they were
+written; texts and pictures for people may be edited.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import CONFIG_NAME, cached_file
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+from e2ray.core.probe import Probe
+
+RECORD, MANIFEST, PROBE = "e2ray", "manifest.json", "probe.safetensors"
+FORMAT = 1
+DOCUMENTS = (".md", ".png", ".txt")
+WEIGHTS = (".safetensors", ".bin")
+LOADED = (*WEIGHTS, ".json", ".model", ".jinja")  # what programs read of a model folder without being told to
+
+
+def seal(folder: Path, probe: Probe | None) -> None:
+    """Write the record of a model folder whose files are all there; call it before the folder gets its name.
+
+    Args:
+        folder: Of the model.
+        probe: Of the model, None where none is known.
+    """
+    record = folder / RECORD
+    record.mkdir()
+    if probe is not None:
+        probe.save(record / PROBE)
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    content = {"format": FORMAT, "files": files.fingerprints(folder, names)}
+    files.write_json(record / MANIFEST, content | {"digest": files.digest(content)})
+
+
+def refuse_damaged(folder: Path, *, only: Iterable[str] | None = None) -> None:
+    """Raise SettingsError naming the first file of a model folder that is not what was written, or was put there since.
+
+    Nothing is said of a folder without a record.
+
+    Args:
+        folder: Of the model.
+        only: Names of the files whose content is read; None: all but documents.
+    """
+    manifest = _manifest(folder)
+    if manifest is None:
+        return
+    advice = "restore it, or remove the folder and write it anew with the command that made it"
+    wanted = {name: entry for name, entry in manifest.items() if Path(name).suffix not in DOCUMENTS}
+    if only is not None:
+        wanted = {name: entry for name, entry in wanted.items() if name in set(only)}
+    if found := files.damage(folder, wanted):
+        raise SettingsError(f"{found}; {advice}")
+    for path in sorted(folder.iterdir()):
+        if path.suffix in LOADED and path.name not in manifest:
+            raise SettingsError(f"{path}: was put into the folder since it was written, and would be read; remove it")
+
+
+def probe_of(folder: Path) -> Probe | None:
+    """Return the probe of a model folder, None where none is known."""
+    manifest = _manifest(folder)
+    name = f"{RECORD}/{PROBE}"
+    if manifest is None or name not in manifest:
+        return None
+    refuse_damaged(folder, only=[name])
+    return Probe.read(folder / name)
+
+
+def weights_identity(path: str, revision: str | None, *, is_folder: bool) -> str:
+    """Return 64 hexadecimal digits that name a checkpoint's weights to the last bit.
+
+    Args:
+        path: Folder, or hub id of what was fetched before.
+        revision: Branch, tag or commit of a hub id.
+        is_folder: Whether `path` is a folder.
+    """
+    folder = Path(path).expanduser()
+    if not is_folder:
+        config = cached_file(path, CONFIG_NAME, revision=revision)
+        assert config is not None, "a model that was loaded has a config"
+        folder = Path(config).parent
+    manifest = _manifest(folder)
+    names = sorted(each.name for each in folder.iterdir() if each.suffix in WEIGHTS and each.is_file())
+    found = files.fingerprints(folder, names) if manifest is None else {name: manifest[name] for name in names}
+    return files.digest(found)
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the fingerprints of a folder's files by name, None where it has no record.
+
+    Raises:
+        SettingsError: If the record is damaged.
+    """
+    record = folder / RECORD
+    if not record.is_dir():
+        return None
+    path = record / MANIFEST
+    if not path.is_file():
+        raise SettingsError(f"{path}: is missing; restore it, or write {folder} anew with the command that made it")
+    content = files.read_json(path, wanted="the digests of a model folder")
+    told = content.pop("digest", None) if isinstance(content, dict) else None
+    if told is None or files.digest(content) != told or content.get("format") != FORMAT:
+        raise SettingsError(f"{path}: is damaged; restore it, or write {folder} anew with the command that made it")
+    return dict(content["files"])

@@ -1,0 +1,140 @@
+"""The weights of a checkpoint, loaded whole or refused.
+
+transformers fills what it does not find with random numbers and drops what it has no place for, and says so in a log
+at most. Both are another model than the one on the disk, so its own account of a loading is read here, and everything
+that lies beside the weights and would be loaded with them is looked at before.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from e2ray.config.base import SettingsError
+from e2ray.files import read_json
+
+
+def load_weights(where: str, *, key: str, config: PreTrainedConfig, revision: str | None, **options: Any) -> Any:
+    """Return a causal language model of which every parameter, and nothing else, came out of a checkpoint.
+
+    Parameters that the config ties to others need not be there. Where a file holds a tied parameter with values of its
+    own the model is not tied, and its config says so afterwards.
+
+    Args:
+        where: Folder or hub id.
+        key: What errors name, e.g. `model.path ~/llama`.
+        config: What the model is built from.
+        revision: Branch, tag or commit of a hub id.
+        options: Further ones of `from_pretrained`: dtype, attn_implementation, use_safetensors.
+
+    Raises:
+        SettingsError: If weights are missing, left over, of other shapes or unreadable, if an index names files outside
+            of its folder, or if adapters lie beside the weights.
+    """
+    _refuse_adapters(where, key, revision)
+    _refuse_strange_index(where, key, revision)
+    try:
+        model, told = AutoModelForCausalLM.from_pretrained(
+            where,
+            config=config,
+            revision=revision,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, with the name that the error of transformers lacks
+            **options,
+        )
+    except Exception as error:  # missing or damaged files, no causal head: each its own exception
+        raise SettingsError(
+            f"{key}: its weights cannot be loaded ({first_line(error)}); name a complete checkpoint of a causal "
+            "language model"
+        ) from None
+    _refuse_partial(told, key)
+    _untie_config(model)
+    return model
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without the punctuation at its end."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(" .:")
+
+
+def _refuse_adapters(where: str, key: str, revision: str | None) -> None:
+    try:
+        found = find_adapter_config_file(where, revision=revision)
+    except OSError:
+        return  # no hub answers; the loading itself will say so
+    if found is not None:
+        raise SettingsError(
+            f"{key}: holds adapter_config.json, and transformers would put that adapter on the weights; merge it into "
+            "them, or move it out of the folder"
+        )
+
+
+def _refuse_strange_index(where: str, key: str, revision: str | None) -> None:
+    for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+        try:
+            path = cached_file(
+                where,
+                name,
+                revision=revision,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                _raise_exceptions_for_gated_repo=False,
+            )
+        except OSError:
+            continue
+        if path is None:
+            continue
+        index = read_json(path, wanted="an index of weights")
+        files = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise SettingsError(f"{key}: {name} is damaged, wanted weight_map, the file of each parameter")
+        for parameter, file in files.items():
+            if Path(file).name != file or file in ("", ".", ".."):
+                raise SettingsError(
+                    f"{key}: {name} says that {parameter} lies in {file[:200]!r}, wanted a file of the same folder"
+                )
+
+
+def _refuse_partial(told: Mapping[str, Any], key: str) -> None:
+    """Raise SettingsError naming one parameter if a loading was not whole, by transformers' own account of it."""
+    missing, left_over = sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
+    if prefix := _wrapper(missing, left_over):
+        raise SettingsError(
+            f"{key}: the names of its weights begin with {prefix!r}, {prefix}{missing[0]} among them, wanted "
+            f"{missing[0]}; save the model that the wrapper holds"
+        )
+    for name, found, wanted in sorted(told["mismatched_keys"]):
+        raise SettingsError(
+            f"{key}: {name} has the shape {list(found)}, its config.json wants {list(wanted)}; mend its config.json"
+        )
+    for names, what, advice in (
+        (missing, "missing", "name a complete checkpoint, or mend its config.json"),
+        (left_over, "left over, the model of its config.json has no place for them", "mend its config.json"),
+    ):
+        if names:
+            raise SettingsError(f"{key}: {len(names)} of its weights are {what}, {names[0]} among them; {advice}")
+    if told["error_msgs"]:
+        raise SettingsError(f"{key}: its weights cannot be loaded ({told['error_msgs'][0]})")
+
+
+def _wrapper(missing: Sequence[str], left_over: Sequence[str]) -> str | None:
+    """Return what stands in front of all names where nothing but that is wrong with them, e.g. `_orig_mod.`."""
+    known = set(left_over)
+    for name in missing[:2]:  # the first may be one that the config ties to another, which no file holds
+        for found in left_over:
+            prefix = found.removesuffix(name)
+            if prefix != found and prefix.endswith(".") and len(known & {prefix + each for each in missing}) > 1:
+                return prefix
+    return None
+
+
+def _untie_config(model: PreTrainedModel) -> None:
+    """Make the config say what the tensors do: servers tie by the config alone."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not embeddings.weight:
+        model.config.tie_word_embeddings = False
