@@ -49,7 +49,7 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     assert settings is not None and settings.windows and settings.stride
     if not (run.folder / "model").is_dir():
         raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run train first")
-    models = {"base": base, "tuned": tuned_model(run, base)}
+    models = _models(run, base)
     sums, passes, scored = _surface(run, shards, models)
     cells = [cell(each) for each in sums]
     found = verdict(cells, run.base_context_length)
@@ -96,6 +96,19 @@ def tuned_model(run: Run, base: Any) -> PretrainedModel:
         base_scaling="keep" if scaling == "keep" else None,
         attention=base.attention,
     )
+
+
+def _models(run: Run, base: Any) -> dict[str, Any]:
+    """Return the settings of both models, with the attention that the training ran with where its device is at hand."""
+    from e2ray.train.record import training_facts
+
+    facts = training_facts(run.folder)
+    same = facts.get("device", "").startswith("cuda") == wants_gpu(run.config.cluster)
+    attention = {"attention": facts["attention"]} if facts and same else {}
+    return {
+        "base": base.model_copy(update=attention),
+        "tuned": tuned_model(run, base).model_copy(update=attention),
+    }
 
 
 def _surface(run: Run, shards: str | Path, models: Mapping[str, Any]) -> tuple[list[Any], list[Any], dict[str, str]]:
@@ -154,6 +167,8 @@ def _score_share(
     if not numbers:
         return None
     device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
+    if tell:
+        tell(f"{name}: on {device.type}, {loaded.dtype}, {loaded.config._attn_implementation} attention")
     mine = [documents[number] for number in numbers]
     options: dict[str, Any] = {
         "numbers": numbers,
@@ -259,7 +274,7 @@ def suites(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     started = now()
     path = run.folder / "scales.json"
     scales = {"base": None, "tuned": read_scales(path, model=run.folder / "model") if path.exists() else None}
-    models = {"base": base, "tuned": tuned_model(run, base)}
+    models = _models(run, base)
     use_gpu = wants_gpu(run.config.cluster)
     jobs = [(run, shards, name, model, scales[name], use_gpu) for name, model in models.items()]
     try:

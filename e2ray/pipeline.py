@@ -21,7 +21,7 @@ from e2ray.config.run import RunConfig
 from e2ray.config.train import TrainSettings
 from e2ray.evaluation import SAMPLES, SUITES, check_suites, evaluate, suites
 from e2ray.run import Run, fetched_tokenizer, refuse_other_settings, reporting, resolve, result_line, show
-from e2ray.train.record import now, read_status, write_status
+from e2ray.train.record import now, read_status, write_environment, write_status
 
 STAGES = ("prepare", "pretrain", "train", "evaluate", "suites", "export")  # the order of a whole run
 
@@ -75,7 +75,8 @@ def pretrain(run: Run, shards: str | Path) -> Path:
             native = PositionSettings.model_validate({"preset": "native"})
             write_status(folder, state="running", error=None, ended_at=None)
             try:
-                _train(run, folder, shards, run.config.model, settings, native)
+                plain = run.config.model.model_copy(update={"lora": None})  # other runs share the base
+                _train(run, folder, shards, plain, settings, native)
             except BaseException as error:
                 state = "preempted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
                 write_status(folder, state=state, error=" ".join(str(error).split()), ended_at=now())
@@ -292,9 +293,7 @@ def execute(config: RunConfig) -> None:
         files.write_text(run.folder / "config.yaml", dump(run.config))
         write_status(run.folder, state="running", error=None, started_at=now(), ended_at=None)
         with reporting(run):
-            from e2ray.train.record import environment
-
-            files.write_json(run.folder / "environment.json", environment())
+            write_environment(run.folder)
             run_stages(run, STAGES)
             write_status(run.folder, state="succeeded", ended_at=now(), result=result_line(run))
         show(result_line(run))

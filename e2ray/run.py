@@ -16,7 +16,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import PretrainedTokenizer
 from e2ray.config.load import read_recipe, validate
 from e2ray.config.model import PretrainedModel
-from e2ray.config.run import RunConfig, differences
+from e2ray.config.run import FREE_ON_RESUME, RunConfig, differences
 from e2ray.train.record import now, read_status, write_status
 from e2ray.train.steps import begun as checkpoints_begun
 
@@ -49,12 +49,16 @@ class Run:
 
     @property
     def base(self) -> Path:
-        """Folder of the pretraining, shared by all runs with the same base."""
+        """Folder of the pretraining, shared by all runs with the same base.
+
+        Adapters are not part of it, and what a run may be continued with other values of names no other base.
+        """
         config = self.config
+        free = {path.partition(".")[2] for path in FREE_ON_RESUME if path.startswith("pretrain.")}
         identity = {
             "model": config.model.model_dump(mode="json", exclude={"lora", "gradient_checkpointing", "attention"}),
             "data": config.data.model_dump(mode="json", exclude={"shards", "ledger", "prefetch_mib"}),
-            "pretrain": config.pretrain.model_dump(mode="json") if config.pretrain else None,
+            "pretrain": config.pretrain.model_dump(mode="json", exclude=free) if config.pretrain else None,
             "seed": config.seed,
             "python": platform.python_version(),
         }

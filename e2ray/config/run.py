@@ -34,6 +34,7 @@ FREE_ON_RESUME = (
     "pretrain.progress_s",
     "pretrain.keep_checkpoints",
     "model.gradient_checkpointing",
+    "model.attention",
 )
 
 

@@ -253,7 +253,9 @@ class Workbench:
         key = (dtype, task.seed if isinstance(plain, LlamaModel) else None)  # a built model's weights follow the seed
         if self._base is None or self._base[0] != key:
             self._base = None
-            base = build_model(plain, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu")
+            base = build_model(
+                plain, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu", runs_on=self.device
+            )
             self._base = (key, base)
         return made_ready(copy.deepcopy(self._base[1]), task.model, seed=task.seed)
 

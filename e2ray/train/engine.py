@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import TrainSettings
@@ -129,6 +130,17 @@ class Engine:
             config=deepspeed_settings(settings, num_workers=self.num_workers, dtype=dtype),
             dist_init_required=False,
         )
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What runs: `device`, `dtype` of the weights in a forward, `attention`."""
+        config = next(m.config for m in self.ds.module.modules() if isinstance(m, PreTrainedModel))
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        return {
+            "device": f"{self.device.type} {name}".strip(),
+            "dtype": str(self.ds.module.get_input_embeddings().weight.dtype).removeprefix("torch."),
+            "attention": config._attn_implementation,
+        }
 
     def logits(
         self, input_ids: Int[Tensor, "batch length"], position_ids: Int[Tensor, "batch length"] | None = None

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ import psutil
 
 from e2ray import files
 
+ENVIRONMENT = "environment.json"
 State = Literal["running", "succeeded", "failed", "preempted"]
 PACKAGES = ("e2ray", "torch", "transformers", "deepspeed", "ray", "pyarrow", "optuna", "peft", "tokenizers", "numpy")
 
@@ -63,6 +64,27 @@ def environment() -> dict[str, Any]:
             "gpus": gpus,
         },
     }
+
+
+def write_environment(folder: Path) -> None:
+    """Write environment.json of a run that begins or goes on; what it says of the training stays."""
+    path = folder / ENVIRONMENT
+    before = files.read_json(path, wanted="a run's environment") if path.exists() else {}
+    files.write_json(path, environment() | {key: before[key] for key in ("training",) if key in before})
+
+
+def note_training(folder: Path, facts: Mapping[str, str]) -> None:
+    """Put into environment.json what runs: `device`, `dtype` of the weights and `attention`."""
+    path = folder / ENVIRONMENT
+    before = files.read_json(path, wanted="a run's environment") if path.exists() else {}
+    files.write_json(path, before | {"training": dict(facts)})
+
+
+def training_facts(folder: Path) -> dict[str, str]:
+    """Return what `note_training` has put there, nothing where the run has not begun to train."""
+    path = folder / ENVIRONMENT
+    found = files.read_json(path, wanted="a run's environment") if path.exists() else {}
+    return dict(found.get("training", {}))
 
 
 def _version(package: str) -> str | None:

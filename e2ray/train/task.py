@@ -49,7 +49,7 @@ class Task:
         """
         model = self.model.model_dump(mode="json", exclude={"path", "revision", *_free("model")})
         return {
-            "name": self.name,
+            "name": self.folder.name,
             "seed": self.seed,
             "model": model | {"base_weights": base_weights, "vocab_size": self.vocab_size},
             "data": {

@@ -27,7 +27,7 @@ from e2ray.train.checkpoint import together
 from e2ray.train.engine import Engine, precision_of
 from e2ray.train.ledger import Ledger
 from e2ray.train.loop import Answer, Batch, fit
-from e2ray.train.record import Recorder, peak_memory_mib
+from e2ray.train.record import Recorder, note_training, peak_memory_mib
 from e2ray.train.task import Task
 
 
@@ -134,6 +134,8 @@ def run(
     found = steps.latest(checkpoints)
     state = checkpoint.load(engine, found, identity=identity) if found else {"step": 0, "tokens": 0}
     start = state["step"]
+    if engine.rank == 0:
+        _tell(task, engine)
     recorder = _recorder(task, start, gauges) if engine.rank == 0 else None
     ledger = Ledger(task.folder, rank=engine.rank, start_step=start) if task.ledger else None
     rows = drawn(
@@ -193,6 +195,17 @@ def _identity(task: Task, engine: Engine) -> dict[str, Any] | None:
     if isinstance(model, PretrainedModel):
         weights = weights_identity(model.path, model.revision, is_folder=model.is_folder)
     return task.identity(weights)
+
+
+def _tell(task: Task, engine: Engine) -> None:
+    """Say what runs, in the first line and in environment.json."""
+    facts = engine.facts
+    note_training(task.folder, facts)
+    workers = f"{engine.num_workers} worker{'s' * (engine.num_workers > 1)}"
+    print(
+        f"{task.name}: {workers} on {facts['device']}, {facts['dtype']} weights, {facts['attention']} attention",
+        flush=True,
+    )
 
 
 def _recorder(task: Task, start: int, gauges: Callable[[dict[str, Any]], None] | None) -> Recorder:

@@ -366,3 +366,26 @@ def test_merging_a_plain_model_allows_the_cache_again():
     model = build_model(built(gradient_checkpointing=True), dtype=torch.float32, vocab_size=VOCAB_SIZE)
     assert merged(model) is model
     assert model.config.use_cache is True
+
+
+@pytest.mark.parametrize(("runs_on", "wanted"), [(None, "sdpa"), ("cpu", "sdpa"), ("cuda", "flash_attention_2")])
+def test_attention_is_chosen_for_the_device_that_runs_not_the_one_that_loads(monkeypatch, runs_on, wanted):
+    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: True)
+    asked = []
+    real = model_module._build_llama
+
+    def build(settings, *, attention, **options):
+        asked.append(attention)
+        return real(settings, attention="sdpa", **options)  # flash attention itself is not installed
+
+    monkeypatch.setattr(model_module, "_build_llama", build)
+    build_model(built(), dtype=torch.bfloat16, vocab_size=VOCAB_SIZE, device="cpu", runs_on=runs_on)
+    assert asked == [wanted]
+
+
+def test_flash_attention_that_was_asked_for_loads_on_the_cpu_of_a_machine_that_trains_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: True)
+    settings = built(attention="flash_attention_2")
+    assert resolve_attention(settings, "cuda", dtype=torch.bfloat16) == "flash_attention_2"
+    with pytest.raises(SettingsError, match="needs a GPU"):
+        build_model(settings, dtype=torch.bfloat16, vocab_size=VOCAB_SIZE, device="cpu", runs_on="cpu")

@@ -210,7 +210,6 @@ def flip(path):
     ("change", "told"),
     [
         ({"seed": 6}, "seed: 5 in the run, 6 asked for"),
-        ({"name": "other"}, "name: 'run' in the run, 'other'"),
         ({"rows_digest": "1" * 64}, "data.rows"),
         ({"model": LlamaModel(**SIZES | {"num_heads": 4}, base_context_length=WINDOW)}, "model.num_heads: 2"),
         ({"positions": PositionSettings.model_validate({"preset": "e2llm", "max_scale": 4})}, "positions."),
@@ -332,3 +331,13 @@ def test_a_written_model_is_read_only_as_it_was_written(task, tmp_path):
         with pytest.raises(SettingsError, match=f"{name}: is damaged"):
             build_model(settings, dtype=torch.float32)
         path.write_bytes(content)
+
+
+def test_a_checkpoint_of_a_run_of_another_name_is_refused(task):
+    task = stopped_at_4(task)
+    other = replace(task, folder=task.folder.with_name("other"))
+    shutil.copytree(task.folder / "checkpoints", other.folder / "checkpoints")
+    with pytest.raises(
+        SettingsError, match="of another training: name: 'run' in the run, 'other' asked for"
+    ):
+        run(other)
