@@ -35,15 +35,18 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     Raises:
         SettingsError: If there is no tuned model, or no document is long enough. One of retrieval is shown instead, and
             all but retrieval written.
+        ImplausibleError: If the tuned model cannot be the one that was trained; what was measured is written.
     """
     from e2ray.evaluate.by_length import length_cells
     from e2ray.evaluate.effective import effective_length, scale_table, sentences
     from e2ray.evaluate.perplexity import cell
+    from e2ray.evaluate.plausible import refuse_implausible
     from e2ray.evaluate.verdict import table, verdict
     from e2ray.evaluate.weights import weights_digest
     from e2ray.report.by_length import write_by_length
     from e2ray.report.evaluation import write_evaluation
     from e2ray.report.lengths import write_lengths
+    from e2ray.train.record import read_metrics
 
     settings = run.config.evaluate
     assert settings is not None and settings.windows and settings.stride
@@ -84,6 +87,7 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         else:
             write(retrieval)
     show(table(cells, found))
+    refuse_implausible(cells, read_metrics(run.folder), window=run.config.data.window, loss_gap=settings.loss_gap)
     return files.read_json(run.folder / "evaluation.json", wanted="an evaluation")
 
 

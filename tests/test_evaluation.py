@@ -1,6 +1,7 @@
 """The evaluate stage on figures from closed forms; what measures them has tests of its own."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 from e2ray import evaluation, pipeline
 from e2ray.config.base import SettingsError
 from e2ray.config.suites import SuiteSettings
+from e2ray.evaluate.plausible import ImplausibleError
 from e2ray.evaluate.weights import weights_digest
 from e2ray.run import Run
 
@@ -21,7 +23,7 @@ def run(tmp_path, monkeypatch):
     (made.folder / "model").mkdir(parents=True)
     save_file({"weight": np.ones(8, np.float32)}, made.folder / "model" / "model.safetensors")
     monkeypatch.setattr(evaluation, "_surface", lambda *arguments: (surface(), passes(), TEXT))
-    monkeypatch.setattr(evaluation, "tuned_model", lambda *arguments: None)
+    monkeypatch.setattr(evaluation, "_models", lambda *arguments: {"base": None, "tuned": None})
     return made
 
 
@@ -108,3 +110,17 @@ def test_an_export_of_an_earlier_evaluation_is_told(measured, capsys):
     paper = measured.config.export.model_copy(update={"scale": "paper"})
     pipeline._tell_old_export(Run(measured.config.model_copy(update={"export": paper}), L))
     assert capsys.readouterr().out == ""
+
+
+def test_a_tuned_model_that_cannot_be_the_trained_one_fails_and_its_figures_stay(run):
+    nll = next(each.mean for each in surface() if (each.model, each.window, each.scale) == ("tuned", L, 1.0))
+    line = {"step": 6, "loss_by_scale": {"1": nll - 3.5}}
+    (run.folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    run = replace(run, config=run.config.model_copy(update={"evaluate": plain(run.config.evaluate)}))
+    with pytest.raises(ImplausibleError, match=rf"is {nll:.3f}, its last training loss was {nll - 3.5:.3f}"):
+        evaluation.evaluate(run, "shards", None)
+    assert read(run, "evaluation.json")["rows"]
+
+
+def plain(settings):
+    return settings.model_copy(update={"retrieval": None})

@@ -28,6 +28,13 @@ class EvaluateSettings(Settings):
     stride: int | None = Field(
         None, ge=1, description="Tokens a window moves on; null: min(256, L / 4), the protocol of PI, YaRN and E2-LLM."
     )
+    loss_gap: float = Field(
+        3.0,
+        gt=0,
+        description="Nats that the tuned model's NLL may lie above its last training loss at the same scale; beyond, "
+        "the run fails, since the model evaluated cannot be the one trained. Raise it for held-out text unlike the "
+        "rows.",
+    )
     batch_tokens: int = Field(16_384, ge=1, description="Tokens of one forward, at least one window.")
     retrieval: RetrievalSettings | None = Field(None, description="The retrieval grid; null leaves it out.")
     suites: SuiteSettings | None = Field(None, description="Tasks of published suites; null leaves them out.")

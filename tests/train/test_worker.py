@@ -337,7 +337,5 @@ def test_a_checkpoint_of_a_run_of_another_name_is_refused(task):
     task = stopped_at_4(task)
     other = replace(task, folder=task.folder.with_name("other"))
     shutil.copytree(task.folder / "checkpoints", other.folder / "checkpoints")
-    with pytest.raises(
-        SettingsError, match="of another training: name: 'run' in the run, 'other' asked for"
-    ):
+    with pytest.raises(SettingsError, match="of another training: name: 'run' in the run, 'other' asked for"):
         run(other)
