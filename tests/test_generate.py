@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from e2ray import cli
 from e2ray.config.base import SettingsError
-from e2ray.core.model import load_tokenizer
+from e2ray.data.tokenizer import load_tokenizer
 from e2ray.evaluate.weights import weights_digest
 from e2ray.export import RunFacts, export
 from e2ray.generate import Generator
@@ -184,7 +184,7 @@ def test_a_base_context_length_that_the_recipe_set_is_believed(beside):
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_embeds_is_refused(beside):
-    tokenizer = load_tokenizer(str(beside / "model"))
+    tokenizer = load_tokenizer(beside / "model")
     known = len(tokenizer)
     tokenizer.add_tokens(["<one more>"])
     tokenizer.save_pretrained(beside / "model")

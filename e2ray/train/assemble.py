@@ -7,7 +7,8 @@ import torch
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model
-from e2ray.core.model import build_model, load_tokenizer, merged
+from e2ray.core.model import build_model, merged
+from e2ray.data.tokenizer import save_whole
 from e2ray.train import checkpoint
 
 
@@ -23,7 +24,7 @@ def write_model(
         dtype: dtype of the written weights.
         vocab_size: Vocabulary of a model built from its sizes.
         seed: Seed of its first weights.
-        tokenizer: Folder of the tokenizer.
+        tokenizer: Folder of the tokenizer, of which all files are taken.
 
     Raises:
         SettingsError: If the checkpoint is damaged or belongs to another model, or the disk is full.
@@ -41,7 +42,7 @@ def write_model(
     _to(whole, dtype)
     with files.atomic_folder(folder) as aside:
         whole.save_pretrained(aside)
-        load_tokenizer(str(tokenizer)).save_pretrained(aside)
+        save_whole(tokenizer, aside)
 
 
 def _to(model: torch.nn.Module, dtype: torch.dtype) -> None:

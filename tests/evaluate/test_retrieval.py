@@ -17,9 +17,9 @@ from e2ray.config.data import ByteLevelBpe
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.core.rope import RotaryHook
 from e2ray.data.passkey import PASSKEY, PASSKEY_QUESTION
-from e2ray.data.tokenizer import Encoder, begin_token, train_byte_level_bpe
+from e2ray.data.tokenizer import encoder_of, prefix_tokens, train_byte_level_bpe
 from e2ray.evaluate.haystack import ContextLengthError
-from e2ray.evaluate.prompts import encoder_of, prompts
+from e2ray.evaluate.prompts import prompts
 from e2ray.evaluate.retrieval import accuracy, hits, write
 from e2ray.evaluate.tasks import TASKS
 
@@ -92,9 +92,7 @@ def tokenizer():
 
 
 def encoded(tokenizer, texts):
-    return Encoder(
-        tokenizer.backend_tokenizer.to_str(), begin=begin_token(tokenizer), end=tokenizer.eos_token_id
-    ).encode(texts)
+    return encoder_of(tokenizer).encode(texts)
 
 
 def held_out(tokenizer, *, num_documents=3, words=400, seed=0):
@@ -276,7 +274,7 @@ def test_a_border_that_tokens_cross_is_not_used():
 
 
 def test_the_needle_names_the_key_at_the_depth_asked_for(any_tokenizer):
-    num_begin = 0 if begin_token(any_tokenizer) is None else 1
+    num_begin = len(prefix_tokens(any_tokenizer))
     for prompt in make(held_out(any_tokenizer), any_tokenizer):
         needle = plain(any_tokenizer, needle_text(prompt, border(any_tokenizer)))
         question = plain(any_tokenizer, f"{PASSKEY_QUESTION}{border(any_tokenizer)}{prompt.key}")
