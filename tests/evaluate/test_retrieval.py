@@ -78,7 +78,26 @@ def train(backend, special, texts=(), **options):
     backend.train_from_iterator([*(texts or TEXTS), *digits], trainer)
 
 
-TOKENIZERS = [byte_level, byte_level_joining_digits, spaces_as_letters, pieces_of_words, tokens_across_the_border]
+def two_in_front_and_an_end():
+    """Two specials before a text, none of them a BOS, and the end-of-text token behind it."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[gMASK]", "<sop>"]})
+    names = ("[gMASK]", "<sop>", tokenizer.eos_token)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"[gMASK] <sop> $A {tokenizer.eos_token}",
+        special_tokens=[(name, tokenizer.convert_tokens_to_ids(name)) for name in names],
+    )
+    return tokenizer
+
+
+TOKENIZERS = [
+    two_in_front_and_an_end,
+    byte_level,
+    byte_level_joining_digits,
+    spaces_as_letters,
+    pieces_of_words,
+    tokens_across_the_border,
+]
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS, ids=lambda make: make.__name__)
@@ -326,17 +345,20 @@ def test_a_key_is_written_nowhere_else_in_the_text(tokenizer):
         make(documents, tokenizer, digits=1)
 
 
-def test_documents_shorter_than_the_length_are_joined_without_their_end_and_begin_tokens():
-    tokenizer = spaces_as_letters()
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+@pytest.mark.parametrize("make_tokenizer", [spaces_as_letters, two_in_front_and_an_end])
+def test_documents_shorter_than_the_length_are_joined_without_their_end_and_prefix(make_tokenizer):
+    tokenizer = make_tokenizer()
+    prefix, end = prefix_tokens(tokenizer), tokenizer.eos_token_id
+    size = len(prefix)
+    assert tokenizer.convert_ids_to_tokens(prefix) in (["<s>"], ["[gMASK]", "<sop>"])
     documents = held_out(tokenizer, num_documents=40, words=12)
-    assert max(map(len, documents)) < 40 and all(document[0] == begin for document in documents)
+    assert max(map(len, documents)) < 40 and all(document[:size].tolist() == prefix for document in documents)
     for prompt in make(documents, tokenizer):
-        assert prompt.tokens[0] == begin
-        assert begin not in prompt.tokens[1:] and end not in prompt.tokens
-    ring = np.concatenate([document[1:-1] for document in documents])
+        assert prompt.tokens[:size].tolist() == prefix
+        assert not {*prefix, end} & {*prompt.tokens[size:].tolist()}
+    ring = np.concatenate([document[size:-1] for document in documents])
     (prompt,) = make(documents, tokenizer, depths=(1.0,), trials=1)
-    text = prompt.tokens[1 : prompt.needle].tolist()
+    text = prompt.tokens[size : prompt.needle].tolist()
     twice = np.concatenate([ring, ring]).tolist()
     assert any(twice[start : start + len(text)] == text for start in range(len(ring)))
 
