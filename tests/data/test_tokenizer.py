@@ -18,8 +18,11 @@ from e2ray.data.tokenizer import (
     load_tokenizer,
     opening_tokens,
     prefix_tokens,
+    save_whole,
+    serve_up_to,
     tokenizer_hash,
     train_byte_level_bpe,
+    whole_digest,
 )
 from e2ray.files import digest
 
@@ -261,6 +264,66 @@ def test_missing_and_broken_tokenizers_are_named_in_one_line(folder, tmp_path):
     with pytest.raises(SettingsError, match=r"broken: cannot be loaded") as caught:
         load_tokenizer(broken)
     assert "\n" not in str(caught.value)
+
+
+TWO = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["in the config", "in files"])
+def test_a_tokenizer_is_saved_with_all_its_files_and_chat_templates(trained, tmp_path, old):
+    tokenizer = copy.deepcopy(trained)
+    tokenizer.chat_template = dict(TWO)
+    tokenizer.save_pretrained(tmp_path / "base", save_jinja_files=not old)
+    assert (tmp_path / "base" / "additional_chat_templates").is_dir() != old
+    beside = ("special_tokens_map.json", "merges.txt", "tokenizer.model", "any.tiktoken", "chat_template.json")
+    for name in (*beside, "config.json", "model.safetensors", "modeling_own.py", "pytorch_model.bin"):
+        (tmp_path / "base" / name).write_text("{}")
+    save_whole(tmp_path / "base", tmp_path / "once")
+    save_whole(str(tmp_path / "once"), tmp_path / "twice")
+    here = sorted(path.relative_to(tmp_path / "twice").as_posix() for path in (tmp_path / "twice").rglob("*.*"))
+    templates = [] if old else ["additional_chat_templates/tool_use.jinja", "chat_template.jinja"]
+    assert here == sorted([*beside, *templates, "tokenizer.json", "tokenizer_config.json"])
+    assert all((tmp_path / "twice" / name).read_bytes() == (tmp_path / "base" / name).read_bytes() for name in here)
+    assert load_tokenizer(tmp_path / "twice").chat_template == TWO
+    assert whole_digest(tmp_path / "base") == whole_digest(tmp_path / "twice")
+    other = edit(tmp_path / "twice", tmp_path / "other", "tokenizer_config.json", lambda value: value.update(x=1))
+    digests = [
+        whole_digest(other),
+        whole_digest(tmp_path / "twice"),
+        whole_digest("an/id"),
+        whole_digest("an/id", "v2"),
+    ]
+    assert len(set(digests)) == 4
+
+
+def test_a_tokenizer_without_tokenizer_json_gets_one_beside_its_own_files(tmp_path):
+    letters = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3, "[MASK]": 4} | {
+        letter: 5 + place for place, letter in enumerate("theyar1969")
+    }
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "vocab.txt").write_text("\n".join([*letters, *(f"##{each}" for each in "theyar1969")]))
+    (tmp_path / "base" / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "BertTokenizer", "model_max_length": 9}'
+    )
+    save_whole(tmp_path / "base", tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").is_file() and (tmp_path / "out" / "vocab.txt").is_file()
+    one, other = load_tokenizer(tmp_path / "base"), load_tokenizer(tmp_path / "out")
+    assert one.encode("the year") == other.encode("the year") != []
+    assert prefix_tokens(one) == prefix_tokens(other) == [1] and one.bos_token_id is None
+
+
+def test_a_saved_tokenizer_can_be_made_to_take_longer_texts(trained, tmp_path):
+    tokenizer = copy.deepcopy(trained)
+    tokenizer.model_max_length = 5
+    tokenizer.backend_tokenizer.enable_truncation(max_length=5)
+    tokenizer.save_pretrained(tmp_path)
+    before = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    serve_up_to(tmp_path, 4096)
+    found = load_tokenizer(tmp_path)
+    assert found.model_max_length == 4096 and len(found(TEXTS[0], truncation=True)["input_ids"]) > 5
+    assert len(Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(TEXTS[0]).ids) > 5
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == before | {"model_max_length": 4096}
+    assert tokenizer_hash(found) == tokenizer_hash(trained)
 
 
 def test_no_text_gives_no_tokenizer():
