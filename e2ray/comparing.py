@@ -222,8 +222,8 @@ def _trained(job: Job, device: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
     """Return `sums` (each window at scale 1 and as served), `retrieval`, and `missing`, lines on what has no figure."""
-    from e2ray.core.model import load_tokenizer
     from e2ray.data.shards import ShardSet
+    from e2ray.data.tokenizer import load_tokenizer
     from e2ray.evaluate.documents import reachable_windows, select_documents
     from e2ray.evaluate.prompts import PromptFolder
     from e2ray.evaluate.retrieval import accuracy
@@ -248,7 +248,7 @@ def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
         skip=settings.skip_documents,
     )
     lengths: Sequence[int] = (job.asked.context_lengths or windows) if job.asked else ()
-    tokenizer = load_tokenizer(str(shared.task.tokenizer_folder)) if job.asked else None
+    tokenizer = load_tokenizer(shared.task.tokenizer_folder) if job.asked else None
     kept = PromptFolder(job.out.parent / "prompts", opened.manifest["digest"])
     sums, rows = [], []
     for window in sorted({*windows, *lengths}):

@@ -17,7 +17,7 @@ from e2ray import files
 from e2ray.cluster import remote_each, wants_gpu
 from e2ray.config.base import SettingsError
 from e2ray.config.model import PretrainedModel
-from e2ray.run import Run, fetched_tokenizer, show
+from e2ray.run import Run, run_tokenizer, show
 
 SUITES, SAMPLES = "suites.json", "suites-samples.jsonl"
 
@@ -208,28 +208,28 @@ def _loaded(model: Any, vocab_size: int, seed: int, use_gpu: bool) -> tuple[Any,
 def _retrieval(run: Run, shards: str | Path, models: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of the retrieval grid of all models."""
     use_gpu = wants_gpu(run.config.cluster)
-    jobs = [(run, shards, name, model, use_gpu) for name, model in models.items()]
+    tokenizer = run_tokenizer(run, shards)
+    jobs = [(run, shards, tokenizer, name, model, use_gpu) for name, model in models.items()]
     parts = remote_each("retrieval", _ask, jobs, use_gpu=use_gpu)
     return [{"model": name} | row for name, rows in zip(models, parts, strict=True) for row in rows]
 
 
-def _ask(run: Run, shards: str | Path, name: str, model: Any, use_gpu: bool) -> list[dict[str, Any]]:
+def _ask(run: Run, shards: str | Path, tokenizer: Path, name: str, model: Any, use_gpu: bool) -> list[dict[str, Any]]:
     """Return one model's rows of the retrieval grid; runs on a worker."""
-    from e2ray.core.model import load_tokenizer
     from e2ray.data.shards import ShardSet
+    from e2ray.data.tokenizer import load_tokenizer
     from e2ray.evaluate.prompts import PromptFolder
     from e2ray.evaluate.retrieval import accuracy
 
     settings = run.config.evaluate
     assert settings is not None and settings.retrieval and settings.windows
     opened = ShardSet.open(shards)
-    tokenizer = fetched_tokenizer(run, shards, opened.manifest["tokenizer_hash"]) or Path(shards) / "tokenizer"
     device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
     return accuracy(
         loaded,
         hook,
         [tokens for _, tokens in opened.validation_documents()],
-        load_tokenizer(str(tokenizer)),
+        load_tokenizer(tokenizer),
         settings=settings.retrieval,
         base_context_length=run.base_context_length,
         batch_tokens=settings.batch_tokens,
@@ -280,7 +280,8 @@ def suites(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     scales = {"base": None, "tuned": read_scales(path, model=run.folder / "model") if path.exists() else None}
     models = _models(run, base)
     use_gpu = wants_gpu(run.config.cluster)
-    jobs = [(run, shards, name, model, scales[name], use_gpu) for name, model in models.items()]
+    tokenizer = run_tokenizer(run, shards)
+    jobs = [(run, shards, tokenizer, name, model, scales[name], use_gpu) for name, model in models.items()]
     try:
         parts = remote_each("suites", _ask_suites, jobs, use_gpu=use_gpu)
         with files.atomic_path(run.folder / SAMPLES) as aside, aside.open("wb") as target:
@@ -310,11 +311,17 @@ def _samples_of(run: Run, name: str) -> Path:
 
 
 def _ask_suites(
-    run: Run, shards: str | Path, name: str, model: Any, scales: Mapping[str, Any] | None, use_gpu: bool
+    run: Run,
+    shards: str | Path,
+    tokenizer: Path,
+    name: str,
+    model: Any,
+    scales: Mapping[str, Any] | None,
+    use_gpu: bool,
 ) -> dict[str, list[Any]]:
     """Return one model's scores and what is missing, its samples in a file beside the others; runs on a worker."""
-    from e2ray.core.model import load_tokenizer
     from e2ray.data.shards import ShardSet
+    from e2ray.data.tokenizer import load_tokenizer
     from e2ray.evaluate.harness import ScaledLM
     from e2ray.evaluate.suites import checked
     from e2ray.evaluate.suites import run as run_suites
@@ -322,13 +329,11 @@ def _ask_suites(
     settings = run.config.evaluate
     assert settings is not None and settings.suites is not None
     longest = settings.suites.max_context_length or run.longest
-    opened = ShardSet.open(shards)
-    place = fetched_tokenizer(run, shards, opened.manifest["tokenizer_hash"]) or Path(shards) / "tokenizer"
-    told = {"tokenizer": str(place), "max_seq_lengths": list(settings.suites.written_lengths(longest)) or [4096]}
+    told = {"tokenizer": str(tokenizer), "max_seq_lengths": list(settings.suites.written_lengths(longest)) or [4096]}
     selection = checked(settings.suites, told)
-    device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
+    device, hook, loaded = _loaded(model, ShardSet.open(shards).manifest["vocab_size"], run.config.seed, use_gpu)
     asked = ScaledLM(
-        Loaded(loaded, hook, load_tokenizer(str(place)), device, run.base_context_length, scales),
+        Loaded(loaded, hook, load_tokenizer(tokenizer), device, run.base_context_length, scales),
         max_context_length=longest,
         too_long=settings.suites.too_long,
         batch_tokens=settings.batch_tokens,

@@ -24,8 +24,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from e2ray.config.base import SettingsError
-from e2ray.core.model import load_tokenizer
 from e2ray.core.rope import LOCAL_LAYER_TYPE
+from e2ray.data.tokenizer import save_whole, serve_up_to
 from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.effective import row_scale
 from e2ray.evaluate.perplexity import Cell
@@ -115,6 +115,8 @@ def export(
     chosen = {length: measured[length] for length in context_lengths if length in measured}
     with atomic_folder(out_folder) as aside:
         _take_files(model_folder, aside)
+        save_whole(model_folder, aside)
+        serve_up_to(aside, max(base_context_length, *context_lengths))
         profiles = [
             make_profile(config, base_context_length, length, base_scaling=base_scaling, scale=chosen.get(length))
             for length in context_lengths
@@ -152,7 +154,6 @@ def _take_files(model_folder: Path, out_folder: Path) -> None:
     weights = sorted(model_folder.glob("*.safetensors"))
     if not weights:
         raise FileNotFoundError(f"{model_folder}: holds no *.safetensors; wanted the model folder of a finished run")
-    load_tokenizer(str(model_folder))
     for path in sorted(model_folder.iterdir()):
         if path.suffix not in COPIED_SUFFIXES or not path.is_file():
             continue

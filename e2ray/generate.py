@@ -5,6 +5,7 @@ token, from the prompt's tokens and those that may be added. `scales.json` says 
 length; without it, or beyond the longest measured length, it is the paper's W / L.
 """
 
+import math
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,10 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from e2ray.config.base import SettingsError
 from e2ray.config.load import read_recipe
 from e2ray.config.model import PretrainedModel
-from e2ray.core.model import base_facts, build_model, load_tokenizer
+from e2ray.core.model import base_facts, build_model
 from e2ray.core.rope import RotaryHook
+from e2ray.data.tokenizer import behind, load_tokenizer, opening_tokens, prefix_tokens
+from e2ray.evaluate.decoding import sampling
 from e2ray.evaluate.effective import request_scale
 from e2ray.evaluate.weights import read_scales
 
@@ -69,7 +72,8 @@ class Generator:
             settings = _agreed(settings, folder, self.scales)
         assert settings.base_context_length is not None
         self.base_context_length: int = settings.base_context_length
-        self.tokenizer = load_tokenizer(str(place))
+        self.tokenizer = load_tokenizer(place)
+        self._prefix = prefix_tokens(self.tokenizer)
         self.model = build_model(settings, dtype=dtype, device=self.device, vocab_size=len(self.tokenizer)).eval()
         self.model.config.use_cache = True
         self.prefill_tokens = prefill_tokens
@@ -78,6 +82,20 @@ class Generator:
     def scale_of(self, num_tokens: int) -> float:
         """Return the scale that a request of `num_tokens` tokens, prompt and answer together, is read with."""
         return request_scale(num_tokens, self.base_context_length, self.scales)
+
+    def tokens_of(self, prompt: str) -> list[int]:
+        """Return what the model reads for a prompt, at least one token.
+
+        Raises:
+            SettingsError: If the prompt is empty and the tokenizer has nothing to begin with.
+        """
+        text = self.tokenizer.encode(prompt, add_special_tokens=False, verbose=False)
+        tokens = behind(self._prefix, text) or opening_tokens(self.tokenizer, self._prefix)
+        if not tokens:
+            raise SettingsError(
+                "prompt: is empty, and the tokenizer has no prefix and no end-of-text token to begin with; write one"
+            )
+        return tokens
 
     def generate(self, prompt: str, **options: Any) -> str:
         """Return what `stream` yields, in one text."""
@@ -96,30 +114,27 @@ class Generator:
         """Yield the text that continues a prompt, piece by piece; leaving the loop ends the generation.
 
         Args:
-            prompt: The text; the begin token, if the tokenizer has one, is put before it.
+            prompt: The text; what the tokenizer puts before a text is put before it, unless it begins with it already.
+                An empty one is just that, or where there is none the end-of-text token.
             max_new_tokens: Tokens added at most, at least 1; they count towards the scale.
             scale: g >= 1 for the whole request; None chooses it by `scale_of`.
-            temperature: 0 takes the likeliest token, above 0 samples.
+            temperature: 0 (below 1e-5) takes the likeliest token, above it samples.
             top_p: Share of the probability that is sampled from, 0 to 1.
             seed: Of the sampling.
 
         Raises:
-            SettingsError: If the prompt is empty or an option is out of range.
+            SettingsError: If an option is out of range, or the prompt is empty and there is nothing to begin with.
         """
         if max_new_tokens < 1:
             raise SettingsError(f"max new tokens: must be at least 1, got {max_new_tokens}")
-        if temperature < 0 or not 0 < top_p <= 1:
+        if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
             raise SettingsError(f"wanted temperature >= 0 and 0 < top_p <= 1, got {temperature:g} and {top_p:g}")
-        tokens = self.tokenizer(prompt, return_tensors="pt")["input_ids"].to(self.device)
-        if tokens.shape[1] == 0:
-            raise SettingsError("prompt: is empty, wanted at least one token")
+        tokens = torch.tensor([self.tokens_of(prompt)], device=self.device)
         if scale is None:
             scale = self.scale_of(tokens.shape[1] + max_new_tokens)
         if scale < 1:
             raise SettingsError(f"scale: must be at least 1, got {scale:g}")
-        how: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:
-            how = {"do_sample": True, "temperature": temperature, "top_p": top_p}
+        how = sampling(temperature, top_p=top_p)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         left = threading.Event()
         how |= {

@@ -20,7 +20,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.config.train import TrainSettings
 from e2ray.evaluation import SAMPLES, SUITES, check_suites, evaluate, suites
-from e2ray.run import Run, fetched_tokenizer, refuse_other_settings, reporting, resolve, result_line, show
+from e2ray.run import Run, refuse_other_settings, reporting, resolve, result_line, run_tokenizer, show
 from e2ray.train.record import now, read_status, write_environment, write_status
 
 STAGES = ("prepare", "pretrain", "train", "evaluate", "suites", "export")  # the order of a whole run
@@ -37,12 +37,10 @@ def prepare(run: Run, *, again: bool = False) -> str | Path:
     Raises:
         SettingsError: If a source, the tokenizer or the folder is wrong, or shards are of another window or tokenizer.
     """
-    from e2ray.core.model import load_tokenizer
     from e2ray.data.folder import is_uri
     from e2ray.data.prepare import prepare as prepare_shards
     from e2ray.data.prepare import shards_digest
     from e2ray.data.shards import MANIFEST, ShardSet
-    from e2ray.data.tokenizer import tokenizer_hash
 
     data = run.config.data
     source = data.tokenizer
@@ -55,14 +53,28 @@ def prepare(run: Run, *, again: bool = False) -> str | Path:
         if remote_place and again:
             raise SettingsError(f"data.shards: {data.shards} is read, not written; prepare into a folder and copy it")
         if remote_place or ((folder / MANIFEST).exists() and not again):
-            wanted = None
-            if isinstance(source, PretrainedTokenizer):
-                wanted = tokenizer_hash(load_tokenizer(source.path, source.revision))
             place = data.shards if remote_place else folder
-            ShardSet.open(place, window=data.window, tokenizer_hash=wanted)
+            ShardSet.open(place, window=data.window, tokenizer_hash=_checked_tokenizer(run))
             return place
     prepare_shards(data, folder, tokenizer_source=source, progress=show)
     return folder
+
+
+def _checked_tokenizer(run: Run) -> str | None:
+    """Return the hash of the tokenizer that the recipe names; None where prepare trains one.
+
+    Raises:
+        SettingsError: If shards cannot be made with it.
+    """
+    from e2ray.data.prepare import refuse_short_rows
+    from e2ray.data.tokenizer import load_shard_tokenizer, tokenizer_hash
+
+    data = run.config.data
+    if not isinstance(data.tokenizer, PretrainedTokenizer):
+        return None
+    tokenizer = load_shard_tokenizer(data.tokenizer.path, data.tokenizer.revision)
+    refuse_short_rows(data.window, tokenizer)
+    return tokenizer_hash(tokenizer)
 
 
 def pretrain(run: Run, shards: str | Path) -> Path:
@@ -119,7 +131,7 @@ def task_of(
         model=model,
         positions=positions,
         train=settings,
-        tokenizer=fetched_tokenizer(run, shards, manifest["tokenizer_hash"]),
+        tokenizer=run_tokenizer(run, shards),
         shuffle_shards=run.config.data.shuffle_shards,
         prefetch_bytes=run.config.data.prefetch_mib * 2**20,
         packed=manifest.get("pack", "concat") != "concat",
@@ -362,20 +374,19 @@ def check(config: RunConfig) -> None:
     Raises:
         SettingsError: For the first thing that a run would stumble over.
     """
-    from e2ray.core.model import load_tokenizer
     from e2ray.data.corpus import list_items
     from e2ray.data.folder import Folder, is_uri
     from e2ray.data.shards import ShardSet
 
     run = resolve(config)
     shards = config.data.shards
+    wanted = _checked_tokenizer(run)
     if shards is not None and is_uri(shards):
-        source = f"{ShardSet.open(shards, window=config.data.window).rows:,} rows in {Folder(shards).place}"
+        opened = ShardSet.open(shards, window=config.data.window, tokenizer_hash=wanted)
+        source = f"{opened.rows:,} rows in {Folder(shards).place}"
     else:
         items = list_items([*run.config.data.corpus, *run.config.data.validation_corpus])
         source = f"{len(items)} work items"
-    if isinstance(run.config.data.tokenizer, PretrainedTokenizer):
-        load_tokenizer(run.config.data.tokenizer.path, run.config.data.tokenizer.revision)
     refuse_other_settings(run)
     check_suites(run)
     parent = next(folder for folder in (run.folder, *run.folder.parents) if folder.exists())

@@ -70,21 +70,34 @@ def show(line: str) -> None:
     print(line, flush=True)
 
 
-def fetched_tokenizer(run: Run, shards: str | Path, tokenizer_hash: str) -> Path | None:
-    """Return where the tokenizer of remote shards lies on the shared file system, copied there now or before.
+def run_tokenizer(run: Run, shards: str | Path) -> Path:
+    """Return the folder of the run's own tokenizer on the file system that all nodes share, copied there now or before.
 
-    None where the shards lie on it themselves.
+    Shards are named by tokens alone, so the tokenizer beside them may have the chat template of whoever prepared them.
+    One that the recipe names is taken from there; one that prepare has trained lies with the shards.
+
+    Raises:
+        SettingsError: If it cannot be read, or the storage cannot be written.
     """
     from e2ray.data.folder import Folder
     from e2ray.data.prepare import TOKENIZER_FOLDER
+    from e2ray.data.shards import read_manifest
+    from e2ray.data.tokenizer import save_whole, whole_digest
 
-    folder = Folder(shards)
-    if folder.local is not None:
-        return None
-    target = run.storage / "tokenizers" / tokenizer_hash[:16]
+    source, folder = run.config.data.tokenizer, Folder(shards)
+    named = source if isinstance(source, PretrainedTokenizer) else None
+    if named is None and folder.local is not None:
+        return folder.local / TOKENIZER_FOLDER
+    content = whole_digest(named.path, named.revision) if named else None
+    name = files.digest([read_manifest(folder)["tokenizer_hash"], content])[:16]
+    target = run.storage / "tokenizers" / name
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder.fetch(TOKENIZER_FOLDER, target)
+        if named is None:
+            folder.fetch(TOKENIZER_FOLDER, target)
+        else:
+            with files.atomic_folder(target) as aside:
+                save_whole(named.path, aside, named.revision)
     return target
 
 

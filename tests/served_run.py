@@ -3,6 +3,7 @@
 import json
 
 import torch
+from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from e2ray.config.data import ByteLevelBpe
@@ -12,9 +13,18 @@ L = 32
 TEXT = "the dog sat on the log and looked at the porter, who is what he is"
 
 
-def write_served_run(folder):
-    """Write model, tokenizer and scales that are not the paper's: 1 up to L, 3 up to 2 L, 5 up to 4 L."""
+def write_served_run(folder, *, template=None):
+    """Write model, tokenizer and scales that are not the paper's: 1 up to L, 3 up to 2 L, 5 up to 4 L.
+
+    The tokenizer puts around a text what `template` says: `[gMASK]` and `<sop>`, which are added, and `<|endoftext|>`.
+    """
     tokenizer = train_byte_level_bpe([TEXT] * 20, ByteLevelBpe(vocab_size=300))
+    if template is not None:
+        names = ("[gMASK]", "<sop>", "<|endoftext|>")
+        tokenizer.add_special_tokens({"additional_special_tokens": [*names[:2]]})
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[(name, tokenizer.convert_tokens_to_ids(name)) for name in names]
+        )
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,6 +1,7 @@
 import json
 import math
 import shlex
+import shutil
 
 import pytest
 import torch
@@ -140,6 +141,21 @@ def test_the_exported_folder_itself_is_the_base_at_scale_1(folders, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.decode(tokenizer.encode("long context")) == "long context"
     assert (tmp_path / "out" / "model.safetensors").samefile(folders / "llama3 kept" / "model.safetensors")
+
+
+@pytest.mark.parametrize(("lengths", "wanted"), [((64, 256, 128), 256), ((32,), L)])
+def test_the_tokenizer_comes_with_all_its_templates_and_takes_the_longest_text(folders, tmp_path, lengths, wanted):
+    model = tmp_path / "model"
+    shutil.copytree(folders / "llama", model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.model_max_length = L
+    tokenizer.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}", "rag": "{{ 3 }}"}
+    tokenizer.save_pretrained(model)
+    run_export(tmp_path, tmp_path / "out", "model", context_lengths=lengths)
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert found.chat_template == tokenizer.chat_template
+    assert found.model_max_length == wanted
+    assert AutoTokenizer.from_pretrained(model).model_max_length == L
 
 
 def test_plain_rope_is_served_by_linear_with_all_three_keys(folders):

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from e2ray import cli
 from e2ray.config.base import SettingsError
-from e2ray.core.model import load_tokenizer
+from e2ray.data.tokenizer import load_tokenizer
 from e2ray.evaluate.weights import weights_digest
 from e2ray.export import RunFacts, export
 from e2ray.generate import Generator
@@ -127,16 +127,66 @@ def test_an_error_of_the_model_reaches_the_caller(generator):
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
-        ("", {}, "prompt: is empty, wanted at least one token"),
         (TEXT, {"max_new_tokens": 0}, "max new tokens: must be at least 1, got 0"),
         (TEXT, {"scale": 0.5}, "scale: must be at least 1, got 0.5"),
         (TEXT, {"temperature": -1}, "wanted temperature >= 0 and 0 < top_p <= 1"),
+        (TEXT, {"temperature": float("nan")}, "wanted temperature >= 0 and 0 < top_p <= 1"),
         (TEXT, {"top_p": 0}, "wanted temperature >= 0 and 0 < top_p <= 1"),
     ],
 )
 def test_options_out_of_range_are_refused(generator, prompt, options, message):
     with pytest.raises(SettingsError, match=message):
         generator.generate(prompt, **options)
+
+
+def continued(generator, tokens, *, new):
+    """Return what the model writes greedily behind some tokens, one forward each, at the scale of the whole."""
+    tokens = list(tokens)
+    start, scale = len(tokens), generator.scale_of(len(tokens) + new)
+    with torch.inference_mode(), generator.hook.applied(scale):
+        for _ in range(new):
+            tokens.append(int(generator.model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return generator.tokenizer.decode(tokens[start:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("template", "prefix"),
+    [
+        ("[gMASK] <sop> $A", ["[gMASK]", "<sop>"]),
+        ("<sop> $A <|endoftext|>", ["<sop>"]),
+        ("$A <|endoftext|>", []),
+    ],
+    ids=["two in front", "one in front, an end", "an end alone"],
+)
+def test_a_prompt_begins_with_all_that_the_tokenizer_puts_there_and_does_not_end(tmp_path, template, prefix):
+    generator = Generator(write_served_run(tmp_path, template=template), device="cpu")
+    tokenizer = generator.tokenizer
+    prefix = tokenizer.convert_tokens_to_ids(prefix)
+    bare = tokenizer.encode("the dog", add_special_tokens=False)
+    assert generator.tokens_of("the dog") == [*prefix, *bare]
+    assert generator.tokens_of(tokenizer.decode(prefix) + "the dog") == [*prefix, *bare]
+    assert generator.generate("the dog", max_new_tokens=6) == continued(generator, [*prefix, *bare], new=6)
+    opening = prefix or [tokenizer.eos_token_id]
+    assert generator.tokens_of("") == opening
+    assert generator.generate("", max_new_tokens=6) == continued(generator, opening, new=6)
+
+
+def test_an_empty_prompt_needs_something_to_begin_with(run, generator, capsys):
+    assert generator.tokens_of("") == [generator.tokenizer.eos_token_id]
+    assert cli.main(["generate", str(run), "--prompt", "", "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out == continued(generator, generator.tokens_of(""), new=5) + "\n"
+    bare = Generator(run, device="cpu")
+    bare.tokenizer.eos_token = None
+    with pytest.raises(
+        SettingsError, match="prompt: is empty, and the tokenizer has no prefix and no end-of-text token"
+    ):
+        bare.generate("")
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, 1e-9, 1e-40])
+def test_next_to_no_temperature_takes_the_likeliest_token(generator, temperature):
+    found = generator.generate(TEXT, max_new_tokens=8, temperature=temperature, top_p=0.5)
+    assert found == generator.generate(TEXT, max_new_tokens=8)
 
 
 def test_a_folder_that_holds_no_model_is_named(tmp_path):
@@ -184,7 +234,7 @@ def test_a_base_context_length_that_the_recipe_set_is_believed(beside):
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_embeds_is_refused(beside):
-    tokenizer = load_tokenizer(str(beside / "model"))
+    tokenizer = load_tokenizer(beside / "model")
     known = len(tokenizer)
     tokenizer.add_tokens(["<one more>"])
     tokenizer.save_pretrained(beside / "model")
@@ -204,7 +254,7 @@ def test_the_command_prints_the_text(run, generator, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", ""], "prompt: is empty"),
+        (["--prompt", "a", "--temperature", "-1"], "wanted temperature >= 0"),
         (["--prompt-file", "missing.txt"], "missing.txt"),
         (["--prompt", "a", "--max-new-tokens", "0"], "max new tokens: must be at least 1"),
     ],

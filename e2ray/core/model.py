@@ -1,4 +1,4 @@
-"""Models and tokenizers: loading or building them, from what their config says about positions.
+"""Models: loading or building them, from what their config says about positions.
 
 A checkpoint's frequencies are not saved with its weights, so what its config says about RoPE decides what is
 trained. A checkpoint that already carries a scaling is therefore refused until `model.base_scaling` says whether
@@ -14,12 +14,10 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import is_flash_attn_2_available
 
@@ -36,7 +34,7 @@ from e2ray.core.weights import first_line, load_weights
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 SCALINGS = ("linear", "llama3", "yarn", *LENGTH_DEPENDENT)
 
-__all__ = ["BaseFacts", "base_facts", "build_model", "load_tokenizer", "merged", "prove", "resolve_attention"]
+__all__ = ["BaseFacts", "base_facts", "build_model", "merged", "prove", "resolve_attention"]
 
 
 @dataclass(frozen=True)
@@ -71,29 +69,6 @@ def base_facts(settings: Model) -> BaseFacts:
     if isinstance(settings, LlamaModel):
         return BaseFacts(settings.base_context_length, _plain_rope(settings.base_frequency), None, None)
     return _config_facts(settings, _load_config(settings))
-
-
-def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a folder or hub id.
-
-    Raises:
-        SettingsError: If there is none, or one that knows no ordinary text: some loaders yield a tokenizer of
-            three tokens where its vocabulary is missing.
-    """
-    where = _location(path, key="tokenizer")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
-        ids = tokenizer.encode("The year 1969.", add_special_tokens=False)
-    except Exception as error:  # every loader fails in its own way on damaged files
-        raise SettingsError(
-            f"tokenizer {path}: cannot be loaded ({first_line(error)}); name a folder with tokenizer.json or a hub id"
-        ) from None
-    if not ids or set(ids) == {tokenizer.unk_token_id}:
-        raise SettingsError(
-            f"tokenizer {path}: knows no ordinary text ({len(tokenizer)} tokens), so its vocabulary is missing; "
-            "name a folder with tokenizer.json or a hub id"
-        )
-    return tokenizer
 
 
 def build_model(

@@ -71,6 +71,22 @@ class Folder:
             found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
             return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
 
+    def names(self) -> list[str]:
+        """Return the files of the folder and of those inside it, by their paths below it.
+
+        Raises:
+            SettingsError: If the folder cannot be read.
+        """
+        with self.named(""):
+            if self.local is not None:
+                return sorted(
+                    path.relative_to(self.local).as_posix() for path in self.local.rglob("*") if path.is_file()
+                )
+            selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+            found = self.filesystem.get_file_info(selector)
+            inside = [info.path for info in found if info.type == fs.FileType.File]
+            return sorted(path[len(self.path.rstrip("/")) + 1 :] for path in inside)
+
     def read(self, file: str) -> bytes:
         """Return what a file holds.
 
@@ -110,18 +126,19 @@ class Folder:
                 return Stretches(self, file, local=mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
 
     def fetch(self, below: str, target: Path) -> None:
-        """Copy the files of a folder below this one to a folder of this machine, whole or not at all.
+        """Copy a folder below this one, with those inside it, to a folder of this machine, whole or not at all.
 
         Raises:
             SettingsError: If they cannot be read, or there are none.
         """
         place, mark, query = self.uri.partition("?")
         inside = Folder(f"{place.rstrip('/')}/{below}{mark}{query}")
-        names = inside.sizes()
+        names = inside.names()
         if not names:
             raise SettingsError(f"{inside.place}: not found; {self.place} holds no finished shards, run prepare")
         with files.atomic_folder(target) as aside:
             for name in names:
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 (aside / name).write_bytes(inside.read(name))
 
     def _stream(self, file: str) -> Any:

@@ -7,7 +7,6 @@ passes for finished; the next one sweeps what it left. The same sources and sett
 import hashlib
 import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from e2ray.data.shards import MANIFEST, SCHEMA_VERSION, ShardSet, Tokens, manife
 from e2ray.data.stream import tokenise
 
 TOKENIZER_FOLDER = "tokenizer"
+TOKENS = 2  # how a document becomes tokens; parts that an earlier way made are made again
 LISTED_SKIPS = 1000
 PROGRESS_S = 2.0
 TRAINING_PLACES = 256  # of the corpus, that text for a byte-level BPE is taken from
@@ -113,7 +113,7 @@ def prepare(
         for left in folder.parent.glob(f"{files.TEMPORARY}*-{folder.name}"):
             shutil.rmtree(left, ignore_errors=True)
         unfinished = f".{folder.name}.parts-"  # a part names its items by number
-        kept = unfinished + files.digest([wanted, [len(each) for each in (*held_out, *items)]])[:16]
+        kept = unfinished + files.digest([TOKENS, wanted, [len(each) for each in (*held_out, *items)]])[:16]
         for left in folder.parent.glob(f"{unfinished}*"):
             if left.name != kept:
                 shutil.rmtree(left, ignore_errors=True)
@@ -142,6 +142,16 @@ def fill(manifest: dict[str, Any]) -> float:
     return float(manifest["tokens"] / (manifest["rows"] * manifest["window"]))
 
 
+def refuse_short_rows(window: int, tokenizer: Any) -> None:
+    """Raise SettingsError if what a tokenizer puts before a text leaves a row of `window` tokens no room for text."""
+    size = len(tokenizers.prefix_tokens(tokenizer))
+    if size >= window:
+        raise SettingsError(
+            f"data.window: {window} tokens, of which the tokenizer puts {size} before each text; set it to at least "
+            f"{size + 1}"
+        )
+
+
 def _held_out_files(settings: DataSettings, source: Source) -> frozenset[str]:
     """Return the real paths of files that made documents must not be cut out of, being held out themselves."""
     if not isinstance(source, PasskeySource):
@@ -158,9 +168,12 @@ def _finished(folder: Path, wanted: str) -> dict[str, Any] | None:
         raise SettingsError(f"{folder}: exists and holds no shards; choose an empty or new folder for data.shards")
     try:
         manifest = ShardSet.open(folder).manifest
+        if manifest["corpus_digest"] != wanted:
+            return None
+        tokenizer = tokenizers.load_shard_tokenizer(folder / TOKENIZER_FOLDER)
     except SettingsError:
         return None
-    return manifest if manifest["corpus_digest"] == wanted else None
+    return manifest if manifest["begin_token"] == tokenizers.begin_name(tokenizer) else None
 
 
 class _Build:
@@ -195,18 +208,19 @@ class _Build:
     def make_tokenizer(self, items: list[Item]) -> None:
         """Load or train the tokenizer and save it among the shards, where every node reads it."""
         if isinstance(self.source, PretrainedTokenizer):
-            made = tokenizers.load_tokenizer(self.source.path, self.source.revision)
+            made = tokenizers.load_shard_tokenizer(self.source.path, self.source.revision)
         else:
             self.progress(f"prepare: training a byte-level BPE of {self.source.vocab_size} tokens")
             made = tokenizers.train_byte_level_bpe(self._training_texts(items, self.source.training_bytes), self.source)
         folder = self.folder / TOKENIZER_FOLDER
-        _save(made, folder)
-        self.tokenizer = tokenizers.load_tokenizer(folder)
+        tokenizers.save(made, folder)
+        self.tokenizer = tokenizers.load_shard_tokenizer(folder)
         if tokenizers.tokenizer_hash(self.tokenizer) != tokenizers.tokenizer_hash(made):
             raise SettingsError(
                 f"tokenizer {getattr(self.source, 'path', '')}: is another one once saved and loaded; "
                 f"save it as tokenizer.json with this version of transformers"
             )
+        refuse_short_rows(self.settings.window, self.tokenizer)
         self.train = self._train_rows()
 
     def _train_rows(self) -> TrainRows | PackedRows:
@@ -265,8 +279,8 @@ class _Build:
         if done:
             self.progress(f"prepare: goes on behind the {self.num_documents:,} documents of the one before")
         keeper = Keeper(self.parts, number, done)
-        begin, end = tokenizers.begin_token(self.tokenizer), self.tokenizer.eos_token_id
-        for table in tokenise(items, self.folder / TOKENIZER_FOLDER, begin=begin, end=end, first=done):
+        prefix, end = tokenizers.prefix_tokens(self.tokenizer), self.tokenizer.eos_token_id
+        for table in tokenise(items, self.folder / TOKENIZER_FOLDER, prefix=prefix, end=end, first=done):
             keeper.add(table)
             yield table
         if self.sources < len(self.settings.corpus) + len(self.settings.validation_corpus):
@@ -342,7 +356,7 @@ class _Build:
             "corpus_digest": corpus_digest,
             "tokenizer_hash": tokenizers.tokenizer_hash(self.tokenizer),
             "vocab_size": len(self.tokenizer),
-            "begin_token": tokenizers.begin_token(self.tokenizer),
+            "begin_token": tokenizers.begin_name(self.tokenizer),
             "end_token": self.tokenizer.eos_token_id,
             "window": settings.window,
             "rows": self.train.writer.rows,
@@ -399,17 +413,6 @@ class _Build:
                 f"data.validation_share: {self.settings.validation_share} of {documents['train']} documents holds out "
                 f"none; raise it, set another data.seed or name data.validation_corpus"
             )
-
-
-def _save(tokenizer: Any, folder: Path) -> None:
-    """Save a tokenizer; what the disk refuses is an `OSError`, also from the Rust half, which raises plain ones."""
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        refused = re.search(r"\(os error (\d+)\)", str(error))
-        if refused is None:
-            raise
-        raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(folder)) from None
 
 
 def _plain(source: Source) -> dict[str, Any]:

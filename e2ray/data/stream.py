@@ -88,14 +88,14 @@ def _work(table: pa.Table) -> Iterator[Any]:
 
 
 def tokenise(
-    items: Sequence[Item], tokenizer_folder: str | Path, *, begin: int | None, end: int, first: int = 0
+    items: Sequence[Item], tokenizer_folder: str | Path, *, prefix: Sequence[int], end: int, first: int = 0
 ) -> Iterator[pa.Table]:
     """Yield the tokenised documents of `items` in their order, tokenised in parallel.
 
     Args:
         items: Work items of `corpus.list_items`.
         tokenizer_folder: Folder with tokenizer.json, on a file system that all nodes share.
-        begin: Token put before each document, if any.
+        prefix: Tokens put before each document, maybe none.
         end: Token put behind each document.
         first: Items that are left out at the beginning.
 
@@ -109,7 +109,7 @@ def tokenise(
     at_a_time = max(int(ray.cluster_resources().get("CPU", 1)), 1)
     groups = [numbered[begun:ended] for begun, ended in itertools.pairwise(_falling(len(numbered), at_a_time))]
     path = str(Path(tokenizer_folder).absolute() / "tokenizer.json")
-    function = partial(_tokenise_items, path=path, begin=begin, end=end)
+    function = partial(_tokenise_items, path=path, prefix=tuple(prefix), end=end)
     if groups:
         yield from _pipeline(groups, function, num_cpus=1, block_bytes=8 * BLOCK_BYTES, prefetch_bytes=None)
 
@@ -131,8 +131,8 @@ def _falling(count: int, at_a_time: int) -> list[int]:
 
 
 @lru_cache(maxsize=2)
-def _encoder(path: str, modified_ns: int, begin: int | None, end: int) -> Encoder:
-    return Encoder(Path(path).read_text(encoding="utf-8"), begin=begin, end=end)
+def _encoder(path: str, modified_ns: int, prefix: tuple[int, ...], end: int) -> Encoder:
+    return Encoder(Path(path).read_text(encoding="utf-8"), prefix=prefix, end=end)
 
 
 @dataclass
@@ -162,13 +162,13 @@ def _texts(work: Iterator[Any]) -> Iterator[_Texts]:
             yield batch
 
 
-def _tokenise_items(table: pa.Table, *, path: str, begin: int | None, end: int) -> Iterator[pa.Table]:
+def _tokenise_items(table: pa.Table, *, path: str, prefix: tuple[int, ...], end: int) -> Iterator[pa.Table]:
     """Yield the documents of the work in a table; while a batch is tokenised, the next is read, the last packed.
 
     The library has one thread: several of its own would turn in circles while they wait for the last text of a batch.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    encoder = _encoder(path, os.stat(path).st_mtime_ns, begin, end)
+    encoder = _encoder(path, os.stat(path).st_mtime_ns, prefix, end)
     with ThreadPoolExecutor(1) as pool:
         before: tuple[_Texts, Future[list[Any]]] | None = None
         for batch in _texts(_work(table)):

@@ -1,11 +1,14 @@
-"""The tokenizer of the shards: loaded or trained, named by its content, and used the one way all shards are made.
+"""Tokenizers: loaded or trained, named by their content, saved whole, and what stands before a text.
 
-Text is encoded as text: a document in which `</s>` is written does not end there. A document begins with the
-beginning-of-text token if the tokenizer puts one by itself, and always ends with the end-of-text token.
+`prefix_tokens` alone says how a text begins: rows, evaluation, retrieval, suites and generation all ask it. In shards
+text is encoded as text: a document in which `</s>` is written does not end there. A document begins with what the
+tokenizer puts before a text by itself, and always ends with the end-of-text token.
 """
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,27 +23,54 @@ from e2ray.data.corpus import one_line
 from e2ray.data.folder import is_folder
 
 END_OF_TEXT = "<|endoftext|>"
+PROBES = ("The year 1969.", "The", "year", "1969")  # texts that any tokenizer of a language model knows
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+SIDE_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja",
+    "chat_template.json",
+)  # fmt: skip
+MODELS = (".model", ".tiktoken", ".spm")  # suffixes of vocabularies
+TEMPLATES = "additional_chat_templates"  # a folder, as transformers names it
 LEAST_VOCABULARY = 16  # a tokenizer whose files were not understood comes out with its few special tokens
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
-    """Return the fast tokenizer of a local folder or hub id; code that lies beside it is never run.
+    """Return the tokenizer of a local folder or hub id; code that lies beside it is never run.
 
     Raises:
-        SettingsError: If there is none, it cannot be read, it is a slow one or it has no end-of-text token.
+        SettingsError: If there is none, it cannot be read, or it knows no ordinary text: some loaders yield a tokenizer
+            of three tokens where its vocabulary is missing.
     """
     from transformers import AutoTokenizer
 
     name = str(path)
-    if is_folder(name):
+    if isinstance(path, Path) or is_folder(name):
         name = os.path.abspath(os.path.expanduser(name))
-        if not any(os.path.isfile(os.path.join(name, file)) for file in TOKENIZER_FILES):
-            raise SettingsError(f"tokenizer {path}: holds no tokenizer, wanted one of {', '.join(TOKENIZER_FILES)}")
+        if not os.path.isdir(name):
+            raise SettingsError(f"tokenizer {path}: no such folder; name one with tokenizer.json or a hub id")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        ids = tokenizer.encode(PROBES[0], add_special_tokens=False)
     except Exception as error:  # the library raises many kinds, some from its Rust half, for files it cannot read
-        raise SettingsError(f"tokenizer {path}: cannot be loaded ({one_line(error)[:300]})") from None
+        raise SettingsError(
+            f"tokenizer {path}: cannot be loaded ({one_line(error)[:300]}); name a folder with tokenizer.json or a hub "
+            "id"
+        ) from None
+    if not ids or set(ids) == {tokenizer.unk_token_id}:
+        raise SettingsError(
+            f"tokenizer {path}: knows no ordinary text ({len(tokenizer)} tokens), so its vocabulary is missing; "
+            "name a folder with tokenizer.json or a hub id"
+        )
+    return tokenizer
+
+
+def load_shard_tokenizer(path: str | Path, revision: str | None = None) -> Any:
+    """Return a tokenizer as `load_tokenizer` does, if shards can be made with it.
+
+    Raises:
+        SettingsError: If it cannot be loaded, is a slow one, has no end-of-text token, or puts tokens into a text.
+    """
+    tokenizer = load_tokenizer(path, revision)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise SettingsError(f"tokenizer {path}: is a slow one, wanted a folder with tokenizer.json; convert it first")
     if len(tokenizer) < LEAST_VOCABULARY:
@@ -49,6 +79,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
         )
     if tokenizer.eos_token_id is None:
         raise SettingsError(f"tokenizer {path}: has no end-of-text token; set eos_token in its tokenizer_config.json")
+    prefix_tokens(tokenizer)
     return tokenizer
 
 
@@ -94,15 +125,53 @@ def tokenizer_hash(tokenizer: Any) -> str:
     for key in ("version", "padding", "truncation"):
         content.pop(key, None)
     return files.digest(
-        {"tokenizer": content, "begin": begin_token(tokenizer), "end": tokenizer.eos_token_id, "size": len(tokenizer)}
+        {"tokenizer": content, "begin": begin_name(tokenizer), "end": tokenizer.eos_token_id, "size": len(tokenizer)}
     )
 
 
-def begin_token(tokenizer: Any) -> int | None:
-    """Return the id of the beginning-of-text token if the tokenizer puts it before a text by itself, else None."""
-    begin = tokenizer.bos_token_id
-    ids = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True).ids
-    return begin if begin is not None and ids and ids[0] == begin else None
+def prefix_tokens(tokenizer: Any) -> list[int]:
+    """Return the ids that a tokenizer puts before a text by itself, maybe none; what it appends is no part of them.
+
+    Found by comparing several texts with and without its special tokens: no name such as `bos_token` tells them.
+
+    Raises:
+        SettingsError: If it changes what stands between.
+    """
+    fits: set[tuple[tuple[int, ...], tuple[int, ...]]] | None = None  # what may stand before and behind every text
+    for text in PROBES:
+        bare, whole = (tokenizer.encode(text, add_special_tokens=each, verbose=False) for each in (False, True))
+        ends = [(start, start + len(bare)) for start in range(len(whole) - len(bare) + 1)]
+        here = {(tuple(whole[:start]), tuple(whole[end:])) for start, end in ends if whole[start:end] == bare}
+        fits = here if fits is None else fits & here
+    if not fits:
+        raise SettingsError(
+            f"tokenizer {tokenizer.name_or_path}: its post_processor puts tokens into a text, wanted one that only "
+            "puts the same ones before or behind each; mend it in tokenizer.json"
+        )
+    return list(min(before for before, _ in fits))
+
+
+def begin_name(tokenizer: Any) -> int | list[int] | None:
+    """Return what hashes and manifests call the prefix: None, the id of a lone bos_token, else a list of all ids."""
+    prefix = prefix_tokens(tokenizer)
+    return prefix[0] if prefix == [tokenizer.bos_token_id] else prefix or None
+
+
+def behind(prefix: list[int], tokens: list[int]) -> list[int]:
+    """Return a text's tokens behind a prefix, put there unless they begin with it, as a chat template may do."""
+    return tokens if tokens[: len(prefix)] == prefix else [*prefix, *tokens]
+
+
+def opening_tokens(tokenizer: Any, prefix: list[int]) -> list[int]:
+    """Return what a text without any token begins with: the tokenizer's prefix, else its end-of-text token, if any."""
+    end = tokenizer.eos_token_id
+    return list(prefix) or ([] if end is None else [end])
+
+
+def encoder_of(tokenizer: Any) -> "Encoder":
+    """Return what encodes as the shards of a fast tokenizer are encoded."""
+    prefix = prefix_tokens(tokenizer)
+    return Encoder(tokenizer.backend_tokenizer.to_str(), prefix=prefix, end=tokenizer.eos_token_id)
 
 
 class Encoder:
@@ -112,18 +181,18 @@ class Encoder:
     Truncation and padding in that file do not cut documents, and special tokens spelled out in a text stay text.
     """
 
-    def __init__(self, tokenizer_json: str, *, begin: int | None, end: int) -> None:
+    def __init__(self, tokenizer_json: str, *, prefix: Sequence[int], end: int) -> None:
         from tokenizers import Tokenizer
 
         self.backend = Tokenizer.from_str(tokenizer_json)
         self.backend.no_truncation()
         self.backend.no_padding()
         self.backend.encode_special_tokens = True
-        self.prefix = [] if begin is None else [begin]
+        self.prefix = list(prefix)
         self.end = end
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """Return the tokens of each text, int32 [tokens]: the begin token if any, the text, the end token."""
+        """Return the tokens of each text, int32 [tokens]: the prefix, the text, the end token."""
         return self.arrays(self.encodings(texts))
 
     def encodings(self, texts: Sequence[str]) -> list[Any]:
@@ -133,3 +202,72 @@ class Encoder:
     def arrays(self, encodings: Sequence[Any]) -> list[npt.NDArray[np.int32]]:
         """Return the tokens of what `encodings` has returned, as `encode` does."""
         return [np.array([*self.prefix, *encoding.ids, self.end], dtype=np.int32) for encoding in encodings]
+
+
+def save(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer; what the disk refuses is an `OSError`, also from the Rust half, which raises plain ones."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        refused = re.search(r"\(os error (\d+)\)", str(error))
+        if refused is None:
+            raise
+        raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(folder)) from None
+
+
+def tokenizer_files(folder: Path, names: Iterable[str] = ()) -> list[str]:
+    """Return the files of a folder that belong to its tokenizer, chat templates among them, in order.
+
+    Args:
+        folder: It may hold a model, too.
+        names: Further ones, of a tokenizer class.
+    """
+    known = {*TOKENIZER_FILES, *SIDE_FILES, *names}
+    found = [path.name for path in folder.iterdir() if path.is_file() and (path.name in known or path.suffix in MODELS)]
+    templates = [path.relative_to(folder).as_posix() for path in folder.glob(f"{TEMPLATES}/*.jinja")]
+    return sorted(found + templates)
+
+
+def whole_digest(path: str | Path, revision: str | None = None) -> str:
+    """Return 64 hexadecimal digits that name a tokenizer with its chat templates: a folder's files, or a hub id.
+
+    Raises:
+        SettingsError: If the folder holds none.
+    """
+    if not is_folder(str(path)):
+        return files.digest([str(path), revision])
+    folder = Path(path).expanduser()
+    names = tokenizer_files(folder) if folder.is_dir() else []
+    if not names:
+        raise SettingsError(f"tokenizer {path}: not found, wanted a folder with tokenizer.json")
+    return files.digest({name: files.sha256(folder / name) for name in names})
+
+
+def save_whole(path: str | Path, folder: Path, revision: str | None = None) -> None:
+    """Write the tokenizer of a folder or hub id into another folder, with all of its files and chat templates.
+
+    Files of a folder are copied as they are. Where they hold no tokenizer.json, or come from the hub, what was loaded
+    is saved beside them.
+
+    Raises:
+        SettingsError: If it cannot be loaded.
+    """
+    tokenizer = load_tokenizer(path, revision)
+    source = Path(path).expanduser()
+    names = tokenizer_files(source, tokenizer.vocab_files_names.values()) if source.is_dir() else []
+    if "tokenizer.json" not in names:
+        save(tokenizer, folder)
+    for name in names:
+        if not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
+
+
+def serve_up_to(folder: Path, tokens: int) -> None:
+    """Make a saved tokenizer take texts of so many tokens: its length limit, and a cut that tokenizer.json may name."""
+    config, whole = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    known = files.read_json(config, wanted="a tokenizer's config") if config.is_file() else {}
+    files.write_json(config, known | {"model_max_length": tokens})
+    content = files.read_json(whole, wanted="a tokenizer") if whole.is_file() else {}
+    if content.get("truncation"):
+        files.write_json(whole, content | {"truncation": None})

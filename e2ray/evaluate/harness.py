@@ -19,14 +19,16 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from pydantic import BaseModel, Field, ValidationError
 
 from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
-from e2ray.data.tokenizer import begin_token
+from e2ray.data.tokenizer import behind, opening_tokens, prefix_tokens
+from e2ray.evaluate.decoding import sampling
 from e2ray.evaluate.scoring import forward_answers, next_log_probabilities
 
 DEFAULT_ANSWER_TOKENS = 256  # of a task that says nothing, as the harness's own model
-SAMPLING = ("temperature", "top_p", "top_k")
+SAMPLING = ("top_p", "top_k", "min_p", "typical_p")
 
 Item = TypeVar("Item")
 Key = tuple[str | None, int | None, str, str]
@@ -108,7 +110,8 @@ class ScaledLM(TemplateLM):
         super().__init__()
         if reader.tokenizer.eos_token_id is None:
             raise SettingsError("tokenizer: has no end-of-text token; set eos_token in its tokenizer_config.json")
-        self._reader, self._begin = reader, begin_token(reader.tokenizer)
+        self._reader, self._prefix = reader, prefix_tokens(reader.tokenizer)
+        self._opening = opening_tokens(reader.tokenizer, self._prefix)
         self._device = reader.device
         self.tokenizer = reader.tokenizer
         self._longest, self._too_long = max_context_length, too_long
@@ -123,8 +126,8 @@ class ScaledLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context: the begin token, else the end-of-text token."""
-        return self.eot_token_id if self._begin is None else self._begin
+        """The last token before a text that has no context: of the tokenizer's prefix, else the end-of-text token."""
+        return self._opening[-1]
 
     @property
     def tokenizer_name(self) -> str:
@@ -141,24 +144,38 @@ class ScaledLM(TemplateLM):
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Return a text's tokens behind the begin token, if the tokenizer puts one and the text has none yet.
+        """Return a text's tokens behind what the tokenizer puts before a text, unless the text begins with it already.
 
         No end token is added, whatever the tokenizer does by itself: a prompt goes on.
         """
         tokens: list[int] = self._reader.tokenizer.encode(string, add_special_tokens=False, verbose=False)
-        if add_special_tokens is False or self._begin is None or tokens[:1] == [self._begin]:
-            return tokens
-        return [self._begin, *tokens]
+        return tokens if add_special_tokens is False else behind(self._prefix, tokens)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return for each (context, continuation) its log-likelihood in nats and whether it is the greedy answer.
+
+        A context without tokens is the tokenizer's prefix, else the end-of-text token.
 
         Raises:
             RefusedError: If a request is too long, or its continuation has no token of its own.
             SettingsError: If the model gives NaN.
         """
         self._reading = requests
-        return super().loglikelihood(requests, disable_tqdm=True)
+        pairs = [request.args for request in requests]
+        return self._loglikelihood_tokens([(pair, *self._split(*pair)) for pair in pairs])
+
+    def _split(self, context: str, answer: str) -> tuple[list[int], list[int]]:
+        """Return the tokens of a context, at least one, and those of its answer behind it."""
+        if context.strip():
+            prompt, tokens = self._encode_pair(context, answer)
+            return prompt or self._opening, tokens
+        return self._opening, self._text(context + answer)
+
+    def _text(self, text: str) -> list[int]:
+        """Return the tokens of a text without what stands before it."""
+        tokens = self.tok_encode(text, add_special_tokens=False)
+        size = len(self._opening)
+        return tokens[size:] if tokens[:size] == self._opening else tokens
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -176,16 +193,28 @@ class ScaledLM(TemplateLM):
         """Return the log-likelihood of each whole text in nats; no token is left out.
 
         A text longer than the longest context length is read in windows, each predicted token once, as the harness
-        defines it.
+        defines it. Before the first stands the tokenizer's prefix, else the end-of-text token.
+
+        Raises:
+            RefusedError: If the prefix leaves no room for text.
+            SettingsError: If the model gives NaN.
         """
+        first, *more = self._opening
+        if self._longest is not None and len(self._opening) >= self._longest:
+            raise RefusedError(
+                f"the tokenizer puts {len(self._opening)} tokens before a text, {self._longest} may be read; raise "
+                "max_context_length"
+            )
         found = []
         for request in requests:
-            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            text = self._text(request.args[0])
+            tokens = [*more, *text] if text else []
             longest = len(tokens) if self._longest is None else self._longest - 1
             windows = [
-                make_disjoint_window(window)
-                for window in get_rolling_token_windows(tokens, self.prefix_token_id, max(1, longest), 1)
+                make_disjoint_window(window) for window in get_rolling_token_windows(tokens, first, max(1, longest), 1)
             ]
+            if windows:  # of the prefix nothing is predicted
+                windows[0] = self._opening, windows[0][1][len(more) :]
             length = max((len(context) + len(answer) for context, answer in windows), default=0)
             self._note(request, Placed(length, 0, self._reader.scale_of(max(1, length)), windows=len(windows)))
             found.append(sum(score for score, _ in self._scored(windows)))
@@ -200,7 +229,10 @@ class ScaledLM(TemplateLM):
         """
         asked = [_generation(request.args[1]) for request in requests]
         rows = self._fitted(
-            [(self.tok_encode(request.args[0]), room) for request, (_, room, _) in zip(requests, asked, strict=True)]
+            [
+                (self.tok_encode(request.args[0]) or self._opening, room)
+                for request, (_, room, _) in zip(requests, asked, strict=True)
+            ]
         )
         found = []
         for number, (request, (prompt, cut), (until, room, how)) in enumerate(zip(requests, rows, asked, strict=True)):
@@ -239,7 +271,8 @@ class ScaledLM(TemplateLM):
         if self._longest is None:
             return [(prompt, 0) for prompt, _ in rows]
         over = [len(prompt) + answer - self._longest for prompt, answer in rows]
-        begins = [int(self._begin is not None and prompt[:1] == [self._begin]) for prompt, _ in rows]
+        size = len(self._prefix)
+        begins = [size if prompt[:size] == self._prefix else 0 for prompt, _ in rows]
         if self._too_long == "refuse" and max(over, default=0) > 0:
             raise RefusedError(
                 f"{sum(excess > 0 for excess in over)} of {len(over)} prompts are too long: up to "
@@ -330,15 +363,35 @@ def _refuse_nan(scores: torch.Tensor) -> None:
 
 def _generation(asked: Mapping[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
     """Return stop sequences, the most tokens of an answer and the options of transformers that a task asks for."""
-    options: dict[str, Any] = dict(normalize_gen_kwargs(dict(asked), DEFAULT_ANSWER_TOKENS))
+    given = {name: value for name, value in asked.items() if value is not None}
+    how = _chosen(given)
+    options: dict[str, Any] = dict(normalize_gen_kwargs(given, DEFAULT_ANSWER_TOKENS))
     until = [stop for stop in options.pop("until") if stop]
     room = options.pop("max_gen_toks")
-    sampled = {name: options.pop(name) for name in SAMPLING if name in options}
-    how: dict[str, Any] = {"do_sample": options.pop("do_sample"), "num_beams": options.pop("num_beams", 1)}
-    how |= sampled if how["do_sample"] else {}  # else transformers warns that they say nothing
+    how["num_beams"] = options.pop("num_beams", 1)
+    del options["do_sample"]
     if options or room < 1:
         raise RefusedError(f"generation_kwargs: asks for {options or {'max_gen_toks': room}}, which is not known here")
     return until, room, how
+
+
+def _chosen(given: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a task's options those that say how tokens are chosen, and return them as transformers has them."""
+    said = {name: given.pop(name) for name in ("do_sample", "temperature") if name in given}
+    options = {name: given.pop(name) for name in SAMPLING if name in given}
+    try:
+        asked = _Choice(**said)
+    except ValidationError:
+        raise RefusedError(f"generation_kwargs: {said}, wanted true or false and a temperature of at least 0") from None
+    drawn = asked.temperature is not None if asked.do_sample is None else asked.do_sample
+    return sampling(asked.temperature if drawn else 0.0, **options)
+
+
+class _Choice(BaseModel):
+    """What a task says in any spelling that YAML has for it, such as "0"."""
+
+    do_sample: bool | None = None
+    temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
 
 
 def _batches(items: Sequence[Item], length: Callable[[Item], int], batch_tokens: int) -> Iterator[list[Item]]:

@@ -29,7 +29,7 @@ class ContextLengthError(SettingsError):
 
 
 class Haystack:
-    """The text of all held-out documents as one ring of tokens, without their begin and end tokens."""
+    """The text of all held-out documents as one ring of tokens, without their prefix and end token."""
 
     def __init__(self, documents: Sequence[np.ndarray], encoder: Encoder) -> None:
         """Take the documents, integer tokens of shape [length] each, as the shards hold them."""
@@ -85,7 +85,7 @@ class Haystack:
 
 
 def text_only(document: np.ndarray, encoder: Encoder) -> np.ndarray:
-    """Return a document without the begin and end tokens that the shards give it."""
+    """Return a document without the prefix and the end token that the shards give it."""
     num_prefix = len(encoder.prefix)
     begins = num_prefix > 0 and document[:num_prefix].tolist() == encoder.prefix
     ends = len(document) > 0 and document[-1] == encoder.end

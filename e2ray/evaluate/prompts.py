@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from e2ray import files
 from e2ray.config.retrieval import RetrievalSettings
-from e2ray.data.tokenizer import Encoder, begin_token, tokenizer_hash
+from e2ray.data.tokenizer import encoder_of, tokenizer_hash
 from e2ray.evaluate.haystack import Haystack
 from e2ray.evaluate.tasks import TASKS, Prompt, Source
 
@@ -31,11 +31,6 @@ SCHEMA = pa.schema(
         ("needle", pa.int64()),
     ]
 )
-
-
-def encoder_of(tokenizer: Any) -> Encoder:
-    """Return what encodes as the shards of a fast tokenizer are encoded."""
-    return Encoder(tokenizer.backend_tokenizer.to_str(), begin=begin_token(tokenizer), end=tokenizer.eos_token_id)
 
 
 def prompts(

@@ -19,10 +19,10 @@ from torch import nn
 from e2ray.config.base import SettingsError
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.core.rope import RotaryHook
-from e2ray.data.tokenizer import Encoder
+from e2ray.data.tokenizer import Encoder, encoder_of
 from e2ray.evaluate.haystack import ContextLengthError, Haystack
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory, paper_scale
-from e2ray.evaluate.prompts import PromptFolder, encoder_of, written
+from e2ray.evaluate.prompts import PromptFolder, written
 from e2ray.evaluate.scorers import contained, goes_on
 from e2ray.evaluate.tasks import Prompt
 

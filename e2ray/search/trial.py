@@ -27,9 +27,10 @@ from e2ray.config.evaluate import EvaluateSettings
 from e2ray.config.model import LlamaModel
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.config.run import RunConfig
-from e2ray.core.model import build_model, load_tokenizer, made_ready
+from e2ray.core.model import build_model, made_ready
 from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import ShardSet, local_batches
+from e2ray.data.tokenizer import load_tokenizer
 from e2ray.evaluate.documents import select_documents
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, paper_scale, surface
 from e2ray.evaluate.retrieval import accuracy
@@ -97,7 +98,7 @@ class Examiner:
             cut=settings.document_tokens,
             skip=settings.skip_documents,
         )
-        self.tokenizer = load_tokenizer(str(shared.task.tokenizer_folder)) if shared.retrieval else None
+        self.tokenizer = load_tokenizer(shared.task.tokenizer_folder) if shared.retrieval else None
 
     @property
     def served(self) -> set[tuple[int, float]]:

@@ -7,10 +7,11 @@ import torch
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model
-from e2ray.core.model import build_model, load_tokenizer, merged
+from e2ray.core.model import build_model, merged
 from e2ray.core.probe import Probe, forward_of, refuse_other_answers
 from e2ray.core.rope import RotaryHook
 from e2ray.core.sealed import seal
+from e2ray.data.tokenizer import save_whole
 from e2ray.train import checkpoint
 
 
@@ -26,7 +27,7 @@ def write_model(
         dtype: dtype of the written weights.
         vocab_size: Vocabulary of a model built from its sizes.
         seed: Seed of its first weights.
-        tokenizer: Folder of the tokenizer.
+        tokenizer: Folder of the tokenizer, of which all files are taken.
 
     Raises:
         SettingsError: If the checkpoint is damaged or belongs to another model, the model answers otherwise than the
@@ -50,7 +51,7 @@ def write_model(
     _to(whole, dtype)
     with files.atomic_folder(folder) as aside:
         whole.save_pretrained(aside)
-        load_tokenizer(str(tokenizer)).save_pretrained(aside)
+        save_whole(tokenizer, aside)
         seal(aside, probe)
 
 

@@ -5,15 +5,12 @@ import json
 import huggingface_hub.constants
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import Gemma3Config, GPT2Config, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import Gemma3Config, GPT2Config, LlamaForCausalLM
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, LoraSettings, PretrainedModel
 from e2ray.core import model as model_module
-from e2ray.core.model import base_facts, build_model, load_tokenizer, merged, resolve_attention
+from e2ray.core.model import base_facts, build_model, merged, resolve_attention
 
 from .tiny import FAMILIES, SCALED, VOCAB_SIZE, logits, random_tokens, tiny_config, tiny_model
 
@@ -150,33 +147,6 @@ def test_a_missing_folder_is_one_line(tmp_path):
 def test_a_hub_id_that_cannot_be_reached_is_one_line(path):
     with pytest.raises(SettingsError, match=rf"^model.path {path}: cannot be fetched from the hub .*; check") as caught:
         base_facts(PretrainedModel(path=path))
-    assert one_line(caught)
-    with pytest.raises(SettingsError, match=rf"^tokenizer {path}: cannot be loaded .*; name a folder") as caught:
-        load_tokenizer(path)
-    assert one_line(caught)
-
-
-# Tokenizers
-
-
-def test_a_tokenizer_of_a_folder_is_loaded(tmp_path):
-    words = {word: index for index, word in enumerate(["<unk>", "The", "year", "1969", "."])}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path)
-    assert load_tokenizer(str(tmp_path)).encode("The year 1969.") == [1, 2, 3, 4]
-
-
-def test_a_folder_without_a_usable_tokenizer_is_one_line(tmp_path):
-    with pytest.raises(SettingsError, match="no such folder"):
-        load_tokenizer(str(tmp_path / "nothing"))
-    tiny_config("llama").save_pretrained(tmp_path)
-    with pytest.raises(SettingsError, match=rf"tokenizer {tmp_path}: .*; name a folder with tokenizer.json") as caught:
-        load_tokenizer(str(tmp_path))
-    assert one_line(caught)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(SettingsError, match=rf"tokenizer {tmp_path}: cannot be loaded .*; name") as caught:
-        load_tokenizer(str(tmp_path))
     assert one_line(caught)
 
 

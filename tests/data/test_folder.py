@@ -94,12 +94,27 @@ def test_a_place_that_holds_nothing_or_is_none_is_one_line(store, tmp_path, writ
 def test_the_tokenizer_of_a_bucket_is_copied_whole(store, tmp_path):
     (tmp_path / "shards" / "tokenizer").mkdir(parents=True)
     (tmp_path / "shards" / "tokenizer" / "tokenizer.json").write_text("{}")
+    (tmp_path / "shards" / "tokenizer" / "additional_chat_templates").mkdir()
+    (tmp_path / "shards" / "tokenizer" / "additional_chat_templates" / "rag.jinja").write_text("{{ 1 }}")
     uri = store[0](tmp_path / "shards", "tok")
     Folder(uri).fetch("tokenizer", tmp_path / "here")
     assert (tmp_path / "here" / "tokenizer.json").read_text() == "{}"
+    assert (tmp_path / "here" / "additional_chat_templates" / "rag.jinja").read_text() == "{{ 1 }}"
     with pytest.raises(SettingsError, match=r"tok/nothing: not found"):
         Folder(uri).fetch("nothing", tmp_path / "there")
     assert not (tmp_path / "there").exists()
+
+
+def test_a_folder_is_copied_with_those_inside_it_from_any_place(tmp_path):
+    names = ["b", "deep/c", "deep/deeper/a"]
+    for name in names:
+        (tmp_path / "there" / "tokenizer" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "there" / "tokenizer" / name).write_text(name)
+    for number, place in enumerate((tmp_path / "there", (tmp_path / "there").as_uri(), f"file://{tmp_path}/there/")):
+        target = tmp_path / str(number)
+        Folder(place).fetch("tokenizer", target)
+        assert Folder(target).names() == names
+        assert [(target / name).read_text() for name in names] == names
 
 
 def test_a_folder_of_this_machine_is_read_the_same_way(tmp_path):

@@ -7,14 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+from tokenizers import processors
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer
 from e2ray.data import prepare as prepare_module
 from e2ray.data.prepare import fill, is_held_out, prepare, shards_digest
-from e2ray.data.shards import ShardSet
+from e2ray.data.shards import ShardSet, manifest_text, read_manifest
 from e2ray.data.stream import tokenise
-from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash
+from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash, train_byte_level_bpe
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")]  # Ray's own
 BPE = ByteLevelBpe(vocab_size=300, training_bytes=20_000)
@@ -215,6 +216,63 @@ def test_a_pretrained_tokenizer_is_kept_beside_the_shards(ray_cluster, corpus, t
     np.testing.assert_array_equal(first.tokens(rows), second.tokens(rows))
 
 
+TEMPLATES = {"two and no BOS": (("[gMASK]", "<sop>"), None), "one that is no BOS": (("[CLS]",), None)}
+
+
+def with_prefix(folder, names, bos):
+    """Save a tokenizer that puts specials before a text and the end-of-text token behind it."""
+    tokenizer = train_byte_level_bpe(["tree stone river cloud Haus line of a table 0123456789"] * 9, BPE)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*names]})
+    tokenizer.bos_token = bos
+    specials = [(name, tokenizer.convert_tokens_to_ids(name)) for name in (*names, "<|endoftext|>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join([*names, "$A", "<|endoftext|>"]), special_tokens=specials
+    )
+    tokenizer.save_pretrained(folder)
+    return PretrainedTokenizer(path=str(folder)), [token for _, token in specials[:-1]]
+
+
+@pytest.mark.parametrize(("names", "bos"), TEMPLATES.values(), ids=TEMPLATES)
+def test_rows_and_held_out_documents_begin_with_the_whole_prefix(ray_cluster, corpus, tmp_path, names, bos):
+    source, prefix = with_prefix(tmp_path / "base", names, bos)
+    shards, _ = make(corpus, tmp_path / "shards", tokenizer_source=source)
+    tokenizer = load_tokenizer(tmp_path / "base")
+    wanted = {name: [*prefix, *tokenizer.encode(text, add_special_tokens=False), 0] for name, text in texts(corpus)}
+    held_out = {name: tokens.tolist() for name, tokens in shards.validation_documents()}
+    assert held_out == {name: wanted[name] for name in held_out} and len(held_out) > 5
+    train = [token for name, row in wanted.items() if name not in held_out for token in row]
+    rows = shards.tokens(np.arange(shards.rows))
+    assert rows.reshape(-1).tolist() == train[: rows.size]
+    assert shards.manifest["begin_token"] == prefix and shards.manifest["tokenizer_hash"] == tokenizer_hash(tokenizer)
+
+
+def test_a_prefix_that_leaves_a_row_no_text_is_refused(tmp_path):
+    source, prefix = with_prefix(tmp_path, ("<a>", "<b>", "<c>"), None)
+    tokenizer = load_tokenizer(source.path)
+    prepare_module.refuse_short_rows(len(prefix) + 1, tokenizer)
+    for window in (2, 3):
+        wanted = rf"data\.window: {window} tokens, of which the tokenizer puts 3 before each text; set it to at least 4"
+        with pytest.raises(SettingsError, match=wanted):
+            prepare_module.refuse_short_rows(window, tokenizer)
+
+
+def test_shards_that_were_made_without_the_whole_prefix_are_not_taken_for_finished(write_shards, documents, tmp_path):
+    def finished(begin, names, bos, name):
+        folder = write_shards(documents, name=name)
+        tokens = with_prefix(folder / "tokenizer", names, bos)[1]
+        manifest = {key: value for key, value in read_manifest(folder).items() if key != "digest"}
+        begin = tokens[0] if begin == "first" else begin
+        manifest |= {"corpus_digest": "c" * 64, "begin_token": begin}
+        (folder / "manifest.json").write_text(manifest_text(manifest))
+        return prepare_module._finished(folder, "c" * 64) is not None
+
+    assert finished(None, (), None, "none") and finished(None, (), "<|endoftext|>", "named")
+    assert finished("first", ("<s>",), "<s>", "BOS")  # as they were written ever since
+    assert not finished(None, ("[gMASK]", "<sop>"), None, "two")
+    assert not finished("first", ("<s>", "<lang>"), "<s>", "BOS and more")
+    assert not finished(None, ("[CLS]",), None, "CLS")
+
+
 def test_the_validation_corpus_is_held_out_whole_even_where_the_corpus_names_it(ray_cluster, corpus, tmp_path):
     held_out = [{"kind": "text", "paths": [f"{corpus}/0*.txt"]}]
     shards, _ = make(corpus, tmp_path / "shards", validation_share=0.0, validation_corpus=held_out)
@@ -382,7 +440,7 @@ from pathlib import Path
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe
-from e2ray.data.prepare import _save
+from e2ray.data.tokenizer import save
 from e2ray.data.rows import TrainRows
 from e2ray.data.tokenizer import train_byte_level_bpe
 
@@ -390,7 +448,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
 try:
     with files.atomic_folder(sys.argv[1]) as aside:
         if sys.argv[2] == "tokenizer":
-            _save(train_byte_level_bpe(["some words"], ByteLevelBpe(vocab_size=300)), aside / "tokenizer")
+            save(train_byte_level_bpe(["some words"], ByteLevelBpe(vocab_size=300)), aside / "tokenizer")
         rows = TrainRows(aside, 32, shard_rows=8192)
         rows.add(0, np.arange(10_000, dtype=np.int32))
         rows.finish()

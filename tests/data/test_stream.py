@@ -175,7 +175,7 @@ def test_documents_come_out_in_order_with_their_tokens(ray_cluster, tmp_path, to
     monkeypatch.setattr("e2ray.data.corpus.TEXT_GROUP_BYTES", (60, 60))
     items = list_items(sources)
     assert len(items) > 10
-    found = [row for table in tokenise(items, tokenizer_folder, begin=7, end=0) for row in table.to_pylist()]
+    found = [row for table in tokenise(items, tokenizer_folder, prefix=(7, 9), end=0) for row in table.to_pylist()]
     wanted = [document for item in items for document in read_item(item)]
     assert [row["name"] for row in found] == [document.name for document in wanted]
     from tokenizers import Tokenizer
@@ -185,7 +185,7 @@ def test_documents_come_out_in_order_with_their_tokens(ray_cluster, tmp_path, to
         reason = getattr(document, "reason", None)
         assert row["reason"] == reason
         if reason is None:
-            assert row["tokens"] == [7, *plain.encode(document.text).ids, 0]
+            assert row["tokens"] == [7, 9, *plain.encode(document.text).ids, 0]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -208,7 +208,7 @@ def test_many_items_share_tasks_and_keep_their_order(ray_cluster, tmp_path, toke
         (tmp_path / f"{number:02d}.txt").write_text("x")
     items = list_items([TextSource(paths=(f"{tmp_path}/*.txt",))])
     found = [
-        name for table in tokenise(items, tokenizer_folder, begin=None, end=0) for name in table["name"].to_pylist()
+        name for table in tokenise(items, tokenizer_folder, prefix=(), end=0) for name in table["name"].to_pylist()
     ]
     assert [name[-6:-4] for name in found] == [f"{number:02d}" for number in range(20)]
-    assert list(tokenise([], tokenizer_folder, begin=None, end=0)) == []
+    assert list(tokenise([], tokenizer_folder, prefix=(), end=0)) == []

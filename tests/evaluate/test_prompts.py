@@ -7,9 +7,9 @@ import pytest
 
 from e2ray.config.data import ByteLevelBpe
 from e2ray.config.retrieval import RetrievalSettings
-from e2ray.data.tokenizer import train_byte_level_bpe
+from e2ray.data.tokenizer import encoder_of, train_byte_level_bpe
 from e2ray.evaluate.haystack import ContextLengthError, Haystack
-from e2ray.evaluate.prompts import PromptFolder, encoder_of, prompts
+from e2ray.evaluate.prompts import PromptFolder, prompts
 
 TEXT = "The porter keeps the pass key in 1813 and looks at the river, the stone, the cloud and the old oak tree. " * 40
 SETTINGS = RetrievalSettings(depths=(0.2, 0.8), trials=2)

@@ -17,9 +17,9 @@ from e2ray.config.data import ByteLevelBpe
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.core.rope import RotaryHook
 from e2ray.data.passkey import PASSKEY, PASSKEY_QUESTION
-from e2ray.data.tokenizer import Encoder, begin_token, train_byte_level_bpe
+from e2ray.data.tokenizer import encoder_of, prefix_tokens, train_byte_level_bpe
 from e2ray.evaluate.haystack import ContextLengthError
-from e2ray.evaluate.prompts import encoder_of, prompts
+from e2ray.evaluate.prompts import prompts
 from e2ray.evaluate.retrieval import accuracy, hits, write
 from e2ray.evaluate.tasks import TASKS
 
@@ -78,7 +78,26 @@ def train(backend, special, texts=(), **options):
     backend.train_from_iterator([*(texts or TEXTS), *digits], trainer)
 
 
-TOKENIZERS = [byte_level, byte_level_joining_digits, spaces_as_letters, pieces_of_words, tokens_across_the_border]
+def two_in_front_and_an_end():
+    """Two specials before a text, none of them a BOS, and the end-of-text token behind it."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[gMASK]", "<sop>"]})
+    names = ("[gMASK]", "<sop>", tokenizer.eos_token)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"[gMASK] <sop> $A {tokenizer.eos_token}",
+        special_tokens=[(name, tokenizer.convert_tokens_to_ids(name)) for name in names],
+    )
+    return tokenizer
+
+
+TOKENIZERS = [
+    two_in_front_and_an_end,
+    byte_level,
+    byte_level_joining_digits,
+    spaces_as_letters,
+    pieces_of_words,
+    tokens_across_the_border,
+]
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS, ids=lambda make: make.__name__)
@@ -92,9 +111,7 @@ def tokenizer():
 
 
 def encoded(tokenizer, texts):
-    return Encoder(
-        tokenizer.backend_tokenizer.to_str(), begin=begin_token(tokenizer), end=tokenizer.eos_token_id
-    ).encode(texts)
+    return encoder_of(tokenizer).encode(texts)
 
 
 def held_out(tokenizer, *, num_documents=3, words=400, seed=0):
@@ -276,7 +293,7 @@ def test_a_border_that_tokens_cross_is_not_used():
 
 
 def test_the_needle_names_the_key_at_the_depth_asked_for(any_tokenizer):
-    num_begin = 0 if begin_token(any_tokenizer) is None else 1
+    num_begin = len(prefix_tokens(any_tokenizer))
     for prompt in make(held_out(any_tokenizer), any_tokenizer):
         needle = plain(any_tokenizer, needle_text(prompt, border(any_tokenizer)))
         question = plain(any_tokenizer, f"{PASSKEY_QUESTION}{border(any_tokenizer)}{prompt.key}")
@@ -328,17 +345,20 @@ def test_a_key_is_written_nowhere_else_in_the_text(tokenizer):
         make(documents, tokenizer, digits=1)
 
 
-def test_documents_shorter_than_the_length_are_joined_without_their_end_and_begin_tokens():
-    tokenizer = spaces_as_letters()
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+@pytest.mark.parametrize("make_tokenizer", [spaces_as_letters, two_in_front_and_an_end])
+def test_documents_shorter_than_the_length_are_joined_without_their_end_and_prefix(make_tokenizer):
+    tokenizer = make_tokenizer()
+    prefix, end = prefix_tokens(tokenizer), tokenizer.eos_token_id
+    size = len(prefix)
+    assert tokenizer.convert_ids_to_tokens(prefix) in (["<s>"], ["[gMASK]", "<sop>"])
     documents = held_out(tokenizer, num_documents=40, words=12)
-    assert max(map(len, documents)) < 40 and all(document[0] == begin for document in documents)
+    assert max(map(len, documents)) < 40 and all(document[:size].tolist() == prefix for document in documents)
     for prompt in make(documents, tokenizer):
-        assert prompt.tokens[0] == begin
-        assert begin not in prompt.tokens[1:] and end not in prompt.tokens
-    ring = np.concatenate([document[1:-1] for document in documents])
+        assert prompt.tokens[:size].tolist() == prefix
+        assert not {*prefix, end} & {*prompt.tokens[size:].tolist()}
+    ring = np.concatenate([document[size:-1] for document in documents])
     (prompt,) = make(documents, tokenizer, depths=(1.0,), trials=1)
-    text = prompt.tokens[1 : prompt.needle].tolist()
+    text = prompt.tokens[size : prompt.needle].tolist()
     twice = np.concatenate([ring, ring]).tolist()
     assert any(twice[start : start + len(text)] == text for start in range(len(ring)))
 

@@ -42,7 +42,7 @@ def pieces_of_words():
 
 
 def going_on(tokenizer, text="12"):
-    encoder = Encoder(tokenizer.backend_tokenizer.to_str(), begin=None, end=tokenizer.eos_token_id)
+    encoder = Encoder(tokenizer.backend_tokenizer.to_str(), prefix=(), end=tokenizer.eos_token_id)
     tokens = encoder.backend.encode(text, add_special_tokens=False).ids
     return {piece for piece, token in tokenizer.get_vocab().items() if goes_on(encoder, tokens, token)}
 

@@ -304,6 +304,148 @@ def test_a_cut_prompt_keeps_its_end_and_is_noted(generator, plain):
         model.generate_until([request("generate_until", TEXT, {"max_gen_toks": 20})])
 
 
+@pytest.fixture(scope="module")
+def prefixed(tmp_path_factory):
+    """A run whose tokenizer puts two specials before a text, none of them a BOS, and its end-of-text token behind."""
+    folder = tmp_path_factory.mktemp("prefixed")
+    return Generator(write_served_run(folder, template="[gMASK] <sop> $A <|endoftext|>"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def prefixed_plain(prefixed):
+    return AutoModelForCausalLM.from_pretrained(prefixed.tokenizer.name_or_path).eval()
+
+
+def beginning(reader):
+    """Return what stands before a text that has no context."""
+    names = ["[gMASK]", "<sop>"] if "<sop>" in reader.tokenizer.get_vocab() else ["<|endoftext|>"]
+    return reader.tokenizer.convert_tokens_to_ids(names)
+
+
+@pytest.fixture(params=["plain", "prefixed"])
+def either(request):
+    """A reader with and without a prefix, and the same weights in plain transformers."""
+    names = {"plain": ("generator", "plain"), "prefixed": ("prefixed", "prefixed_plain")}[request.param]
+    return tuple(request.getfixturevalue(name) for name in names)
+
+
+def test_a_prompt_begins_with_the_whole_prefix_once_and_never_ends(prefixed, prefixed_plain):
+    model, front = ScaledLM(prefixed), beginning(prefixed)
+    bare = prefixed.tokenizer.encode(f"{TEXT} porter and what", add_special_tokens=False)
+    start = len(prefixed.tokenizer.encode(TEXT, add_special_tokens=False))
+    assert model.tok_encode(TEXT) == [*front, *bare[:start]] == model.tok_encode(f"[gMASK]<sop>{TEXT}")
+    wanted = naive(prefixed_plain, [*front, *bare], 2 + start, prefixed.scale_of(2 + len(bare)))
+    for context in (TEXT, f"[gMASK]<sop>{TEXT}"):
+        ((score, greedy),) = model.loglikelihood([request("loglikelihood", context, " porter and what")])
+        assert (score, greedy) == (pytest.approx(wanted[0], abs=2e-4), wanted[1])
+    (said,) = model.generate_until([request("generate_until", TEXT, {"until": [], "max_gen_toks": 9})])
+    assert said == prefixed.generate(TEXT, max_new_tokens=9)
+
+
+@pytest.mark.parametrize("context", ["", " ", "\n\n"])
+def test_without_context_an_answer_stands_behind_the_prefix_or_the_end_token(either, context):
+    reader, plain = either
+    front = beginning(reader)
+    text = f"{context}the dog sat"
+    tokens = [*front, *reader.tokenizer.encode(text, add_special_tokens=False)]
+    ((score, greedy),) = ScaledLM(reader).loglikelihood([request("loglikelihood", context, "the dog sat")])
+    wanted = naive(plain, tokens, len(front), reader.scale_of(len(tokens)))
+    assert (score, greedy) == (pytest.approx(wanted[0], abs=2e-4), wanted[1])
+
+
+def test_an_empty_prompt_is_written_on_from_the_prefix_or_the_end_token(either):
+    reader, plain = either
+    model, front = ScaledLM(reader), beginning(reader)
+    (said,) = model.generate_until([request("generate_until", "", {"until": [], "max_gen_toks": 7})])
+    placed = model.placed["task", 0, "", ""]
+    assert (placed.tokens, placed.scale) == (len(front), reader.scale_of(len(front) + 7))
+    tokens = torch.tensor([front])
+    with torch.no_grad(), inverse_frequencies_divided(plain, placed.scale):
+        for _ in range(7):
+            tokens = torch.cat([tokens, plain(tokens).logits[:, -1:].argmax(-1)], dim=1)
+    assert said == reader.tokenizer.decode(tokens[0, len(front) :], skip_special_tokens=True)
+    assert said == reader.generate("", max_new_tokens=7)
+
+
+@pytest.mark.parametrize("longest", [None, 40, 4])
+def test_a_whole_text_stands_behind_the_prefix_of_which_nothing_is_predicted(prefixed, prefixed_plain, longest):
+    front = beginning(prefixed)
+    tokens = [*front, *prefixed.tokenizer.encode(TEXT * 3, add_special_tokens=False)]
+    model = ScaledLM(prefixed, max_context_length=longest)
+    texts = (TEXT * 3, f"[gMASK]<sop>{TEXT * 3}")
+    found = [model.loglikelihood_rolling([request("loglikelihood_rolling", text)]) for text in texts]
+    total, done, end = 0.0, len(front), min(len(tokens), longest or len(tokens))
+    while done < len(tokens):
+        window = tokens[max(0, end - (longest or end)) : end]
+        total += naive(prefixed_plain, window, len(window) - (end - done), prefixed.scale_of(len(window)))[0]
+        done, end = end, min(len(tokens), end + (longest or 0) - 1)
+    assert found == [[pytest.approx(total, abs=2e-3)]] * 2
+    assert model.loglikelihood_rolling([request("loglikelihood_rolling", "")]) == [0]
+
+
+def test_a_prefix_that_fills_the_longest_context_is_refused(prefixed):
+    model = ScaledLM(prefixed, max_context_length=2, too_long="truncate")
+    with pytest.raises(
+        RefusedError, match="the tokenizer puts 2 tokens before a text, 2 may be read; raise max_context"
+    ):
+        model.loglikelihood_rolling([request("loglikelihood_rolling", TEXT)])
+    with pytest.raises(RefusedError, match="leave no room for a prompt, 2 may be read"):
+        model.generate_until([request("generate_until", TEXT, {"max_gen_toks": 1})])
+
+
+def test_a_cut_prompt_keeps_the_whole_prefix(prefixed):
+    model, front = ScaledLM(prefixed, max_context_length=20, too_long="truncate"), beginning(prefixed)
+    whole = model.tok_encode(TEXT)
+    assert model._fitted([(whole, 4)]) == [([*front, *whole[-14:]], len(whole) + 4 - 20)]
+
+
+GREEDY = [
+    {"do_sample": True, "temperature": 0},
+    {"do_sample": True, "temperature": "0", "top_k": 5, "top_p": 0.9},
+    {"do_sample": "true", "temperature": 0.0, "min_p": 0.1},
+    {"do_sample": True, "temperature": 1e-30, "typical_p": 0.9},
+    {"temperature": "1e-8", "top_k": 0},
+    {"do_sample": False, "temperature": 0.7, "top_p": 0.9},
+    {"do_sample": None, "temperature": None, "top_k": None},
+    {"top_p": 0.9},
+]
+
+
+@pytest.mark.parametrize("how", GREEDY, ids=str)
+def test_temperature_0_is_greedy_in_any_spelling_and_without_a_warning(generator, how, caplog, monkeypatch):
+    for logger in ("transformers", "lm_eval"):
+        monkeypatch.setattr(logging.getLogger(logger), "propagate", True)
+    wanted = generator.generate(TEXT, max_new_tokens=8)
+    (said,) = ScaledLM(generator).generate_until([request("generate_until", TEXT, {"max_gen_toks": 8, **how})])
+    assert said == wanted
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize(
+    "how", [{"do_sample": True}, {"do_sample": 1, "temperature": "2"}, {"temperature": 3}], ids=str
+)
+def test_what_asks_for_drawn_tokens_gets_them(generator, how):
+    asked = [request("generate_until", TEXT, {"max_gen_toks": 8, **how})] * 4
+    assert len(set(ScaledLM(generator).generate_until(asked))) > 1
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"do_sample": "maybe"},
+        {"temperature": -1},
+        {"temperature": "hot"},
+        {"do_sample": True, "temperature": float("nan")},
+    ],
+    ids=str,
+)
+def test_a_temperature_that_is_none_is_refused(generator, how):
+    with pytest.raises(
+        RefusedError, match=r"^generation_kwargs: .*, wanted true or false and a temperature of at least 0$"
+    ):
+        ScaledLM(generator).generate_until([request("generate_until", TEXT, how)])
+
+
 def test_the_begin_token_stays_when_a_prompt_is_cut_and_is_put_once(generator, run):
     import copy
 

@@ -8,7 +8,7 @@ import pytest
 
 from e2ray.config.data import ByteLevelBpe
 from e2ray.config.retrieval import RetrievalSettings
-from e2ray.data.tokenizer import Encoder, begin_token, train_byte_level_bpe
+from e2ray.data.tokenizer import Encoder, encoder_of, train_byte_level_bpe
 from e2ray.evaluate.haystack import WORD, ContextLengthError, Haystack
 from e2ray.evaluate.prompts import prompts
 from e2ray.evaluate.tasks import CHAIN, COMMON, FREQUENT, NEEDLES, TASKS
@@ -25,7 +25,7 @@ def tokenizer():
 def documents(tokenizer):
     rng = np.random.default_rng(0)
     vocabulary = words(200)
-    encoder = Encoder(tokenizer.backend_tokenizer.to_str(), begin=begin_token(tokenizer), end=tokenizer.eos_token_id)
+    encoder = encoder_of(tokenizer)
     return encoder.encode([" ".join(rng.choice(vocabulary, size=1500)) for _ in range(3)])
 
 
@@ -153,7 +153,7 @@ def test_several_answers_are_all_different(documents, tokenizer):
 
 
 def test_words_are_the_documents_own(documents, tokenizer):
-    encoder = Encoder(tokenizer.backend_tokenizer.to_str(), begin=None, end=tokenizer.eos_token_id)
+    encoder = Encoder(tokenizer.backend_tokenizer.to_str(), prefix=(), end=tokenizer.eos_token_id)
     haystack = Haystack(documents, encoder)
     assert set(haystack.vocabulary) == {word for word in words(200) if WORD.fullmatch(word)}
     with pytest.raises(ContextLengthError, match=r"have \d+ different words of 4 to 12 letters, wanted 9999"):

@@ -21,6 +21,7 @@ from e2ray.core.model import build_model
 from e2ray.core.positions import draw
 from e2ray.data.order import local_indices
 from e2ray.data.shards import Rows
+from e2ray.data.tokenizer import load_tokenizer
 from e2ray.train import checkpoint, steps, worker
 from e2ray.train.assemble import write_model
 from e2ray.train.ledger import read_ledger, replayed
@@ -73,6 +74,7 @@ def write(task, folder):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<eos>")), eos_token="<eos>"
     )
+    tokenizer.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
     tokenizer.save_pretrained(task.shards / "tokenizer")
     write_model(
         task.model,
@@ -120,6 +122,7 @@ def test_training_runs_without_ray_and_the_model_folder_holds_its_last_weights(t
     assert parameters.keys() == saved.keys()
     assert all(torch.equal(parameters[name], saved[name]) for name in saved)
     assert model.config.rope_parameters["rope_type"] == "default"  # weights are free of the scale
+    assert load_tokenizer(tmp_path / "model").chat_template == {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
 
 
 def test_gradient_checkpointing_changes_memory_and_not_losses(task, tmp_path):

@@ -1,0 +1,22 @@
+"""How the next token of an answer is chosen: the likeliest one, or one drawn from those that are likely."""
+
+from typing import Any
+
+GREEDY_BELOW = 1e-5  # as vLLM: less says no more than which token is the likeliest, and far below it logits overflow
+
+
+def sampling(temperature: float | None, **options: Any) -> dict[str, Any]:
+    """Return the options of transformers' `generate` that choose tokens at a temperature.
+
+    Args:
+        temperature: At least 0; near 0 the likeliest token is taken. None leaves it to the model's own settings.
+        options: What else is asked for where tokens are drawn, e.g. `top_p`; dropped where none are, since transformers
+            warns that they say nothing there.
+    """
+    if temperature is None:
+        return {"do_sample": True, **options}
+    return (
+        {"do_sample": False}
+        if temperature < GREEDY_BELOW
+        else {"do_sample": True, "temperature": temperature, **options}
+    )
