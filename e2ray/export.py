@@ -24,6 +24,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from e2ray.config.base import SettingsError
+from e2ray.core.model_folder import RECORD, probe_of, refuse_damaged, seal
 from e2ray.core.rope import LOCAL_LAYER_TYPE
 from e2ray.data.tokenizer import save_whole, serve_up_to
 from e2ray.evaluate.documents import Progress
@@ -32,9 +33,10 @@ from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.serving import Check, profile_folder, served_scale, verify
 from e2ray.evaluate.verdict import table
 from e2ray.files import atomic_folder, write_json, write_text
+from e2ray.train.beside import card_fields
 
-COPIED_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 PICTURE = "evaluation.png"
+LOCAL = ("/", "./", "../", "~")  # how a path of a recipe begins
 PER_PAIR = ("llama3", "yarn")
 
 
@@ -110,6 +112,7 @@ def export(
     model_folder, out_folder = Path(model_folder).resolve(), Path(out_folder).resolve()
     if out_folder == model_folder or out_folder in model_folder.parents:
         raise SettingsError(f"export {out_folder}: would replace the model folder {model_folder}; name another folder")
+    refuse_damaged(model_folder)
     config = _read_config(model_folder)
     measured = {row["context_length"]: row_scale(row) for row in scales["lengths"]} if scales else {}
     chosen = {length: measured[length] for length in context_lengths if length in measured}
@@ -134,8 +137,11 @@ def export(
             write_json(aside / "scales.json", dict(scales))
         if picture is not None:
             shutil.copyfile(picture, aside / PICTURE)
-        card = model_card(config, profiles, checks, base_context_length, evaluation, run, bool(picture))
+        card = model_card(
+            config, profiles, checks, base_context_length, evaluation, run, bool(picture), card_fields(model_folder)
+        )
         write_text(aside / "README.md", card)
+        seal(aside, probe_of(model_folder))
     return {
         "folder": str(out_folder),
         "profiles": {length: str(profile_folder(out_folder, length)) for length in context_lengths},
@@ -150,20 +156,22 @@ def _read_config(folder: Path) -> PreTrainedConfig:
 
 
 def _take_files(model_folder: Path, out_folder: Path) -> None:
-    """Link the weights and copy the small files of a model folder; pickles and subfolders stay behind."""
+    """Link the weights and copy all else that a model folder holds but its own record; pickles stay behind."""
     weights = sorted(model_folder.glob("*.safetensors"))
     if not weights:
         raise FileNotFoundError(f"{model_folder}: holds no *.safetensors; wanted the model folder of a finished run")
-    for path in sorted(model_folder.iterdir()):
-        if path.suffix not in COPIED_SUFFIXES or not path.is_file():
+    for path in sorted(model_folder.rglob("*")):
+        name = path.relative_to(model_folder)
+        if not path.is_file() or name.parts[0] == RECORD or path.suffix in (".bin", ".pkl", ".pt"):
             continue
+        (out_folder / name).parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             try:
-                os.link(path.resolve(), out_folder / path.name)
+                os.link(path.resolve(), out_folder / name)
                 continue
             except OSError:  # another file system, or one without links
                 pass
-        shutil.copyfile(path, out_folder / path.name)
+        shutil.copyfile(path, out_folder / name)
 
 
 def make_profile(
@@ -344,14 +352,21 @@ def model_card(
     evaluation: Mapping[str, Any] | None,
     run: RunFacts,
     has_picture: bool,
+    of_base: Mapping[str, Any],
 ) -> str:
-    """Return the model card: YAML front matter, how to serve, the evidence and the settings."""
+    """Return the model card: YAML front matter, how to serve, the evidence and the settings.
+
+    `of_base` holds the fields of the base model's own card: its licence, languages, data sets and so on stay.
+    """
     is_hub_id = bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", run.base_model or ""))
+    tags = of_base.get("tags")
+    own = ["long-context", "e2-llm", "e2ray", config.model_type]
     front = {
+        **of_base,
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": of_base.get("pipeline_tag", "text-generation"),
         **({"base_model": run.base_model, "base_model_relation": "finetune"} if is_hub_id else {}),
-        "tags": ["long-context", "e2-llm", "e2ray", config.model_type],
+        "tags": list(dict.fromkeys([*tags, *own] if isinstance(tags, list) else own)),
     }
     facts = {
         "base model": run.base_model or "built from its sizes",
@@ -365,7 +380,7 @@ def model_card(
         "\n".join(f"- {key}: {value}" for key, value in facts.items()),
         "## Serving\n\n" + _serving_table(checks) + "\n\n" + _serving_example(profiles[-1], run.name),
         "## Evidence\n\n" + _evidence(evaluation, has_picture),
-        f"## Settings\n\n```yaml\n{yaml.safe_dump(_plain(run.settings), sort_keys=False)}```",
+        f"## Settings\n\n```yaml\n{yaml.safe_dump(public(_plain(run.settings)), sort_keys=False)}```",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -398,6 +413,25 @@ def _evidence(evaluation: Mapping[str, Any] | None, has_picture: bool) -> str:
         return "Not evaluated."
     text = table([Cell(**row) for row in evaluation["rows"]], evaluation["verdict"]).rstrip()
     return f"{text}\n\n![NLL by window and scale]({PICTURE})" if has_picture else text
+
+
+def public(value: Any) -> Any:
+    """Return settings as others may read them: files and folders by their own names, URIs without a query."""
+    if isinstance(value, Mapping):
+        return {
+            key: [_source(each) for each in inner] if key == "paths" else public(inner) for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [public(inner) for inner in value]
+    return _source(value) if (isinstance(value, str) and value.startswith(LOCAL)) or "://" in str(value) else value
+
+
+def _source(place: str) -> str:
+    """Return the last part of a path, or a URI without credentials and query."""
+    if "://" in place:
+        scheme, _, rest = place.partition("?")[0].partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+    return place.rstrip("/").rpartition("/")[2] or place
 
 
 def _plain(value: Any) -> Any:

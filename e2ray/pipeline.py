@@ -150,14 +150,15 @@ def _train(
     task = task_of(run, folder, shards, model, settings, positions)
     resources(run.config.cluster)
     train(task, run.config.cluster)
-    remote("write model", _write_model, task, use_gpu=False)
+    for line in remote("write model", _write_model, task, use_gpu=False):
+        show(line)
 
 
-def _write_model(task: Any) -> None:
+def _write_model(task: Any) -> list[str]:
     from e2ray.train.assemble import write_model
 
     found = task.folder / "checkpoints" / f"step-{task.train.steps}"
-    write_model(
+    return write_model(
         task.model,
         found,
         task.folder / "model",
@@ -194,6 +195,7 @@ def export(run: Run, base: Any) -> Path:
 def _export(run: Run, base: Any) -> None:
     from e2ray.export import RunFacts
     from e2ray.export import export as write_export
+    from e2ray.train.beside import base_name
 
     evaluation = _evaluation(run)
     settings, model = run.config.export, run.config.model
@@ -201,7 +203,7 @@ def _export(run: Run, base: Any) -> None:
     steps = run.config.train.steps
     facts = RunFacts(
         name=run.config.name,
-        base_model=model.path if isinstance(model, PretrainedModel) and not model.is_folder else None,
+        base_model=base_name(model),
         settings=run.config.model_dump(mode="json", exclude={"storage"}),
         facts={"steps": steps, "tokens": steps * run.config.train.batch_sequences * run.config.data.window},
     )

@@ -21,11 +21,13 @@ from transformers import (
 )
 
 from e2ray.config.base import SettingsError
+from e2ray.core.model_folder import seal
 from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.serving import verify
 from e2ray.evaluate.verdict import verdict
 from e2ray.export import RunFacts, commands, export, make_profile
+from e2ray.generate import Generator
 
 L = 64
 LENGTHS = (32, 192, 1024)
@@ -423,3 +425,70 @@ def test_servers_reach_a_length_whose_scale_is_below_w_over_l(folders):
         length = profile.server_override.get("max_position_embeddings", config.max_position_embeddings)
         factor = profile.server_override["rope_parameters"]["factor"]
         assert 1024 <= length * factor < 1024 + factor
+
+
+def card_of(folder):
+    front, body = (folder / "README.md").read_text().split("---\n", 2)[1:]
+    return yaml.safe_load(front), body
+
+
+def test_an_export_holds_what_its_model_folder_holds_and_the_bases_fields(folders, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(folders / "llama", model)
+    beside = {
+        "LICENSE": "licence",
+        "NOTICE": "notice",
+        "a/b/policy.md": "policy",
+        "additional_chat_templates/x.jinja": "{}",
+    }
+    fields = "---\nlicense: llama3.1\nlanguage: [en]\ntags: [meta, e2ray]\npipeline_tag: other\n---\n"
+    for name, content in {**beside, "README.base.md": fields}.items():
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text(content)
+    run_export(tmp_path, tmp_path / "out", "model", base_scaling=None, context_lengths=(64,))
+    assert {name: (tmp_path / "out" / name).read_text() for name in beside} == beside
+    front, _ = card_of(tmp_path / "out")
+    assert (front["license"], front["language"], front["pipeline_tag"]) == ("llama3.1", ["en"], "other")
+    assert front["tags"] == ["meta", "e2ray", "long-context", "e2-llm", "llama"]
+    assert front["base_model"] == "example/base-64"
+
+
+def test_a_card_names_sources_and_no_paths_or_keys(folders, tmp_path):
+    settings = {
+        "model": {"path": "/data/models/Base-8B", "attention": "auto"},
+        "data": {
+            "corpus": [{"kind": "text", "paths": ["~/mine/books/*.txt", "relative/house/notes.txt"], "weight": 1.0}],
+            "shards": "s3://key:secret@bucket/rows?secret_key=hidden&region=x",
+        },
+        "seed": 3,
+    }
+    run_export(folders, tmp_path / "out", context_lengths=(64,), run=RunFacts("demo", "Base-8B", settings))
+    front, body = card_of(tmp_path / "out")
+    assert "base_model" not in front and "- base model: Base-8B\n" in body
+    found = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert found["model"] == {"path": "Base-8B", "attention": "auto"}
+    assert found["data"]["corpus"] == [{"kind": "text", "paths": ["*.txt", "notes.txt"], "weight": 1.0}]
+    assert (found["data"]["shards"], found["seed"]) == ("s3://bucket/rows", 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "serving/64/config_override.json", "tokenizer.json"]
+)
+def test_a_damaged_export_is_not_read(folders, tmp_path, name):
+    run_export(folders, tmp_path / "out", context_lengths=(64,))
+    path = tmp_path / "out" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 8
+    path.unlink()  # the weights are a link to those of the model folder
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=f"{name}: is damaged"):
+        Generator(tmp_path / "out")
+
+
+def test_a_damaged_model_folder_is_not_exported(folders, tmp_path):
+    shutil.copytree(folders / "llama", tmp_path / "model")
+    seal(tmp_path / "model", None)
+    (tmp_path / "model" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(SettingsError, match=r"tokenizer_config\.json: is missing or truncated"):
+        run_export(tmp_path, tmp_path / "out", "model", base_scaling=None, context_lengths=(64,))
+    assert not (tmp_path / "out").exists()

@@ -24,10 +24,10 @@ from transformers.utils import is_flash_attn_2_available
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, Model, ModelSettings, PretrainedModel
 from e2ray.core.adapters import with_adapters
+from e2ray.core.model_folder import probe_of, refuse_damaged
 from e2ray.core.probe import Probe, forward_of, refuse_other_answers
 from e2ray.core.proof import prove, seeded
 from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook
-from e2ray.core.sealed import probe_of, refuse_damaged
 from e2ray.core.weights import first_line, load_weights
 
 # Rope types whose frequencies depend on the length of the text: no fixed model to train on top of.

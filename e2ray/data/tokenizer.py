@@ -43,11 +43,14 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
+    from e2ray.core.model_folder import refuse_damaged
+
     name = str(path)
     if isinstance(path, Path) or is_folder(name):
         name = os.path.abspath(os.path.expanduser(name))
         if not os.path.isdir(name):
             raise SettingsError(f"tokenizer {path}: no such folder; name one with tokenizer.json or a hub id")
+        refuse_damaged(Path(name), only=tokenizer_files(Path(name)))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         ids = tokenizer.encode(PROBES[0], add_special_tokens=False)

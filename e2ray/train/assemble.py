@@ -1,24 +1,28 @@
-"""From a checkpoint to the Hugging Face folder `model/`: full weights, adapters merged, tokenizer beside them."""
+"""From a checkpoint to the Hugging Face folder `model/`: weights, adapters merged, and what belongs beside them."""
 
 from pathlib import Path
 
 import torch
+from transformers import GenerationConfig
 
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model
 from e2ray.core.model import build_model, merged
+from e2ray.core.model_folder import seal
 from e2ray.core.probe import Probe, forward_of, refuse_other_answers
 from e2ray.core.rope import RotaryHook
-from e2ray.core.sealed import seal
 from e2ray.data.tokenizer import save_whole
 from e2ray.train import checkpoint
+from e2ray.train.beside import base_folder, has_generation_settings, take_along
 
 
 def write_model(
     settings: Model, found: Path, folder: Path, *, dtype: torch.dtype, vocab_size: int, seed: int, tokenizer: Path
-) -> None:
+) -> list[str]:
     """Write the model a checkpoint holds as a Hugging Face folder, whole or not at all.
+
+    What lies beside the base's weights travels along; returned is one line for each file that does not.
 
     Args:
         settings: The model that was trained.
@@ -49,10 +53,16 @@ def write_model(
     refuse_other_answers(probe, forward_of(whole), hook, whole, device=whole.device, what=f"{folder}, from {found},")
     hook.remove()
     _to(whole, dtype)
+    source, told = base_folder(settings)
+    if has_generation_settings(source):  # they travel as they are: saving them would refuse what bases do hold
+        whole.generation_config = GenerationConfig()
     with files.atomic_folder(folder) as aside:
         whole.save_pretrained(aside)
         save_whole(tokenizer, aside)
+        if source is not None:
+            told += take_along(source, aside)
         seal(aside, probe)
+    return told
 
 
 def _to(model: torch.nn.Module, dtype: torch.dtype) -> None:

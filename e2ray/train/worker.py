@@ -17,9 +17,9 @@ from transformers.utils.logging import disable_progress_bar
 from e2ray.config.base import SettingsError
 from e2ray.config.model import PretrainedModel
 from e2ray.core.model import build_model, known_probe, prove
+from e2ray.core.model_folder import weights_identity
 from e2ray.core.positions import draw
 from e2ray.core.proof import prove_apart
-from e2ray.core.sealed import weights_identity
 from e2ray.data.order import local_indices
 from e2ray.data.shards import Rows
 from e2ray.train import checkpoint, steps

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 
 from e2ray.config.base import SettingsError
-from e2ray.core import sealed
+from e2ray.core import model_folder
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def folder(tmp_path):
         "serving/64/config_override.json": "{}",
     }.items():
         (folder / name).write_text(text)
-    sealed.seal(folder, None)
+    model_folder.seal(folder, None)
     return folder
 
 
 def test_a_folder_as_it_was_written_is_read(folder):
-    sealed.refuse_damaged(folder)
-    assert sealed.probe_of(folder) is None
+    model_folder.refuse_damaged(folder)
+    assert model_folder.probe_of(folder) is None
 
 
 @pytest.mark.parametrize(
@@ -40,32 +40,32 @@ def test_a_changed_or_lost_file_is_named(folder, name):
     content[0] ^= 1
     path.write_bytes(content)
     with pytest.raises(SettingsError, match=f"{name}: is damaged.*restore it"):
-        sealed.refuse_damaged(folder)
+        model_folder.refuse_damaged(folder)
     path.unlink()
     with pytest.raises(SettingsError, match=f"{name}: is missing"):
-        sealed.refuse_damaged(folder)
+        model_folder.refuse_damaged(folder)
 
 
 @pytest.mark.parametrize("name", ["model-00002.safetensors", "pytorch_model.bin", "adapter_config.json", "t.jinja"])
 def test_what_was_put_in_and_would_be_read_is_named(folder, name):
     (folder / name).write_text("{}")
     with pytest.raises(SettingsError, match=f"{name}: was put into the folder"):
-        sealed.refuse_damaged(folder)
+        model_folder.refuse_damaged(folder)
 
 
 def test_a_card_may_be_edited_and_notes_may_be_added(folder):
     (folder / "README.md").write_text("another card")
     (folder / "notes.txt").write_text("mine")
-    sealed.refuse_damaged(folder)
+    model_folder.refuse_damaged(folder)
 
 
 def test_only_the_files_asked_for_are_read(folder):
     (folder / "model.safetensors").write_text("WEIGHTS")
-    sealed.refuse_damaged(folder, only=["config.json"])
+    model_folder.refuse_damaged(folder, only=["config.json"])
 
 
 def test_every_changed_byte_of_the_record_is_noticed_or_changes_nothing(folder):
-    path = folder / sealed.RECORD / sealed.MANIFEST
+    path = folder / model_folder.RECORD / model_folder.MANIFEST
     text = path.read_bytes()
     before = json.loads(text)
     for place in range(len(text)):
@@ -77,22 +77,22 @@ def test_every_changed_byte_of_the_record_is_noticed_or_changes_nothing(folder):
         except ValueError:
             same = False
         with nullcontext() if same else pytest.raises(SettingsError, match=re.escape(str(path))):
-            sealed.refuse_damaged(folder)
+            model_folder.refuse_damaged(folder)
 
 
 def test_a_lost_record_in_its_folder_is_told(folder):
-    (folder / sealed.RECORD / sealed.MANIFEST).unlink()
+    (folder / model_folder.RECORD / model_folder.MANIFEST).unlink()
     with pytest.raises(SettingsError, match=r"manifest\.json: is missing"):
-        sealed.refuse_damaged(folder)
+        model_folder.refuse_damaged(folder)
 
 
 def test_the_identity_of_weights_is_that_of_their_bits(folder, tmp_path):
-    identity = sealed.weights_identity(str(folder), None, is_folder=True)
+    identity = model_folder.weights_identity(str(folder), None, is_folder=True)
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "model.safetensors").write_text("weights")
-    assert sealed.weights_identity(str(plain), None, is_folder=True) == identity
+    assert model_folder.weights_identity(str(plain), None, is_folder=True) == identity
     (plain / "config.json").write_text("{1}")
-    assert sealed.weights_identity(str(plain), None, is_folder=True) == identity
+    assert model_folder.weights_identity(str(plain), None, is_folder=True) == identity
     (plain / "model.safetensors").write_text("weighty")
-    assert sealed.weights_identity(str(plain), None, is_folder=True) != identity
+    assert model_folder.weights_identity(str(plain), None, is_folder=True) != identity

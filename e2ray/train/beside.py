@@ -1,0 +1,117 @@
+"""What lies beside the weights of a base model and travels with what was trained from it.
+
+Licences, notices, use policies, generation settings, files of other programs: all but weights, code and pickles, and
+but what is written anew (the config and the tokenizer). The base's card becomes `README.base.md`, and its fields enter
+the card of an export.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
+
+from e2ray.config.model import Model, PretrainedModel
+from e2ray.core.model_folder import RECORD
+from e2ray.core.weights import first_line
+from e2ray.data.tokenizer import tokenizer_files
+
+CARD, BASE_CARD = "README.md", "README.base.md"
+WEIGHTS = frozenset(
+    ".safetensors .bin .pt .pth .ckpt .gguf .ggml .onnx .onnx_data .h5 .keras .msgpack .npz .tflite .mlmodel "
+    ".mlpackage .engine .plan .ot .distcp .nemo .tar .tgz .gz .zip .zst .xz .7z".split()
+)
+CODE = frozenset(".py .pyc .ipynb .so .dll .dylib .exe .sh .bat .ps1 .js .jar .whl .c .cc .cpp .cu .rs .go".split())
+PICKLES = frozenset(".pkl .pickle .joblib .dill .npy".split())
+INDEX = ".index.json"
+OF_AN_EXPORT = frozenset({RECORD, "serving", "scales.json", "evaluation.png"})  # where the base is one of ours
+OF_THE_BASE = frozenset(
+    {"model-index", "base_model_relation", "widget", "new_version", "inference"}
+)  # fields of a card
+
+
+def base_name(model: Model) -> str | None:
+    """Return what cards call a base model: its hub id, or its folder's own name; None for one built from its sizes."""
+    if not isinstance(model, PretrainedModel):
+        return None
+    return Path(model.path).expanduser().resolve().name if model.is_folder else model.path
+
+
+def base_folder(model: Model) -> tuple[Path | None, list[str]]:
+    """Return the folder of a base model's small files, and one line where not all could be had.
+
+    Those of a hub id are fetched now or were before; None for a model built from its sizes.
+    """
+    if not isinstance(model, PretrainedModel):
+        return None, []
+    if model.is_folder:
+        return Path(model.path).expanduser(), []
+    unwanted = [f"*{suffix}" for suffix in sorted(WEIGHTS | CODE | PICKLES)]
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision, ignore_patterns=unwanted)), []
+    except (HfHubHTTPError, OSError, ValueError) as error:  # offline in each of its ways
+        config = cached_file(model.path, CONFIG_NAME, revision=model.revision)
+        assert config is not None, "a model that was loaded has a config"
+        return Path(config).parent, [
+            f"{model.path}: the hub does not answer ({first_line(error)}), so of its small files only those that were "
+            "fetched before travel with the model"
+        ]
+
+
+def take_along(source: Path, target: Path) -> list[str]:
+    """Copy what lies beside a base model's weights, and return one line per file that stays behind.
+
+    Args:
+        source: Folder of the base.
+        target: Folder of the new model, its config and tokenizer there already.
+    """
+    anew = {CONFIG_NAME, *tokenizer_files(source)}
+    told = []
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if not path.is_file() or any(part.startswith(".") for part in name.parts) or name.parts[0] in OF_AN_EXPORT:
+            continue
+        if str(name) in anew or name.name.endswith(INDEX):
+            continue
+        kind = _kind_left_behind(path)
+        if kind is None:
+            place = target / (BASE_CARD if str(name) == CARD else name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        elif len(name.parts) > 1 or path.suffix != ".safetensors":  # those were trained
+            told.append(f"{name}: {kind}, stays with the base model")
+    return told
+
+
+def _kind_left_behind(path: Path) -> str | None:
+    suffixes = {suffix.lower() for suffix in path.suffixes[-2:]}
+    for kind, known in (("weights or an archive", WEIGHTS), ("code", CODE), ("a pickle", PICKLES)):
+        if suffixes & known:
+            return kind
+    return None
+
+
+def has_generation_settings(source: Path | None) -> bool:
+    """Return whether a base says how text is generated, in a file of its own."""
+    return source is not None and (source / GENERATION_CONFIG_NAME).is_file()
+
+
+def card_fields(folder: Path) -> dict[str, Any]:
+    """Return the fields at the head of a base model's card that hold for what was trained from it; none without one.
+
+    Args:
+        folder: A model folder, where `take_along` has put the card.
+    """
+    path = folder / BASE_CARD
+    text = path.read_text(encoding="utf-8", errors="replace").lstrip("\ufeff") if path.is_file() else ""
+    if not text.startswith("---"):
+        return {}
+    head, closing, _ = text.removeprefix("---").partition("\n---")
+    try:
+        found = yaml.safe_load(head) if closing else None
+    except yaml.YAMLError:
+        return {}
+    return {key: value for key, value in found.items() if key not in OF_THE_BASE} if isinstance(found, dict) else {}
