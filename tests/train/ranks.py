@@ -48,6 +48,7 @@ def engine_for(phase):
         zero_stage=phase["stage"],
         offload=phase.get("offload", "none"),
         precision=phase.get("precision", "fp32"),
+        clip_norm=phase.get("clip", 1.0),
         warmup_steps=2,
         log_every=1,
         checkpoint_every=1,
