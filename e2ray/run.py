@@ -53,7 +53,9 @@ class Run:
         identity = {
             "model": config.model.model_dump(mode="json", exclude={"lora", "gradient_checkpointing", "attention"}),
             "data": config.data.model_dump(mode="json", exclude={"shards", "ledger", "prefetch_mib"}),
-            "pretrain": config.pretrain.model_dump(mode="json") if config.pretrain else None,
+            "pretrain": config.pretrain.model_dump(mode="json", exclude={"max_skipped_steps"})
+            if config.pretrain
+            else None,
             "seed": config.seed,
             "python": platform.python_version(),
         }

@@ -361,3 +361,8 @@ def _with_adapters(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
     with warnings.catch_warnings():  # peft asks transformers by a name that is deprecated there
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def non_finite(model: nn.Module) -> str | None:
+    """Return the name of the first weight that holds a NaN or an infinity, None where none does."""
+    return next((name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())), None)

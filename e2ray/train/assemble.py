@@ -7,8 +7,9 @@ import torch
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model
-from e2ray.core.model import build_model, load_tokenizer, merged
+from e2ray.core.model import build_model, load_tokenizer, merged, non_finite
 from e2ray.train import checkpoint
+from e2ray.train.loop import Diverged
 
 
 def write_model(
@@ -27,6 +28,7 @@ def write_model(
 
     Raises:
         SettingsError: If the checkpoint is damaged or belongs to another model, or the disk is full.
+        Diverged: If a weight is not finite once merged and in `dtype`.
     """
     model = build_model(settings, dtype=torch.float32, vocab_size=vocab_size, seed=seed)
     state = checkpoint.read_state(found)
@@ -39,9 +41,20 @@ def write_model(
     whole = merged(model)
     whole.config.use_cache = True
     _to(whole, dtype)
+    _refuse_non_finite(whole, found, dtype)
     with files.atomic_folder(folder) as aside:
         whole.save_pretrained(aside)
         load_tokenizer(str(tokenizer)).save_pretrained(aside)
+
+
+def _refuse_non_finite(model: torch.nn.Module, found: Path, dtype: torch.dtype) -> None:
+    """Raise Diverged if a weight that would be written is not finite: a product of adapters or the dtype overflows."""
+    name = non_finite(model)
+    if name:
+        raise Diverged(
+            f"{found}: {name} is not finite as merged {str(dtype).removeprefix('torch.')}, so no model is written; "
+            "train again with a lower train.lr"
+        )
 
 
 def _to(model: torch.nn.Module, dtype: torch.dtype) -> None:

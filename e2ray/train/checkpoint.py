@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.train.engine import Engine, ParameterState
+from e2ray.train.loop import Diverged
 
 FORMAT = 1
 PART_BYTES = 2 * 2**30
@@ -66,7 +67,9 @@ def save(engine: Engine, folder: Path, *, step: int, facts: dict[str, Any], keep
 
     Raises:
         SettingsError: On every rank, if the disk of one of them is full.
+        Diverged: On every rank, if a weight or a moment is not finite; nothing is written then.
     """
+    refuse_non_finite(engine, step=step, folder=folder)
     aside, final = folder / f"{files.TEMPORARY}step-{step}", folder / f"step-{step}"
 
     def begin() -> None:
@@ -102,6 +105,24 @@ def save(engine: Engine, folder: Path, *, step: int, facts: dict[str, Any], keep
 
     together(commit, doing="committing the checkpoint")
     return final
+
+
+def refuse_non_finite(engine: Engine, *, step: int, folder: Path | None = None) -> None:
+    """Raise Diverged on every rank if a trainable weight or one of its moments is not finite; all must call this.
+
+    Args:
+        engine: Behind an update.
+        step: Steps made so far.
+        folder: The run's `checkpoints` folder, where it has one: the newest stays what a run continues from.
+    """
+    found = engine.non_finite()
+    if found:
+        kept = latest(folder) if folder else None
+        last = f"; {kept} is the last good checkpoint and stays" if kept else ""
+        raise Diverged(
+            f"step {step}: the {found} is not finite behind the last update, so the state is not saved{last}; lower "
+            "train.lr or train.weight_decay, or set train.clip_norm"
+        )
 
 
 def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
@@ -236,5 +257,5 @@ def load(engine: Engine, checkpoint: Path) -> dict[str, Any]:
         return state
 
     state = together(check, doing="reading the checkpoint")[engine.rank]
-    engine.load(read_parameters(checkpoint, state), optimizer_step=state["step"])
+    engine.load(read_parameters(checkpoint, state), optimizer_step=state["step"] - state.get("skipped_steps", 0))
     return state

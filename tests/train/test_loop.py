@@ -18,6 +18,7 @@ class Recording:
     device = torch.device("cpu")
     num_workers = 1
     grad_norm = 0.5
+    skipped = False
 
     def __init__(self, fail_at=None):
         self.rates, self.draws, self.fail_at = [], [], fail_at

@@ -9,7 +9,7 @@ from e2ray.train.record import (
     environment,
     peak_memory_mib,
     progress_line,
-    prune_metrics,
+    prune_lines,
     read_metrics,
     read_status,
     write_status,
@@ -33,7 +33,7 @@ def line(step):
 def test_lines_behind_the_checkpoint_and_a_torn_line_are_removed(tmp_path):
     whole = "".join(json.dumps(line(step)) + "\n" for step in (10, 20, 30))
     (tmp_path / "metrics.jsonl").write_text(whole + '{"step": 4')
-    prune_metrics(tmp_path, 20)
+    prune_lines(tmp_path / "metrics.jsonl", 20)
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [10, 20]
 
 
