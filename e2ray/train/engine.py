@@ -346,11 +346,11 @@ class Engine:
     def non_finite(self) -> str | None:
         """Return what holds a number that is not finite, as `weight of <parameter>`; None where nothing does.
 
-        Every rank must call this and gets the same answer. Each looks at its own share of the fp32 weights and moments;
-        only where one finds something are they gathered, since what fills up a share counts for nothing.
+        Every rank must call this and gets the same answer. Each looks at its own share of the fp32 weights and moments,
+        which AdamW's state holds after the first update; only where one finds something are they gathered, since what
+        fills up a share counts for nothing.
         """
-        shares = [p for group in self._adam.param_groups for p in group["params"]]
-        shares += [state[key] for state in self._adam.state.values() for key in MOMENTS if key in state]
+        shares = [value for weight, state in self._adam.state.items() for value in (weight, *map(state.get, MOMENTS))]
         if not self.any(not all(bool(share.isfinite().all()) for share in shares)):
             return None
         found = None

@@ -126,3 +126,39 @@ def test_latest_that_names_nothing_is_told(copied):
     with pytest.raises(SettingsError, match="names step-99, which is not there"):
         checkpoint.latest(copied.parent)
     assert checkpoint.latest(copied) is None  # a folder without the pointer holds no checkpoint
+
+
+SPOILED = {"2": [1, "gradient"], "3": [0, "finite gradient"]}  # in step 3 the losses of rank 0 alone
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        [{"stage": 0, "clip": 0.0}, {"stage": 3}],
+        pytest.param([{"stage": 1, "precision": "bf16"}, {"stage": 2, "clip": 0.0}], marks=pytest.mark.slow),
+    ],
+    ids=["stages 0 and 3", "stages 1 and 2"],
+)
+def spoiled_on_two(request, train_on_ranks, tmp_path_factory):
+    """Two ranks whose steps 2 and 3 go wrong on one of them, the same with a restart behind them, and without them."""
+    found, phases = [], []
+    for case in request.param:
+        spoiled, between, without = (tmp_path_factory.mktemp("skipped") for _ in range(3))
+        phases += [
+            case | {"start": FIRST, "stop": END, "spoiled": SPOILED, "save": str(spoiled)},
+            case | {"start": FIRST, "stop": THEN, "spoiled": SPOILED, "save": str(between)},
+            case | {"start": THEN, "stop": END, "load": str(between / f"step-{THEN}")},
+            case | {"start": FIRST, "stop": END, "without": [2, 3], "save": str(without)},
+        ]
+        found.append((spoiled / f"step-{END}", without / f"step-{END}"))
+    losses = train_on_ranks(2, phases)
+    return [(losses[4 * number : 4 * number + 4], folders) for number, folders in enumerate(found)]
+
+
+def test_a_step_that_goes_wrong_on_one_rank_is_skipped_on_both(spoiled_on_two):
+    for (spoiled, _, restarted, without), folders in spoiled_on_two:
+        assert spoiled[2:4] == ["skipped"] * 2
+        assert spoiled[:2] + spoiled[4:] == without  # losses and gradient norms, in every bit
+        assert restarted == spoiled[THEN:]  # Adam's counter leaves out the skipped ones
+        saved, wanted = ({path.name: path.read_bytes() for path in folder.glob("part-*")} for folder in folders)
+        assert len(saved) == 2 and saved == wanted  # weights and moments
