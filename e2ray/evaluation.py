@@ -345,7 +345,8 @@ def _ask_suites(
             out["scores"] += [{"model": name} | row for row in found.scores]
             out["missing"] += [{"model": name} | row for row in found.missing]
             for sample in found.samples:
-                file.write(json.dumps({"model": name} | sample, ensure_ascii=False, default=str) + "\n")
+                line = files.finite({"model": name} | sample)
+                file.write(json.dumps(line, ensure_ascii=False, default=str, allow_nan=False) + "\n")
     return out
 
 

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -60,6 +61,15 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a small text file whole or not at all."""
     with atomic_path(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """Return plain data with None for every NaN and infinity, which JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -357,3 +358,9 @@ def test_a_lock_is_free_again_behind_its_block_and_behind_an_error(tmp_path):
 def test_errors_of_the_locked_work_are_left_as_they_are(tmp_path):
     with pytest.raises(PermissionError, match="of the work"), files.lock(tmp_path / ".lock", what="testing"):
         raise PermissionError("of the work")
+
+
+def test_what_is_no_finite_number_becomes_null():
+    value = {"a": [1.5, math.nan, (math.inf, 2)], "b": {"c": -math.inf}, "d": "nan", "e": True, "f": None}
+    assert files.finite(value) == {"a": [1.5, None, [None, 2]], "b": {"c": None}, "d": "nan", "e": True, "f": None}
+    json.dumps(files.finite(value), allow_nan=False)

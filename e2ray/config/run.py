@@ -28,11 +28,13 @@ FREE_ON_RESUME = (
     "train.micro_batch_sequences",
     "train.progress_s",
     "train.keep_checkpoints",
+    "train.max_skipped_steps",
     "pretrain.zero_stage",
     "pretrain.offload",
     "pretrain.micro_batch_sequences",
     "pretrain.progress_s",
     "pretrain.keep_checkpoints",
+    "pretrain.max_skipped_steps",
     "model.gradient_checkpointing",
     "model.attention",
 )

@@ -25,6 +25,11 @@ class TrainSettings(Settings):
         0.0, ge=0, le=1, description="Learning rate after the last step as a share of the peak (linear, cosine)."
     )
     clip_norm: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
+    max_skipped_steps: int = Field(
+        3,
+        ge=1,
+        description="Steps in a row without a finite gradient norm or loss, which change nothing, that end the run.",
+    )
     zero_stage: int = Field(2, ge=0, le=3, description="DeepSpeed ZeRO stage.")
     offload: Literal["none", "optimizer", "all"] = Field(
         "none", description="What lives in CPU memory: nothing, the optimizer, or it and (stage 3) the weights."

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import (
     AutoConfig,
     LlamaConfig,
@@ -335,3 +336,8 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
     else:  # the name in early transformers 5, deprecated in later ones
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     model.config.use_cache = False
+
+
+def non_finite(model: nn.Module) -> str | None:
+    """Return the name of the first weight that holds a NaN or an infinity, None where none does."""
+    return next((name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())), None)

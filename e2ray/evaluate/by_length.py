@@ -219,13 +219,14 @@ def length_cells(nll: np.ndarray, lengths: Sequence[int], *, last: int, scale: f
         sums = values[:, length - 1 - scored : length - 1].sum(axis=1)
         counts = np.full(len(values), scored)
         mean = float(sums.sum() / counts.sum())
-        if not math.isfinite(mean):
+        bucket = float(values[:, before - 1 : length - 1].mean())
+        if not math.isfinite(mean) or not math.isfinite(bucket):
+            wrong = bucket if math.isfinite(mean) else mean
             raise DivergedWeights(
-                f"{model} model, context length {length}, scale {scale:g}: NLL is {mean}, wanted a finite number; the "
+                f"{model} model, context length {length}, scale {scale:g}: NLL is {wrong}, wanted a finite number; the "
                 "weights have diverged, train with a lower train.lr"
             )
         low, high = ratio_interval(sums, counts) or (None, None)
-        bucket = float(values[:, before - 1 : length - 1].mean())
         cells.append(
             LengthCell(model, length, float(scale), mean, low, high, bucket, int(counts.sum()), len(values), scored)
         )

@@ -9,6 +9,7 @@ the rotary hook.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -26,11 +27,12 @@ from e2ray.evaluate.scoring import forward_nll
 
 BOS_POLICY = "no token is added; the first token of a document is context only and never scored"
 
+MAX_NLL = math.log(sys.float_info.max)  # nats, whose perplexity is the largest float
 OUT_OF_MEMORY = "it does not fit into memory; lower evaluate.batch_tokens or give the workers more"
 
 
 class DivergedWeights(SettingsError):
-    """A model's NLL is no finite number."""
+    """A model's NLL or its perplexity is no finite number."""
 
 
 @dataclass(frozen=True)
@@ -304,10 +306,10 @@ def _measure(
 
 
 def _refuse_diverged(sums: Sums) -> None:
-    if not math.isfinite(sums.mean):
+    if not sums.mean <= MAX_NLL:
         raise DivergedWeights(
-            f"{sums.model} model, window {sums.window}, scale {sums.scale:g}: NLL is {sums.mean}, wanted a finite "
-            "number; the weights have diverged, train with a lower train.lr"
+            f"{sums.model} model, window {sums.window}, scale {sums.scale:g}: NLL is {sums.mean}, wanted a number "
+            "whose perplexity is finite; the weights have diverged, train with a lower train.lr"
         )
 
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from e2ray.config.base import SettingsError
+from e2ray.core.model import non_finite
 from e2ray.core.rope import RotaryHook, find_rotary_modules
 from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.perplexity import paper_scale
@@ -89,7 +90,7 @@ def verify(
 
     Raises:
         FileNotFoundError: If a profile is not there.
-        SettingsError: If a profile differs from the hook at its scale.
+        SettingsError: If a weight is not finite, or a profile differs from the hook at its scale.
     """
     folder = Path(folder)
     chosen = {length: served_scale(length, base_context_length) for length in context_lengths} | dict(scales or {})
@@ -99,6 +100,9 @@ def verify(
     }
     with _without_bars():
         model = _load(folder, {})
+        wrong = non_finite(model)
+        if wrong:
+            raise SettingsError(f"{folder}: {wrong} holds numbers that are not finite; export a model that is whole")
         hook = RotaryHook(model)
         texts, wanted = {}, {}
         for length in context_lengths:

@@ -22,6 +22,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from e2ray import files
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.config.search import PAPER, Choice, IntRange, SearchSettings
@@ -74,7 +75,7 @@ class Measured:
         retrieval: Share of passkeys found, or None where none were looked for.
         tokens: Tokens trained on so far.
         seconds: Wall time of training and evaluation so far.
-        loss: Training loss since the last logged step.
+        loss: Training loss since the last logged step; None where no row had a finite one.
     """
 
     step: int
@@ -82,7 +83,7 @@ class Measured:
     retrieval: float | None
     tokens: int
     seconds: float
-    loss: float
+    loss: float | None
 
 
 class Study:
@@ -250,7 +251,7 @@ class Study:
         for window in (self.base_context_length, *self.windows):
             cell_nll(rows, window, paper_scale(window, self.base_context_length))
         self._optuna.set_user_attr("base_retrieval", retrieval)
-        self._optuna.set_user_attr("base", rows)
+        self._optuna.set_user_attr("base", files.finite(rows))
 
     @property
     def base(self) -> list[dict[str, Any]] | None:
@@ -349,14 +350,14 @@ class Study:
         self, trial: Trial, measured: Measured, found: Mapping[str, float | None], *, stop: bool
     ) -> dict[str, Any]:
         """Write one line into the journal that holds all that is known at a step, its verdict too."""
-        note = {
+        note: dict[str, Any] = {
             "cells": measured.cells,
             "tokens": measured.tokens,
             "seconds": round(measured.seconds, 3),
             "loss": measured.loss,
             "stop": stop,
         }
-        note |= found
+        note = files.finite({**note, **found})
         trial.set_user_attr(_key(measured.step), note)
         return note
 

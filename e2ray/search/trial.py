@@ -36,8 +36,11 @@ from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, paper_scal
 from e2ray.evaluate.retrieval import accuracy
 from e2ray.search.objectives import long_windows
 from e2ray.search.study import Measured, Plan
+from e2ray.train import checkpoint
 from e2ray.train.engine import Engine, ParameterState, precision_of
-from e2ray.train.loop import Batch, Diverged, fit
+from e2ray.train.ledger import rows_of
+from e2ray.train.loop import Batch, Diverged, Skips, fit
+from e2ray.train.record import note_skipped
 from e2ray.train.task import Task
 from e2ray.train.worker import begin, drawn
 
@@ -187,10 +190,15 @@ def measure(examiner: Examiner, engine: Engine, plan: Plan, step: int, seconds: 
         plan: What it is.
         step: Updates made.
         seconds: Returns the wall time it has trained and been measured.
+
+    Raises:
+        Diverged: If its state is not finite, where the documents need not show it.
+        DivergedWeights: If an NLL is not finite.
     """
     last = step == plan.config.train.steps
     if not last and step not in plan.rungs:
         return {}
+    checkpoint.refuse_non_finite(engine, step=step)
     found = examiner.examine(engine, plan, last=last)
     return found | {"trial_seconds": seconds(), "complete": last}
 
@@ -279,6 +287,7 @@ class Workbench:
         )
         self.batches = self._counted(drawn(rows, task, rank=0, num_workers=1, start_step=0))
         self.done = self.tokens = self.taken = 0
+        self.skips = Skips()
         self.seconds = 0.0
         self.show = self.gauges(task.name) if self.gauges else None
 
@@ -320,11 +329,17 @@ class Workbench:
             return "stop" if "cells" in metrics else None
 
         def evaluate(step: int) -> dict[str, Any]:
-            if not measured:
-                return {}
             assert self.engine is not None
+            if not measured:
+                if step == self.task.train.steps:
+                    checkpoint.refuse_non_finite(self.engine, step=step)
+                return {}
             seconds = self.seconds
             return measure(self.examiner, self.engine, self.plan, step, lambda: seconds + time.perf_counter() - began)
+
+        def note(step: int, batch: Batch, nll: torch.Tensor) -> None:
+            assert batch.ids is not None
+            note_skipped(self.task.folder, step, rows_of(batch.ids, batch.draw, nll))
 
         try:
             self.done = fit(
@@ -335,6 +350,8 @@ class Workbench:
                 report=report,
                 save=lambda step: None,
                 evaluate=evaluate,
+                note_skipped=note,
+                skips=self.skips,
                 tokens=self.tokens,
             )
         except (Diverged, DivergedWeights) as error:

@@ -8,13 +8,14 @@ from transformers import GenerationConfig
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model
-from e2ray.core.model import build_model, merged
+from e2ray.core.model import build_model, merged, non_finite
 from e2ray.core.model_folder import seal
 from e2ray.core.probe import Probe, forward_of, refuse_other_answers
 from e2ray.core.rope import RotaryHook
 from e2ray.data.tokenizer import save_whole
 from e2ray.train import checkpoint
 from e2ray.train.beside import base_folder, has_generation_settings, take_along
+from e2ray.train.loop import Diverged
 
 
 def write_model(
@@ -36,6 +37,7 @@ def write_model(
     Raises:
         SettingsError: If the checkpoint is damaged or belongs to another model, the model answers otherwise than the
             engine that was saved, or the disk is full.
+        Diverged: If a weight is not finite once merged and in `dtype`.
     """
     # Flash attention of the training cannot run on a CPU and knows no float32.
     plain = settings.model_copy(update={"attention": "auto", "gradient_checkpointing": False})
@@ -48,11 +50,13 @@ def write_model(
         for entry in checkpoint.read_parameters(found, state):
             parameters[entry.name].copy_(entry.weight)
     whole = merged(model).eval()
+    _refuse_non_finite(whole, found, torch.float32)
     probe = Probe.read(found / checkpoint.PROBE)
     hook = RotaryHook(whole)
     refuse_other_answers(probe, forward_of(whole), hook, whole, device=whole.device, what=f"{folder}, from {found},")
     hook.remove()
     _to(whole, dtype)
+    _refuse_non_finite(whole, found, dtype)
     source, told = base_folder(settings)
     if has_generation_settings(source):  # they travel as they are: saving them would refuse what bases do hold
         whole.generation_config = GenerationConfig()
@@ -63,6 +67,16 @@ def write_model(
             told += take_along(source, aside)
         seal(aside, probe)
     return told
+
+
+def _refuse_non_finite(model: torch.nn.Module, found: Path, dtype: torch.dtype) -> None:
+    """Raise Diverged if a weight that would be written is not finite: a product of adapters or the dtype overflows."""
+    name = non_finite(model)
+    if name:
+        raise Diverged(
+            f"{found}: {name} is not finite as merged {str(dtype).removeprefix('torch.')}, so no model is written; "
+            "train again with a lower train.lr"
+        )
 
 
 def _to(model: torch.nn.Module, dtype: torch.dtype) -> None:

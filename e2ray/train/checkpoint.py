@@ -26,6 +26,7 @@ from e2ray.config.run import differences
 from e2ray.core.probe import Probe
 from e2ray.train import steps
 from e2ray.train.engine import Engine, ParameterState
+from e2ray.train.loop import Diverged
 
 FORMAT = 2
 PROBE = "probe.safetensors"
@@ -72,7 +73,9 @@ def save(engine: Engine, folder: Path, *, step: int, facts: dict[str, Any], keep
 
     Raises:
         SettingsError: On every rank, if the disk of one of them is full.
+        Diverged: On every rank, if a weight or a moment is not finite; nothing is written then.
     """
+    refuse_non_finite(engine, step=step, folder=folder)
     aside, final = folder / f"{files.TEMPORARY}step-{step}", folder / f"step-{step}"
 
     def begin() -> None:
@@ -110,6 +113,24 @@ def save(engine: Engine, folder: Path, *, step: int, facts: dict[str, Any], keep
 
     together(commit, doing="committing the checkpoint")
     return final
+
+
+def refuse_non_finite(engine: Engine, *, step: int, folder: Path | None = None) -> None:
+    """Raise Diverged on every rank if a trainable weight or one of its moments is not finite; all must call this.
+
+    Args:
+        engine: Behind an update.
+        step: Steps made so far.
+        folder: The run's `checkpoints` folder, where it has one: the newest stays what a run continues from.
+    """
+    found = engine.non_finite()
+    if found:
+        kept = steps.latest(folder) if folder else None
+        last = f"; {kept} is the last good checkpoint and stays" if kept else ""
+        raise Diverged(
+            f"step {step}: the {found} is not finite behind the last update, so the state is not saved{last}; lower "
+            "train.lr or train.weight_decay, or set train.clip_norm"
+        )
 
 
 def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
@@ -276,5 +297,6 @@ def _take_over(engine: Engine, checkpoint: Path, state: dict[str, Any], identity
             raise SettingsError(f"{checkpoint}: belongs to another model, its parameters have other names or shapes")
 
     together(check, doing="reading the checkpoint")
-    engine.load(read_parameters(checkpoint, state), optimizer_step=state["step"])
+    updates = state["step"] - state["skipped_steps"]
+    engine.load(read_parameters(checkpoint, state), optimizer_step=updates)
     engine.refuse_other_answers(Probe.read(checkpoint / PROBE), what=str(checkpoint))

@@ -8,7 +8,7 @@ checkpoint knows neither a world size nor a ZeRO stage.
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +101,29 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def telling(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Return the loss; where it is no finite number its gradient is none either, by which every rank hears of it."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+
+
+class SkippingAdamW(torch.optim.AdamW):
+    """AdamW that leaves weights, moments and its counter alone where the gradient's norm is beyond float32.
+
+    The norm is what `norm` returns, or its square, which the second moment would hold. In ZeRO stages 1 to 3 DeepSpeed
+    skips most such updates itself; stage 3 lets norms pass whose square is infinite, and stage 0 all of them.
+    """
+
+    norm: Callable[[], Tensor | float]
+    skipped = False
+
+    def step(self, closure: Any = None) -> Any:
+        """Make an update, or note in `skipped` that there was none."""
+        # Reading the norm waits for the device; in the stages 1 to 3 DeepSpeed has just done so too.
+        norm = torch.as_tensor(self.norm(), dtype=torch.float32)
+        self.skipped = not bool(norm.square().isfinite())
+        return None if self.skipped else super().step(closure)
+
+
 class Engine:
     """A model under DeepSpeed with the rotary hook on it."""
 
@@ -111,22 +134,23 @@ class Engine:
         self.rank = dist.get_rank()
         self.num_workers = dist.get_world_size()
         self.micro_sequences, self.accumulation = micro_batch(settings, self.num_workers)
-        self._norm: Tensor | None = None
         self.names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
         self.hook = RotaryHook(model)
-        optimizer = torch.optim.AdamW(
+        self._norm: Tensor | None = None
+        self._adam = SkippingAdamW(
             parameter_groups(model, settings.weight_decay),
             lr=settings.lr,
             betas=settings.betas,
             eps=settings.eps,
             fused=device.type == "cuda" and settings.offload == "none",
         )
+        self._adam.norm = self._norm_of_this_update
         if device.type == "cpu":
             deepspeed.ops.__compatible_ops__ = {}  # else each op is probed, and one compiled for a minute
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.ds, *_ = deepspeed.initialize(
             model=model.to(device),
-            optimizer=optimizer,
+            optimizer=self._adam,
             config=deepspeed_settings(settings, num_workers=self.num_workers, dtype=dtype),
             dist_init_required=False,
         )
@@ -185,7 +209,8 @@ class Engine:
     ) -> Float[Tensor, " rows"]:
         """Make one optimizer update of this rank's rows and return each row's mean NLL, float32, detached.
 
-        Every predicted token of the global batch weighs the same, on any number of ranks.
+        Every predicted token of the global batch weighs the same, on any number of ranks. Where the gradient's norm or
+        a rank's loss is no finite number, no rank changes a weight, a moment or Adam's counter: `skipped` says so.
 
         Args:
             tokens: This rank's rows of the global batch, int64.
@@ -196,6 +221,7 @@ class Engine:
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
         share = None if places is None else self._share_of_a_token(places)
+        self._adam.skipped = False
         losses = []
         for start in range(0, len(tokens), self.micro_sequences):
             part = slice(start, start + self.micro_sequences)
@@ -206,7 +232,7 @@ class Engine:
                     loss = nll.mean()
                 else:
                     nll, loss = self._packed(rows, places[part].to(self.device, non_blocking=True), share)
-                self.ds.backward(loss)
+                self.ds.backward(telling(loss))
             if self.settings.zero_stage == 0:  # DeepSpeed tells no norm without ZeRO
                 self._norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters() if p.grad is not None])
             self.ds.step()
@@ -230,9 +256,19 @@ class Engine:
         nll = token_nll(logits, rows) * wanted
         return nll.sum(dim=1) / wanted.sum(dim=1).clamp(min=1), nll.sum() * share
 
+    def _norm_of_this_update(self) -> Tensor | float:
+        """Return the gradient's norm over all ranks while AdamW makes its step."""
+        norm = self._norm if self.settings.zero_stage == 0 else self.ds.optimizer._global_grad_norm
+        return 0.0 if norm is None else norm  # of a throw-away update
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last update was left out, the same on every rank; known without waiting for the device."""
+        return self._adam.skipped or not self.ds.was_step_applied()
+
     @property
     def grad_norm(self) -> float:
-        """Norm of the last update's gradient before clipping."""
+        """Norm of the last update's gradient before clipping; no finite number where it was skipped."""
         norm = self._norm if self.settings.zero_stage == 0 else self.ds.get_global_grad_norm()
         assert norm is not None, "asked before the first update"
         return float(norm)
@@ -252,6 +288,9 @@ class Engine:
 
     def states(self) -> Iterator[ParameterState]:
         """Yield each trainable parameter's state in full; every rank must take part in each one."""
+        if not self._adam.state:  # every step so far was skipped
+            self._allocate_optimizer_state()
+            self._set_adam_step(0)
         self._link_moments()
         for name, parameter in self.parameters():
             if self.settings.zero_stage == 0:
@@ -303,6 +342,7 @@ class Engine:
 
     def _allocate_optimizer_state(self) -> None:
         """Make AdamW allocate its moments with one update of zero gradient at learning rate 0."""
+        self._norm = None
         for group in self.ds.optimizer.param_groups:
             group["lr"] = 0.0
         tokens = torch.zeros(self.micro_sequences, 2, dtype=torch.int64, device=self.device)
@@ -341,9 +381,25 @@ class Engine:
         flat[: value.numel()] = value.flatten()
         return flat[size * self.rank : size * (self.rank + 1)]
 
+    def non_finite(self) -> str | None:
+        """Return what holds a number that is not finite, as `weight of <parameter>`; None where nothing does.
+
+        Every rank must call this and gets the same answer. Each looks at its own share of the fp32 weights and moments,
+        which AdamW's state holds after the first update; only where one finds something are they gathered, since what
+        fills up a share counts for nothing.
+        """
+        shares = [value for weight, state in self._adam.state.items() for value in (weight, *map(state.get, MOMENTS))]
+        if not self.any(not all(bool(share.isfinite().all()) for share in shares)):
+            return None
+        found = None
+        for state in self.states():
+            for kind in ("weight", *MOMENTS):
+                if found is None and not bool(getattr(state, kind).isfinite().all()):
+                    found = f"{kind} of {state.name}"
+        return found
+
     def _set_adam_step(self, step: int) -> None:
-        inner = getattr(self.ds.optimizer, "optimizer", self.ds.optimizer)
-        for state in inner.state.values():
+        for state in self._adam.state.values():
             if "step" not in state:
                 raise SettingsError("DeepSpeed's optimizer keeps no step count; this version cannot resume")
             state["step"].fill_(float(step)) if torch.is_tensor(state["step"]) else state.update(step=step)

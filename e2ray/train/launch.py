@@ -91,6 +91,7 @@ def train(task: "Task", settings: ClusterSettings) -> None:
 
     Raises:
         SettingsError: If a setting, a path or data is wrong, with the worker's one line.
+        Diverged: If the numbers are finite no more; it is not tried again.
         RuntimeError: If the workers failed more often than `cluster.max_failures`.
     """
     with _bar(task) if not task.show_progress else nullcontext():
@@ -141,27 +142,44 @@ def _fit(
             callbacks=callbacks,
         ),
     )
+    failure: TrainingFailedError | None = None
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise _cause(error) from error
+        failure = error
     finally:
-        refusal = _refusal(task.folder, attempt)
-        refused = refusal.read_text(encoding="utf-8") if refusal.exists() else None
-        refusal.unlink(missing_ok=True)
-    if refused:
-        raise SettingsError(refused)
+        left = _left(_refusal(task.folder, attempt))
+    if left:
+        raise left from failure
+    if failure:
+        raise _cause(failure) from failure
 
 
 def _refusal(folder: Path, attempt: str) -> Path:
     return folder / f".refused-{attempt}"
 
 
+def _leave(refusal: Path, error: Exception) -> None:
+    """Leave an error that no restart mends for the driver, and for the workers that Ray starts again."""
+    files.write_json(refusal, {"kind": type(error).__name__, "line": str(error)})
+
+
+def _left(refusal: Path) -> Exception | None:
+    """Return the error that a worker left, if any, and remove it."""
+    from e2ray.train.loop import Diverged
+
+    if not refusal.exists():
+        return None
+    found = files.read_json(refusal, wanted="what a worker left")
+    refusal.unlink()
+    return Diverged(found["line"]) if found["kind"] == Diverged.__name__ else SettingsError(found["line"])
+
+
 def _work(config: dict[str, Any]) -> None:
     """Run one Ray Train worker.
 
-    A wrong setting or damaged data does not get better by a restart: the line is left in a file, and the workers
-    that Ray starts again find it and end, so that the driver can tell it.
+    A wrong setting, damaged data and numbers that diverge do not get better by a restart: the line is left in a file,
+    and the workers that Ray starts again find it and end, so that the driver can tell it.
     """
     import ray.train.torch
 
@@ -201,10 +219,11 @@ def _work(config: dict[str, Any]) -> None:
         )
     except (Diverged, DivergedWeights) as error:
         if watch is None:
+            _leave(refusal, error)
             raise
         ray.train.report({"failed": str(error)} | logged)  # the same on every rank
     except SettingsError as error:
-        files.write_text(refusal, str(error))
+        _leave(refusal, error)
         raise
 
 
@@ -230,7 +249,8 @@ def gauges(run: str) -> Callable[[dict[str, Any]], None]:
 
     def set_all(metrics: dict[str, Any]) -> None:
         for name, gauge in shown.items():
-            gauge.set(metrics[name], tags={"run": run})
+            if metrics[name] is not None:
+                gauge.set(metrics[name], tags={"run": run})
 
     return set_all
 
@@ -265,7 +285,7 @@ def _bar(task: "Task") -> "Iterator[None]":
     """Show a bar on the terminal while the workers train, from the files rank 0 writes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from e2ray.train.record import read_metrics
+    from e2ray.train.record import figures, read_metrics
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     ended = threading.Event()
@@ -276,12 +296,7 @@ def _bar(task: "Task") -> "Iterator[None]":
             while not ended.wait(0.5):
                 lines = read_metrics(task.folder)
                 if lines:
-                    last = lines[-1]
-                    text = (
-                        f"loss {last['loss']:.3f}  {last['tokens_per_second']:,.0f} tokens/s  "
-                        f"scale {last['scale_mean']:.1f}"
-                    )
-                    progress.update(shown, completed=last["step"], description=text)
+                    progress.update(shown, completed=lines[-1]["step"], description=figures(lines[-1]))
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()

@@ -3,15 +3,20 @@
 Each rank writes what it handed to the loop, as it came out of the data path, one Arrow file for each stretch between
 two checkpoints: `ledger/steps-<first>-<behind the last>-rank-<rank>.arrow`. A stretch is written before its checkpoint,
 and what lies behind the checkpoint that a restart continues from is removed, so the files together tell the steps that
-the weights have seen, each once, whatever was killed in between.
+the weights have seen, each once, whatever was killed in between. Steps that changed nothing are among them; a run's
+skipped.jsonl names those.
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from e2ray import files
 from e2ray.core.positions import Draw
@@ -58,8 +63,7 @@ class Ledger:
         """Note one step's rows and their draws."""
         offsets = draw.offsets.numpy()
         for place, (index, row) in enumerate(zip(indices, rows.ids.tolist(), strict=True)):
-            jumps = np.flatnonzero(np.diff(offsets[place], prepend=0))
-            entry = (step, index, self.rank, row, float(draw.scale[place]), jumps, offsets[place][jumps])
+            entry = (step, index, self.rank, row, float(draw.scale[place]), *jumps(offsets[place]))
             for name, value in zip(SCHEMA.names, entry, strict=True):
                 self._columns[name].append(value)
 
@@ -78,6 +82,37 @@ class Ledger:
             writer.write_table(table)
         self.first = step
         self._columns = {name: [] for name in SCHEMA.names}
+
+
+def jumps(offsets: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return where in a row the shift changes, and to how many tokens; `replayed` is the way back.
+
+    Args:
+        offsets: Of one row's draw, int64 [window].
+    """
+    offsets = np.asarray(offsets)
+    places = np.flatnonzero(np.diff(offsets, prepend=0))
+    return places, offsets[places]
+
+
+def rows_of(ids: Int[Tensor, " rows"], draw: Draw, nll: Float[Tensor, " rows"]) -> list[dict[str, Any]]:
+    """Return what skipped.jsonl tells of each row of a batch.
+
+    Args:
+        ids: Number of each row among all rows, int64 [rows].
+        draw: Their `Draw`, on the CPU.
+        nll: Mean NLL of each row, [rows].
+
+    Returns:
+        A {"row", "loss", "scale", "places", "shifts"} for each: its number, its mean NLL (null where that is no finite
+        number), and its draw as the ledger has it.
+    """
+    shifts = [jumps(offsets) for offsets in draw.offsets.numpy()]
+    rows = zip(ids.tolist(), nll.tolist(), draw.scale.tolist(), shifts, strict=True)
+    return [
+        {"row": row, "loss": files.finite(loss), "scale": scale, "places": places.tolist(), "shifts": moved.tolist()}
+        for row, loss, scale, (places, moved) in rows
+    ]
 
 
 def read_ledger(folder: Path) -> pa.Table:

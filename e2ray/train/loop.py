@@ -3,7 +3,6 @@
 A search trial and a training job are this same function, so that the same settings give the same losses.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from e2ray import files
 from e2ray.config.train import TrainSettings
 from e2ray.core.losses import predicted
 from e2ray.core.positions import Draw
@@ -22,7 +22,7 @@ Answer = Literal["stop"] | None
 
 
 class Diverged(RuntimeError):
-    """The loss is no number any more."""
+    """The training makes no progress that could be kept: a restart would meet the same numbers."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,37 @@ class Batch:
     """This rank's rows of one update: tokens int64 [rows, window], their draws, and their places where packed.
 
     A place is a token's index in its document, int64 [rows, window]; one that only fills the row has -1 - its index
-    among these. None where a row is one text.
+    among these. None where a row is one text. `ids` are the rows' numbers among all rows, int64 [rows], where known.
     """
 
     tokens: Int[Tensor, "rows window"]
     draw: Draw
     places: Int[Tensor, "rows window"] | None = None
+    ids: Int[Tensor, " rows"] | None = None
+
+
+@dataclass
+class Skips:
+    """Steps that changed nothing, since their gradient norm or loss was no finite number."""
+
+    total: int = 0  # of the run
+    in_a_row: int = 0  # up to the newest step
+
+    def count(self, skipped: bool) -> None:
+        """Count one more step."""
+        self.total += skipped
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+
+    def refuse_more_than(self, most: int, *, step: int) -> None:
+        """Raise Diverged if as many steps as are allowed were skipped in a row, up to this one."""
+        if self.in_a_row >= most:
+            first = step - self.in_a_row + 1
+            which = f"step {step}" if first == step else f"steps {first} to {step}"
+            raise Diverged(
+                f"{which} had no finite gradient norm or loss and changed nothing, {most} in a row end the run "
+                "(max_skipped_steps); the rows and draws stand in skipped.jsonl; look at them, lower train.lr or "
+                "lengthen the warm-up"
+            )
 
 
 class TrainingEngine(Protocol):
@@ -47,6 +72,10 @@ class TrainingEngine(Protocol):
     def update(self, tokens: Tensor, draw: Draw, *, lr: float, places: Tensor | None = None) -> Tensor:
         """Make one update and return each row's mean NLL over what it predicts, float32 [rows]."""
 
+    @property
+    def skipped(self) -> bool:
+        """Whether the last update changed nothing, the same on every rank."""
+
     def total(self, values: Tensor) -> Tensor:
         """Return the sum over all ranks."""
 
@@ -55,7 +84,7 @@ class TrainingEngine(Protocol):
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last gradient before clipping."""
+        """Norm of the last gradient before clipping; no finite number where the update was skipped."""
 
 
 def scale_bucket(scale: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
@@ -75,24 +104,33 @@ class Meter:
 
     def _reset(self) -> None:
         self.sums = torch.zeros(self.BUCKETS + 1, 3, dtype=torch.float64, device=self.engine.device)
-        self.since, self.waited, self.steps, self.rows = time.perf_counter(), 0.0, 0, 0
+        self.since, self.waited, self.steps, self.skipped, self.rows = time.perf_counter(), 0.0, 0, 0, 0
 
-    def add(self, batch: Batch, nll: Float[Tensor, " rows"], waited: float) -> None:
-        """Count one update's rows; `waited` is the time in s that its data were waited for."""
+    def add(self, batch: Batch, nll: Float[Tensor, " rows"], waited: float, *, skipped: bool = False) -> None:
+        """Count one update's rows; `waited` is the time in s that its data were waited for.
+
+        A row without a finite NLL enters no mean.
+        """
         scale = batch.draw.scale.to(self.engine.device)
         bucket = scale_bucket(scale).clamp(max=self.BUCKETS - 1)
         weights = torch.ones_like(nll, dtype=torch.float64)
         if batch.places is not None:  # a mean over tokens, not over rows
             weights = predicted(batch.places).sum(dim=1).double().to(self.engine.device) / (self.window - 1)
+        weights, nll = weights * nll.isfinite(), nll.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self.rows += len(nll) * self.engine.num_workers
         columns = torch.stack([nll.double() * weights, weights, scale.double() * weights], dim=1)
         self.sums.index_add_(0, bucket, columns)
         self.sums[self.BUCKETS, 0] += waited
         self.waited += waited
         self.steps += 1
+        self.skipped += skipped
 
     def line(self, *, step: int, lr: float) -> dict[str, Any]:
-        """Return the metrics since the last line over all ranks, and start anew; every rank must call this."""
+        """Return the metrics since the last line over all ranks, and start anew; every rank must call this.
+
+        Means are over the rows with a finite NLL. None stands for what is no finite number: the means where there was
+        no such row, and the norm of a step that was skipped.
+        """
         sums = self.engine.total(self.sums).cpu()
         waited = float(sums[self.BUCKETS, 0]) / self.engine.num_workers
         loss, rows, scale = (sums[: self.BUCKETS, column] for column in range(3))
@@ -109,9 +147,10 @@ class Meter:
             "scale_mean": float(scale.sum() / rows.sum()),
             "loss_by_scale": {str(2**k): float(loss[k] / rows[k]) for k in range(self.BUCKETS) if rows[k] > 0},
             "data_wait_s": waited / self.steps,
+            "skipped_steps": self.skipped,
         }
         self._reset()
-        return metrics
+        return dict(files.finite(metrics))
 
 
 def fit(
@@ -124,6 +163,8 @@ def fit(
     save: Callable[[int], object],
     evaluate: Callable[[int], dict[str, Any]] | None = None,
     progress: Callable[[int], object] | None = None,
+    note_skipped: Callable[[int, Batch, Tensor], object] | None = None,
+    skips: Skips | None = None,
     tokens: int = 0,
 ) -> int:
     """Train from `start_step` to `settings.steps` and return the number of updates made in all.
@@ -137,12 +178,15 @@ def fit(
         save: Called with the number of updates made, every `checkpoint_every` steps and at the end.
         evaluate: Called with each logged step; its numbers, if any, join that step's metrics.
         progress: Called after every update with the number of updates made.
-        tokens: Tokens that were trained on before.
+        note_skipped: Called on every rank with a skipped step's number (from 1), its batch and each row's NLL.
+        skips: What was skipped before; it is counted on.
+        tokens: Tokens that were read before, those of skipped steps among them.
 
     Raises:
-        Diverged: If a loss is no finite number; the last checkpoint is from before.
+        Diverged: If as many steps in a row as `settings.max_skipped_steps` were skipped.
     """
     meter: Meter | None = None
+    skips = Skips() if skips is None else skips
     source = iter(batches)
     for step in range(start_step, settings.steps):
         asked = time.perf_counter()
@@ -152,16 +196,19 @@ def fit(
             meter = Meter(engine, batch.tokens.shape[1])
             meter.tokens = tokens
         lr = learning_rate(settings, step)
-        meter.add(batch, engine.update(batch.tokens, batch.draw, lr=lr, places=batch.places), waited)
+        nll = engine.update(batch.tokens, batch.draw, lr=lr, places=batch.places)
+        meter.add(batch, nll, waited, skipped=engine.skipped)
         done = step + 1
+        skips.count(engine.skipped)
+        if engine.skipped and note_skipped:
+            note_skipped(done, batch, nll)
+        skips.refuse_more_than(settings.max_skipped_steps, step=done)
         last = done == settings.steps
         saving = last or done % settings.checkpoint_every == 0
         if last or done % settings.log_every == 0:
             metrics = meter.line(step=done, lr=lr)
-            if not math.isfinite(metrics["loss"]):
-                raise Diverged(f"the loss is {metrics['loss']} at step {done}; lower train.lr or lengthen the warm-up")
             if evaluate:
-                metrics |= evaluate(done)
+                metrics |= files.finite(evaluate(done))
             if engine.any(report(metrics) == "stop"):
                 save(done)
                 return done

@@ -1,7 +1,8 @@
-"""What a run leaves while it trains: metrics.jsonl, status.json, TensorBoard files and progress lines.
+"""What a run leaves while it trains: metrics.jsonl, skipped.jsonl, status.json, TensorBoard files and progress lines.
 
-Only rank 0 of the workers and the driver write here. A line of metrics.jsonl is flushed when it is logged; lines
-behind the checkpoint that a restart continues from, and a line torn by a kill, are removed when it starts.
+Only rank 0 of the workers and the driver write here. A line of a jsonl file is flushed when it is written; lines
+behind the checkpoint that a restart continues from, and a line torn by a kill, are removed when it starts. What is no
+finite number is null in them and has no place in TensorBoard and gauges.
 """
 
 import json
@@ -20,6 +21,8 @@ import psutil
 from e2ray import files
 
 ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+SKIPPED = "skipped.jsonl"
 State = Literal["running", "succeeded", "failed", "preempted"]
 PACKAGES = ("e2ray", "torch", "transformers", "deepspeed", "ray", "pyarrow", "optuna", "peft", "tokenizers", "numpy")
 
@@ -119,9 +122,8 @@ def peak_memory_mib(device: Any) -> float | None:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
-def prune_metrics(folder: Path, step: int) -> None:
-    """Keep only whole lines of metrics.jsonl up to `step`."""
-    path = folder / "metrics.jsonl"
+def prune_lines(path: Path, step: int) -> None:
+    """Keep only whole lines of a jsonl file up to `step`."""
     if not path.exists():
         return
     kept = []
@@ -136,7 +138,7 @@ def prune_metrics(folder: Path, step: int) -> None:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the whole lines of metrics.jsonl; one that is just being written is left out."""
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
@@ -146,10 +148,36 @@ def progress_line(metrics: dict[str, Any], *, step: int, steps: int, seconds_per
     minutes, seconds = divmod(round((steps - step) * seconds_per_step), 60)
     hours, minutes = divmod(minutes, 60)
     eta = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-    return (
-        f"step {step}/{steps}  loss {metrics['loss']:.3f}  {metrics['tokens_per_second']:,.0f} tokens/s  "
-        f"scale {metrics['scale_mean']:.1f}  ETA {eta}"
-    )
+    return f"step {step}/{steps}  {figures(metrics)}  ETA {eta}"
+
+
+def figures(metrics: dict[str, Any]) -> str:
+    """Return `loss 3.412  45,120 tokens/s  scale 8.4` of a logged step, and how many steps were skipped, if any."""
+    loss, scale = metrics["loss"], metrics["scale_mean"]
+    parts = [
+        "loss -" if loss is None else f"loss {loss:.3f}",
+        f"{metrics['tokens_per_second']:,.0f} tokens/s",
+        "scale -" if scale is None else f"scale {scale:.1f}",
+    ]
+    skipped = metrics.get("skipped_steps", 0)
+    return "  ".join([*parts, f"{skipped} skipped"] if skipped else parts)
+
+
+def note_skipped(folder: Path, step: int, rows: list[dict[str, Any]]) -> str:
+    """Write a skipped step's line into skipped.jsonl and return what to say about it.
+
+    Args:
+        folder: Of the run.
+        step: Its number as metrics.jsonl counts, from 1.
+        rows: Of the global batch in order, as `ledger.rows_of` gives them.
+    """
+    wrong = "gradient norm" if all(row["loss"] is not None for row in rows) else "loss"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / SKIPPED).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "not_finite": wrong, "rows": rows}, allow_nan=False) + "\n")
+    numbers = ", ".join(str(row["row"]) for row in rows[:8])
+    more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+    return f"step {step}: skipped, its {wrong} is no finite number; rows {numbers}{more}: {folder / SKIPPED}"
 
 
 class Recorder:
@@ -168,13 +196,14 @@ class Recorder:
         """Open the files; `show` gets a progress line every `progress_s` seconds, `gauges` every logged step."""
         from torch.utils.tensorboard import SummaryWriter
 
-        prune_metrics(folder, start_step)
+        for name in (METRICS, SKIPPED):
+            prune_lines(folder / name, start_step)
         self.folder, self.steps, self.progress_s = folder, steps, progress_s
         self.show, self.gauges = show, gauges
         self.metrics: dict[str, Any] | None = None
         self.began, self.start_step = time.perf_counter(), start_step
         self.shown = self.began
-        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.file = (folder / METRICS).open("a", encoding="utf-8")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
 
     def report(self, metrics: dict[str, Any]) -> None:
@@ -191,6 +220,12 @@ class Recorder:
         if self.gauges:
             self.gauges(metrics)
         write_status(self.folder, step=step)
+
+    def skipped(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write down a step that changed nothing, and say so."""
+        line = note_skipped(self.folder, step, rows)
+        if self.show:
+            self.show(line)
 
     def progress(self, step: int) -> None:
         """Show a line if it is time for one."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -25,8 +25,8 @@ from e2ray.data.shards import Rows
 from e2ray.train import checkpoint, steps
 from e2ray.train.checkpoint import together
 from e2ray.train.engine import Engine, precision_of
-from e2ray.train.ledger import Ledger
-from e2ray.train.loop import Answer, Batch, fit
+from e2ray.train.ledger import Ledger, rows_of
+from e2ray.train.loop import Answer, Batch, Skips, fit
 from e2ray.train.record import Recorder, note_training, peak_memory_mib
 from e2ray.train.task import Task
 
@@ -57,7 +57,7 @@ def drawn(
         if ledger is not None:
             ledger.add(step, indices, rows, positions)
         places = None if rows.places is None else torch.from_numpy(rows.places.astype(np.int64))
-        yield Batch(torch.from_numpy(rows.tokens.astype(np.int64)), positions, places)
+        yield Batch(torch.from_numpy(rows.tokens.astype(np.int64)), positions, places, torch.tensor(rows.ids))
 
 
 def begin(task: Task, *, device: torch.device, model: nn.Module | None = None) -> Engine:
@@ -127,6 +127,7 @@ def run(
 
     Raises:
         SettingsError: If the model cannot be hooked, fails the proof, or a checkpoint or shard is damaged.
+        Diverged: If too many steps in a row had no finite gradient norm or loss, or the state is not finite.
     """
     engine = begin(task, device=device)
     checkpoints = task.folder / "checkpoints"
@@ -147,6 +148,7 @@ def run(
         ledger=ledger,
     )
     seen = {"tokens": state["tokens"]}
+    skips = Skips(state.get("skipped_steps", 0), state.get("skipped_in_a_row", 0))
 
     def record(metrics: dict[str, Any]) -> Answer:
         seen["tokens"] = metrics["tokens"]
@@ -155,6 +157,13 @@ def run(
             recorder.report(metrics if peak is None else metrics | {"peak_memory_mib": round(peak, 1)})
         return report(metrics)
 
+    def note_skipped(step: int, batch: Batch, nll: Tensor) -> None:
+        assert batch.ids is not None
+        own = rows_of(batch.ids, batch.draw, nll)
+        parts = checkpoint.together(lambda: own, doing="telling its rows of a skipped step")
+        if recorder:
+            recorder.skipped(step, [row for part in parts for row in part])
+
     def save(step: int) -> None:
         if not task.keep:
             return
@@ -162,6 +171,8 @@ def run(
             ledger.commit(step)
         facts = {
             "tokens": seen["tokens"],
+            "skipped_steps": skips.total,
+            "skipped_in_a_row": skips.in_a_row,
             "identity": identity,
             "dtype": str(precision_of(task.train, device)).removeprefix("torch."),
         }
@@ -179,6 +190,8 @@ def run(
             save=save,
             evaluate=partial(evaluate, engine) if evaluate else None,
             progress=recorder.progress if recorder else None,
+            note_skipped=note_skipped,
+            skips=skips,
             tokens=state["tokens"],
         )
     finally:

@@ -1,16 +1,19 @@
 """Training on several ranks for tests: started by torch.distributed.run, told what to do by a JSON file.
 
 Arguments: a JSON list of phases and a file for the results. A phase builds a new engine, loads a checkpoint if it
-names one, makes updates and saves if it is told to. Rank 0 writes the losses of each phase.
+names one, makes updates and saves if it is told to. `spoiled` names steps that go wrong on one rank: {step: [rank,
+how]}, and `without` steps that are left out. Rank 0 writes the losses of each phase.
 """
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from spoiling import spoiled
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from e2ray.config.model import LoraSettings
@@ -21,6 +24,7 @@ from e2ray.core.model import prove
 from e2ray.core.positions import draw
 from e2ray.train import checkpoint
 from e2ray.train.engine import Engine, precision_of
+from e2ray.train.loop import Skips
 from e2ray.train.schedule import learning_rate
 
 WINDOW, BATCH, VOCABULARY = 32, 8, 101
@@ -50,6 +54,7 @@ def engine_for(phase):
         zero_stage=phase["stage"],
         offload=phase.get("offload", "none"),
         precision=phase.get("precision", "fp32"),
+        clip_norm=phase.get("clip", 1.0),
         warmup_steps=2,
         log_every=1,
         checkpoint_every=1,
@@ -64,17 +69,25 @@ def engine_for(phase):
     return Engine(model, settings, device=CPU, dtype=dtype), settings
 
 
-def updates(engine, settings, start, stop):
+def updates(engine, settings, phase):
     positions = PositionSettings.model_validate({"preset": "e2llm", "max_scale": 8})
     share = BATCH // engine.num_workers
     mine = range(engine.rank * share, (engine.rank + 1) * share)
     losses = []
-    for step in range(start, stop):
+    bad = phase.get("spoiled", {})
+    skips = Skips(*phase.get("skipped", ()))
+    for step in range(phase["start"], phase["stop"]):
+        if step in phase.get("without", ()):
+            continue
         rows = np.random.default_rng(step).integers(0, VOCABULARY, (BATCH, WINDOW))[mine.start : mine.stop]
         drawn = draw(positions, seed=0, step=step, indices=mine, window=WINDOW, base_context_length=WINDOW)
-        nll = engine.update(torch.from_numpy(rows), drawn, lr=learning_rate(settings, step))
-        losses.append([engine.total(nll.double().sum()).item() / BATCH, engine.grad_norm])
-    return losses
+        rank, how = bad.get(str(step), (None, None))
+        with spoiled(engine.ds.module, how) if rank == engine.rank else nullcontext():
+            nll = engine.update(torch.from_numpy(rows), drawn, lr=learning_rate(settings, step))
+        loss = engine.total(nll.double().sum()).item() / BATCH
+        skips.count(engine.skipped)
+        losses.append("skipped" if engine.skipped else [loss, engine.grad_norm])
+    return losses, skips
 
 
 def main(phases, results):
@@ -86,16 +99,11 @@ def main(phases, results):
         prove(engine.logits, engine.hook, engine.ds.module, vocab_size=VOCABULARY, device=CPU, tokens=24)
         if "load" in phase:
             assert checkpoint.load(engine, Path(phase["load"]), identity=IDENTITY)["step"] == phase["start"]
-        losses = updates(engine, settings, phase["start"], phase["stop"])
+        losses, skips = updates(engine, settings, phase)
         if "save" in phase:
             folder = Path(phase["save"])
-            checkpoint.save(
-                engine,
-                folder,
-                step=phase["stop"],
-                facts={"tokens": 0, "dtype": "float32", "identity": IDENTITY},
-                keep=2,
-            )
+            facts = {"tokens": 0, "dtype": "float32", "skipped_steps": skips.total, "identity": IDENTITY}
+            checkpoint.save(engine, folder, step=phase["stop"], facts=facts, keep=2)
         found.append(losses)
     if dist.get_rank() == 0:
         Path(results).write_text(json.dumps(found))

@@ -10,16 +10,23 @@ FIRST, THEN, END = 0, 4, 7
 
 
 @pytest.fixture(scope="module")
-def saved_by_two(train_on_ranks, tmp_path_factory):
-    """Two ranks under ZeRO-3 train unbroken and save at step 4; then load it again under stages 1, 2 and 3."""
+def two_ranks(train_on_ranks, tmp_path_factory):
+    """Everything that these tests ask of two ranks, started once; see `saved_by_two` and `spoiled_phases`."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
     unbroken = {"stage": 3, "start": FIRST, "stop": END}
     saving = {"stage": 3, "start": FIRST, "stop": THEN, "save": str(folder)}
     loading = [
         {"stage": stage, "load": str(folder / f"step-{THEN}"), "start": THEN, "stop": END} for stage in (0, 1, 2, 3)
     ]
-    losses = train_on_ranks(2, [unbroken, saving, *loading])
-    return folder, losses[0], losses[2:]
+    spoiled, folders = spoiled_phases([{"stage": 0, "clip": 0.0}, {"stage": 3}], tmp_path_factory)
+    losses = train_on_ranks(2, [unbroken, saving, *loading, *spoiled])
+    return (folder, losses[0], losses[2:6]), spoiled_results(losses[6:], folders)
+
+
+@pytest.fixture(scope="module")
+def saved_by_two(two_ranks):
+    """Two ranks under ZeRO-3 train unbroken and save at step 4; then load it again under stages 0, 1, 2 and 3."""
+    return two_ranks[0]
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +133,43 @@ def test_latest_that_names_nothing_is_told(copied):
     with pytest.raises(SettingsError, match="names step-99, which is not there"):
         steps.latest(copied.parent)
     assert steps.latest(copied) is None  # a folder without the pointer holds no checkpoint
+
+
+def spoiled_phases(cases, tmp_path_factory):
+    """Return phases whose steps 2 and 3 go wrong on one rank, the same with a restart behind them, and without them."""
+    phases, folders = [], []
+    for case in cases:
+        spoiled, between, without = (tmp_path_factory.mktemp("skipped") for _ in range(3))
+        wrong = {"2": [1, "gradient"], "3": [0, "finite gradient"]}  # in step 3 some losses of rank 0 alone
+        phases += [
+            case | {"start": FIRST, "stop": END, "spoiled": wrong, "save": str(spoiled)},
+            case | {"start": FIRST, "stop": THEN, "spoiled": wrong, "save": str(between)},
+            case | {"start": THEN, "stop": END, "load": str(between / f"step-{THEN}")},
+            case | {"start": FIRST, "stop": END, "without": [2, 3], "save": str(without)},
+        ]
+        folders.append((spoiled / f"step-{END}", without / f"step-{END}"))
+    return phases, folders
+
+
+def spoiled_results(losses, folders):
+    return [(losses[4 * number : 4 * number + 4], pair) for number, pair in enumerate(folders)]
+
+
+def check_spoiled(results):
+    for (spoiled, _, restarted, without), folders in results:
+        assert spoiled[2:4] == ["skipped"] * 2
+        assert spoiled[:2] + spoiled[4:] == without  # losses and gradient norms, in every bit
+        assert restarted == spoiled[THEN:]  # Adam's counter leaves out the skipped ones
+        saved, wanted = ({path.name: path.read_bytes() for path in folder.glob("part-*")} for folder in folders)
+        assert len(saved) == 2 and saved == wanted  # weights and moments
+
+
+def test_a_step_that_goes_wrong_on_one_rank_is_skipped_on_both(two_ranks):
+    check_spoiled(two_ranks[1])
+
+
+@pytest.mark.slow
+def test_a_step_that_goes_wrong_on_one_rank_is_skipped_on_both_in_the_other_stages(train_on_ranks, tmp_path_factory):
+    cases = [{"stage": 1, "precision": "bf16"}, {"stage": 2, "offload": "optimizer"}, {"stage": 2, "clip": 0.0}]
+    phases, folders = spoiled_phases(cases, tmp_path_factory)
+    check_spoiled(spoiled_results(train_on_ranks(2, phases), folders))

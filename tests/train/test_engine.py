@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from spoiling import spoiled
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel
@@ -10,7 +11,7 @@ from e2ray.config.train import TrainSettings
 from e2ray.core.losses import plain_ids, predicted, token_nll
 from e2ray.core.model import build_model
 from e2ray.core.positions import draw
-from e2ray.train.engine import Engine
+from e2ray.train.engine import Engine, precision_of
 from e2ray.train.worker import refuse_flash_of_rows
 
 CPU = torch.device("cpu")
@@ -20,16 +21,18 @@ LENGTHS = [[10, 9], [24], [2, 2, 2], [1, 20]]
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 
-def engine_of(micro, *, zero_stage=1):
+def engine_of(micro, *, zero_stage=1, **changes):
     model = LlamaModel(
         hidden_size=32, num_layers=2, num_heads=2, num_key_value_heads=2, intermediate_size=48, base_context_length=24
     )
     settings = TrainSettings(
         steps=1, batch_sequences=ROWS, micro_batch_sequences=micro, lr=1e-2, log_every=1, checkpoint_every=1,
-        zero_stage=zero_stage, clip_norm=0.0, weight_decay=0.0,
+        **{"zero_stage": zero_stage, "clip_norm": 0.0, "weight_decay": 0.0} | changes,
     )  # fmt: skip
-    built = build_model(model, dtype=torch.float32, vocab_size=VOCABULARY, seed=1).train()
-    return Engine(built, settings, device=CPU, dtype=torch.float32)
+    dtype = precision_of(settings, CPU)
+    return Engine(
+        build_model(model, dtype=dtype, vocab_size=VOCABULARY, seed=1).train(), settings, device=CPU, dtype=dtype
+    )
 
 
 def batch():
@@ -58,6 +61,77 @@ def test_an_update_of_packed_rows_is_that_of_the_mean_over_predicted_tokens(micr
     torch.testing.assert_close(found, ((nll * wanted).sum(1) / wanted.sum(1)).detach(), rtol=1e-5, atol=1e-6)
     norm = torch.nn.utils.get_total_norm(gradient)
     assert engine.grad_norm == pytest.approx(float(norm), rel=1e-4)
+
+
+STAGES = [
+    {"zero_stage": 0},
+    {"zero_stage": 1},
+    {"zero_stage": 2, "offload": "optimizer"},
+    {"zero_stage": 3},
+    {"zero_stage": 1, "precision": "bf16"},
+    {"zero_stage": 2, "precision": "bf16"},
+    {"zero_stage": 3, "precision": "bf16", "offload": "all"},
+]
+
+
+def state_of(engine):
+    """Everything that an update changes: weights in fp32 and as the forward has them, moments, Adam's counters."""
+    found = {state.name: (state.weight, state.exp_avg, state.exp_avg_sq) for state in engine.states()}
+    if engine.settings.zero_stage < 3:
+        found |= {f"own {name}": (own.detach().clone(),) for name, own in engine.parameters()}
+    return found | {"counters": [torch.as_tensor(s["step"]).clone() for s in engine._adam.state.values()]}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(
+        torch.equal(mine, its) for name in one for mine, its in zip(one[name], other[name], strict=True)
+    )
+
+
+def update(engine, step):
+    tokens, places, drawn = batch()
+    return engine.update((tokens + step) % VOCABULARY, drawn, lr=1e-2 / (step + 1), places=places if step % 2 else None)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.distributed:FutureWarning")  # DeepSpeed's own calls
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+@pytest.mark.parametrize("changes", STAGES, ids=lambda changes: "-".join(str(value) for value in changes.values()))
+def test_a_skipped_update_changes_no_bit_and_the_next_is_that_of_a_run_without_it(changes, clip_norm):
+    engine, other = (engine_of(2, **changes, clip_norm=clip_norm, weight_decay=0.1) for _ in range(2))
+    with spoiled(engine.ds.module, "gradient"):  # before AdamW has any moment
+        update(engine, 0)
+    assert engine.skipped and not any(state.exp_avg.any() or state.exp_avg_sq.any() for state in engine.states())
+    for step in (1, 2):
+        assert torch.equal(update(engine, step), update(other, step)) and not engine.skipped
+    before = state_of(engine)
+    for step, how in enumerate(("gradient", "loss", "finite gradient", "square"), start=3):
+        with spoiled(engine.ds.module, how):
+            nll = update(engine, step)
+        assert engine.skipped, how
+        assert bool(nll.isfinite().all()) is (how in ("gradient", "square"))
+        assert equal(state_of(engine), before), how
+    for step in (7, 8):
+        assert torch.equal(update(engine, step), update(other, step))
+        assert not engine.skipped and engine.grad_norm == other.grad_norm
+    assert equal(state_of(engine), state_of(other))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.distributed:FutureWarning")  # DeepSpeed's own calls
+@pytest.mark.parametrize("changes", STAGES, ids=lambda changes: "-".join(str(value) for value in changes.values()))
+def test_what_is_not_finite_is_named(changes):
+    engine = engine_of(2, **changes)
+    assert engine.non_finite() is None  # no moments yet
+    update(engine, 0)
+    assert engine.non_finite() is None
+    for place, kind in ((0, "weight"), (4, "exp_avg"), (-1, "exp_avg_sq")):
+        states = list(engine.states())
+        good = getattr(states[place], kind).clone()
+        getattr(states[place], kind).view(-1)[-1] = torch.nan if place else torch.inf
+        engine.load(iter(states), optimizer_step=1)
+        assert engine.non_finite() == f"{kind} of {states[place].name}"
+        getattr(states[place], kind).copy_(good)
+        engine.load(iter(states), optimizer_step=1)
+        assert engine.non_finite() is None
 
 
 def test_flash_attention_of_several_packed_rows_is_refused():

@@ -1,5 +1,7 @@
 """The ledger tells each step that the weights have seen once, whatever was killed in between."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.core.positions import draw
 from e2ray.data.order import Corpus, Order, Reader, local_indices
 from e2ray.data.shards import Rows
-from e2ray.train.ledger import Ledger, read_ledger, replayed
+from e2ray.train.ledger import Ledger, read_ledger, replayed, rows_of
 
 WINDOW, ROWS, BATCH, SEED = 16, 50, 12, 3
 ORDER = Order(SEED, (Corpus(0, ROWS, 8),), 3)
@@ -81,3 +83,15 @@ def test_shifts_are_told_exactly(tmp_path, preset):
     ledger.commit(1)
     for place, row in enumerate(read_ledger(tmp_path).to_pylist()):
         assert torch.equal(replayed(row, 128), drawn.offsets[place])
+
+
+def test_rows_of_a_batch_tell_their_draws_as_the_ledger_does():
+    drawn = draws(4, range(ROWS))
+    nll = torch.arange(ROWS, dtype=torch.float32)
+    nll[3], nll[5] = torch.nan, torch.inf
+    found = rows_of(torch.arange(ROWS) + 100, drawn, nll)
+    assert [row["row"] for row in found] == list(range(100, 100 + ROWS))
+    assert [row["loss"] for row in found] == [None if n in (3, 5) else n for n in range(ROWS)]
+    for place, row in enumerate(json.loads(json.dumps(found, allow_nan=False))):
+        assert row["scale"] == float(drawn.scale[place])
+        assert torch.equal(replayed(row, WINDOW), drawn.offsets[place])

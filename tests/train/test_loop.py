@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 
 import pytest
@@ -7,26 +8,36 @@ import torch
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
 from e2ray.core.positions import Draw, draw
-from e2ray.train.loop import Batch, Diverged, fit, scale_bucket
+from e2ray.train.loop import Batch, Diverged, Skips, fit, scale_bucket
 
 WINDOW, ROWS = 16, 4
 
 
 class Recording:
-    """An engine without a model: a row's NLL is its scale plus the step, so every mean is known."""
+    """An engine without a model: a row's NLL is its scale plus the step, so every mean is known.
+
+    `bad` names the steps that it skips, each with the losses of its first rows.
+    """
 
     device = torch.device("cpu")
     num_workers = 1
-    grad_norm = 0.5
 
-    def __init__(self, fail_at=None):
-        self.rates, self.draws, self.fail_at = [], [], fail_at
+    def __init__(self, bad=()):
+        self.rates, self.draws, self.bad, self.skipped = [], [], dict(bad), False
+
+    @property
+    def grad_norm(self):
+        return math.inf if self.skipped else 0.5
 
     def update(self, tokens, drawn, *, lr, places=None):
         step = len(self.rates)
         self.rates.append(lr)
         self.draws.append(drawn)
-        return drawn.scale + step if step != self.fail_at else torch.full_like(drawn.scale, math.nan)
+        self.skipped = step in self.bad
+        nll = drawn.scale + step
+        losses = self.bad.get(step, ())
+        nll[: len(losses)] = torch.tensor(losses)
+        return nll
 
     def total(self, values):
         return values
@@ -46,14 +57,15 @@ def batches(start=0):
         yield Batch(torch.zeros(ROWS, WINDOW, dtype=torch.int64), drawn)
 
 
-def run(engine, train, *, start=0, answer=None, evaluate=None):
+def run(engine, train, *, start=0, answer=None, evaluate=None, **options):
     lines, saved = [], []
 
     def report(metrics):
         lines.append(metrics)
         return answer(metrics) if answer else None
 
-    done = fit(engine, batches(start), train, start_step=start, report=report, save=saved.append, evaluate=evaluate)
+    hooks = {"report": report, "save": saved.append, "evaluate": evaluate}
+    done = fit(engine, batches(start), train, start_step=start, **hooks, **options)
     return done, lines, saved
 
 
@@ -111,10 +123,53 @@ def test_stop_is_obeyed_and_saved():
     assert (done, saved, lines[-1]["step"]) == (9, [6, 9], 9)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved():
-    engine = Recording(fail_at=4)
-    with pytest.raises(Diverged, match=r"loss is nan at step 6; lower train\.lr"):
-        run(engine, settings())
+@pytest.mark.parametrize("losses", [(), (math.nan, math.inf), (-math.inf,)], ids=["gradient", "some", "one"])
+def test_an_interval_with_skipped_steps_holds_the_means_over_the_finite_rows(losses):
+    engine, noted = Recording({1: losses, 5: losses}), []
+    _, lines, saved = run(engine, settings(), note_skipped=lambda step, batch, nll: noted.append((step, len(nll))))
+    assert [line["skipped_steps"] for line in lines] == [1, 1, 0, 0] and saved == [6, 12]
+    assert noted == [(2, ROWS), (6, ROWS)]
+    kept = [engine.draws[step].scale[len(losses) if step == 1 else 0 :] for step in range(3)]
+    wanted = torch.cat([scales + step for step, scales in enumerate(kept)])
+    assert lines[0]["loss"] == pytest.approx(wanted.mean().item())
+    assert lines[0]["scale_mean"] == pytest.approx(torch.cat(kept).mean().item())
+    assert [line["grad_norm"] for line in lines] == [0.5, None, 0.5, 0.5]  # the second line ends with a skipped step
+    assert lines[-1]["tokens"] == 12 * ROWS * WINDOW
+    json.dumps(lines, allow_nan=False)
+
+
+def test_an_interval_without_any_finite_row_has_no_mean():
+    _, lines, _ = run(Recording({4: [math.nan] * ROWS}), settings(log_every=1))
+    assert (lines[4]["loss"], lines[4]["scale_mean"], lines[4]["loss_by_scale"]) == (None, None, {})
+    assert lines[3]["loss"] is not None is not lines[5]["loss"]
+
+
+def test_what_an_evaluation_finds_is_logged_as_a_number_or_null():
+    _, lines, _ = run(Recording(), settings(), evaluate=lambda step: {"cells": [{"nll": math.inf, "window": 8}]})
+    assert {line["cells"][0]["nll"] for line in lines} == {None} and lines[0]["cells"][0]["window"] == 8
+
+
+@pytest.mark.parametrize(
+    ("bad", "most", "told"),
+    [
+        ([4, 5, 6], 3, r"^steps 5 to 7 had no finite gradient norm or loss .*, 3 in a row end the run"),
+        ([7], 1, r"^step 8 had no finite .*, 1 in a row end the run"),
+        ([2, 3, 5, 6, 8, 9, 10, 11], 4, r"^steps 9 to 12 had"),
+    ],
+)
+def test_too_many_skipped_steps_in_a_row_end_the_run(bad, most, told):
+    with pytest.raises(Diverged, match=told):
+        run(Recording(dict.fromkeys(bad, ())), settings(max_skipped_steps=most))
+    assert run(Recording(dict.fromkeys(bad, ())), settings(max_skipped_steps=most + 1))[0] == 12
+
+
+def test_skipped_steps_are_counted_on_behind_a_restart():
+    skips = Skips(total=5, in_a_row=2)
+    with pytest.raises(Diverged, match=r"^steps 5 to 7 had"):
+        run(Recording({0: ()}), settings(), start=6, skips=skips)
+    skips = Skips(total=5, in_a_row=2)
+    run(Recording({1: ()}), settings(), start=6, skips=skips)
+    assert (skips.total, skips.in_a_row) == (6, 0)
 
 
 def test_evaluation_joins_the_line_of_the_steps_it_chooses():

@@ -1,15 +1,17 @@
 import json
+import math
 
 import psutil
 import pytest
 import torch
 
 from e2ray.train.record import (
+    SKIPPED,
     Recorder,
     environment,
     peak_memory_mib,
     progress_line,
-    prune_metrics,
+    prune_lines,
     read_metrics,
     read_status,
     write_status,
@@ -27,13 +29,18 @@ def line(step):
         "scale_mean": 8.4,
         "loss_by_scale": {"1": 2.0, "8": 3.0},
         "data_wait_s": 0.01,
+        "skipped_steps": 0,
     }
+
+
+def without_a_finite_row(step):
+    return line(step) | {"loss": None, "grad_norm": None, "scale_mean": None, "loss_by_scale": {}, "skipped_steps": 2}
 
 
 def test_lines_behind_the_checkpoint_and_a_torn_line_are_removed(tmp_path):
     whole = "".join(json.dumps(line(step)) + "\n" for step in (10, 20, 30))
     (tmp_path / "metrics.jsonl").write_text(whole + '{"step": 4')
-    prune_metrics(tmp_path, 20)
+    prune_lines(tmp_path / "metrics.jsonl", 20)
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [10, 20]
 
 
@@ -58,6 +65,50 @@ def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx([0.3, 0.15])
     assert [event.step for event in board.Scalars("loss_by_scale/8")] == [10, 20]
+
+
+def test_a_line_without_a_finite_number_has_no_place_in_tensorboard(tmp_path):
+    shown = []
+    recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=0.0, show=shown.append)
+    for made in (line(10), without_a_finite_row(20)):
+        recorder.report(made)
+    recorder.progress(20)
+    recorder.close()
+    assert read_metrics(tmp_path)[1]["loss"] is None
+    assert shown[-1].startswith("step 20/20  loss -  45,120 tokens/s  scale -  2 skipped  ETA ")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    values = {tag: [event.value for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    assert all(math.isfinite(value) for found in values.values() for value in found)
+    assert len(values["train/loss"]) == len(values["train/scale_mean"]) == 1 and values["train/skipped_steps"] == [0, 2]
+
+
+@pytest.mark.parametrize("key", ["loss", "grad_norm", "data_wait_s"])
+def test_no_line_of_metrics_can_hold_what_is_no_number(tmp_path, key):
+    recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=1.0)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        recorder.report(line(10) | {key: math.nan})
+    recorder.close()
+    assert read_metrics(tmp_path) == []
+
+
+def test_a_skipped_step_is_written_down_and_told_with_its_rows(tmp_path):
+    shown = []
+    rows = [{"row": 7 * n, "loss": 2.0, "scale": 2.0, "places": [4], "shifts": [9]} for n in range(10)]
+    recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=1.0, show=shown.append)
+    recorder.skipped(3, rows)
+    recorder.skipped(4, [rows[0], rows[1] | {"loss": None}])
+    recorder.close()
+    found = [json.loads(text) for text in (tmp_path / SKIPPED).read_text().splitlines()]
+    assert found == [
+        {"step": 3, "not_finite": "gradient norm", "rows": rows},
+        {"step": 4, "not_finite": "loss", "rows": [rows[0], rows[1] | {"loss": None}]},
+    ]
+    told = f"skipped, its gradient norm is no finite number; rows 0, 7, 14, 21, 28, 35, 42, 49 and 2 more: {tmp_path}"
+    assert shown[0] == f"step 3: {told}/{SKIPPED}" and shown[1].startswith("step 4: skipped, its loss is no finite")
+    Recorder(tmp_path, start_step=3, steps=20, progress_s=1.0).close()  # continues from a checkpoint of step 3
+    assert [json.loads(text)["step"] for text in (tmp_path / SKIPPED).read_text().splitlines()] == [3]
 
 
 def test_the_peak_of_memory_is_that_of_this_process():

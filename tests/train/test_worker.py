@@ -1,6 +1,7 @@
 """A whole training without Ray: draws, engine, checkpoints, and the Hugging Face folder made from one."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from e2ray.data.tokenizer import load_tokenizer
 from e2ray.train import checkpoint, steps, worker
 from e2ray.train.assemble import write_model
 from e2ray.train.ledger import read_ledger, replayed
+from e2ray.train.loop import Diverged
 from e2ray.train.record import read_metrics
 
 WINDOW, VOCABULARY = 24, 50
@@ -60,17 +62,17 @@ def rows(start, stop, *, batch):
         yield Rows(np.arange(batch), tokens, None)
 
 
-def run(task, until=None):
+def run(task, read=rows, until=None):
     task.folder.mkdir(exist_ok=True)
     return worker.run(
         task,
         device=CPU,
-        open_rows=partial(rows, batch=task.train.batch_sequences),
+        open_rows=partial(read, batch=task.train.batch_sequences),
         report=lambda metrics: "stop" if metrics["step"] == until else None,
     )
 
 
-def write(task, folder):
+def write(task, folder, *, dtype=torch.float32):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<eos>")), eos_token="<eos>"
     )
@@ -80,7 +82,7 @@ def write(task, folder):
         task.model,
         steps.latest(task.folder / "checkpoints"),
         folder,
-        dtype=torch.float32,
+        dtype=dtype,
         vocab_size=task.vocab_size,
         seed=task.seed,
         tokenizer=task.shards / "tokenizer",
@@ -342,3 +344,146 @@ def test_a_checkpoint_of_a_run_of_another_name_is_refused(task):
     shutil.copytree(task.folder / "checkpoints", other.folder / "checkpoints")
     with pytest.raises(SettingsError, match="of another training: name: 'run' in the run, 'other' asked for"):
         run(other)
+
+
+POISON = VOCABULARY - 1  # a token whose embedding is so large that rows which hold it have no gradient
+
+
+@pytest.fixture
+def poisoned(task, tmp_path):
+    """A task on a base that cannot stand one token."""
+    folder = base_folder(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[POISON] = 3e38
+    model.save_pretrained(folder)
+    train = task.train.model_copy(update={"steps": 8, "checkpoint_every": 4, "schedule": "constant"})
+    return replace(task, model=PretrainedModel(path=str(folder), base_context_length=WINDOW), train=train, ledger=True)
+
+
+def with_poison_at(*steps):
+    def read(start, stop, *, batch):
+        for step, found in enumerate(rows(start, stop, batch=batch), start):
+            found.tokens[found.tokens == POISON] = 0
+            if step in steps:
+                found.tokens[1, 7] = POISON
+            yield Rows(found.ids + 10 * step, found.tokens, None)
+
+    return read
+
+
+def weights_of(folder):
+    found = checkpoint.latest(folder / "checkpoints")
+    return {path.name: path.read_bytes() for path in found.glob("part-*")}
+
+
+def test_steps_whose_rows_have_no_gradient_are_skipped_told_and_counted(poisoned):
+    assert run(poisoned, with_poison_at(2, 3, 6)) == 8
+    lines = read_metrics(poisoned.folder)
+    assert [line["step"] for line in lines if line["skipped_steps"]] == [3, 4, 7]
+    assert [line["grad_norm"] is None for line in lines] == [bool(line["skipped_steps"]) for line in lines]
+    noted = [json.loads(line) for line in (poisoned.folder / "skipped.jsonl").read_text().splitlines()]
+    assert [(one["step"], [row["row"] for row in one["rows"]]) for one in noted] == [
+        (step, [10 * (step - 1) + place for place in range(4)]) for step in (3, 4, 7)
+    ]
+    for one in noted:
+        key = {"seed": poisoned.seed, "step": one["step"] - 1, "indices": range(4)}
+        wanted = draw(poisoned.positions, **key, window=WINDOW, base_context_length=WINDOW)
+        assert [row["scale"] for row in one["rows"]] == wanted.scale.tolist()
+        assert all(
+            torch.equal(replayed(row, WINDOW), offsets)
+            for row, offsets in zip(one["rows"], wanted.offsets, strict=True)
+        )
+    assert len(read_ledger(poisoned.folder)) == 8 * 4  # every step
+    state = checkpoint.read_state(poisoned.folder / "checkpoints" / "step-8")
+    assert (state["skipped_steps"], state["skipped_in_a_row"]) == (3, 0)
+    for path in poisoned.folder.rglob("*.json*"):
+        assert not re.search(r"\b(NaN|-?Infinity)\b", path.read_text()), path
+
+
+@pytest.mark.parametrize("bad", [(2, 3, 6), (3, 4), (0, 1)])
+def test_a_restart_between_skipped_steps_changes_no_bit(poisoned, tmp_path, bad):
+    run(poisoned, with_poison_at(*bad))
+    stopped = replace(poisoned, folder=tmp_path / "stopped")
+    run(stopped, with_poison_at(*bad), until=4)
+    (stopped.folder / "skipped.jsonl").open("a").write('{"step": 5, "rows": []}\n{"step"')  # behind the checkpoint
+    run(stopped, with_poison_at(*bad))
+    assert weights_of(stopped.folder) == weights_of(poisoned.folder)
+    assert (stopped.folder / "skipped.jsonl").read_text() == (poisoned.folder / "skipped.jsonl").read_text()
+    mine, its = (
+        [(line["loss"], line["skipped_steps"]) for line in read_metrics(one.folder)] for one in (stopped, poisoned)
+    )
+    assert mine == its
+
+
+@pytest.mark.parametrize(("bad", "most"), [((4, 5, 6), 3), ((3, 4), 2), ((1,), 1)])
+def test_too_many_skipped_steps_in_a_row_end_a_run_and_its_restart(poisoned, bad, most):
+    task = replace(poisoned, train=poisoned.train.model_copy(update={"max_skipped_steps": most}))
+    told = rf"^steps? {bad[0] + 1}.* {most} in a row end the run \(max_skipped_steps\).*skipped\.jsonl"
+    for _ in range(2):  # the count in a row outlives a restart
+        with pytest.raises(Diverged, match=told):
+            run(task, with_poison_at(*bad))
+        noted = [json.loads(line)["step"] for line in (task.folder / "skipped.jsonl").read_text().splitlines()]
+        assert noted == [step + 1 for step in bad]
+    more = replace(task, train=task.train.model_copy(update={"max_skipped_steps": most + 1}))
+    assert run(more, with_poison_at(*bad)) == 8
+
+
+@pytest.mark.parametrize("decay", [1e39, 1e60])
+def test_a_state_that_the_last_update_made_infinite_is_not_saved(task, decay):
+    run(replace(task, train=task.train.model_copy(update={"steps": 3})))
+    good = weights_of(task.folder)
+    changes = {"steps": 4, "weight_decay": decay, "lr": 1.0, "schedule": "constant"}
+    wild = replace(task, train=task.train.model_copy(update=changes))
+    with pytest.raises(Diverged, match=r"^step 4: the weight of model\..* is not finite .*step-3 is the last good"):
+        run(wild)
+    assert checkpoint.latest(task.folder / "checkpoints").name == "step-3" and weights_of(task.folder) == good
+    assert sorted(path.name for path in (task.folder / "checkpoints").iterdir()) == ["latest", "step-3"]
+    assert run(task) == 6  # it goes on from there
+
+
+def test_a_first_checkpoint_that_is_not_finite_leaves_none(task):
+    wild = replace(task, train=task.train.model_copy(update={"steps": 1, "weight_decay": 1e39, "lr": 1.0}))
+    with pytest.raises(Diverged, match=r"^step 1: the weight of [^;]*so the state is not saved; lower train\.lr"):
+        run(wild)
+    assert not (task.folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("kind", checkpoint.KINDS)
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_weight_or_moment_that_is_not_finite_is_not_saved(task, kind, value):
+    engine, folder = worker.begin(task, device=CPU), task.folder / "checkpoints"
+    states = list(engine.fresh_states())
+    states = [replace(state, exp_avg=state.exp_avg.clone(), exp_avg_sq=state.exp_avg_sq.clone()) for state in states]
+    engine.load(iter(states), optimizer_step=0)
+    checkpoint.save(engine, folder, step=1, facts={}, keep=1)
+    getattr(states[5], kind).view(-1)[3] = value
+    engine.load(iter(states), optimizer_step=0)
+    with pytest.raises(Diverged, match=rf"^step 2: the {kind} of {states[5].name} is not finite .*step-1 is the last"):
+        checkpoint.save(engine, folder, step=2, facts={}, keep=1)
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-1"]
+    assert checkpoint.latest(folder).name == "step-1"
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, 3e38), (torch.bfloat16, 3.4e38)], ids=["merge", "cast"])
+def test_a_model_that_overflows_when_merged_or_cast_is_not_written(task, tmp_path, dtype, value):
+    adapted = task
+    if dtype == torch.float32:  # finite adapters with a product that is not
+        lora = LoraSettings(rank=2, targets=("q_proj",))
+        base = PretrainedModel(path=str(base_folder(tmp_path)), base_context_length=WINDOW, lora=lora)
+        adapted = replace(task, model=base)
+    run(replace(adapted, train=task.train.model_copy(update={"steps": 1})))
+    found = checkpoint.latest(task.folder / "checkpoints")
+    (part,) = found.glob("part-*")
+    tensors = load_file(part)
+    for name, tensor in tensors.items():
+        if name.startswith("weight/"):
+            tensor.view(-1)[:] = value if dtype == torch.float32 else tensor.view(-1)
+            tensor.view(-1)[0] = value
+    save_file(tensors, part)
+    manifest = json.loads((found / "manifest.json").read_text())
+    manifest["files"][part.name] = {"bytes": part.stat().st_size, "sha256": files.sha256(part)}
+    files.write_json(found / "manifest.json", {"files": manifest["files"], "digest": files.digest(manifest["files"])})
+    with pytest.raises(Diverged, match=r"step-1: model\..* is not finite as merged (float32|bfloat16), so no model"):
+        write(adapted, tmp_path / "model", dtype=dtype)
+    assert not (tmp_path / "model").exists()
