@@ -197,16 +197,22 @@ def read_object(path: str | Path, *, wanted: str, keys: Mapping[str, type | Unio
         FileNotFoundError: If there is no such file.
         SettingsError: If it cannot be read or is something else.
     """
-    value = read_json(path, wanted=wanted)
+    return checked_object(read_json(path, wanted=wanted), where=path, wanted=wanted, keys=keys)
+
+
+def checked_object(
+    value: Any, *, where: str | Path, wanted: str, keys: Mapping[str, type | UnionType]
+) -> dict[str, Any]:
+    """Return a value read from JSON that is such an object; see `read_object`."""
     if not isinstance(value, dict):
-        raise SettingsError(f"{path}: is damaged, it holds {_kind(value)}; wanted {wanted}")
+        raise SettingsError(f"{where}: is damaged, it holds {_kind(value)}; wanted {wanted}")
     for key, kind in keys.items():
         if key not in value:
-            raise SettingsError(f"{path}: is damaged, it lacks {key}; wanted {wanted}")
+            raise SettingsError(f"{where}: is damaged, it lacks {key}; wanted {wanted}")
         found = value[key]
         if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
             shown = repr(found) if isinstance(found, str | int | float) else _kind(found)
-            raise SettingsError(f"{path}: is damaged, {key} is {shown}; wanted {wanted}")
+            raise SettingsError(f"{where}: is damaged, {key} is {shown}; wanted {wanted}")
     return value
 
 

@@ -95,7 +95,7 @@ def read(path: Path, *, advice: Callable[[int], str], must_be_sealed: bool = Fal
     for number, (line, match) in enumerate(zip(whole, matches, strict=True), start=1):
         damage = _damage(match, end) if has_seals else None
         if damage is None:
-            where = f"{path}: line {number} of {len(whole)}"
+            where = f"{path}: is damaged, line {number} of {len(whole)}"
             try:
                 value = files.parse_json(line, where=where, wanted="an object")
             except SettingsError as error:

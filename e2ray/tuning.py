@@ -60,7 +60,6 @@ def tune(config: RunConfig, *, resume: bool) -> None:
     with files.lock(run.folder / ".lock", what="running this study"):
         refuse_other_study(run, resume=resume)
         files.write_text(run.folder / "config.yaml", dump(run.config))
-        write_status(run.folder, state="running", error=None, started_at=now(), ended_at=None)
         with reporting(run):
             from e2ray.train.record import environment
 

@@ -44,11 +44,11 @@ def test_lines_without_any_seal_are_taken_as_they_are_where_none_is_wanted(tmp_p
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"line 2 of 3: is no JSON \(.*\); wanted an object; keep 1"),
-        ("[" * 100_000, "line 2 of 3: is nested too deep; wanted an object; keep 1"),
+        ("{", r"is damaged, line 2 of 3: is no JSON \(.*\); wanted an object; keep 1"),
+        ("[" * 100_000, "is damaged, line 2 of 3: is nested too deep; wanted an object; keep 1"),
         ("[1]", "line 2 of 3 holds no object; keep 1"),
-        ("", r"line 2 of 3: is no JSON"),
-        ('{"a": ' + "9" * 5000 + "}", r"line 2 of 3: is no JSON \(Exceeds the limit"),
+        ("", r"is damaged, line 2 of 3: is no JSON"),
+        ('{"a": ' + "9" * 5000 + "}", r"is damaged, line 2 of 3: is no JSON \(Exceeds the limit"),
     ],
 )
 def test_a_line_without_a_seal_that_is_no_object_is_named(tmp_path, line, message):

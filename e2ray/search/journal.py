@@ -160,7 +160,7 @@ class Journal:
         self._unsealed = False
 
     def _note_end(self) -> None:
-        """Overwrite the end in place: always as many bytes, so that a full disk takes it and half of it never stands."""
+        """Overwrite the end in place: always as many bytes, so a full disk takes it and half of it never stands."""
         path = end_path(self.path)
         with files.naming(path), path.open("rb+", buffering=0) as file:
             file.write(_end_text(self._end).encode())
@@ -183,7 +183,7 @@ def _read_end(path: Path) -> End | None:
     end = End(int(match[1]), match[2].decode()) if match else End()
     if _end_text(end).encode() != text:
         raise SettingsError(
-            f"{path}: is damaged, wanted the number of lines and the last seal; put it and the journal back from a copy, "
-            "or remove it to go on with the lines that are there"
+            f"{path}: is damaged, wanted the number of lines and the last seal; put it and the journal back from a "
+            "copy, or remove it to go on with the lines that are there"
         )
     return end

@@ -193,7 +193,7 @@ def test_a_journal_of_an_earlier_version_is_told_and_sealed_with_its_next_line(w
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b"{", b"[", r"line 1 of 60: is no JSON .*; put it and"),
+        (b"{", b"[", r"is damaged, line 1 of 60: is no JSON .*; put it and"),
         (b'"op_code":0', b'"op_code":10', "wanted the study small, it holds none"),
         (b'"op_code":0', b'"op_code":77', r"Optuna cannot read it \(AssertionError"),
         (b'"op_code"', b'"op_cope"', r"Optuna cannot read it \(KeyError"),
