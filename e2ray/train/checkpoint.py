@@ -8,6 +8,7 @@ are done; `checkpoints/latest` then names it. Damage is found before anything is
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,16 +171,24 @@ def latest(folder: Path) -> Path | None:
     """Return the folder of the newest committed checkpoint, or None where there is none.
 
     Raises:
-        SettingsError: If `latest` names a checkpoint that is not there.
+        SettingsError: If `latest` cannot be read, or names no checkpoint that is there.
     """
     pointer = folder / "latest"
     if not pointer.exists():
         return None
-    path = folder / pointer.read_text(encoding="utf-8").strip()
+    advice = "write the name of a step-<n> folder beside it into it"
+    try:
+        with pointer.open("rb") as file:
+            name = file.read(100).decode("ascii").strip()
+    except OSError as error:
+        raise SettingsError(f"{pointer}: cannot be read: {error.strerror}; {advice}, as a file") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{pointer}: is damaged, it holds no text; {advice}") from None
+    if re.fullmatch(r"step-\d+", name) is None:
+        raise SettingsError(f"{pointer}: is damaged, it holds {name!r}, wanted step-<n>; {advice}")
+    path = folder / name
     if not (path / "manifest.json").is_file():
-        raise SettingsError(
-            f"{pointer}: names {path.name}, which is not there; write the name of a step-<n> folder beside it into it"
-        )
+        raise SettingsError(f"{pointer}: names {name}, which is not there; {advice}")
     return path
 
 

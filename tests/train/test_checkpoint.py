@@ -126,3 +126,30 @@ def test_latest_that_names_nothing_is_told(copied):
     with pytest.raises(SettingsError, match="names step-99, which is not there"):
         checkpoint.latest(copied.parent)
     assert checkpoint.latest(copied) is None  # a folder without the pointer holds no checkpoint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: Is a directory; write the name of a step-<n> folder beside it into it, as a file"),
+        (b"\x80\xff\x00", "is damaged, it holds no text; write the name"),
+        (b"", "is damaged, it holds '', wanted step-<n>; write the name"),
+        (b"\n", "is damaged, it holds '', wanted step-<n>"),
+        (b"../other/step-4\n", r"is damaged, it holds '\.\./other/step-4', wanted step-<n>"),
+        (b"..", r"is damaged, it holds '\.\.', wanted step-<n>"),
+        (b"/etc", "is damaged, it holds '/etc', wanted step-<n>"),
+        (b"step-4/../step-4", "is damaged, it holds 'step-4/"),
+        (b"step-4\0", r"is damaged, it holds 'step-4\\x00'"),
+        (b"step-" + b"9" * 5000, f"names step-{'9' * 95}, which is not there; write"),
+        (b"x" * 5000, f"is damaged, it holds '{'x' * 100}', wanted step-<n>"),
+    ],
+)
+def test_a_pointer_that_names_no_checkpoint_is_one_short_line(tmp_path, content, message):
+    pointer = tmp_path / "latest"
+    if content is None:
+        pointer.mkdir()
+    else:
+        pointer.write_bytes(content)
+    with pytest.raises(SettingsError, match=rf"\A\S+latest: {message}") as error:
+        checkpoint.latest(tmp_path)
+    assert len(str(error.value)) < 400
