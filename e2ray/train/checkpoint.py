@@ -115,7 +115,7 @@ def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
         held: dict[str, torch.Tensor] = {}
         parts: dict[str, Any] = {}
         parameters: dict[str, Any] = {}
-        failure: OSError | None = None
+        failure: Exception | None = None
 
         def flush() -> None:
             nonlocal failure
@@ -128,7 +128,7 @@ def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
                         kind, parameter = key.split("/", 1)
                         if kind == "weight":
                             parameters[parameter] = {"file": name, "shape": list(value.shape)}
-            except OSError as error:
+            except Exception as error:  # safetensors has one of its own for a failed write
                 failure = error
             held.clear()
 
@@ -146,12 +146,7 @@ def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
 
 
 def _write_part(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    try:
-        save_file(tensors, path)
-    except Exception as error:  # safetensors hides the errno of a failed write in a message of its own
-        if "No space left" in str(error) or "os error 28" in str(error):
-            raise OSError(28, "No space left on device") from error
-        raise
+    save_file(tensors, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 

@@ -22,6 +22,7 @@ import psutil
 from e2ray import files
 from e2ray.config.base import SettingsError, brief
 from e2ray.sealed import End, Lines, read, seal, sealed
+from e2ray.train.board import Board
 
 State = Literal["running", "succeeded", "failed", "preempted"]
 STATUS, METRICS = "status.json", "metrics.jsonl"
@@ -209,8 +210,6 @@ class Recorder:
         gauges: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         """Open the files; `show` gets a progress line every `progress_s` seconds, `gauges` every logged step."""
-        from torch.utils.tensorboard import SummaryWriter
-
         self.end = prune_metrics(folder, start_step)
         self.folder, self.steps, self.progress_s = folder, steps, progress_s
         self.show, self.gauges = show, gauges
@@ -218,7 +217,7 @@ class Recorder:
         self.began, self.start_step = time.perf_counter(), start_step
         self.shown = self.began
         self.file = (folder / METRICS).open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        self.board = Board(folder / "tensorboard", purge_step=start_step + 1 if start_step else None)
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Write a logged step everywhere it belongs."""
@@ -248,5 +247,6 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self.file.close()
         self.board.close()
+        with files.naming(self.folder / METRICS):
+            self.file.close()

@@ -1,10 +1,10 @@
 """A study's journal: whatever damages it is named with its line, and what a kill leaves is mended."""
 
+import contextlib
 import json
 import logging
 import random
 import re
-import resource
 import time
 
 import optuna
@@ -224,20 +224,32 @@ def test_hundreds_of_trials_open_fast(whole, copied):
     assert time.process_time() - began < 2  # 0.1 s on an idle core
 
 
-def test_a_line_that_finds_no_room_leaves_the_journal_as_it_was(tmp_path, caplog):
+def test_a_line_that_finds_no_room_leaves_the_journal_as_it_was(tmp_path, caplog, limited):
     path = tmp_path / JOURNAL
     journal = Journal(path)
     journal.append_logs([{"a": 1}])
     before = path.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(SettingsError, match=r"study\.journal: a file may not grow that large here; raise"):
-            journal.append_logs([{"b": "x" * 10_000}])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    wanted = r"study\.journal: a file may not grow that large here; raise the limit"
+    with limited(4096), pytest.raises(SettingsError, match=wanted):
+        journal.append_logs([{"b": "x" * 10_000}])
     assert path.read_bytes() == before
     journal.append_logs([{"c": 3}])
     caplog.set_level(logging.INFO)
     assert Journal(path).read_logs(0) == [{"a": 1}, {"c": 3}]
     assert not caplog.records
+
+
+def fill(disk):
+    with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+
+
+def test_a_journal_on_a_full_disk_ends_in_one_line_and_opens_again(small_disk):
+    journal = Journal(small_disk / JOURNAL)
+    journal.append_logs([{"a": 1}])
+    fill(small_disk)
+    with pytest.raises(SettingsError, match=r"study\.journal: no space left on the device; free some or choose"):
+        journal.append_logs([{"b": "x" * 10_000}])
+    (small_disk / "filler").unlink()
+    assert Journal(small_disk / JOURNAL).read_logs(0) == [{"a": 1}]

@@ -59,6 +59,13 @@ def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx([0.3, 0.15])
     assert [event.step for event in board.Scalars("loss_by_scale/8")] == [10, 20]
 
+    again = Recorder(tmp_path, start_step=10, steps=20, progress_s=0.0)
+    again.report(line(20) | {"loss": 9.0})
+    again.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in board.Scalars("train/loss")] == pytest.approx([0.3, 9.0])
+    assert [entry["loss"] for entry in read_metrics(tmp_path)] == [0.3, 9.0]
+
 
 def test_the_peak_of_memory_is_that_of_this_process():
     resident = psutil.Process().memory_info().rss / 2**20

@@ -182,3 +182,13 @@ def test_the_ledger_tells_the_rows_and_draws_that_were_trained_on(task):
         assert torch.equal(replayed(row, WINDOW), wanted.offsets[0])
     run(replace(noted, train=task.train))
     assert len(read_ledger(task.folder)) == 6 * 4
+
+
+@pytest.mark.parametrize(("num_bytes", "file"), [(8192, "checkpoints/"), (1500, "run/"), (20, "tensorboard/")])
+def test_a_training_that_finds_no_room_ends_in_one_line(task, limited, num_bytes, file):
+    wanted = rf"\A\S+{file}\S*: a file may not grow that large here; raise the limit .* choose another storage\Z"
+    with limited(num_bytes), pytest.raises(SettingsError, match=wanted):
+        run(task)
+    assert checkpoint.latest(task.folder / "checkpoints") is None
+    assert run(task) == 6  # with room again
+    assert [line["step"] for line in read_metrics(task.folder)] == [1, 2, 3, 4, 5, 6]
