@@ -5,7 +5,7 @@ import resource
 import shutil
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 os.environ |= {
@@ -59,6 +59,18 @@ def small_disk(tmp_path):
         pytest.skip("nobody but root mounts a file system")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def fill(small_disk):
+    """A function that takes all room that is left on the small disk."""
+
+    def write():
+        with suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -8,18 +8,18 @@ import re
 
 from pydantic import BaseModel, ConfigDict
 
-LONGEST_WORD, LONGEST_LINE = 300, 1500  # characters of a message
+LONGEST_WORD, LONGEST_LINE = 300, 1000  # characters of a message
 
 
 def brief(text: object) -> str:
-    """Return a text as one line of at most 1,500 characters; what is too long loses its middle.
+    """Return a text as one line of at most 1,000 characters; what is too long loses its middle.
 
     A message quotes what it found, which may be a path, a key or a value of any length; its beginning says where, its
     end what to do.
     """
     line = " ".join(str(text).splitlines())
     line = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: f"{word[0][:200]}...{word[0][-60:]}", line)
-    return line if len(line) <= LONGEST_LINE else f"{line[:900]} ... {line[-500:]}"
+    return line if len(line) <= LONGEST_LINE else f"{line[:600]} ... {line[-380:]}"
 
 
 class SettingsError(ValueError):

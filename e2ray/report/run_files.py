@@ -132,7 +132,7 @@ def read_run(run: RunFolder) -> RunRecord:
         SettingsError: If a file is damaged, or is of another evaluation than the others.
     """
     folder = run.folder
-    environment = _read(folder / "environment.json", "versions and hardware of a run")
+    environment = _read(folder / "environment.json", "versions and hardware of a run, remove it to go without")
     metrics = _metrics(run)
     suites = _rows(folder / SUITES, "scores", SCORE_KEYS)
     missing = _rows(folder / SUITES, "missing", MISSING_KEYS, wanted=False)
@@ -190,7 +190,9 @@ def _read(path: Path, wanted: str, *, keys: set[str] | None = None) -> dict[str,
         return None
     value = files.read_json(path, wanted=wanted)
     if not isinstance(value, dict) or not (keys or set()) <= value.keys():
-        raise SettingsError(f"{path}: is damaged; wanted {wanted}" + (f" with {', '.join(sorted(keys or ()))}"))
+        raise SettingsError(
+            f"{path}: is damaged; wanted {wanted}" + (f" with {', '.join(sorted(keys))}" if keys else "")
+        )
     return value
 
 
@@ -209,14 +211,12 @@ def _rows(path: Path, key: str, columns: frozenset[str], *, wanted: bool = True)
 
 def _metrics(run: RunFolder) -> list[dict[str, Any]]:
     path = run.folder / METRICS
-    lines = read_metrics(run.folder)
+    lines, wanted = read_metrics(run.folder), ", ".join(sorted(METRIC_KEYS))
     for place, line in enumerate(lines, start=1):
-        if not METRIC_KEYS <= line.keys():
-            raise SettingsError(
-                f"{path}: line {place} is damaged, wanted {', '.join(sorted(METRIC_KEYS))}; remove the file"
-            )
+        if not all(isinstance(line.get(key), int | float) for key in METRIC_KEYS):
+            raise SettingsError(f"{path}: line {place} is damaged, wanted numbers under {wanted}; remove the file")
     last = lines[-1]["step"] if lines else 0
-    if path.exists() and run.status["state"] == "succeeded" and last != run.status["step"]:
+    if path.exists() and run.status["state"] == "succeeded" and last < run.status["step"]:
         raise SettingsError(
             f"{path}: ends at step {last}, the run at step {run.status['step']}: lines are missing; put the file back "
             "from a copy, or remove it"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from e2ray.config.base import SettingsError
+from e2ray.config.base import SettingsError, brief
 from e2ray.config.load import read_recipe, validate
 from e2ray.search.journal import JOURNAL
 from e2ray.train.record import KILLED, STATUS_ADVICE, read_status, was_killed
@@ -50,7 +50,7 @@ class RunFolder:
         """Why there is no evaluation, and the next move."""
         recipe = self.folder / RECIPE
         error = self.status.get("error")
-        told = f" ({error})" if error else ""
+        told = f" ({brief(error)})" if error else ""
         if not (self.folder / "model").is_dir():
             return f"no evaluation yet: {self.state}{told}; `e2ray train --config {recipe}` continues it"
         if self.settings["evaluate"] is None:

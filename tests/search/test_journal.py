@@ -1,6 +1,5 @@
 """A study's journal: whatever damages it is named with its line, and what a kill leaves is mended."""
 
-import contextlib
 import json
 import logging
 import random
@@ -239,16 +238,10 @@ def test_a_line_that_finds_no_room_leaves_the_journal_as_it_was(tmp_path, caplog
     assert not caplog.records
 
 
-def fill(disk):
-    with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
-        while True:
-            filler.write(bytes(4096))
-
-
-def test_a_journal_on_a_full_disk_ends_in_one_line_and_opens_again(small_disk):
+def test_a_journal_on_a_full_disk_ends_in_one_line_and_opens_again(small_disk, fill):
     journal = Journal(small_disk / JOURNAL)
     journal.append_logs([{"a": 1}])
-    fill(small_disk)
+    fill()
     with pytest.raises(SettingsError, match=r"study\.journal: no space left on the device; free some or choose"):
         journal.append_logs([{"b": "x" * 10_000}])
     (small_disk / "filler").unlink()
