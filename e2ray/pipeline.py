@@ -378,6 +378,7 @@ def check(config: RunConfig) -> None:
     from e2ray.data.corpus import list_items
     from e2ray.data.folder import Folder, is_uri
     from e2ray.data.shards import ShardSet
+    from e2ray.search.journal import JOURNAL, verified
 
     run = resolve(config)
     shards = config.data.shards
@@ -402,6 +403,7 @@ def check(config: RunConfig) -> None:
         f"{source}; run folder {run.folder}"
     )
     if config.search:
+        verified(run.folder / JOURNAL)
         trial = config.trial().train
         rungs = config.search.rungs(trial.steps, trial.log_every)
         show(
