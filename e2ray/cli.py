@@ -4,12 +4,14 @@ Exit codes: 0 done; 2 a setting, a path or data is wrong (one line on stderr); 1
 """
 
 import argparse
+import errno
 import os
 import select
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+WRONG_PLACE = {errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 DESCRIPTIONS = {
     "prepare": "corpus -> tokens -> Arrow shards",
     "train": "run a recipe: prepare, pretrain, train, evaluate, export; the same command continues a stopped run",
@@ -33,7 +35,9 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others are."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.splitlines())}; see {self.prog} --help\n")
+        from e2ray.config.base import brief
+
+        self.exit(2, f"{self.prog}: {brief(message)}; see {self.prog} --help\n")
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -121,6 +125,9 @@ def run(command: str, parsed: argparse.Namespace) -> int:
         _say(command, f"interrupted; the same command{' with --resume' if command == 'tune' else ''} continues")
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in WRONG_PLACE and error.filename is not None:
+            _say(command, f"{os.fsdecode(error.filename)}: cannot be used: {error.strerror}; choose another path")
+            return 2
         gone = isinstance(error, BrokenPipeError) and _reader_has_gone()
         _discard_unwritable_output()
         if gone:
@@ -133,8 +140,10 @@ def run(command: str, parsed: argparse.Namespace) -> int:
 
 
 def _say(command: str, message: object) -> None:
-    """Print a message as one line on stderr."""
-    print(f"e2ray {command}: {' '.join(str(message).split())}", file=sys.stderr)
+    """Print a message as one short line on stderr."""
+    from e2ray.config.base import brief
+
+    print(f"e2ray {command}: {brief(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def _reader_has_gone() -> bool:

@@ -23,6 +23,12 @@ from e2ray.pipeline import base_of, prepare, task_of
 from e2ray.run import Run, refuse_other_settings, reporting, resolve, show
 from e2ray.train.record import now, peak_memory_mib, write_status
 
+AGAIN = "remove the file, and that job is done again"
+LEFT = f"what a lane has left; {AGAIN}"
+LEFT_KEYS: dict[str, Any] = {
+    **{"lane": str, "seed": int, "tokens": int, "train_s": float | int, "steps": int, "peak_mib": float | int | None},
+    **{"sums": list, "retrieval": list, "missing": list},
+}
 NO_COST = {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None}
 MAY_DIFFER = ("cluster", "compare.lanes", "compare.untrained", "compare.seeds", "compare.long_window_seeds")
 
@@ -68,11 +74,11 @@ def compare(config: RunConfig) -> None:
     with files.lock(run.folder / ".lock", what="running this comparison"):
         refuse_other_settings(run, begun=any((run.folder / "lanes").glob("*.json")), besides=MAY_DIFFER)
         files.write_text(run.folder / "config.yaml", dump(run.config))
-        write_status(run.folder, state="running", error=None, started_at=now(), ended_at=None)
         with reporting(run):
             with cluster(run.config.cluster):
                 jobs = list(_jobs(run, settings))
                 left = [job for job in jobs if not _is_done(job)]
+                _tell_unsealed([job for job in jobs if job not in left])
                 show(f"{run.config.name}: {len(jobs)} jobs, {len(jobs) - len(left)} of them done before")
                 use_gpu = wants_gpu(run.config.cluster)
                 remote_each("compare", _run_job, [(job, use_gpu) for job in left], use_gpu=use_gpu, fresh=True)
@@ -92,12 +98,33 @@ def compare(config: RunConfig) -> None:
 
 
 def _left(job: Job) -> dict[str, Any]:
-    return dict(files.read_json(job.out, wanted="what a lane has left"))
+    """Return what a job has left.
+
+    Raises:
+        SettingsError: If it is not what the job has written.
+    """
+    found, _ = files.read_sealed(job.out, wanted=LEFT, keys=LEFT_KEYS)
+    if (found["lane"], found["seed"]) != (job.lane, job.seed):
+        name = f"{found['lane']}, seed {found['seed']}"
+        raise SettingsError(f"{job.out}: is of the job {name}, wanted {job.lane}, seed {job.seed}; {AGAIN}")
+    return found
 
 
 def _is_done(job: Job) -> bool:
     """Return whether a job need not run again; one that failed may find more memory the next time."""
-    return job.out.exists() and "failed" not in _left(job)
+    if not job.out.exists() or "failed" in files.read_object(job.out, wanted=LEFT, keys={}):
+        return False
+    _left(job)
+    return True
+
+
+def _tell_unsealed(done: Sequence[Job]) -> None:
+    """Say in one line how many results are of an earlier version, which wrote no digest."""
+    plain = sum(not files.read_sealed(job.out, wanted=LEFT, keys=LEFT_KEYS)[1] for job in done)
+    if plain:
+        show(
+            f"{plain} results in {done[0].out.parent} carry no digest, as of an earlier version: damage cannot be told"
+        )
 
 
 def _jobs(run: Run, settings: CompareSettings) -> Iterator[Job]:
@@ -184,7 +211,7 @@ def _run_job(job: Job, use_gpu: bool) -> None:
             raise
         result["failed"] = "it does not fit into memory"
     job.out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(job.out, result | {"seconds": time.perf_counter() - began})
+    files.write_sealed(job.out, result | {"seconds": time.perf_counter() - began})
     said = result.get("failed") or f"{result['tokens']:,} tokens in {result['train_s']:.0f} s"
     show(f"{job.lane}, seed {job.seed}: {said}")
 

@@ -10,18 +10,28 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import IO, Any
 
-from e2ray.config.base import SettingsError
+from e2ray.config.base import SettingsError, brief
 
 TEMPORARY = ".tmp-"
 READERS = 8  # files whose digests are computed at a time
+DIGEST = "digest"  # of a sealed object, under this key
+LOCK_PATIENCE_S = 0.5  # somebody who only asks whether a lock is held has it for a moment
+_FULL = {
+    errno.ENOSPC: "no space left on the device; free some or choose another storage",
+    errno.EDQUOT: "the disk quota is used up; free some of it, have it raised or choose another storage",
+    errno.EFBIG: "a file may not grow that large here; raise the limit (`ulimit -f`) or choose another storage",
+}
 _WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
@@ -43,18 +53,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     aside = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise named_write_error(error, path) from error
-    finally:
-        with suppress(OSError):  # gone already, or the folder is no folder: the error above says so
-            aside.unlink()
+    with naming(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            with aside.open("rb+") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
+            sync_folder(path.parent)
+        finally:
+            with suppress(OSError):  # gone already, or the folder is no folder: the error above says so
+                aside.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -85,14 +94,13 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     aside = folder.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{folder.name}")
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        commit_folder(aside, folder)
-    except OSError as error:
-        raise named_write_error(error, folder) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with naming(folder):
+        try:
+            aside.mkdir(parents=True)
+            yield aside
+            commit_folder(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def commit_folder(aside: Path, folder: Path) -> None:
@@ -114,12 +122,33 @@ def commit_folder(aside: Path, folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def named_write_error(error: OSError, path: Path) -> OSError | SettingsError:
-    """Return a one-line error for a write that the file system refused, or the error itself."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return SettingsError(f"{path}: no space left on the device; free some or choose another storage")
-    if error.errno in _WRONG_PLACE:
-        return SettingsError(f"{path}: cannot be written: {error.strerror}; choose another storage")
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Raise what the file system refuses in the block as one line that names the file.
+
+    Raises:
+        SettingsError: If the disk is full, a quota or a limit is reached, or the folder cannot be written to.
+    """
+    try:
+        yield
+    except Exception as error:
+        named = named_write_error(error, path)
+        if named is error:
+            raise
+        raise named from error
+
+
+def named_write_error(error: Exception, path: Path) -> Exception:
+    """Return a one-line error for a write that the file system refused, or the error itself.
+
+    Libraries in Rust, safetensors and tokenizers among them, hide the number of a failed write in a message.
+    """
+    hidden = None if isinstance(error, OSError | SettingsError) else re.search(r"\(os error (\d+)\)", str(error))
+    number = int(hidden[1]) if hidden else getattr(error, "errno", None)
+    if number in _FULL:
+        return SettingsError(f"{path}: {_FULL[number]}")
+    if number in _WRONG_PLACE:
+        return SettingsError(f"{path}: cannot be written: {os.strerror(number)}; choose another storage")
     return error
 
 
@@ -175,13 +204,84 @@ def read_json(path: str | Path, *, wanted: str) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: not found; wanted {wanted}") from None
+        raise FileNotFoundError(f"{brief(path)}: not found; wanted {wanted}") from None
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}; wanted {wanted}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SettingsError(f"{path}: is no JSON ({error}); wanted {wanted}") from None
+    return parse_json(content, where=str(path), wanted=wanted)
+
+
+def parse_json(content: bytes | str, *, where: str, wanted: str) -> Any:
+    """Return the value of a JSON text that came from outside this process.
+
+    Args:
+        content: Bytes are read as UTF-8.
+        where: Names the text in errors: a file, or a file and a line.
+        wanted: Says in errors what it should have been.
+
+    Raises:
+        SettingsError: If it is no JSON, or nested deeper than can be read.
+    """
+    try:
+        return json.loads(content.decode("utf-8") if isinstance(content, bytes) else content)
+    except RecursionError:
+        raise SettingsError(f"{where}: is nested too deep; wanted {wanted}") from None
+    except ValueError as error:  # of the bytes, of the text, and a number of too many digits
+        raise SettingsError(f"{where}: is no JSON ({error}); wanted {wanted}") from None
+
+
+def read_object(path: str | Path, *, wanted: str, keys: Mapping[str, type | UnionType]) -> dict[str, Any]:
+    """Return the object of a JSON file that holds these keys with values of these types; it may hold more.
+
+    A whole number passes for a float, and nothing but true and false for a bool.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        SettingsError: If it cannot be read or is something else.
+    """
+    return checked_object(read_json(path, wanted=wanted), where=path, wanted=wanted, keys=keys)
+
+
+def checked_object(
+    value: Any, *, where: str | Path, wanted: str, keys: Mapping[str, type | UnionType]
+) -> dict[str, Any]:
+    """Return a value read from JSON that is such an object; see `read_object`."""
+    if not isinstance(value, dict):
+        raise SettingsError(f"{where}: is damaged, it holds {_kind(value)}; wanted {wanted}")
+    for key, kind in keys.items():
+        if key not in value:
+            raise SettingsError(f"{where}: is damaged, it lacks {key}; wanted {wanted}")
+        found = value[key]
+        if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+            shown = repr(found) if isinstance(found, str | int | float) else _kind(found)
+            raise SettingsError(f"{where}: is damaged, {key} is {shown}; wanted {wanted}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def write_sealed(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with its digest in it, whole or not at all; `read_sealed` finds every change of it."""
+    assert DIGEST not in value, "the digest is put in here"
+    write_json(path, {**value, DIGEST: digest(value)})
+
+
+def read_sealed(path: str | Path, *, wanted: str, keys: Mapping[str, type | UnionType]) -> tuple[dict[str, Any], bool]:
+    """Return what `write_sealed` was given, and whether a digest vouched for it: earlier versions wrote none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        SettingsError: If it is not what was written.
+    """
+    value = read_object(path, wanted=wanted, keys=keys)
+    told = value.pop(DIGEST, None)
+    if told is not None and told != digest(value):
+        raise SettingsError(f"{path}: is damaged, its digest does not match; wanted {wanted}")
+    return value, told is not None
 
 
 @contextmanager
@@ -199,8 +299,26 @@ def lock(path: str | Path, *, what: str) -> Iterator[None]:
     except OSError as error:
         raise named_write_error(error, path) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(f"{path}: locked, another process is {what}; wait for it or end it") from None
+        until = time.monotonic() + LOCK_PATIENCE_S
+        while not _taken(file, fcntl.LOCK_EX):
+            if time.monotonic() >= until:
+                raise SettingsError(f"{path}: locked, another process is {what}; wait for it or end it")
+            time.sleep(0.01)
         yield
+
+
+def is_locked(path: Path) -> bool | None:
+    """Return whether a process holds a lock file; None where nobody can tell, since it is not there or unreadable."""
+    try:
+        with path.open("rb") as file:
+            return not _taken(file, fcntl.LOCK_SH)
+    except OSError:
+        return None
+
+
+def _taken(file: IO[Any], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -12,7 +12,7 @@ from typing import Any
 
 from e2ray import files
 from e2ray.cluster import cluster, remote
-from e2ray.config.base import SettingsError
+from e2ray.config.base import SettingsError, brief
 from e2ray.config.data import PretrainedTokenizer
 from e2ray.config.load import dump, read_recipe, validate
 from e2ray.config.model import PretrainedModel
@@ -21,7 +21,7 @@ from e2ray.config.run import RunConfig
 from e2ray.config.train import TrainSettings
 from e2ray.evaluation import SAMPLES, SUITES, check_suites, evaluate, suites
 from e2ray.run import Run, refuse_other_settings, reporting, resolve, result_line, run_tokenizer, show
-from e2ray.train.record import now, read_status, write_environment, write_status
+from e2ray.train.record import end_status, now, read_status, settle, write_environment, write_status
 
 STAGES = ("prepare", "pretrain", "train", "evaluate", "suites", "export")  # the order of a whole run
 
@@ -85,13 +85,16 @@ def pretrain(run: Run, shards: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with files.lock(folder / ".lock", what="pretraining this base"):
             native = PositionSettings.model_validate({"preset": "native"})
-            write_status(folder, state="running", error=None, ended_at=None)
+            killed = settle(folder)
+            if killed:
+                show(f"{killed}; it goes on from what it left")
             try:
+                write_status(folder, state="running", error=None, ended_at=None)
                 plain = run.config.model.model_copy(update={"lora": None})  # other runs share the base
                 _train(run, folder, shards, plain, settings, native)
             except BaseException as error:
-                state = "preempted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-                write_status(folder, state=state, error=" ".join(str(error).split()), ended_at=now())
+                stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+                end_status(folder, "preempted" if stopped else "failed", str(error) or type(error).__name__)
                 raise
             write_status(folder, state="succeeded", ended_at=now(), result=f"Base model: {folder / 'model'}")
     show(f"base model: {folder / 'model'}")
@@ -172,8 +175,11 @@ def _write_model(task: Any) -> list[str]:
 def _saved_dtype(found: Path) -> Any:
     import torch
 
-    name = files.read_json(found / "state.json", wanted="a checkpoint's state")["dtype"]
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+    kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    name = files.read_object(found / "state.json", wanted="a checkpoint's state", keys={"dtype": str})["dtype"]
+    if name not in kinds:
+        raise SettingsError(f"{found / 'state.json'}: is damaged, dtype is {name!r}; wanted {' or '.join(kinds)}")
+    return kinds[name]
 
 
 def train(run: Run, shards: str | Path, model: Any) -> None:
@@ -302,10 +308,9 @@ def execute(config: RunConfig) -> None:
             raise SettingsError(f"{run.folder}: holds a study of that name; choose another name for the training run")
         status = read_status(run.folder)
         if status and status["state"] == "succeeded":
-            show(f"{run.folder} is finished: {status['result']}")
+            show(f"{run.folder} is finished: {brief(status.get('result', 'its status tells no result'))}")
             return
         files.write_text(run.folder / "config.yaml", dump(run.config))
-        write_status(run.folder, state="running", error=None, started_at=now(), ended_at=None)
         with reporting(run):
             write_environment(run.folder)
             run_stages(run, STAGES)
@@ -354,11 +359,15 @@ def _later_stage(run: Run, stage: str) -> None:
         raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run `e2ray train` with this recipe first")
     refuse_other_settings(run, besides=("evaluate", "export"))
     with files.lock(run.folder / ".lock", what="running this run"):
+        killed = settle(run.folder)
+        if killed:
+            show(killed)
         run_stages(run, [stage])
         path = run.folder / "config.yaml"  # its settings are those of the results beside it
         before = validate(read_recipe(path), source=str(path))
         files.write_text(path, dump(before.model_copy(update=_measured_with(before, run.config, stage))))
-        write_status(run.folder, result=result_line(run))
+        if read_status(run.folder) is not None:  # of nothing, one would begin that says `running`
+            write_status(run.folder, result=result_line(run))
 
 
 def _measured_with(before: RunConfig, now: RunConfig, stage: str) -> dict[str, Any]:
@@ -379,6 +388,7 @@ def check(config: RunConfig) -> None:
     from e2ray.data.corpus import list_items
     from e2ray.data.folder import Folder, is_uri
     from e2ray.data.shards import ShardSet
+    from e2ray.search.journal import JOURNAL, verified
 
     run = resolve(config)
     shards = config.data.shards
@@ -403,6 +413,7 @@ def check(config: RunConfig) -> None:
         f"{source}; run folder {run.folder}"
     )
     if config.search:
+        verified(run.folder / JOURNAL)
         trial = config.trial().train
         rungs = config.search.rungs(trial.steps, trial.log_every)
         show(

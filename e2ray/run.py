@@ -17,7 +17,7 @@ from e2ray.config.data import PretrainedTokenizer
 from e2ray.config.load import read_recipe, validate
 from e2ray.config.model import PretrainedModel
 from e2ray.config.run import FREE_ON_RESUME, RunConfig, differences
-from e2ray.train.record import now, read_status, write_status
+from e2ray.train.record import end_status, now, read_status, settle, write_status
 from e2ray.train.steps import begun as checkpoints_begun
 
 
@@ -162,36 +162,53 @@ def refuse_other_settings(run: Run, *, besides: Sequence[str] = (), begun: bool 
 
 @contextmanager
 def reporting(run: Run) -> Iterator[None]:
-    """Write into status.json how the block ended, whatever ends it: an error, SIGTERM or an interrupt.
+    """Write into status.json that the run is running, and how it ended, whatever ends it.
 
-    SIGTERM, which `ray job stop` sends, is written down by the handler itself: the job is killed seconds later.
+    That is an error, an interrupt or SIGTERM. The last, from `ray job stop`, is written down by the handler itself:
+    the job is killed seconds later. A run that was killed before, and could not say so, is told. The caller holds the
+    run's lock, and writes `succeeded`.
     """
+    killed = settle(run.folder)
+    if killed:
+        show(f"{killed}; it goes on from what it left")
 
     def stop(number: int, frame: FrameType | None) -> None:
-        write_status(run.folder, state="preempted", error=f"stopped by {signal.Signals(number).name}", ended_at=now())
+        end_status(run.folder, "preempted", f"stopped by {signal.Signals(number).name}")
         raise Preempted
 
     before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
     try:
+        write_status(run.folder, state="running", error=None, started_at=now(), ended_at=None)
         yield
     except (KeyboardInterrupt, SystemExit) as error:  # while it trains, Ray turns Ctrl-C into SystemExit
-        status = read_status(run.folder)
-        if status and status["state"] != "preempted":
-            write_status(run.folder, state="preempted", error="interrupted", ended_at=now())
+        if not _was_stopped(run.folder):
+            end_status(run.folder, "preempted", "interrupted")
         raise KeyboardInterrupt from error
     except BaseException as error:
-        write_status(run.folder, state="failed", error=" ".join(str(error).split()), ended_at=now())
+        end_status(run.folder, "failed", str(error) or type(error).__name__)
         raise
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
 
+def _was_stopped(folder: Path) -> bool:
+    """Return whether the handler's word stands; a worker that writes its step may have come behind it."""
+    try:
+        status = read_status(folder)
+    except SettingsError:
+        return False
+    return status is not None and status["state"] == "preempted"
+
+
 def result_line(run: Run) -> str:
     """Return one line that says what a finished run found and where it lies."""
-    parts = []
+    parts: list[str] = []
     evaluation = run.folder / "evaluation.json"
     if evaluation.exists():
-        parts += files.read_json(evaluation, wanted="an evaluation")["verdict"]["sentences"][:1]
+        wanted = "an evaluation; run `e2ray evaluate` again"
+        found = files.read_object(evaluation, wanted=wanted, keys={"verdict": dict})
+        verdict = files.checked_object(found["verdict"], where=evaluation, wanted=wanted, keys={"sentences": list})
+        parts += map(str, verdict["sentences"][:1])
     place = "export" if (run.folder / "export").is_dir() else "model"
     return " ".join([*parts, f"Model: {run.folder / place}"])

@@ -60,7 +60,6 @@ def tune(config: RunConfig, *, resume: bool) -> None:
     with files.lock(run.folder / ".lock", what="running this study"):
         refuse_other_study(run, resume=resume)
         files.write_text(run.folder / "config.yaml", dump(run.config))
-        write_status(run.folder, state="running", error=None, started_at=now(), ended_at=None)
         with reporting(run):
             from e2ray.train.record import environment
 
@@ -71,13 +70,17 @@ def tune(config: RunConfig, *, resume: bool) -> None:
 
 
 def refuse_other_study(run: Run, *, resume: bool) -> None:
-    """Raise SettingsError if the run's folder holds anything but this study, or it is there and not to be continued."""
-    from e2ray.search.journal import JOURNAL
+    """Raise SettingsError if the run's folder holds anything but this study, whole, or it is not to be continued."""
+    from e2ray.search.journal import JOURNAL, end_path, verified
 
-    path = run.folder / "config.yaml"
+    path, journal = run.folder / "config.yaml", run.folder / JOURNAL
     if (run.folder / "model").is_dir() or (run.folder / "checkpoints").is_dir():
         raise SettingsError(f"{run.folder}: holds a training run of that name; choose another name for the study")
-    if not (run.folder / JOURNAL).exists():
+    if not journal.exists() and not end_path(journal).exists():
+        if any((run.folder / EXPORT).glob("*")):
+            raise SettingsError(
+                f"{journal}: is missing beside the exports of a study; put it back from a copy, or choose another name"
+            )
         return
     if not resume:
         raise SettingsError(f"{run.folder}: holds a study of that name; --resume continues it, or choose another name")
@@ -94,6 +97,7 @@ def refuse_other_study(run: Run, *, resume: bool) -> None:
             f"{path}: the study {run.config.name!r} was begun with other settings: {found[0]}{more}; choose another "
             "name, or the old value"
         )
+    verified(journal)  # before an hour of tokenising, not after
 
 
 def _run(run: Run) -> str:

@@ -1,8 +1,11 @@
 """What all tests share: one Ray for the session, few threads, no network."""
 
 import os
+import resource
 import shutil
+import subprocess
 import tempfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 os.environ |= {
@@ -25,6 +28,49 @@ def _few_threads():
     import torch
 
     torch.set_num_threads(1)  # tiny models run faster on one thread than on two
+
+
+@contextmanager
+def files_of_at_most(num_bytes):
+    """Let no file of this process grow beyond so many bytes, as `ulimit -f` does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def limited():
+    """A function that returns a context in which no file grows beyond so many bytes."""
+    return files_of_at_most
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Folder of a file system of 64 KiB; needs the right to mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("nobody but root mounts a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def fill(small_disk):
+    """A function that takes all room that is left on the small disk."""
+
+    def write():
+        with suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import jsonschema
 import pytest
 from report.made_runs import begun, evaluated
 
-from e2ray.cli import DESCRIPTIONS
+from e2ray.cli import DESCRIPTIONS, main
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "jobs" / "recipes" / "demo-cpu.yaml"
@@ -154,6 +154,36 @@ def test_what_cannot_be_run_exits_with_2_and_one_line(tmp_path, arguments, messa
     assert (code, output) == (2, "")
     assert one_line(errors).startswith(message) or message in errors
     assert not modules & HEAVY
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["x" * 5_000, "ab " * 1_700, "/x" * 2_500])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "--config", "{}"),
+        ("check", "--config", RECIPE, "--set", "name={}"),
+        ("check", "--config", RECIPE, "--set", "storage=/tmp/{}"),
+        ("check", "--config", RECIPE, "--set", "{}=1"),
+        ("check", "--config", RECIPE, "--set", "train.lr={}"),
+        ("check", "--config", RECIPE, "--set", "data.corpus=[{{kind: text, paths: ['{}']}}]"),
+        ("{}",),
+        ("train", "--{}"),
+        ("report", "{}"),
+        ("diff", "{}", "{}"),
+        ("shards", "info", "{}"),
+        ("generate", ".", "--prompt-file", "{}"),
+    ],
+    ids=lambda arguments: " ".join(map(str, arguments[:1])),
+)
+def test_a_value_of_5000_characters_is_one_short_line(tmp_path, monkeypatch, capsys, arguments, value):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main([str(argument).format(value) for argument in arguments])
+    except SystemExit as end:  # of argparse
+        code = end.code
+    assert code == 2
+    assert len(one_line(capsys.readouterr().err)) < 1_100
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,12 +1,14 @@
 """A comparison in miniature on real parts: trained lanes, untrained ones, long rows, and a restart."""
 
+import contextlib
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from e2ray import comparing
+from e2ray import comparing, files
 from e2ray.config.base import SettingsError
 from e2ray.config.compare import FIXED_SCALE, CompareSettings, lane_positions, lane_scale
 from e2ray.config.load import validate
@@ -143,3 +145,61 @@ def test_a_job_that_fails_says_why_and_a_defect_is_none_of_these(tmp_path, monke
     error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="mat1"):
         comparing._run_job(job, use_gpu=False)
+
+
+def lane(folder, **changes):
+    """Return a job, and what it may have left."""
+    job = comparing.Job("pose", 2, (None, None), None, 4.0, None, folder / "pose-2.json")
+    left = {"lane": "pose", "seed": 2, **comparing.NO_COST, "sums": [{"nll": [3.25]}], "retrieval": [], "missing": []}
+    return job, left | changes
+
+
+def test_a_result_that_is_not_what_its_job_wrote_is_refused_and_never_another_figure(tmp_path):
+    job, left = lane(tmp_path)
+    files.write_sealed(job.out, left)
+    assert comparing._is_done(job) and comparing._left(job) == left
+    content = job.out.read_bytes()
+    for place in random.Random(0).sample(range(8 * len(content)), 300):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        job.out.write_bytes(damaged)
+        with contextlib.suppress(SettingsError):
+            found = comparing._left(job)
+            assert {key: found[key] for key in left} == left
+            continue
+        with pytest.raises(SettingsError, match="remove the file, and that job is done again"):
+            comparing._is_done(job)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "is nested too deep; wanted what a lane has left; remove the file"),
+        ("[]", "is damaged, it holds a list; wanted what a lane has left; remove the file, and that job is done again"),
+        ("{}", "is damaged, it lacks lane"),
+        (json.dumps({"lane": "y" * 5_000, "seed": "2"}), "is damaged, seed is '2'"),
+    ],
+)
+def test_a_result_of_another_shape_is_one_short_line(tmp_path, content, message):
+    job, _ = lane(tmp_path)
+    job.out.write_text(content)
+    with pytest.raises(SettingsError, match=rf"\A\S+pose-2\.json: {message}") as error:
+        comparing._is_done(job)
+    assert len(str(error.value)) < 600
+
+
+def test_the_result_of_another_job_is_refused(tmp_path):
+    job, left = lane(tmp_path, seed=3)
+    files.write_sealed(job.out, left)
+    with pytest.raises(
+        SettingsError, match=r"pose-2\.json: is of the job pose, seed 3, wanted pose, seed 2; remove the"
+    ):
+        comparing._is_done(job)
+
+
+def test_results_of_an_earlier_version_count_and_are_told(tmp_path, capsys):
+    job, left = lane(tmp_path)
+    files.write_json(job.out, left)
+    assert comparing._is_done(job)
+    comparing._tell_unsealed([job])
+    assert "1 results in" in capsys.readouterr().out

@@ -1,16 +1,27 @@
 """Files appear whole or not at all, whatever ends the writer; digests; locks held and freed across processes."""
 
+import errno
 import hashlib
 import json
 import math
+import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models
 
 from e2ray import files
 from e2ray.config.base import SettingsError
@@ -178,12 +189,12 @@ LIMITED = """
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(tmp_path, what):
+def test_a_file_beyond_the_limit_of_files_is_one_line_and_leaves_nothing(tmp_path, what):
     process = child(LIMITED, tmp_path, what)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
-    wanted = f"{tmp_path / 'text.txt'}: no space left on the device; free some or choose another storage\n"
-    assert output == wanted
+    wanted = "a file may not grow that large here; raise the limit (`ulimit -f`) or choose another storage"
+    assert output == f"{tmp_path / 'text.txt'}: {wanted}\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -193,6 +204,68 @@ def test_a_full_disk_is_one_line(tmp_path):
         with open("/dev/full", "w") as full:
             full.write("x" * 100_000)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "no space left on the device; free some or choose another storage"),
+        (errno.EDQUOT, "the disk quota is used up; free some of it, have it raised or choose another storage"),
+        (errno.EFBIG, "a file may not grow that large here; raise the limit (`ulimit -f`) or choose another storage"),
+        (errno.EROFS, "cannot be written: Read-only file system; choose another storage"),
+    ],
+)
+def test_each_refusal_of_a_file_system_has_its_own_words(tmp_path, number, words):
+    plain = OSError(number, os.strerror(number))
+    hidden = RuntimeError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+    for error in (plain, hidden):
+        with (
+            pytest.raises(SettingsError, match=rf"\A\S+text\.txt: {re.escape(words)}\Z"),
+            files.naming(tmp_path / "text.txt"),
+        ):
+            raise error
+    for error in (OSError(errno.EIO, "Input/output error"), RuntimeError("os error 28"), KeyError("x")):
+        with pytest.raises(type(error)) as found, files.naming(tmp_path / "text.txt"):
+            raise error
+        assert found.value is error and error.__cause__ is None
+
+
+def save_tensors(path):
+    save_file({"a": np.zeros(50_000)}, path)
+
+
+def save_table(path):
+    pq.write_table(pa.table({"a": np.random.default_rng(0).random(50_000)}), path)
+
+
+def save_picture(path):
+    figure = Figure()
+    figure.subplots().plot(np.random.default_rng(0).random(5_000))
+    figure.savefig(path, format="png", dpi=400)
+
+
+def save_tokenizer(path):
+    Tokenizer(models.WordLevel({f"word {n}": n for n in range(9_000)}, unk_token="word 0")).save(str(path))
+
+
+def save_text(path):
+    path.write_bytes(bytes(100_000))
+
+
+@pytest.mark.parametrize("save", [save_tensors, save_table, save_picture, save_tokenizer, save_text])
+def test_a_full_disk_is_told_whatever_library_writes(small_disk, limited, save):
+    def write():
+        with files.atomic_path(small_disk / "file") as aside:
+            save(aside)
+
+    with pytest.raises(SettingsError, match=r"\A\S+disk/file: no space left on the device; free some or choose .*\Z"):
+        write()
+    with (
+        limited(4096),
+        pytest.raises(SettingsError, match=r"\A\S+disk/file: a file may not grow that large here; .*\Z"),
+    ):
+        write()
+    assert list(small_disk.iterdir()) == []
 
 
 def write(path):
@@ -266,6 +339,9 @@ def test_a_folder_without_permission_is_one_line(tmp_path, what):
         (b"{", r"is no JSON \(Expecting property name .*\); wanted a manifest"),
         (b"", r"is no JSON \(Expecting value: .*\); wanted a manifest"),
         (b"\xff\xfe", r"is no JSON \(.*invalid start byte\); wanted a manifest"),
+        (b"[" * 100_000, "is nested too deep; wanted a manifest"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "is nested too deep; wanted a manifest"),
+        (b"9" * 5_000, r"is no JSON \(Exceeds the limit .*\); wanted a manifest"),
     ],
 )
 def test_a_damaged_json_file_is_named_with_what_it_should_be(tmp_path, content, message):
@@ -273,6 +349,57 @@ def test_a_damaged_json_file_is_named_with_what_it_should_be(tmp_path, content, 
     path.write_bytes(content)
     with pytest.raises(SettingsError, match=rf"\A\S+value\.json: {message}\Z"):
         files.read_json(path, wanted="a manifest")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "is damaged, it holds a list; wanted a card"),
+        ('"name"', "is damaged, it holds text; wanted a card"),
+        ("3", "is damaged, it holds a number; wanted a card"),
+        ("null", "is damaged, it holds null; wanted a card"),
+        ("{}", "is damaged, it lacks name; wanted a card"),
+        ('{"name": "a", "pages": "4"}', "is damaged, pages is '4'; wanted a card"),
+        ('{"name": "a", "pages": true}', "is damaged, pages is True; wanted a card"),
+        ('{"name": ["a"], "pages": 4}', "is damaged, name is a list; wanted a card"),
+        (
+            json.dumps({"name": "a" * 5_000, "pages": "b" * 5_000}),
+            "is damaged, pages is 'b{199}[.b]+'; wanted a card",
+        ),
+    ],
+)
+def test_an_object_of_another_shape_is_one_short_line(tmp_path, content, message):
+    path = tmp_path / "value.json"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match=rf"\A\S+value\.json: {message}\Z") as error:
+        files.read_object(path, wanted="a card", keys={"name": str, "pages": int})
+    assert len(str(error.value)) < 500
+
+
+def test_an_object_may_hold_more_than_is_wanted(tmp_path):
+    files.write_json(tmp_path / "value.json", {"a": 1, "b": None, "c": []})
+    assert files.read_object(tmp_path / "value.json", wanted="it", keys={"a": float | int, "b": str | None})["c"] == []
+
+
+def test_every_flipped_bit_of_a_sealed_object_is_noticed_or_harmless(tmp_path):
+    path, value = tmp_path / "value.json", {"name": "ä", "nll": [1.25, 3e-5, 7], "none": None, "deep": {"a": True}}
+    files.write_sealed(path, value)
+    keys = {"name": str, "nll": list}
+    assert files.read_sealed(path, wanted="it", keys=keys) == (value, True)
+    content, noticed = path.read_bytes(), 0
+    for place in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            found, told = files.read_sealed(path, wanted="it", keys=keys)
+        except SettingsError as error:
+            noticed += "value.json: is " in str(error)
+        else:  # white space, or the name of the digest, which then vouches for nothing
+            assert {key: found[key] for key in value} == value and (told or len(found) == len(value) + 1)
+    assert noticed > 0.8 * 8 * len(content)
+    files.write_json(path, value)  # as an earlier version wrote it
+    assert files.read_sealed(path, wanted="it", keys=keys) == (value, False)
 
 
 def test_a_missing_json_file_is_named_with_what_it_should_be(tmp_path):
@@ -364,3 +491,36 @@ def test_what_is_no_finite_number_becomes_null():
     value = {"a": [1.5, math.nan, (math.inf, 2)], "b": {"c": -math.inf}, "d": "nan", "e": True, "f": None}
     assert files.finite(value) == {"a": [1.5, None, [None, 2]], "b": {"c": None}, "d": "nan", "e": True, "f": None}
     json.dumps(files.finite(value), allow_nan=False)
+
+
+def test_whether_a_lock_is_held_is_known_without_taking_it(tmp_path):
+    path = tmp_path / ".lock"
+    assert files.is_locked(path) is None
+    with files.lock(path, what="testing"):
+        assert files.is_locked(path) is True
+    assert files.is_locked(path) is False
+    process = child(HOLDER, path)
+    assert process.stdout.readline() == "held\n"
+    assert files.is_locked(path) is True
+    kill(process)
+    assert files.is_locked(path) is False
+
+
+def test_who_asks_whether_a_lock_is_held_keeps_nobody_from_taking_it(tmp_path):
+    path, ended = tmp_path / ".lock", threading.Event()
+    path.touch()
+
+    def ask():
+        while not ended.is_set():
+            files.is_locked(path)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until:
+            with files.lock(path, what="testing"):
+                pass
+    finally:
+        ended.set()
+        thread.join()

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "e2ray"
 LAYERS = (
     "config",
     "files",
+    "sealed",
     "core",
     "data",
     "evaluate",

@@ -17,7 +17,9 @@ import yaml
 
 from e2ray import pipeline, tuning
 from e2ray.config.base import SettingsError
-from e2ray.config.load import load, validate
+from e2ray.config.load import dump, load, validate
+from e2ray.run import resolve
+from e2ray.search.journal import Journal, end_path
 from e2ray.train.record import read_status
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +117,30 @@ def test_a_study_takes_no_runs_name(recipe):
     (Path(recipe["storage"]) / "small" / "model").mkdir(parents=True)
     with pytest.raises(SettingsError, match=r"small: holds a training run of that name; choose another name"):
         tuning.tune(config_of(recipe), resume=True)
+
+
+def test_a_damaged_journal_is_told_before_anything_is_done(recipe):
+    config = config_of(recipe)
+    run = resolve(config)
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(dump(run.config))
+    journal = run.folder / "study.journal"
+    Journal(journal).append_logs([{"op_code": 0, "study_name": "small"}, {"op_code": 2}])
+    journal.write_bytes(journal.read_bytes().replace(b"small", b"smalk"))
+    for command in (pipeline.check, lambda config: tuning.tune(config, resume=True)):
+        with pytest.raises(
+            SettingsError, match=r"study\.journal: line 1 of 2 is damaged, its seal does not match; put it"
+        ):
+            command(config)
+    journal.unlink()
+    with pytest.raises(SettingsError, match=r"study\.journal: is missing, 2 lines were written; put it and study"):
+        tuning.tune(config, resume=True)
+    end_path(journal).unlink()
+    (run.folder / "export").mkdir()
+    (run.folder / "export" / "best.yaml").touch()
+    with pytest.raises(SettingsError, match=r"study\.journal: is missing beside the exports of a study; put it back"):
+        tuning.tune(config, resume=True)
+    assert sorted(path.name for path in run.storage.iterdir()) == ["small"]
 
 
 @pytest.mark.parametrize(

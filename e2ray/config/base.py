@@ -4,7 +4,22 @@ Strict means that a string is never read as a number and 1.5 never as an integer
 recipe is an error with its key path and not a surprise in a run.
 """
 
+import re
+
 from pydantic import BaseModel, ConfigDict
+
+LONGEST_WORD, LONGEST_LINE = 300, 1000  # characters of a message
+
+
+def brief(text: object) -> str:
+    """Return a text as one line of at most 1,000 characters; what is too long loses its middle.
+
+    A message quotes what it found, which may be a path, a key or a value of any length; its beginning says where, its
+    end what to do.
+    """
+    line = " ".join(str(text).splitlines())
+    line = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: f"{word[0][:200]}...{word[0][-60:]}", line)
+    return line if len(line) <= LONGEST_LINE else f"{line[:600]} ... {line[-380:]}"
 
 
 class SettingsError(ValueError):
@@ -15,7 +30,7 @@ class SettingsError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # paths and values may hold line breaks
+        super().__init__(brief(message))  # paths and values may hold line breaks, and have any length
 
 
 class Settings(BaseModel):

@@ -338,6 +338,8 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
     model.config.use_cache = False
 
 
-def non_finite(model: nn.Module) -> str | None:
-    """Return the name of the first weight that holds a NaN or an infinity, None where none does."""
-    return next((name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())), None)
+def non_finite(model: nn.Module, dtype: torch.dtype) -> str | None:
+    """Return the name of the first weight that holds a NaN or an infinity in a dtype, None where none does."""
+    return next(
+        (name for name, weight in model.named_parameters() if not bool(weight.to(dtype).isfinite().all())), None
+    )

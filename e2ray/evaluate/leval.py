@@ -169,7 +169,7 @@ def questions(path: Path) -> list[dict[str, str]]:
         SettingsError: If the file is not there or a line is none of L-Eval's.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # other line breaks may stand inside a text
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"leval: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     found = []
@@ -181,7 +181,7 @@ def questions(path: Path) -> list[dict[str, str]]:
             document, asked, answers = item["input"], item["instructions"], item["outputs"]
             rows = list(zip(asked, answers, strict=True))
             kind = item["evaluation"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SettingsError(
                 f"leval: {path} line {number}: is none of L-Eval's ({type(error).__name__}: {error}); wanted input, "
                 "evaluation, instructions and as many outputs"

@@ -211,7 +211,7 @@ def procedures(name: str, folder: Path) -> list[dict[str, str]]:
         ]
     except SettingsError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise SettingsError(
             f"longproc: {place} is none of LongProc's ({type(error).__name__}: {error}); wanted prompts.yaml and "
             f"{name}.json of princeton-pli/LongProc"

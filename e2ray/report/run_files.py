@@ -5,7 +5,6 @@ Two runs' NLLs may be compared where both scored the same tokens of the same doc
 names by hashes; one that was made before it did is comparable with none.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ from e2ray.report.by_length import read_by_length
 from e2ray.report.evaluation import read_evaluation
 from e2ray.report.lengths import read_sums
 from e2ray.report.run_folder import EVALUATION, RECIPE, RunFolder
-from e2ray.train.record import read_metrics
+from e2ray.train.record import METRICS, read_metrics
 
 SUMS, SUITES = "evaluation-documents.parquet", "suites.json"
 RETRIEVAL_KEYS = frozenset({"model", "task", "context_length", "depth", "scale", "found", "trials"})
@@ -133,8 +132,8 @@ def read_run(run: RunFolder) -> RunRecord:
         SettingsError: If a file is damaged, or is of another evaluation than the others.
     """
     folder = run.folder
-    environment = _read(folder / "environment.json", "versions and hardware of a run")
-    metrics = _metrics(folder)
+    environment = _read(folder / "environment.json", "versions and hardware of a run, remove it to go without")
+    metrics = _metrics(run)
     suites = _rows(folder / SUITES, "scores", SCORE_KEYS)
     missing = _rows(folder / SUITES, "missing", MISSING_KEYS, wanted=False)
     if not run.evaluated:
@@ -191,7 +190,9 @@ def _read(path: Path, wanted: str, *, keys: set[str] | None = None) -> dict[str,
         return None
     value = files.read_json(path, wanted=wanted)
     if not isinstance(value, dict) or not (keys or set()) <= value.keys():
-        raise SettingsError(f"{path}: is damaged; wanted {wanted}" + (f" with {', '.join(sorted(keys or ()))}"))
+        raise SettingsError(
+            f"{path}: is damaged; wanted {wanted}" + (f" with {', '.join(sorted(keys))}" if keys else "")
+        )
     return value
 
 
@@ -208,15 +209,18 @@ def _rows(path: Path, key: str, columns: frozenset[str], *, wanted: bool = True)
     return rows
 
 
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    try:
-        lines = read_metrics(folder)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: is damaged ({error}); remove the line to report the others") from None
+def _metrics(run: RunFolder) -> list[dict[str, Any]]:
+    path = run.folder / METRICS
+    lines, wanted = read_metrics(run.folder), ", ".join(sorted(METRIC_KEYS))
     for place, line in enumerate(lines, start=1):
-        if not isinstance(line, dict) or not METRIC_KEYS <= line.keys():
-            raise SettingsError(f"{path}: line {place} is damaged; remove it to report the others")
+        if not all(isinstance(line.get(key), int | float) for key in METRIC_KEYS):
+            raise SettingsError(f"{path}: line {place} is damaged, wanted numbers under {wanted}; remove the file")
+    last = lines[-1]["step"] if lines else 0
+    if path.exists() and run.status["state"] == "succeeded" and last < run.status["step"]:
+        raise SettingsError(
+            f"{path}: ends at step {last}, the run at step {run.status['step']}: lines are missing; put the file back "
+            "from a copy, or remove it"
+        )
     return lines
 
 

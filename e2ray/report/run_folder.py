@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from e2ray.config.base import SettingsError
+from e2ray.config.base import SettingsError, brief
 from e2ray.config.load import read_recipe, validate
 from e2ray.search.journal import JOURNAL
-from e2ray.train.record import read_status
+from e2ray.train.record import KILLED, STATUS_ADVICE, read_status, was_killed
 
 RECIPE, EVALUATION = "config.yaml", "evaluation.json"
 
@@ -25,7 +25,7 @@ class RunFolder:
         folder: `<storage>/<run>`.
         name: What the run is called in a report; printable, and no other run of the report has it.
         settings: Every setting of the run, plain data.
-        status: Content of status.json.
+        status: Content of status.json; its state is `killed` where it says `running` and nothing runs.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class RunFolder:
         """Why there is no evaluation, and the next move."""
         recipe = self.folder / RECIPE
         error = self.status.get("error")
-        told = f" ({error})" if error else ""
+        told = f" ({brief(error)})" if error else ""
         if not (self.folder / "model").is_dir():
             return f"no evaluation yet: {self.state}{told}; `e2ray train --config {recipe}` continues it"
         if self.settings["evaluate"] is None:
@@ -108,11 +108,11 @@ def open_run(place: str | Path) -> RunFolder:
     try:
         status = read_status(folder)
     except SettingsError as error:
-        raise SettingsError(f"{error}; {again}") from None
+        raise SettingsError(f"{str(error).removesuffix(f'; {STATUS_ADVICE}')}; {again}") from None
     if status is None:
         raise SettingsError(f"{given}: holds no run: status.json is missing; {_wanted(folder)}")
-    if not isinstance(status, dict) or "state" not in status:
-        raise SettingsError(f"{folder / 'status.json'}: is damaged, it tells no state; {again}")
+    if was_killed(folder, status):
+        status |= {"state": "killed", "error": KILLED}
     return RunFolder(folder, printable(folder.name), settings, status)
 
 

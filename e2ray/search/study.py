@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from e2ray import files
+from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.config.search import PAPER, Choice, IntRange, SearchSettings
 from e2ray.config.space import active, assign, express, in_order
 from e2ray.evaluate.perplexity import paper_scale
 from e2ray.search.importances import importances, spread
-from e2ray.search.journal import JOURNAL, mend
+from e2ray.search.journal import JOURNAL, Journal
 from e2ray.search.objectives import cell_nll, long_of, long_windows, minimised
 from e2ray.search.record import State, StudyFacts, TrialRecord
 from e2ray.search.results import front
@@ -42,6 +43,8 @@ STATES: dict[TrialState, State] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
+
+_COPY = "put it back from a copy, or choose another name"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class Measured:
     loss: float | None
 
 
+class _Backend(Journal, BaseJournalBackend):
+    """Our journal as Optuna wants it."""
+
+
 class Study:
     """The trials of one study; one process at a time may hold it."""
 
@@ -96,6 +103,9 @@ class Study:
             folder: Holds the journal.
             config: The resolved recipe with its `search` section.
             base_context_length: L, tokens.
+
+        Raises:
+            SettingsError: If the journal is damaged, or holds another study.
         """
         assert config.search is not None
         self.base_context_length = base_context_length
@@ -115,8 +125,16 @@ class Study:
         self._live: dict[int, Trial] = {}
 
     def _open(self) -> optuna.Study:
-        mend(self.path)
-        storage = JournalStorage(JournalFileBackend(str(self.path)))
+        journal = _Backend(self.path)
+        try:
+            storage = JournalStorage(journal)
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise SettingsError(f"{self.path}: is damaged, Optuna cannot read it ({what}); {_COPY}") from None
+        names = [study.study_name for study in storage.get_all_studies()]
+        if journal.read_logs(0) and names != [self.name]:  # Optuna would begin an empty one beside it
+            held = ", ".join(names) or "none"
+            raise SettingsError(f"{self.path}: wanted the study {self.name}, it holds {held}; {_COPY}")
         num_objectives = len(self.objectives) if self.search.mode == "pareto" else 1
         return optuna.create_study(
             study_name=self.name,

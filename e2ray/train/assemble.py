@@ -50,13 +50,12 @@ def write_model(
         for entry in checkpoint.read_parameters(found, state):
             parameters[entry.name].copy_(entry.weight)
     whole = merged(model).eval()
-    _refuse_non_finite(whole, found, torch.float32)
+    _refuse_non_finite(whole, found, dtype)
     probe = Probe.read(found / checkpoint.PROBE)
     hook = RotaryHook(whole)
     refuse_other_answers(probe, forward_of(whole), hook, whole, device=whole.device, what=f"{folder}, from {found},")
     hook.remove()
     _to(whole, dtype)
-    _refuse_non_finite(whole, found, dtype)
     source, told = base_folder(settings)
     if has_generation_settings(source):  # they travel as they are: saving them would refuse what bases do hold
         whole.generation_config = GenerationConfig()
@@ -71,7 +70,7 @@ def write_model(
 
 def _refuse_non_finite(model: torch.nn.Module, found: Path, dtype: torch.dtype) -> None:
     """Raise Diverged if a weight that would be written is not finite: a product of adapters or the dtype overflows."""
-    name = non_finite(model)
+    name = non_finite(model, dtype)
     if name:
         raise Diverged(
             f"{found}: {name} is not finite as merged {str(dtype).removeprefix('torch.')}, so no model is written; "

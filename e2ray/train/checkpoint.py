@@ -99,16 +99,14 @@ def save(engine: Engine, folder: Path, *, step: int, facts: dict[str, Any], keep
                 **facts,
                 "parameters": {name: parameters[name] for name in order},
             }
-            try:
+            with files.naming(final):
                 files.write_json(aside / "state.json", state)
                 digests = {name: entry for part in written for name, entry in part["files"].items()}
-                _saving(partial(probe.save, aside / PROBE))
+                probe.save(aside / PROBE)
                 digests |= files.fingerprints(aside, ["state.json", PROBE])
                 files.write_json(aside / "manifest.json", {"files": digests, "digest": files.digest(digests)})
                 files.commit_folder(aside, final)
                 files.write_text(folder / steps.LATEST, f"step-{step}\n")
-            except OSError as error:
-                raise files.named_write_error(error, final) from error
             _prune(folder, keep=keep, newest=step)
 
     together(commit, doing="committing the checkpoint")
@@ -143,7 +141,7 @@ def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
         held: dict[str, torch.Tensor] = {}
         parts: dict[str, Any] = {}
         parameters: dict[str, Any] = {}
-        failure: OSError | None = None
+        failure: Exception | None = None
 
         def flush() -> None:
             nonlocal failure
@@ -156,7 +154,7 @@ def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
                         kind, parameter = key.split("/", 1)
                         if kind == "weight":
                             parameters[parameter] = {"file": name, "shape": list(value.shape)}
-            except OSError as error:
+            except Exception as error:  # safetensors has one of its own for a failed write
                 failure = error
             held.clear()
 
@@ -174,19 +172,9 @@ def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
 
 
 def _write_part(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    _saving(partial(save_file, tensors, path))
+    save_file(tensors, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _saving(write: Callable[[], object]) -> None:
-    """Write a safetensors file; the library hides the errno of a failed write in a message of its own."""
-    try:
-        write()
-    except Exception as error:
-        if "No space left" in str(error) or "os error 28" in str(error):
-            raise OSError(28, "No space left on device") from error
-        raise
 
 
 def _prune(folder: Path, *, keep: int, newest: int) -> None:

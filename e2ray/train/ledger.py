@@ -1,12 +1,13 @@
 """The ledger of a run: which row every rank trained on in every step, and with which draw, for audits.
 
 Each rank writes what it handed to the loop, as it came out of the data path, one Arrow file for each stretch between
-two checkpoints: `ledger/steps-<first>-<behind the last>-rank-<rank>.arrow`. A stretch is written before its checkpoint,
-and what lies behind the checkpoint that a restart continues from is removed, so the files together tell the steps that
-the weights have seen, each once, whatever was killed in between. Steps that changed nothing are among them; a run's
-skipped.jsonl names those.
+two checkpoints: `ledger/steps-<first>-<behind the last>-rank-<rank>-<digest of its bytes>.arrow`. A stretch is written
+before its checkpoint, and what lies behind the checkpoint that a restart continues from is removed, so the files
+together tell the steps that the weights have seen, each once, whatever was killed in between. Steps that changed
+nothing are among them; a run's skipped.jsonl names those.
 """
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from e2ray import files
+from e2ray.config.base import SettingsError
 from e2ray.core.positions import Draw
 from e2ray.data.shards import Rows
 
 FOLDER = "ledger"
-NAME = re.compile(r"steps-(\d+)-(\d+)-rank-(\d+)\.arrow")
+NAME = re.compile(r"steps-(\d+)-(\d+)-rank-(\d+)(?:-([0-9a-f]{16}))?\.arrow")  # earlier versions had no digest
 SCHEMA = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),
@@ -75,11 +77,15 @@ class Ledger:
         """
         if step == self.first:
             return
-        path = self.folder / f"steps-{self.first:08d}-{step:08d}-rank-{self.rank:05d}.arrow"
         table = pa.table(self._columns, schema=SCHEMA)
         assert table.num_rows == 0 or table.column("step")[-1].as_py() < step, "a step beyond the checkpoint was noted"
-        with files.atomic_path(path) as aside, pa.ipc.new_file(str(aside), SCHEMA) as writer:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, SCHEMA) as writer:
             writer.write_table(table)
+        content = sink.getvalue().to_pybytes()
+        name = f"steps-{self.first:08d}-{step:08d}-rank-{self.rank:05d}-{_digest(content)}.arrow"
+        with files.atomic_path(self.folder / name) as aside:
+            aside.write_bytes(content)
         self.first = step
         self._columns = {name: [] for name in SCHEMA.names}
 
@@ -123,13 +129,25 @@ def read_ledger(folder: Path) -> pa.Table:
 
     Returns:
         Columns of `SCHEMA`; no rows where there is no ledger.
+
+    Raises:
+        SettingsError: If a file is not what was written.
     """
     tables = []
     for path in sorted((folder / FOLDER).glob("*.arrow")):
-        with pa.OSFile(str(path)) as file:
-            tables.append(pa.ipc.open_file(file).read_all())
+        content, found = path.read_bytes(), NAME.fullmatch(path.name)
+        if found is None or found[4] not in (None, _digest(content)):
+            raise SettingsError(f"{path}: is damaged, its name tells another digest; put it back from a copy")
+        try:
+            tables.append(pa.ipc.open_file(pa.BufferReader(content)).read_all())
+        except pa.ArrowException as error:
+            raise SettingsError(f"{path}: is damaged ({error}); put it back from a copy") from None
     whole = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     return whole.sort_by([("step", "ascending"), ("index", "ascending")])
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def replayed(entry: dict[str, object], window: int) -> torch.Tensor:

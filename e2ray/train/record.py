@@ -1,8 +1,8 @@
 """What a run leaves while it trains: metrics.jsonl, skipped.jsonl, status.json, TensorBoard files and progress lines.
 
 Only rank 0 of the workers and the driver write here. A line of a jsonl file is flushed when it is written; lines
-behind the checkpoint that a restart continues from, and a line torn by a kill, are removed when it starts. What is no
-finite number is null in them and has no place in TensorBoard and gauges.
+behind the checkpoint that a restart continues from, and a line torn by a kill, are removed when it starts; each carries
+a seal (`e2ray.sealed`). What is no finite number is null in them and has no place in TensorBoard and gauges.
 """
 
 import json
@@ -11,19 +11,27 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import psutil
 
 from e2ray import files
+from e2ray.config.base import SettingsError, brief
+from e2ray.sealed import End, Lines, read, seal, sealed
+from e2ray.train.board import Board
 
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
 State = Literal["running", "succeeded", "failed", "preempted"]
+STATUS = "status.json"
+STATUS_KEYS: dict[str, Any] = {"state": str, "step": int, "error": str | None}
+STATUS_ADVICE = "remove it, what runs next writes it anew"
+KILLED = "its process was killed, or the machine went down"
 PACKAGES = ("e2ray", "torch", "transformers", "deepspeed", "ray", "pyarrow", "optuna", "peft", "tokenizers", "numpy")
 
 
@@ -33,22 +41,70 @@ def now() -> str:
 
 
 def write_status(folder: Path, **changes: Any) -> None:
-    """Update status.json: `state`, `step`, `error`, `started_at`, `ended_at`, and a `result` line at the end."""
-    path = folder / "status.json"
-    status = read_status(folder) or {
-        "state": "running",
-        "step": 0,
-        "error": None,
-        "started_at": now(),
-        "ended_at": None,
-    }
-    files.write_json(path, status | changes)
+    """Update status.json: `state`, `step`, `error`, `started_at`, `ended_at`, and a `result` line at the end.
+
+    Raises:
+        SettingsError: If the file that is there is none of a run's, or it cannot be written.
+    """
+    files.write_json(folder / STATUS, (read_status(folder) or _new_status()) | changes)
+
+
+def _new_status() -> dict[str, Any]:
+    return {"state": "running", "step": 0, "error": None, "started_at": now(), "ended_at": None}
+
+
+def end_status(folder: Path, state: State, error: object) -> None:
+    """Write how a run ended, whatever the file system still takes: it is called where an error is on its way already.
+
+    Where there is no room for a new file, the old one is overwritten in place, whose room is its own.
+    """
+    changes = {"state": state, "error": brief(" ".join(str(error).split())), "ended_at": now()}
+    try:
+        write_status(folder, **changes)
+        return
+    except (OSError, SettingsError):
+        status = _new_status()
+    with suppress(OSError, SettingsError):
+        status = read_status(folder) or status
+    with suppress(OSError), (folder / STATUS).open("rb+", buffering=0) as file:
+        file.write(json.dumps(status | changes).encode())
+        file.truncate()
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """Return status.json of a run, or None where there is none."""
-    path = folder / "status.json"
-    return files.read_json(path, wanted="a run's status") if path.exists() else None
+    """Return status.json of a run, or None where there is none.
+
+    Raises:
+        SettingsError: If it cannot be read, or is none of a run's.
+    """
+    path = folder / STATUS
+    if not path.exists():
+        return None
+    value = files.read_json(path, wanted=f"a run's status; {STATUS_ADVICE}")
+    if not isinstance(value, dict) or "state" not in value:
+        raise SettingsError(f"{path}: is damaged, it tells no state; {STATUS_ADVICE}")
+    states = ", ".join(get_args(State))
+    found = files.checked_object(value, where=path, wanted=f"one of a run; {STATUS_ADVICE}", keys=STATUS_KEYS)
+    if found["state"] not in get_args(State):
+        raise SettingsError(f"{path}: is damaged, state is {found['state']!r}, wanted one of {states}; {STATUS_ADVICE}")
+    return found
+
+
+def settle(folder: Path) -> str | None:
+    """Write into a status that says `running` that the run was killed, and return a line that says so.
+
+    The caller holds the run's lock, so nothing runs.
+    """
+    status = read_status(folder)
+    if status is None or status["state"] != "running":
+        return None
+    end_status(folder, "failed", KILLED)
+    return f"{folder}: ended at step {status['step']} without a word: {KILLED}"
+
+
+def was_killed(folder: Path, status: Mapping[str, Any] | None) -> bool:
+    """Return whether a status says `running` though no process holds the run: one was killed and could not say so."""
+    return status is not None and status["state"] == "running" and files.is_locked(folder / ".lock") is False
 
 
 def environment() -> dict[str, Any]:
@@ -122,25 +178,34 @@ def peak_memory_mib(device: Any) -> float | None:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
-def prune_lines(path: Path, step: int) -> None:
-    """Keep only whole lines of a jsonl file up to `step`."""
+def prune_lines(path: Path, step: int) -> End:
+    """Keep only whole lines of a jsonl file up to `step`, and return where the file then ends.
+
+    Raises:
+        SettingsError: If a line is not what was written.
+    """
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            break  # a kill tore this line; nothing whole follows it
-    files.write_text(path, "".join(f"{line}\n" for line in kept))
+        return End()
+    text, end = sealed([json.dumps(line) for line in _lines(path).values if line["step"] <= step])
+    files.write_text(path, text)
+    return end
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of metrics.jsonl; one that is just being written is left out."""
-    path = folder / METRICS
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    """Return the whole lines of metrics.jsonl; one that is just being written is left out.
+
+    Raises:
+        SettingsError: If a line is not what was written.
+    """
+    return _lines(folder / METRICS).values
+
+
+def _lines(path: Path) -> Lines:
+    found = read(path, advice=lambda kept: "put the file back from a copy, or remove it: the run does not need it")
+    for place, line in enumerate(found.values, start=1):
+        if not isinstance(line.get("step"), int):
+            raise SettingsError(f"{path}: line {place} is damaged, it tells no step; remove the file")
+    return found
 
 
 def progress_line(metrics: dict[str, Any], *, step: int, steps: int, seconds_per_step: float) -> str:
@@ -173,8 +238,10 @@ def note_skipped(folder: Path, step: int, rows: list[dict[str, Any]]) -> str:
     """
     wrong = "gradient norm" if all(row["loss"] is not None for row in rows) else "loss"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / SKIPPED).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "not_finite": wrong, "rows": rows}, allow_nan=False) + "\n")
+    path = folder / SKIPPED
+    line, _ = seal(json.dumps({"step": step, "not_finite": wrong, "rows": rows}, allow_nan=False), _lines(path).end)
+    with files.naming(path), path.open("a", encoding="utf-8") as file:
+        file.write(line)
     numbers = ", ".join(str(row["row"]) for row in rows[:8])
     more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
     return f"step {step}: skipped, its {wrong} is no finite number; rows {numbers}{more}: {folder / SKIPPED}"
@@ -194,22 +261,22 @@ class Recorder:
         gauges: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         """Open the files; `show` gets a progress line every `progress_s` seconds, `gauges` every logged step."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        for name in (METRICS, SKIPPED):
-            prune_lines(folder / name, start_step)
+        self.end = prune_lines(folder / METRICS, start_step)
+        prune_lines(folder / SKIPPED, start_step)
         self.folder, self.steps, self.progress_s = folder, steps, progress_s
         self.show, self.gauges = show, gauges
         self.metrics: dict[str, Any] | None = None
         self.began, self.start_step = time.perf_counter(), start_step
         self.shown = self.began
         self.file = (folder / METRICS).open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        self.board = Board(folder / "tensorboard", purge_step=start_step + 1 if start_step else None)
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Write a logged step everywhere it belongs."""
-        self.file.write(json.dumps(metrics, allow_nan=False) + "\n")
-        self.file.flush()
+        line, self.end = seal(json.dumps(metrics, allow_nan=False), self.end)
+        with files.naming(self.folder / METRICS):
+            self.file.write(line)
+            self.file.flush()
         step = metrics["step"]
         for key, value in metrics.items():
             if isinstance(value, int | float) and key != "step":
@@ -238,5 +305,6 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self.file.close()
         self.board.close()
+        with files.naming(self.folder / METRICS):
+            self.file.close()

@@ -193,6 +193,8 @@ def test_a_task_names_the_scores_that_it_gives(name, tmp_path):
     [
         ("{", r"line 1: is none of L-Eval's \(JSONDecodeError"),
         ("[]", r"line 1: is none of L-Eval's \(TypeError"),
+        ("[" * 100_000, r"line 1: is none of L-Eval's \(RecursionError"),
+        ("9" * 5_000, r"line 1: is none of L-Eval's \(ValueError"),
         (json.dumps(LINE | {"outputs": ["A"]}), r"line 1: is none of L-Eval's \(ValueError"),
         (json.dumps({"input": ""}), r"line 1: is none of L-Eval's \(KeyError"),
         (json.dumps(LINE | {"evaluation": "human"}), "line 1: evaluation is 'human', wanted exam"),

@@ -190,6 +190,12 @@ def test_files_that_are_not_longprocs_are_named(data):
     (data / "html_to_tsv" / "webpage" / "W1.html").unlink()
     with pytest.raises(SettingsError, match=r"W1\.html cannot be read: No such file"):
         procedures("html_to_tsv_2k", data)
+    for name in ("tom_tracking_2k.json", "prompts.yaml"):
+        (data / "tom_tracking" / name).write_text("[" * 5_000)
+        with pytest.raises(
+            SettingsError, match=r"is nested too deep; wanted LongProc's|none of LongProc's \(RecursionErr"
+        ):
+            procedures("tom_tracking_2k", data)
     (data / "path_traversal" / "prompts.yaml").unlink()
     with pytest.raises(SettingsError, match=r"path_traversal is none of LongProc's \(FileNotFoundError"):
         procedures("path_traversal_2k", data)

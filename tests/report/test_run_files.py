@@ -134,6 +134,23 @@ def test_damaged_metrics_and_scores_are_named(tmp_path):
         read(folder)
 
 
+def test_metrics_that_end_before_the_run_are_told(tmp_path):
+    folder = evaluated(tmp_path)
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(
+        SettingsError, match=r"metrics\.jsonl: ends at step 4, the run at step 8: lines are missing; put"
+    ):
+        read(folder)
+    path.write_text('{"step": 8, "tokens": "many", "tokens_per_second": 1.0}\n')
+    with pytest.raises(
+        SettingsError, match=r"metrics\.jsonl: line 1 is damaged, wanted numbers under step, tokens, tok"
+    ):
+        read(folder)
+    path.unlink()
+    assert read(folder).metrics == []
+
+
 @pytest.mark.parametrize("name", ["evaluation.json", "scales.json"])
 def test_an_evaluation_of_other_weights_is_refused(tmp_path, name):
     folder = evaluated(tmp_path)

@@ -1,7 +1,9 @@
 import json
+import re
 
 import pytest
 
+from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.report.run_folder import open_run, open_runs, printable
 from report.made_runs import begun, evaluated
@@ -82,6 +84,17 @@ def test_a_run_without_an_evaluation_names_the_next_move(tmp_path, changes, mode
         (folder / "model").mkdir()
     with pytest.raises(SettingsError, match=message):
         open_runs([folder])
+
+
+def test_a_run_that_was_killed_is_not_running(tmp_path):
+    folder = begun(tmp_path)
+    with files.lock(folder / ".lock", what="running it"):
+        assert open_run(folder).state == "running, step 4 of 8"
+    run = open_run(folder)
+    assert run.state == "killed, step 4 of 8"
+    assert re.match(
+        r"no evaluation yet: killed, step 4 of 8 \(its process was killed, .*\); `e2ray", run.what_is_missing
+    )
 
 
 def test_one_evaluated_run_is_enough_and_none_is_not(tmp_path):

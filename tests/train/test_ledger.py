@@ -1,11 +1,13 @@
 """The ledger tells each step that the weights have seen once, whatever was killed in between."""
 
 import json
+import random
 
 import numpy as np
 import pytest
 import torch
 
+from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.core.positions import draw
 from e2ray.data.order import Corpus, Order, Reader, local_indices
@@ -95,3 +97,20 @@ def test_rows_of_a_batch_tell_their_draws_as_the_ledger_does():
     for place, row in enumerate(json.loads(json.dumps(found, allow_nan=False))):
         assert row["scale"] == float(drawn.scale[place])
         assert torch.equal(replayed(row, WINDOW), drawn.offsets[place])
+
+
+def test_every_flipped_bit_of_the_ledger_is_named(tmp_path):
+    work(tmp_path, num_workers=2, start=0, commits=(2, 4), stop=4)
+    path = sorted((tmp_path / "ledger").iterdir())[1]
+    content = path.read_bytes()
+    for place in random.Random(0).sample(range(8 * len(content)), 300):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(
+            SettingsError, match=rf"{path.name}: is damaged, its name tells another digest; put it back"
+        ):
+            read_ledger(tmp_path)
+    path.write_bytes(content)
+    path.rename(path.with_name(path.name[: path.name.rindex("-")] + ".arrow"))  # as an earlier version named it
+    audit(tmp_path, 4)

@@ -1,19 +1,26 @@
 import json
 import math
+import subprocess
+import sys
 
 import psutil
 import pytest
 import torch
 
+from e2ray.config.base import SettingsError
 from e2ray.train.record import (
+    KILLED,
     SKIPPED,
     Recorder,
+    end_status,
     environment,
     peak_memory_mib,
     progress_line,
     prune_lines,
     read_metrics,
     read_status,
+    settle,
+    was_killed,
     write_status,
 )
 
@@ -66,6 +73,13 @@ def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx([0.3, 0.15])
     assert [event.step for event in board.Scalars("loss_by_scale/8")] == [10, 20]
 
+    again = Recorder(tmp_path, start_step=10, steps=20, progress_s=0.0)
+    again.report(line(20) | {"loss": 9.0})
+    again.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in board.Scalars("train/loss")] == pytest.approx([0.3, 9.0])
+    assert [entry["loss"] for entry in read_metrics(tmp_path)] == [0.3, 9.0]
+
 
 def test_a_line_without_a_finite_number_has_no_place_in_tensorboard(tmp_path):
     shown = []
@@ -101,6 +115,7 @@ def test_a_skipped_step_is_written_down_and_told_with_its_rows(tmp_path):
     recorder.skipped(4, [rows[0], rows[1] | {"loss": None}])
     recorder.close()
     found = [json.loads(text) for text in (tmp_path / SKIPPED).read_text().splitlines()]
+    assert [(line.pop("line"), len(line.pop("seal"))) for line in found] == [(1, 32), (2, 32)]
     assert found == [
         {"step": 3, "not_finite": "gradient norm", "rows": rows},
         {"step": 4, "not_finite": "loss", "rows": [rows[0], rows[1] | {"loss": None}]},
@@ -134,3 +149,114 @@ def test_environment_names_the_versions_and_the_hardware():
     found = environment()
     assert found["versions"]["torch"]
     assert found["hardware"]["cpus"] >= 1
+
+
+def recorded(folder, steps):
+    write_status(folder, state="running")
+    recorder = Recorder(folder, start_step=0, steps=steps[-1], progress_s=60.0, show=None)
+    for step in steps:
+        recorder.report(line(step))
+    recorder.close()
+    return folder / "metrics.jsonl"
+
+
+def test_every_damaged_byte_of_the_metrics_is_named_and_none_reads_as_another_number(tmp_path):
+    path = recorded(tmp_path, (10, 20, 30))
+    content = path.read_bytes()
+    for place in range(0, len(content) - 1):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        number = content.count(b"\n", 0, place) + 1
+        for reads in (read_metrics, lambda folder: prune_lines(folder / "metrics.jsonl", 20)):
+            with pytest.raises(SettingsError, match=rf"metrics\.jsonl: line {number} of \d .*, or remove it: the run"):
+                reads(tmp_path)
+        assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("order", [(0, 2), (0, 0, 1, 2), (1, 0, 2), (2, 1, 0), (1, 2)])
+def test_lines_of_the_metrics_that_are_missing_doubled_or_moved_are_named(tmp_path, order):
+    path = recorded(tmp_path, (10, 20, 30))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[place] for place in order))
+    with pytest.raises(SettingsError, match=r"line \d of \d says that it is line \d: lines are missing, doubled or in"):
+        read_metrics(tmp_path)
+
+
+def test_metrics_of_an_earlier_version_are_read_and_vouched_for_from_the_next_start_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line(step)) + "\n" for step in (10, 20)))
+    prune_lines(path, 20)
+    assert read_metrics(tmp_path) == [line(10), line(20)]
+    path.write_text(path.read_text().replace('"step": 20', '"step": 90'))
+    with pytest.raises(SettingsError, match="line 2 of 2 is damaged, its seal does not match"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "is nested too deep; wanted a run's status; remove it"),
+        ("[1]", "is damaged, it tells no state; remove it"),
+        ('"succeeded"', "is damaged, it tells no state; remove it"),
+        ("{}", "is damaged, it tells no state; remove it"),
+        ('{"state": "running"}', "is damaged, it lacks step; wanted one of a run; remove it"),
+        ('{"state": "running", "step": "3", "error": null}', "is damaged, step is '3'; wanted one of a run"),
+        ('{"state": ["running"], "step": 3, "error": null}', "is damaged, state is a list; wanted one of a run"),
+        (
+            '{"state": "runnimg", "step": 3, "error": null}',
+            "is damaged, state is 'runnimg', wanted one of running, succ",
+        ),
+        ('{"state": "failed", "step": 3, "error": {"a": 1}}', "is damaged, error is an object; wanted one of a run"),
+        (json.dumps({"state": "x" * 5_000, "step": 1, "error": None}), "is damaged, state is 'xxx"),
+    ],
+)
+def test_a_status_of_another_shape_is_one_short_line(tmp_path, content, message):
+    (tmp_path / "status.json").write_text(content)
+    for acts in (read_status, settle, lambda folder: write_status(folder, step=4)):
+        with pytest.raises(SettingsError, match=rf"\A\S+status\.json: {message}") as error:
+            acts(tmp_path)
+        assert len(str(error.value)) < 600
+    end_status(tmp_path, "failed", "the first error")  # which is what matters then
+    assert read_status(tmp_path)["error"] == "the first error"
+
+
+@pytest.mark.parametrize("error", ["too wide", "y" * 5_000, "line\nbreak " * 500])
+def test_how_a_run_ended_is_written_on_a_full_disk_too(small_disk, fill, error):
+    write_status(small_disk, state="running", step=7)
+    fill()
+    with pytest.raises(SettingsError, match=r"status\.json: no space left on the device; free some"):
+        write_status(small_disk, state="failed")
+    assert read_status(small_disk)["state"] == "running"
+    end_status(small_disk, "failed", error)
+    status = read_status(small_disk)
+    assert (status["state"], status["step"], status["error"][:3]) == ("failed", 7, error[:3])
+    assert len(status["error"]) <= 1000 and status["ended_at"]
+
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+from e2ray import files
+from e2ray.train.record import write_status
+folder = Path(sys.argv[1])
+with files.lock(folder / ".lock", what="running"):
+    write_status(folder, state="running", step=3)
+    print("running", flush=True)
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_is_told_from_a_running_one(tmp_path):
+    command = [sys.executable, "-c", KILLED_RUN, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "running\n"
+        assert not was_killed(tmp_path, read_status(tmp_path))
+        process.stdin.close()
+    status = read_status(tmp_path)
+    assert status["state"] == "running" and was_killed(tmp_path, status)  # nobody was left to write anything else
+    assert settle(tmp_path) == f"{tmp_path}: ended at step 3 without a word: {KILLED}"
+    status = read_status(tmp_path)
+    assert (status["state"], status["error"]) == ("failed", KILLED)
+    assert settle(tmp_path) is None and not was_killed(tmp_path, status)

@@ -27,7 +27,7 @@ from e2ray.train import checkpoint, steps, worker
 from e2ray.train.assemble import write_model
 from e2ray.train.ledger import read_ledger, replayed
 from e2ray.train.loop import Diverged
-from e2ray.train.record import read_metrics
+from e2ray.train.record import note_skipped, read_metrics
 
 WINDOW, VOCABULARY = 24, 50
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_key_value_heads": 2, "intermediate_size": 48}
@@ -373,7 +373,7 @@ def with_poison_at(*steps):
 
 
 def weights_of(folder):
-    found = checkpoint.latest(folder / "checkpoints")
+    found = steps.latest(folder / "checkpoints")
     return {path.name: path.read_bytes() for path in found.glob("part-*")}
 
 
@@ -406,7 +406,8 @@ def test_a_restart_between_skipped_steps_changes_no_bit(poisoned, tmp_path, bad)
     run(poisoned, with_poison_at(*bad))
     stopped = replace(poisoned, folder=tmp_path / "stopped")
     run(stopped, with_poison_at(*bad), until=4)
-    (stopped.folder / "skipped.jsonl").open("a").write('{"step": 5, "rows": []}\n{"step"')  # behind the checkpoint
+    note_skipped(stopped.folder, 5, [])  # behind the checkpoint
+    (stopped.folder / "skipped.jsonl").open("a").write('{"step"')  # torn by a kill
     run(stopped, with_poison_at(*bad))
     assert weights_of(stopped.folder) == weights_of(poisoned.folder)
     assert (stopped.folder / "skipped.jsonl").read_text() == (poisoned.folder / "skipped.jsonl").read_text()
@@ -430,14 +431,15 @@ def test_too_many_skipped_steps_in_a_row_end_a_run_and_its_restart(poisoned, bad
 
 
 @pytest.mark.parametrize("decay", [1e39, 1e60])
-def test_a_state_that_the_last_update_made_infinite_is_not_saved(task, decay):
+def test_a_state_that_the_last_update_made_infinite_is_not_saved(task, decay, monkeypatch):
+    monkeypatch.setattr(worker.Task, "identity", lambda *_: {})  # else the wild settings would be another training
     run(replace(task, train=task.train.model_copy(update={"steps": 3})))
     good = weights_of(task.folder)
     changes = {"steps": 4, "weight_decay": decay, "lr": 1.0, "schedule": "constant"}
     wild = replace(task, train=task.train.model_copy(update=changes))
     with pytest.raises(Diverged, match=r"^step 4: the weight of model\..* is not finite .*step-3 is the last good"):
         run(wild)
-    assert checkpoint.latest(task.folder / "checkpoints").name == "step-3" and weights_of(task.folder) == good
+    assert steps.latest(task.folder / "checkpoints").name == "step-3" and weights_of(task.folder) == good
     assert sorted(path.name for path in (task.folder / "checkpoints").iterdir()) == ["latest", "step-3"]
     assert run(task) == 6  # it goes on from there
 
@@ -446,7 +448,7 @@ def test_a_first_checkpoint_that_is_not_finite_leaves_none(task):
     wild = replace(task, train=task.train.model_copy(update={"steps": 1, "weight_decay": 1e39, "lr": 1.0}))
     with pytest.raises(Diverged, match=r"^step 1: the weight of [^;]*so the state is not saved; lower train\.lr"):
         run(wild)
-    assert not (task.folder / "checkpoints").exists()
+    assert steps.step_folders(task.folder / "checkpoints") == []
 
 
 @pytest.mark.parametrize("kind", checkpoint.KINDS)
@@ -462,7 +464,7 @@ def test_a_weight_or_moment_that_is_not_finite_is_not_saved(task, kind, value):
     with pytest.raises(Diverged, match=rf"^step 2: the {kind} of {states[5].name} is not finite .*step-1 is the last"):
         checkpoint.save(engine, folder, step=2, facts={}, keep=1)
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-1"]
-    assert checkpoint.latest(folder).name == "step-1"
+    assert steps.latest(folder).name == "step-1"
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(torch.float32, 3e38), (torch.bfloat16, 3.4e38)], ids=["merge", "cast"])
@@ -473,7 +475,7 @@ def test_a_model_that_overflows_when_merged_or_cast_is_not_written(task, tmp_pat
         base = PretrainedModel(path=str(base_folder(tmp_path)), base_context_length=WINDOW, lora=lora)
         adapted = replace(task, model=base)
     run(replace(adapted, train=task.train.model_copy(update={"steps": 1})))
-    found = checkpoint.latest(task.folder / "checkpoints")
+    found = steps.latest(task.folder / "checkpoints")
     (part,) = found.glob("part-*")
     tensors = load_file(part)
     for name, tensor in tensors.items():
@@ -487,3 +489,13 @@ def test_a_model_that_overflows_when_merged_or_cast_is_not_written(task, tmp_pat
     with pytest.raises(Diverged, match=r"step-1: model\..* is not finite as merged (float32|bfloat16), so no model"):
         write(adapted, tmp_path / "model", dtype=dtype)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(("num_bytes", "file"), [(8192, "checkpoints/"), (1500, "run/"), (20, "run/environment")])
+def test_a_training_that_finds_no_room_ends_in_one_line(task, limited, num_bytes, file):
+    wanted = rf"\A\S+{file}\S*: a file may not grow that large here; raise the limit .* choose another storage\Z"
+    with limited(num_bytes), pytest.raises(SettingsError, match=wanted):
+        run(task)
+    assert steps.latest(task.folder / "checkpoints") is None
+    assert run(task) == 6  # with room again
+    assert [line["step"] for line in read_metrics(task.folder)] == [1, 2, 3, 4, 5, 6]

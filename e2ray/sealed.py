@@ -1,0 +1,124 @@
+"""Files of JSON lines that tell for certain whether a line was changed, lost, doubled or moved.
+
+Every line is a JSON object that ends with its number, from 1, and a seal: a digest of itself and of the seal before it.
+So each byte of each line is accounted for, and each line vouches for all before it. What a file alone cannot tell is
+whether lines are missing at its end; who has to know keeps the last number and seal (`End`) elsewhere. Programs that
+know nothing of seals read such lines as they always did, with two keys more.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+
+SEALED = re.compile(rb'(\{.*\S),"line":([1-9]\d{0,11}),"seal":"([0-9a-f]{32})"\}', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of a sealed file: how many lines there are, and the seal of the last one."""
+
+    lines: int = 0
+    seal: str = "0" * 32
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What a file of lines holds.
+
+    Attributes:
+        values: One per whole line, without number and seal.
+        ends: The end of the file behind each of them.
+        torn: Bytes behind the last line break: a line that is just being written, or that a kill has torn.
+        sealed: Whether seals vouch for the lines; False for those of an earlier version, and where there are none.
+    """
+
+    values: list[dict[str, Any]]
+    ends: list[End]
+    torn: int
+    sealed: bool
+
+    @property
+    def end(self) -> End:
+        """The end behind all lines."""
+        return self.ends[-1] if self.ends else End()
+
+
+def seal(text: str, end: End) -> tuple[str, End]:
+    """Return a line, its line break included, and the end behind it.
+
+    Args:
+        text: Of a JSON object of at least one key, on one line.
+        end: Of the file so far.
+    """
+    body = text.removesuffix("}")
+    number = end.lines + 1
+    found = _seal(body.encode(), number, end.seal)
+    return f'{body},"line":{number},"seal":"{found}"}}\n', End(number, found)
+
+
+def sealed(texts: Sequence[str], end: End = End()) -> tuple[str, End]:
+    """Return several lines behind an end, and the end behind them."""
+    lines = []
+    for text in texts:
+        line, end = seal(text, end)
+        lines.append(line)
+    return "".join(lines), end
+
+
+def read(path: Path, *, advice: Callable[[int], str], must_be_sealed: bool = False) -> Lines:
+    """Return what a file holds; there are no lines where there is no file.
+
+    Args:
+        path: The file.
+        advice: Returns the next move where a line is damaged; takes the number of lines before that one.
+        must_be_sealed: Whether lines without any seal are damaged, too.
+
+    Raises:
+        SettingsError: If a line is not what was written there, by its number, or the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    *whole, torn = content.split(b"\n")
+    matches = [SEALED.fullmatch(line) for line in whole]
+    has_seals = must_be_sealed or any(matches)
+    values, ends, end = [], [], End()
+    for number, (line, match) in enumerate(zip(whole, matches, strict=True), start=1):
+        damage = _damage(match, end) if has_seals else None
+        if damage is None:
+            where = f"{path}: is damaged, line {number} of {len(whole)}"
+            try:
+                value = files.parse_json(line, where=where, wanted="an object")
+            except SettingsError as error:
+                raise SettingsError(f"{error}; {advice(number - 1)}") from None
+            damage = None if isinstance(value, dict) else "holds no object"
+        if damage is not None:
+            raise SettingsError(f"{path}: line {number} of {len(whole)} {damage}; {advice(number - 1)}")
+        end = End(number, match[3].decode() if match else "")
+        ends.append(end)
+        values.append({key: item for key, item in value.items() if key not in ("line", "seal")} if match else value)
+    return Lines(values, ends, len(torn), has_seals and bool(whole))
+
+
+def _damage(match: re.Match[bytes] | None, before: End) -> str | None:
+    """Return what is wrong with a line behind an end, or None."""
+    if match is None:
+        return "is damaged, it does not end with its number and its seal"
+    if int(match[2]) != before.lines + 1:
+        return f"says that it is line {int(match[2])}: lines are missing, doubled or in another order"
+    if match[3].decode() != _seal(match[1], before.lines + 1, before.seal):
+        return "is damaged, its seal does not match"
+    return None
+
+
+def _seal(body: bytes, number: int, before: str) -> str:
+    return hashlib.sha256(b"%s %d %s" % (before.encode(), number, body)).hexdigest()[:32]

@@ -1,0 +1,66 @@
+"""Scalars for TensorBoard, written at once by the thread that asks.
+
+TensorBoard's own writer hands them to a thread, which prints a traceback where a disk is full; here it is an error of
+the one who writes.
+"""
+
+import os
+import socket
+import time
+from pathlib import Path
+
+from e2ray import files
+
+
+class Board:
+    """A file of TensorBoard events."""
+
+    def __init__(self, folder: Path, *, purge_step: int | None) -> None:
+        """Begin a file.
+
+        Args:
+            folder: Of the board; earlier files in it stay.
+            purge_step: What earlier files say of this step and later ones is no longer shown; None keeps it.
+
+        Raises:
+            SettingsError: If it cannot be written.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
+        self.path = folder / name
+        with files.naming(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab")
+        self._records = RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Write one number.
+
+        Raises:
+            SettingsError: If it cannot be written.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _write(self, event: object) -> None:
+        with files.naming(self.path):
+            self._records.write(event.SerializeToString())  # type: ignore[attr-defined]
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            SettingsError: If it cannot be written.
+        """
+        with files.naming(self.path):
+            self._file.close()
