@@ -100,7 +100,7 @@ def verify(
     }
     with _without_bars():
         model = _load(folder, {})
-        wrong = non_finite(model)
+        wrong = non_finite(model, torch.float32)
         if wrong:
             raise SettingsError(f"{folder}: {wrong} holds numbers that are not finite; export a model that is whole")
         hook = RotaryHook(model)
