@@ -137,18 +137,18 @@ def prefix_tokens(tokenizer: Any) -> list[int]:
     Raises:
         SettingsError: If it changes what stands between.
     """
-    fits: set[tuple[tuple[int, ...], tuple[int, ...]]] | None = None  # what may stand before and behind every text
+    fits: set[tuple[int, ...]] | None = None
     for text in PROBES:
         bare, whole = (tokenizer.encode(text, add_special_tokens=each, verbose=False) for each in (False, True))
-        ends = [(start, start + len(bare)) for start in range(len(whole) - len(bare) + 1)]
-        here = {(tuple(whole[:start]), tuple(whole[end:])) for start, end in ends if whole[start:end] == bare}
+        starts = range(len(whole) - len(bare) + 1)
+        here = {tuple(whole[:start]) for start in starts if whole[start : start + len(bare)] == bare}
         fits = here if fits is None else fits & here
     if not fits:
         raise SettingsError(
             f"tokenizer {tokenizer.name_or_path}: its post_processor puts tokens into a text, wanted one that only "
             "puts the same ones before or behind each; mend it in tokenizer.json"
         )
-    return list(min(before for before, _ in fits))
+    return list(min(fits))
 
 
 def begin_name(tokenizer: Any) -> int | list[int] | None:

@@ -224,8 +224,9 @@ def test_the_hash_tells_prefixes_apart_and_stays_what_it_was_without_one_or_with
         assert (tokenizer_hash(made) == hashed(before, made)) == lone
 
 
-def test_a_post_processor_that_puts_tokens_into_a_text_is_refused(trained, tmp_path):
-    made, _ = with_template(trained, "<x> $A <x> $A", {"<x>": 0})
+@pytest.mark.parametrize("single", ["$A <x> $A", "<x> $A <x> $A"])
+def test_a_post_processor_that_puts_tokens_into_a_text_is_refused(trained, tmp_path, single):
+    made, _ = with_template(trained, single, {"<x>": 0})
     made.save_pretrained(tmp_path)
     with pytest.raises(SettingsError, match=r"its post_processor puts tokens into a text, wanted one that only puts"):
         load_shard_tokenizer(tmp_path)
