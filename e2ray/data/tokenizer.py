@@ -52,10 +52,10 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         ids = tokenizer.encode(PROBES[0], add_special_tokens=False)
     except Exception as error:  # the library raises many kinds, some from its Rust half, for files it cannot read
-        raise SettingsError(
-            f"tokenizer {path}: cannot be loaded ({one_line(error)[:300]}); name a folder with tokenizer.json or a hub "
-            "id"
-        ) from None
+        reason = f"cannot be loaded ({one_line(error)[:300]})"
+        if os.path.isdir(name) and not tokenizer_files(Path(name)):
+            reason = "holds no tokenizer"
+        raise SettingsError(f"tokenizer {path}: {reason}; name a folder with tokenizer.json or a hub id") from None
     if not ids or set(ids) == {tokenizer.unk_token_id}:
         raise SettingsError(
             f"tokenizer {path}: knows no ordinary text ({len(tokenizer)} tokens), so its vocabulary is missing; "
