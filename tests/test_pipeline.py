@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from e2ray import pipeline
+from e2ray import files, pipeline
 from e2ray.config.base import SettingsError
 from e2ray.config.load import validate
 from e2ray.report.run_files import comparable, read_run
@@ -79,6 +79,66 @@ def test_an_unknown_task_beside_others_is_told_before_anything_is_done(recipe, t
     told, sound = capsys.readouterr().out.splitlines()
     assert told.startswith("evaluate.suites.tasks: 'shrot' is no task, wanted one such as short")
     assert told.endswith("; it will have no score") and sound.startswith("small: sound.")
+
+
+def prefixed_tokenizer(folder, single, *, end="<|endoftext|>"):
+    """Save a tokenizer that puts around a text what `single` says, of `[gMASK]` and `<sop>`, and return it."""
+    from tokenizers import processors
+
+    from e2ray.config.data import ByteLevelBpe
+    from e2ray.data.tokenizer import train_byte_level_bpe
+
+    tokenizer = train_byte_level_bpe(["some text"], ByteLevelBpe(vocab_size=260))
+    tokenizer.eos_token = end
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[gMASK]", "<sop>"]})
+    specials = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[gMASK]", "<sop>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=specials)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("single", "end", "message"),
+    [
+        (
+            "<sop> " * 32 + "$A",
+            "<|endoftext|>",
+            r"data\.window: 32 tokens, of which .* puts 32 before each text",
+        ),
+        ("$A <sop> $A", "<|endoftext|>", r"tokenizer .*: its post_processor puts tokens into a text"),
+        ("<sop> $A", None, r"has no end-of-text token; set eos_token"),
+    ],
+    ids=["no room", "inside", "no end"],
+)
+def test_a_tokenizer_that_rows_cannot_be_made_with_is_told_by_check(recipe, tmp_path, single, end, message):
+    prefixed_tokenizer(tmp_path / "tokenizer", single, end=end)
+    recipe["data"]["tokenizer"] = {"kind": "pretrained", "path": str(tmp_path / "tokenizer")}
+    with pytest.raises(SettingsError, match=message):
+        pipeline.check(config_of(recipe))
+
+
+def test_shards_that_an_earlier_version_made_without_the_whole_prefix_are_refused(recipe, tmp_path, capsys):
+    from e2ray.data import tokenizer as tokenizers
+    from e2ray.data.shards import SCHEMA_VERSION, manifest_text
+
+    made = prefixed_tokenizer(tmp_path / "tokenizer", "[gMASK] <sop> $A")
+    recipe["data"]["tokenizer"] = {"kind": "pretrained", "path": str(tmp_path / "tokenizer")}
+    recipe["data"]["shards"] = (tmp_path / "mine").as_uri()
+    (tmp_path / "mine").mkdir()
+    manifest = {"schema_version": SCHEMA_VERSION, "window": 32, "rows": 0, "rows_per_batch": 1}
+    manifest |= {"shards": [], "validation": []}
+    content = json.loads(made.backend_tokenizer.to_str())
+    plain = {key: content[key] for key in content if key not in ("version", "padding", "truncation")}
+    named = {"tokenizer": plain, "end": made.eos_token_id, "size": len(made)}
+    for begin, sound in ((None, False), (tokenizers.prefix_tokens(made), True)):
+        manifest["tokenizer_hash"] = files.digest(named | {"begin": begin})
+        (tmp_path / "mine" / "manifest.json").write_text(manifest_text(manifest))
+        if sound:
+            pipeline.check(config_of(recipe))
+            assert capsys.readouterr().out.startswith("small: sound.")
+        else:
+            with pytest.raises(SettingsError, match=r"shards were made with tokenizer .*; rerun prepare with"):
+                pipeline.check(config_of(recipe))
 
 
 def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys, tmp_path):

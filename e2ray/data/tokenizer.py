@@ -55,10 +55,10 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         ids = tokenizer.encode(PROBES[0], add_special_tokens=False)
     except Exception as error:  # the library raises many kinds, some from its Rust half, for files it cannot read
-        raise SettingsError(
-            f"tokenizer {path}: cannot be loaded ({one_line(error)[:300]}); name a folder with tokenizer.json or a hub "
-            "id"
-        ) from None
+        reason = f"cannot be loaded ({one_line(error)[:300]})"
+        if os.path.isdir(name) and not tokenizer_files(Path(name)):
+            reason = "holds no tokenizer"
+        raise SettingsError(f"tokenizer {path}: {reason}; name a folder with tokenizer.json or a hub id") from None
     if not ids or set(ids) == {tokenizer.unk_token_id}:
         raise SettingsError(
             f"tokenizer {path}: knows no ordinary text ({len(tokenizer)} tokens), so its vocabulary is missing; "
@@ -140,18 +140,18 @@ def prefix_tokens(tokenizer: Any) -> list[int]:
     Raises:
         SettingsError: If it changes what stands between.
     """
-    fits: set[tuple[tuple[int, ...], tuple[int, ...]]] | None = None  # what may stand before and behind every text
+    fits: set[tuple[int, ...]] | None = None
     for text in PROBES:
         bare, whole = (tokenizer.encode(text, add_special_tokens=each, verbose=False) for each in (False, True))
-        ends = [(start, start + len(bare)) for start in range(len(whole) - len(bare) + 1)]
-        here = {(tuple(whole[:start]), tuple(whole[end:])) for start, end in ends if whole[start:end] == bare}
+        starts = range(len(whole) - len(bare) + 1)
+        here = {tuple(whole[:start]) for start in starts if whole[start : start + len(bare)] == bare}
         fits = here if fits is None else fits & here
     if not fits:
         raise SettingsError(
             f"tokenizer {tokenizer.name_or_path}: its post_processor puts tokens into a text, wanted one that only "
             "puts the same ones before or behind each; mend it in tokenizer.json"
         )
-    return list(min(before for before, _ in fits))
+    return list(min(fits))
 
 
 def begin_name(tokenizer: Any) -> int | list[int] | None:

@@ -15,8 +15,6 @@ def sampling(temperature: float | None, **options: Any) -> dict[str, Any]:
     """
     if temperature is None:
         return {"do_sample": True, **options}
-    return (
-        {"do_sample": False}
-        if temperature < GREEDY_BELOW
-        else {"do_sample": True, "temperature": temperature, **options}
-    )
+    if temperature < GREEDY_BELOW:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, **options}

@@ -166,7 +166,7 @@ class ScaledLM(TemplateLM):
 
     def _split(self, context: str, answer: str) -> tuple[list[int], list[int]]:
         """Return the tokens of a context, at least one, and those of its answer behind it."""
-        if context.strip():
+        if context:
             prompt, tokens = self._encode_pair(context, answer)
             return prompt or self._opening, tokens
         return self._opening, self._text(context + answer)
