@@ -369,13 +369,15 @@ def check(config: RunConfig) -> None:
     from e2ray.data.corpus import list_items
     from e2ray.data.folder import Folder, is_uri
     from e2ray.data.shards import ShardSet
+    from e2ray.data.unpack import Limits
 
     run = resolve(config)
     shards = config.data.shards
     if shards is not None and is_uri(shards):
         source = f"{ShardSet.open(shards, window=config.data.window).rows:,} rows in {Folder(shards).place}"
     else:
-        items = list_items([*run.config.data.corpus, *run.config.data.validation_corpus])
+        data = run.config.data
+        items = list_items([*data.corpus, *data.validation_corpus], limits=Limits.of(data))
         source = f"{len(items)} work items"
     if isinstance(run.config.data.tokenizer, PretrainedTokenizer):
         load_tokenizer(run.config.data.tokenizer.path, run.config.data.tokenizer.revision)

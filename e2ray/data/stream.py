@@ -154,7 +154,7 @@ def _texts(work: Iterator[Any]) -> Iterator[_Texts]:
                 batch.names.append(document.name)
                 batch.texts.append(document.text if isinstance(document, Document) else "")
                 batch.reasons.append(None if isinstance(document, Document) else printable(document.reason))
-                size += len(batch.texts[-1])
+                size += len(batch.texts[-1]) + len(batch.reasons[-1] or "")
                 if size >= TOKENISE_CHARACTERS:
                     yield batch
                     batch, size = _Texts(), 0
