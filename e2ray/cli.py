@@ -33,7 +33,10 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others are."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.splitlines())}; see {self.prog} --help\n")
+        from e2ray.config.places import without_credentials
+
+        told = without_credentials(" ".join(message.splitlines()))
+        self.exit(2, f"{self.prog}: {told}; see {self.prog} --help\n")
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -134,7 +137,9 @@ def run(command: str, parsed: argparse.Namespace) -> int:
 
 def _say(command: str, message: object) -> None:
     """Print a message as one line on stderr."""
-    print(f"e2ray {command}: {' '.join(str(message).split())}", file=sys.stderr)
+    from e2ray.config.places import without_credentials
+
+    print(f"e2ray {command}: {without_credentials(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def _reader_has_gone() -> bool:
@@ -155,7 +160,11 @@ def _discard_unwritable_output() -> None:
 def _dispatch(command: str, parsed: argparse.Namespace) -> None:
     from e2ray.config import load
     from e2ray.config.base import SettingsError
+    from e2ray.config.places import problems
 
+    given = {name: value for name, value in vars(parsed).items() if name not in ("prompt", "overrides")}  # texts
+    for problem in problems(given):
+        raise SettingsError(problem)
     if command == "schema":
         print(load.schema())
         return

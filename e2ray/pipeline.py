@@ -16,6 +16,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import PretrainedTokenizer
 from e2ray.config.load import dump, read_recipe, validate
 from e2ray.config.model import PretrainedModel
+from e2ray.config.places import is_uri
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.config.train import TrainSettings
@@ -38,7 +39,6 @@ def prepare(run: Run, *, again: bool = False) -> str | Path:
         SettingsError: If a source, the tokenizer or the folder is wrong, or shards are of another window or tokenizer.
     """
     from e2ray.core.model import load_tokenizer
-    from e2ray.data.folder import is_uri
     from e2ray.data.prepare import prepare as prepare_shards
     from e2ray.data.prepare import shards_digest
     from e2ray.data.shards import MANIFEST, ShardSet
@@ -367,7 +367,7 @@ def check(config: RunConfig) -> None:
     """
     from e2ray.core.model import load_tokenizer
     from e2ray.data.corpus import list_items
-    from e2ray.data.folder import Folder, is_uri
+    from e2ray.data.folder import Folder
     from e2ray.data.shards import ShardSet
     from e2ray.data.unpack import Limits
 
