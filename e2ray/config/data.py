@@ -36,14 +36,14 @@ class _Source(Settings):
 
 
 class TextSource(_Source):
-    """Text files, plain, .gz or .zst; each file is one document."""
+    """Text files, plain or packed by gzip or zstd, whatever their names; each file is one document."""
 
     kind: Literal["text"] = "text"
     paths: Paths
 
 
 class JsonlSource(_Source):
-    """JSON lines, plain, .gz or .zst; each line is one document."""
+    """JSON lines, plain or packed by gzip or zstd, whatever their names; each line is one document."""
 
     kind: Literal["jsonl"] = "jsonl"
     paths: Paths
@@ -51,7 +51,7 @@ class JsonlSource(_Source):
 
 
 class ParquetSource(_Source):
-    """Parquet files; each row is one document."""
+    """Parquet files with a column of strings of any Arrow type; each row is one document."""
 
     kind: Literal["parquet"] = "parquet"
     paths: Paths
@@ -179,8 +179,9 @@ class DataSettings(Settings):
     max_unpack_ratio: int = Field(
         MAX_UNPACK_RATIO,
         ge=1,
-        description="Bytes that a packed file, or a column of Parquet, may unpack to for each byte it has, once it is "
-        "larger than max_document_mib; one that goes beyond is taken for a decompression bomb, which is bad (on_bad).",
+        description="Bytes that a packed file may unpack to for each byte it has, once that is more than "
+        "max_document_mib; one that goes beyond is taken for a decompression bomb and is bad (on_bad). A Parquet file "
+        "whose footer tells so is refused.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Chooses the validation documents.")
     shard_rows: int = Field(8192, ge=1, description="Training rows of one shard file.")
@@ -197,7 +198,9 @@ class DataSettings(Settings):
         False, description="Note each step's row ids, scales and shifts in <run>/ledger, as Arrow files, for audits."
     )
     shards: str | None = Field(
-        None, description="Folder of prepared shards; null means one under <storage>/shards named by its content."
+        None,
+        description="Folder of prepared shards, or a URI of a copy (credentials come from the environment); null means "
+        "one under <storage>/shards named by its content.",
     )
 
     def identity(self, *, without: Collection[str]) -> dict[str, Any]:
