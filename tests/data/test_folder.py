@@ -101,7 +101,7 @@ def test_credentials_come_from_the_environment_and_from_nowhere_else(store, writ
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(SettingsError, match=r"^s3://corpus/keys: cannot be read \("):
+    with pytest.raises(SettingsError, match=r"^s3://corpus/keys/manifest\.json: cannot be read \("):
         ShardSet.open(uri)
 
 
