@@ -164,7 +164,11 @@ def _discard_unwritable_output() -> None:
 def _dispatch(command: str, parsed: argparse.Namespace) -> None:
     from e2ray.config import load
     from e2ray.config.base import SettingsError
+    from e2ray.config.places import problems
 
+    given = {name: value for name, value in vars(parsed).items() if name not in ("prompt", "overrides")}  # texts
+    for problem in problems(given):
+        raise SettingsError(problem)
     if command == "schema":
         print(load.schema())
         return

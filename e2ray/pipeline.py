@@ -16,6 +16,7 @@ from e2ray.config.base import SettingsError, brief
 from e2ray.config.data import PretrainedTokenizer
 from e2ray.config.load import dump, read_recipe, validate
 from e2ray.config.model import PretrainedModel
+from e2ray.config.places import is_uri
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.config.train import TrainSettings
@@ -37,7 +38,6 @@ def prepare(run: Run, *, again: bool = False) -> str | Path:
     Raises:
         SettingsError: If a source, the tokenizer or the folder is wrong, or shards are of another window or tokenizer.
     """
-    from e2ray.data.folder import is_uri
     from e2ray.data.prepare import prepare as prepare_shards
     from e2ray.data.prepare import shards_digest
     from e2ray.data.shards import MANIFEST, ShardSet
@@ -386,8 +386,9 @@ def check(config: RunConfig) -> None:
         SettingsError: For the first thing that a run would stumble over.
     """
     from e2ray.data.corpus import list_items
-    from e2ray.data.folder import Folder, is_uri
+    from e2ray.data.folder import Folder
     from e2ray.data.shards import ShardSet
+    from e2ray.data.unpack import Limits
     from e2ray.search.journal import JOURNAL, verified
 
     run = resolve(config)
@@ -397,7 +398,8 @@ def check(config: RunConfig) -> None:
         opened = ShardSet.open(shards, window=config.data.window, tokenizer_hash=wanted)
         source = f"{opened.rows:,} rows in {Folder(shards).place}"
     else:
-        items = list_items([*run.config.data.corpus, *run.config.data.validation_corpus])
+        data = run.config.data
+        items = list_items([*data.corpus, *data.validation_corpus], limits=Limits.of(data))
         source = f"{len(items)} work items"
     refuse_other_settings(run)
     check_suites(run)

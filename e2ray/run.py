@@ -57,7 +57,7 @@ class Run:
         free = {path.partition(".")[2] for path in FREE_ON_RESUME if path.startswith("pretrain.")}
         identity = {
             "model": config.model.model_dump(mode="json", exclude={"lora", "gradient_checkpointing", "attention"}),
-            "data": config.data.model_dump(mode="json", exclude={"shards", "ledger", "prefetch_mib"}),
+            "data": config.data.identity(without={"shards", "ledger", "prefetch_mib"}),
             "pretrain": config.pretrain.model_dump(mode="json", exclude=free) if config.pretrain else None,
             "seed": config.seed,
             "python": platform.python_version(),

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 os.environ |= {
+    "AWS_ACCESS_KEY_ID": "a",  # of the object store on the loopback interface; processes of Ray inherit them
+    "AWS_SECRET_ACCESS_KEY": "b",
     "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     "HF_HUB_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -171,20 +173,14 @@ def store():
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{host}:{port}",
-        region_name="us-east-1",
-        aws_access_key_id="a",
-        aws_secret_access_key="b",
-    )
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
     client.create_bucket(Bucket="corpus")
 
     def put(folder: Path, name: str) -> str:
         for path in folder.rglob("*"):
             if path.is_file():
                 client.upload_file(str(path), "corpus", f"{name}/{path.relative_to(folder)}")
-        return f"s3://a:b@corpus/{name}?endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
+        return f"s3://corpus/{name}?endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
 
     yield put, client
     server.stop()

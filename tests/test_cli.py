@@ -7,6 +7,7 @@ import ast
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -185,6 +186,51 @@ def test_a_value_of_5000_characters_is_one_short_line(tmp_path, monkeypatch, cap
     assert code == 2
     assert len(one_line(capsys.readouterr().err)) < 1_100
     assert list(tmp_path.iterdir()) == []
+
+
+KEYS = "s3://keyid:xyzzy@bucket/x"
+TOKEN = "gs://bucket/x?access_token=xyzzy"
+REFUSED = r"(holds credentials in front of an @|has the parameter 'access_token', .*); credentials belong into the env"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "--set", "data.shards={}"], f"{RECIPE}: data.shards: {REFUSED}"),
+        (["train", "--set", "data.shards=['{}']"], f"{RECIPE}: data.shards.0: {REFUSED}"),
+        (["plan", "--set", "data.shardz={}"], f"{RECIPE}: data.shardz: {REFUSED}"),
+        (["tune", "--set", "model.path={}"], f"{RECIPE}: model.path: {REFUSED}"),
+        (["prepare", "--set", "data.corpus.0.paths=[/a, '{}']"], f"{RECIPE}: data.corpus.0.paths.1: {REFUSED}"),
+        (["export", "--set", "storage={}"], f"{RECIPE}: storage: {REFUSED}"),
+        (["check", "--set", 'data={"{}": 1}'], f"{RECIPE}: data: a key {REFUSED}"),
+        (["check", "--set", "{}"], r"--set \S+: wanted key.path=value|the recipe: a key has a parameter \(not shown\)"),
+        (["check", "--set", "data.shards={}", "--set", "data.shards.a=1"], r"data.shards is '\S+', not a section"),
+        (["check", "--set", "data.shards=!{}"], r"tags are refused, got !\S+"),
+        (["check", "--set", "data={'{}': 1, '{}': 2}"], r"--set data line 1, column \d+: key '\S+' stands twice"),
+        (["evaluate", "--config", "{}"], f"config: {REFUSED}"),
+        (["shards", "info", "{}"], f"folder: {REFUSED}"),
+        (["shards", "verify", "{}"], f"folder: {REFUSED}"),
+        (["shards", "report", "/nowhere", "--out", "{}"], f"out: {REFUSED}"),
+        (["report", "here", "{}"], f"runs.1: {REFUSED}"),
+        (["diff", "{}", "here"], f"runs.0: {REFUSED}"),
+        (["generate", "{}", "--prompt", "http://a:b@c"], f"folder: {REFUSED}"),
+        (["shards", "info", "here", "{}"], r"unrecognized arguments: \S+; see"),
+        (["shards", "{}", "here"], r"argument question: invalid choice: '\S+' \(choose"),
+        (["{}"], r"argument COMMAND: invalid choice: '\S+' \(choose"),
+    ],
+)
+@pytest.mark.parametrize("place", [KEYS, TOKEN])
+def test_no_command_takes_or_shows_credentials(capsys, arguments, message, place):
+    if "--set" in arguments:
+        arguments = [arguments[0], "--config", str(RECIPE), *arguments[1:]]
+    try:
+        code = main([argument.replace("{}", place) for argument in arguments])
+    except SystemExit as error:
+        code = error.code
+    printed = capsys.readouterr()
+    assert (code, printed.out) == (2, "")
+    assert re.search(message, one_line(printed.err))
+    assert "xyzzy" not in printed.err and "keyid" not in printed.err
 
 
 def test_the_last_of_several_overrides_counts(tmp_path):

@@ -1,23 +1,27 @@
 """The ground every settings class stands on: frozen, strict, nothing extra, nothing infinite.
 
 Strict means that a string is never read as a number and 1.5 never as an integer, so a typing slip in a
-recipe is an error with its key path and not a surprise in a run.
+recipe is an error with its key path and not a surprise in a run. No setting takes a URI that holds credentials, and
+no error shows them.
 """
 
 import re
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from e2ray.config.places import problems, without_credentials
 
 LONGEST_WORD, LONGEST_LINE = 300, 1000  # characters of a message
 
 
 def brief(text: object) -> str:
-    """Return a text as one line of at most 1,000 characters; what is too long loses its middle.
+    """Return a text as one line of at most 1,000 characters, without credentials; what is too long loses its middle.
 
     A message quotes what it found, which may be a path, a key or a value of any length; its beginning says where, its
     end what to do.
     """
-    line = " ".join(str(text).splitlines())
+    line = without_credentials(" ".join(str(text).splitlines()))
     line = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: f"{word[0][:200]}...{word[0][-60:]}", line)
     return line if len(line) <= LONGEST_LINE else f"{line[:600]} ... {line[-380:]}"
 
@@ -41,6 +45,14 @@ class Settings(BaseModel):
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
+        hide_input_in_errors=True,
         validate_default=True,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_credentials(cls, value: Any) -> Any:
+        for problem in problems(value):
+            raise ValueError(problem)
+        return value

@@ -1,12 +1,15 @@
 """The corpus, its tokenizer and the shards made of them."""
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from e2ray.config.base import Settings
 
 SHUFFLE_SHARDS = 16
+MAX_DOCUMENT_MIB = 1024
+MAX_UNPACK_RATIO = 256
 Paths = Annotated[
     tuple[str, ...],
     Field(min_length=1, strict=False, description="Files or globs (** allowed), absolute or from the working folder."),
@@ -33,14 +36,14 @@ class _Source(Settings):
 
 
 class TextSource(_Source):
-    """Text files, plain, .gz or .zst; each file is one document."""
+    """Text files, plain or packed by gzip or zstd, whatever their names; each file is one document."""
 
     kind: Literal["text"] = "text"
     paths: Paths
 
 
 class JsonlSource(_Source):
-    """JSON lines, plain, .gz or .zst; each line is one document."""
+    """JSON lines, plain or packed by gzip or zstd, whatever their names; each line is one document."""
 
     kind: Literal["jsonl"] = "jsonl"
     paths: Paths
@@ -48,7 +51,7 @@ class JsonlSource(_Source):
 
 
 class ParquetSource(_Source):
-    """Parquet files; each row is one document."""
+    """Parquet files with a column of strings of any Arrow type; each row is one document."""
 
     kind: Literal["parquet"] = "parquet"
     paths: Paths
@@ -166,6 +169,20 @@ class DataSettings(Settings):
     on_bad: Literal["error", "skip"] = Field(
         "error", description="What an unreadable, empty or non-UTF-8 document does: stop, or be skipped and listed."
     )
+    max_document_mib: int = Field(
+        MAX_DOCUMENT_MIB,
+        ge=1,
+        le=2**14,
+        description="MiB of one JSON line, one cell of a table or one packed text file, unpacked; a larger one is bad "
+        "(on_bad). Plain text files are taken as large as they are.",
+    )
+    max_unpack_ratio: int = Field(
+        MAX_UNPACK_RATIO,
+        ge=1,
+        description="Bytes that a packed file may unpack to for each byte it has, once that is more than "
+        "max_document_mib; one that goes beyond is taken for a decompression bomb and is bad (on_bad). A Parquet file "
+        "whose footer tells so is refused.",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Chooses the validation documents.")
     shard_rows: int = Field(8192, ge=1, description="Training rows of one shard file.")
     shuffle_shards: int = Field(
@@ -181,8 +198,19 @@ class DataSettings(Settings):
         False, description="Note each step's row ids, scales and shifts in <run>/ledger, as Arrow files, for audits."
     )
     shards: str | None = Field(
-        None, description="Folder of prepared shards; null means one under <storage>/shards named by its content."
+        None,
+        description="Folder of prepared shards, or a URI of a copy (credentials come from the environment); null means "
+        "one under <storage>/shards named by its content.",
     )
+
+    def identity(self, *, without: Collection[str]) -> dict[str, Any]:
+        """Return as plain data what names the shards and bases that are made with these settings.
+
+        Settings that came after the first names count only where they are not the default, which keeps what there is.
+        """
+        later = {"max_document_mib": MAX_DOCUMENT_MIB, "max_unpack_ratio": MAX_UNPACK_RATIO}
+        dumped = self.model_dump(mode="json", exclude=set(without))
+        return {name: value for name, value in dumped.items() if name not in later or value != later[name]}
 
     @model_validator(mode="after")
     def _check_weights(self) -> "DataSettings":

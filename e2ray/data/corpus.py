@@ -6,20 +6,18 @@ an exception, so the caller alone decides whether it stops the run or is counted
 corpus lies on the disk, since the validation split is drawn from them.
 """
 
-import base64
 import glob
 import json
 import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import (
@@ -31,19 +29,14 @@ from e2ray.config.data import (
     Source,
     TextSource,
 )
-from e2ray.data import hub, passkey
+from e2ray.data import hub, parquet, passkey, unpack
+from e2ray.data.unpack import DEFAULT_LIMITS, MIB, Limits, UnusableError
 
-MIB = 2**20
 TEXT_GROUP_BYTES = (MIB, 32 * MIB)  # least and most; between them a 256th of the source
 JSONL_RANGE_BYTES = (MIB, 32 * MIB)  # the same of a file: few items leave cores without work
-READ_BYTES = 4 * MIB
 PASSKEYS = 4096  # documents of one item
+PASSKEY_BYTES = 256 * MIB  # of files that texts are cut out of, kept at a time
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
-EXTENSION_KEY = b"ARROW:extension:name"
-EXTENSION_PATTERNS = tuple(  # its base64 at each of the three alignments, without the digits shared with neighbours
-    base64.b64encode(bytes(skip) + EXTENSION_KEY)[-(-8 * skip // 6) : 8 * (skip + len(EXTENSION_KEY)) // 6]
-    for skip in range(3)
-)
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 UTF8_MARK = "\ufeff"
 
@@ -78,9 +71,9 @@ class SourceFile:
 class Item:
     """One piece of work: whole text files, a stretch of a JSONL or Parquet file or of a Hugging Face dataset, passkeys.
 
-    `start` and `stop` count bytes of a JSONL file (lines that begin in [start, stop)), row groups, documents that are
-    made, or what `hub.pieces` says; `bytes` is the size on the disk where it is known, and `column` is empty for files
-    of plain text. `source` is that of documents that no file alone says.
+    `start` and `stop` count bytes of a JSONL file (lines that begin in [start, stop)), row groups (whose first row is
+    `first`), documents that are made, or what `hub.pieces` says; `bytes` is the size on the disk where it is known, and
+    `column` is empty for files of plain text. `source` is that of documents that no file alone says.
     """
 
     kind: Literal["text", "jsonl", "parquet", "dataset", "passkey"]
@@ -89,19 +82,24 @@ class Item:
     column: str = ""
     start: int = 0
     stop: int = sys.maxsize
+    first: int = 0
     source: HuggingFaceSource | PasskeySource | None = None
+    limits: Limits = DEFAULT_LIMITS
 
 
-def list_items(sources: Sequence[Source], *, without: frozenset[str] = frozenset()) -> list[Item]:
+def list_items(
+    sources: Sequence[Source], *, without: frozenset[str] = frozenset(), limits: Limits = DEFAULT_LIMITS
+) -> list[Item]:
     """Return the work of reading `sources`, in their order and each one's files sorted by name.
 
     Args:
         sources: Settings of the sources.
         without: Real paths of files that are left out, e.g. because they are held out for validation.
+        limits: Of what may be unpacked.
 
     Raises:
-        SettingsError: If a path or glob matches no file, names a folder, or a Parquet file has no such column of
-            text or carries extension types (reading those can run code that lies in the file).
+        SettingsError: If a path or glob matches no file, names a folder, or a Parquet file or dataset has no such
+            column of text, carries extension types (reading those can run code that lies in the file) or is a bomb.
     """
     items: list[Item] = []
     for source in sources:
@@ -114,13 +112,15 @@ def list_items(sources: Sequence[Source], *, without: frozenset[str] = frozenset
                     items += _jsonl_items(file, source.column)
             case ParquetSource():
                 for file in files:
-                    items += _parquet_items(file, source.column)
+                    items += _parquet_items(file, source.column, limits)
             case HuggingFaceSource():
                 found = hub.pieces(source)
-                items += [Item("dataset", (), size, source.column, start, stop, source) for start, stop, size in found]
+                items += [
+                    Item("dataset", (), size, source.column, start, stop, source=source) for start, stop, size in found
+                ]
             case PasskeySource():
                 items += _passkey_items(files, source)
-    return items
+    return [replace(item, limits=limits) for item in items]
 
 
 def source_files(source: Source) -> list[SourceFile]:
@@ -159,7 +159,7 @@ def _matches(pattern: str) -> list[SourceFile]:
     if not paths or not os.path.isfile(paths[0]):
         raise SettingsError(f"data source {pattern}: matches no file; check the path or the glob")
     for packed in paths:
-        if packed.endswith(ARCHIVES):
+        if packed.lower().endswith(ARCHIVES):
             raise SettingsError(
                 f"{packed}: is an archive (WebDataset), whose order and text cannot be known without unpacking it; "
                 "unpack it, or write its texts as JSONL or Parquet"
@@ -202,7 +202,7 @@ def _text_items(files: list[SourceFile]) -> list[Item]:
 
 
 def _jsonl_items(file: SourceFile, column: str) -> list[Item]:
-    if file.path.endswith((".gz", ".zst")):
+    if unpack.is_packed(file.path):
         return [Item("jsonl", (file,), file.bytes, column)]
     least, most = JSONL_RANGE_BYTES
     size = min(max(file.bytes // 256, least), most)
@@ -217,57 +217,28 @@ def _passkey_items(files: list[SourceFile], source: PasskeySource) -> list[Item]
         raise SettingsError("data source passkey: no text is left to hide keys in, all files are held out or empty")
     firsts = range(0, source.documents, PASSKEYS)
     return [
-        Item("passkey", tuple(files), 0, "", first, min(first + PASSKEYS, source.documents), source) for first in firsts
+        Item("passkey", tuple(files), 0, start=first, stop=min(first + PASSKEYS, source.documents), source=source)
+        for first in firsts
     ]
 
 
-def _has_extension_types(path: str) -> bool:
-    """Return whether the footer of a Parquet file names an Arrow extension type.
-
-    Arrow makes the types while it opens the file, and making one may run code that lies in it; so the bytes are
-    searched first. The Arrow schema stands there in base64, where a text looks one of three ways.
-    """
-    try:
-        with open(path, "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(end - 8, 0))
-            length = int.from_bytes(file.read(4), "little")
-            file.seek(max(end - 8 - length, 0))
-            footer = file.read()
-    except OSError as error:
-        raise SettingsError(f"{path}: is no readable Parquet file ({error.strerror})") from None
-    return any(pattern in footer for pattern in EXTENSION_PATTERNS)
-
-
-def _parquet_items(file: SourceFile, column: str) -> list[Item]:
-    if _has_extension_types(file.path):
-        raise SettingsError(f"{file.path}: has extension types, wanted plain Arrow columns; write it without them")
-    try:
-        metadata = pq.read_metadata(_plain_file(file.path))
-        fields = metadata.schema.to_arrow_schema()
-    except (OSError, pa.ArrowException) as error:
-        raise SettingsError(f"{file.path}: is no readable Parquet file ({one_line(error)})") from None
-    if fields.get_field_index(column) < 0:
-        raise SettingsError(f"{file.path}: has no column {column!r}, found {fields.names}; set the source's column")
-    kind = fields.field(column).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise SettingsError(f"{file.path}: column {column!r} holds {kind}, wanted text; set the source's column")
+def _parquet_items(file: SourceFile, column: str, limits: Limits) -> list[Item]:
     return [
-        Item("parquet", (file,), metadata.row_group(group).total_byte_size, column, group, group + 1)
-        for group in range(metadata.num_row_groups)
+        Item("parquet", (file,), each.bytes, column, each.start, each.stop, each.first)
+        for each in parquet.stretches(file.path, column, limits)
     ]
 
 
 def read_item(item: Item) -> Iterator[Document | BadDocument]:
     """Yield the documents of one item in their order; what cannot be used comes as a `BadDocument`.
 
-    Bad are: a file that cannot be read or unpacked, bytes that are no UTF-8, text that is empty or only white
-    space, a JSON line that is no object with text under the column, a Parquet row without text.
+    Bad are: a file that cannot be read or unpacked or unpacks to more than it may, bytes that are no UTF-8, text that
+    is empty, only white space or larger than a document may be, a JSON line that is no object with text under the
+    column, a row without text.
     """
     if item.kind == "text":
         for file in item.files:
-            yield _read_text(file)
+            yield _read_text(file, item.limits)
     elif item.kind == "jsonl":
         yield from _read_jsonl(item)
     elif item.kind == "dataset":
@@ -288,22 +259,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _plain_file(path: str) -> pa.NativeFile:
-    return pa.OSFile(os.fsencode(path))  # a name may be no UTF-8
-
-
-def _open(path: str) -> pa.NativeFile:
-    """Return a stream of the unpacked bytes of a plain, .gz or .zst file."""
-    packed = {".gz": "gzip", ".zst": "zstd"}.get(os.path.splitext(path)[1])
-    return pa.CompressedInputStream(_plain_file(path), packed) if packed else _plain_file(path)
-
-
-def _read_text(file: SourceFile) -> Document | BadDocument:
+def _read_text(file: SourceFile, limits: Limits) -> Document | BadDocument:
     try:
-        with _open(file.path) as stream:
-            content = stream.read()
+        content = unpack.content(file.path, limits)
     except (OSError, pa.ArrowException) as error:
         return BadDocument(file.name, f"{file.path}: cannot be read ({one_line(error)})")
+    except UnusableError as error:
+        return BadDocument(file.name, f"{file.path}: {error}")
     try:
         text = content.decode("utf-8").removeprefix(UTF8_MARK)
     except UnicodeDecodeError as error:
@@ -311,93 +273,73 @@ def _read_text(file: SourceFile) -> Document | BadDocument:
     return _checked(file.name, file.path, text)
 
 
-def _checked(name: str, where: str, text: object) -> Document | BadDocument:
+def _checked(name: str, where: str, text: object, limits: Limits | None = None) -> Document | BadDocument:
     if not isinstance(text, str):
         return BadDocument(name, f"{where}: holds {'null' if text is None else type(text).__name__}, wanted text")
     if not text or text.isspace():
         return BadDocument(name, f"{where}: is empty")
     try:
-        text.encode("utf-8")
+        size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
         return BadDocument(name, f"{where}: is no UTF-8 (lone surrogate at character {error.start})")
+    if limits is not None and size > limits.document_bytes:
+        return BadDocument(name, f"{where}: {limits.too_large}")
     return Document(name, text)
 
 
 def _read_jsonl(item: Item) -> Iterator[Document | BadDocument]:
     (file,) = item.files
+    first = None if item.start else 1  # number of the stretch's first line; the lines in front cost a look at them
     try:
-        for offset, line in _lines(file.path, item.start, item.stop):
-            if line and not line.isspace():
-                yield _parse_line(file, offset, line, item.column)
+        lines = unpack.lines(file.path, item.start, item.stop, item.limits)
+        for count, (offset, line) in enumerate(lines):
+            if line is not None and (not line or line.isspace()):
+                continue
+            name = f"{file.name}@{offset}"
+            found = item.limits.too_large if line is None else _parse_line(name, line, item.column)
+            if isinstance(found, Document):
+                yield found
+                continue
+            first = unpack.line_number(file.path, offset) - count if first is None else first
+            yield BadDocument(name, f"{file.path} line {first + count}: {found}")
     except (OSError, pa.ArrowException) as error:
         yield BadDocument(file.name, f"{file.path}: cannot be read ({one_line(error)})")
+    except UnusableError as error:
+        yield BadDocument(file.name, f"{file.path}: {error}")
 
 
-def _parse_line(file: SourceFile, offset: int, line: bytes, column: str) -> Document | BadDocument:
-    name = f"{file.name}@{offset}"
+def _parse_line(name: str, line: bytes, column: str) -> Document | str:
+    """Return the document of a line, or what is wrong with it."""
     try:
         value = json.loads(line.decode("utf-8").removeprefix(UTF8_MARK))
-        if isinstance(value, dict) and column in value:
-            document = _checked(name, "", value[column])
-            if isinstance(document, Document):
-                return document
-            reason = document.reason.removeprefix(": ")
-        elif isinstance(value, dict):
-            reason = f"has no key {column!r}, found {list(value)[:8]}"
-        else:
-            reason = f"holds {type(value).__name__}, wanted an object with the key {column!r}"
     except UnicodeDecodeError as error:
-        reason = f"is no UTF-8 (byte {error.start} of the line: {error.reason})"
+        return f"is no UTF-8 (byte {error.start} of the line: {error.reason})"
     except (ValueError, RecursionError) as error:
-        reason = f"is no JSON ({one_line(error)})"
-    return BadDocument(name, f"{file.path} line {_line_number(file.path, offset)}: {reason}")
-
-
-def _lines(path: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, line) for every line that begins in [start, stop); offsets count unpacked bytes."""
-    with _open(path) if not start else _plain_file(path) as stream:
-        # A line begins at `start` only if the byte before it ends one, so the search begins there.
-        offset = max(start - 1, 0)
-        if start:
-            stream.seek(offset)
-        rest, skip = b"", bool(start)
-        while chunk := stream.read(READ_BYTES):
-            if b"\n" not in chunk:
-                rest += chunk
-                continue
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                if offset >= stop:
-                    return
-                if not skip:
-                    yield offset, line
-                skip = False
-                offset += len(line) + 1
-        if rest and not skip and offset < stop:
-            yield offset, rest
-
-
-def _line_number(path: str, offset: int) -> int:
-    """Return the number, from 1, of the line that begins at an offset of the unpacked bytes."""
-    number, left = 1, offset
-    with _open(path) as stream:
-        while left and (chunk := stream.read(min(READ_BYTES, left))):
-            number += chunk.count(b"\n")
-            left -= len(chunk)
-    return number
+        return f"is no JSON ({one_line(error)})"
+    if not isinstance(value, dict):
+        return f"holds {type(value).__name__}, wanted an object with the key {column!r}"
+    if column not in value:
+        return f"has no key {column!r}, found {list(value)[:8]}"
+    found = _checked(name, "", value[column])
+    return found if isinstance(found, Document) else found.reason.removeprefix(": ")
 
 
 def _read_parquet(item: Item) -> Iterator[Document | BadDocument]:
     (file,) = item.files
+    stretch = parquet.Stretch(item.start, item.stop, item.first, item.bytes)
     try:
-        with pq.ParquetFile(_plain_file(file.path)) as table:
-            row = sum(table.metadata.row_group(group).num_rows for group in range(item.start))
-            groups = range(item.start, item.stop)
-            for batch in table.iter_batches(batch_size=256, row_groups=list(groups), columns=[item.column]):
-                for value in batch.column(0):
-                    yield _parquet_text(file, row, value)
-                    row += 1
-    except (OSError, pa.ArrowException, IndexError) as error:
+        for row, cell, size in parquet.cells(file.path, item.column, stretch, item.limits):
+            name, where = f"{file.name}@{row}", f"{file.path} row {row}"
+            if size > item.limits.document_bytes:
+                yield BadDocument(name, f"{where}: {item.limits.too_large}")
+                continue
+            try:
+                yield _checked(name, where, cell.as_py())
+            except UnicodeDecodeError as error:
+                yield BadDocument(name, f"{where}: is no UTF-8 (byte {error.start}: {error.reason})")
+    except UnusableError as error:
+        yield BadDocument(file.name, f"{file.path}: column {item.column!r} {error}")
+    except (OSError, pa.ArrowException, LookupError, ValueError) as error:
         yield BadDocument(file.name, f"{file.path}: cannot be read ({one_line(error)})")
 
 
@@ -407,7 +349,7 @@ def _read_dataset(item: Item) -> Iterator[Document | BadDocument]:
     name = f"{item.source.path}/{item.source.split}"
     try:
         for name, value in hub.read(item.source, item.start, item.stop):
-            yield _checked(printable(name), f"{where} row {name.rpartition('@')[2]}", value)
+            yield _checked(printable(name), f"{where} row {name.rpartition('@')[2]}", value, item.limits)
     except Exception as error:  # whatever a loader raises, a lost network among it
         yield BadDocument(name, f"{where}: cannot be read on behind {name} ({one_line(error)})")
 
@@ -415,20 +357,12 @@ def _read_dataset(item: Item) -> Iterator[Document | BadDocument]:
 def _make_passkeys(item: Item) -> Iterator[Document | BadDocument]:
     assert isinstance(item.source, PasskeySource)
     sizes = np.array([file.bytes for file in item.files])
-    read = lru_cache(maxsize=256)(_read_text)
+    read = lru_cache(maxsize=int(min(max(PASSKEY_BYTES // sizes.max(), 1), 256)))(_read_text)
     for number in range(item.start, item.stop):
-        found = read(item.files[passkey.place(item.source, number, sizes)])
+        found = read(item.files[passkey.place(item.source, number, sizes)], item.limits)
         if isinstance(found, Document):
             found = Document(f"passkey-{item.source.seed}@{number}", passkey.document(item.source, number, found.text))
         yield found
-
-
-def _parquet_text(file: SourceFile, row: int, value: pa.Scalar) -> Document | BadDocument:
-    name, where = f"{file.name}@{row}", f"{file.path} row {row}"
-    try:
-        return _checked(name, where, value.as_py())
-    except UnicodeDecodeError as error:
-        return BadDocument(name, f"{where}: is no UTF-8 (byte {error.start}: {error.reason})")
 
 
 def fingerprint(sources: Iterable[Source]) -> list[list[object]]:

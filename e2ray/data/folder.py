@@ -1,15 +1,14 @@
 """A folder of shards, on a file system of this machine or in an object store, read the same way.
 
 A place is a path, or a URI of any file system that pyarrow knows: s3://bucket/folder, gs://bucket/folder,
-abfss://..., hdfs://... Credentials and regions come from the environment, or stand in the URI's query
-(s3://bucket/folder?endpoint_override=http://host:9000&scheme=http). Files of this machine are mapped into memory;
-of others just the stretches are fetched that are asked for.
+abfss://..., hdfs://... Credentials come from the environment; where and how the store is reached may stand in the URI's
+query (s3://bucket/folder?endpoint_override=http://host:9000&scheme=http). Files of this machine are mapped into
+memory; of others just the stretches are fetched that are asked for.
 """
 
 import hashlib
 import mmap
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +19,9 @@ from pyarrow import fs
 
 from e2ray import files
 from e2ray.config.base import SettingsError
+from e2ray.config.places import is_uri, refusal
 
 CHUNK_BYTES = 8 * 2**20
-PRIVATE = re.compile(r"^(\w+://)[^/@]*@")  # keys that stand in a URI
-
-
-def is_uri(place: str | Path) -> bool:
-    """Return whether a place is one of an object store or another remote file system."""
-    return "://" in str(place)
 
 
 def is_folder(path: str) -> bool:
@@ -42,11 +36,14 @@ class Folder:
         """Name the folder; nothing is read.
 
         Raises:
-            SettingsError: If the URI is none of a file system that pyarrow knows.
+            SettingsError: If the URI holds credentials, or is none of a file system that pyarrow knows.
         """
         self.local = None if is_uri(place) else Path(place).expanduser()
         self.uri = str(place)
-        self.place = str(place) if self.local else PRIVATE.sub(r"\1", self.uri.partition("?")[0])  # as messages show it
+        self.place = self.uri if self.local else self.uri.partition("?")[0]  # as messages show it
+        refused = refusal(self.uri)
+        if refused:
+            raise SettingsError(f"folder of shards: {refused}")
         if self.local is None:
             try:
                 self.filesystem, self.path = fs.FileSystem.from_uri(self.uri)

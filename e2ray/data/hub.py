@@ -3,6 +3,7 @@
 A folder is read in ranges of rows, the hub in the files a dataset is made of; both in any process.
 """
 
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,8 @@ from e2ray.config.data import HuggingFaceSource
 from e2ray.data.folder import is_folder, short_line
 
 RANGE_BYTES = 32 * 2**20
+BATCH_ROWS = 256
+TEXTS = ("string", "large_string", "string_view")  # dictionaries of them are read as they are
 
 
 def pieces(source: HuggingFaceSource) -> list[tuple[int, int, int]]:
@@ -40,15 +43,16 @@ def read(source: HuggingFaceSource, start: int, stop: int) -> Iterator[tuple[str
     found = _open(source).select_columns([source.column])
     title = f"{Path(source.path).name}/{source.split}"
     if is_folder(source.path):
-        for offset, value in enumerate(_values(found.select(range(start, stop)), source.column)):
+        at_a_time = max(min(RANGE_BYTES * len(found) // max(int(found.data.nbytes), 1), BATCH_ROWS), 1)
+        for offset, value in enumerate(_values(found.select(range(start, stop)), source.column, at_a_time)):
             yield f"{title}@{start + offset}", value
     else:
-        for offset, value in enumerate(_values(found.shard(num_shards=stop, index=start), source.column)):
+        for offset, value in enumerate(_values(found.shard(num_shards=stop, index=start), source.column, BATCH_ROWS)):
             yield f"{title}@{start}.{offset}", value
 
 
-def _values(rows: Any, column: str) -> Iterator[object]:
-    for batch in rows.iter(batch_size=256):
+def _values(rows: Any, column: str, at_a_time: int) -> Iterator[object]:
+    for batch in rows.iter(batch_size=at_a_time):
         yield from batch[column]
 
 
@@ -87,20 +91,39 @@ def _open(source: HuggingFaceSource) -> Any:
     datasets.disable_progress_bars()
     try:
         if is_folder(source.path):
-            found = datasets.load_from_disk(str(Path(source.path).expanduser()), keep_in_memory=False)
+            found = _saved(datasets, source)
         else:
             found = datasets.load_dataset(
                 source.path, source.name, split=source.split, revision=source.revision, streaming=True
             )
+    except SettingsError:
+        raise
     except Exception as error:  # whatever a loader raises
         raise SettingsError(f"data source {source.path}: cannot be loaded ({short_line(error)})") from None
-    if isinstance(found, datasets.DatasetDict):
-        if source.split not in found:
-            raise SettingsError(f"data source {source.path}: has no split {source.split!r}, found {list(found)}")
-        found = found[source.split]
     columns = found.column_names  # None where the hub's files have not been looked into
     if columns is not None and source.column not in columns:
         raise SettingsError(
             f"data source {source.path}: has no column {source.column!r}, found {columns}; set the source's column"
         )
+    feature = (found.features or {}).get(source.column)
+    kind = getattr(feature, "dtype", None) or type(feature).__name__
+    if feature is not None and kind not in TEXTS:
+        raise SettingsError(
+            f"data source {source.path}: column {source.column!r} holds {kind}, wanted text; set the source's column"
+        )
     return found
+
+
+def _saved(datasets: Any, source: HuggingFaceSource) -> Any:
+    """Return the rows of a folder that `save_to_disk` wrote; its library reads none without rows."""
+    folder = Path(source.path).expanduser()
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        if source.split not in splits:
+            raise SettingsError(f"data source {source.path}: has no split {source.split!r}, found {splits}")
+        folder /= source.split
+    state = folder / "state.json"
+    if state.is_file() and json.loads(state.read_text(encoding="utf-8"))["_data_files"] == []:
+        features = datasets.DatasetInfo.from_directory(str(folder)).features
+        return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
+    return datasets.load_from_disk(str(folder), keep_in_memory=False)

@@ -28,6 +28,7 @@ from e2ray.data.parts import Keeper, Parts
 from e2ray.data.rows import PackedRows, TrainRows, ValidationRows
 from e2ray.data.shards import MANIFEST, SCHEMA_VERSION, ShardSet, Tokens, manifest_text
 from e2ray.data.stream import tokenise
+from e2ray.data.unpack import Limits
 
 TOKENIZER_FOLDER = "tokenizer"
 TOKENS = 2  # how a document becomes tokens; parts that an earlier way made are made again
@@ -56,7 +57,7 @@ def shards_digest(settings: DataSettings, *, tokenizer_source: TokenizerSource) 
     return files.digest(
         {
             "schema_version": SCHEMA_VERSION,
-            "settings": settings.model_dump(mode="json", exclude=READ_ONLY | {"tokenizer"}),
+            "settings": settings.identity(without=READ_ONLY | {"tokenizer"}),
             "tokenizer": _tokenizer_identity(tokenizer_source),
             "python": platform.python_version(),
             "corpus": fingerprint(settings.corpus),
@@ -103,12 +104,14 @@ def prepare(
         if finished is not None:
             progress(f"prepare: {folder} is up to date, {finished['rows']} rows of {finished['window']} tokens")
             return finished
-        held_out = [list_items([source]) for source in settings.validation_corpus]
+        limits = Limits.of(settings)
+        held_out = [list_items([source], limits=limits) for source in settings.validation_corpus]
         without = frozenset(
             os.path.realpath(file.path) for source in settings.validation_corpus for file in source_files(source)
         )
         items = [
-            list_items([source], without=without | _held_out_files(settings, source)) for source in settings.corpus
+            list_items([source], without=without | _held_out_files(settings, source), limits=limits)
+            for source in settings.corpus
         ]
         for left in folder.parent.glob(f"{files.TEMPORARY}*-{folder.name}"):
             shutil.rmtree(left, ignore_errors=True)
@@ -251,10 +254,11 @@ class _Build:
 
     def add(self, items: list[Item], source: Source, *, held_out: bool) -> None:
         """Tokenise a source's `items` and write their documents; all of them to validation if `held_out`."""
-        before, reported = self.num_documents, time.monotonic()
+        before, found, reported = self.num_documents, 0, time.monotonic()
         chosen = not isinstance(source, PasskeySource)
         self.started = self.started or reported
         for table in self._tokenised(items):
+            found += table.num_rows
             for name, row, reason in _documents(table):
                 if reason is not None:
                     self._skip(reason)
@@ -266,6 +270,9 @@ class _Build:
                 self._report()
         if self.num_documents > before:
             self._report()
+        if not found:
+            places = getattr(source, "paths", None) or [getattr(source, "path", source.kind)]
+            self.progress(f"prepare: warning: data source {', '.join(places)}: holds no document")
         if source.weight is not None:
             self._end_corpus(source)
 
@@ -372,8 +379,8 @@ class _Build:
             "num_repeated": self.num_repeated,
             "num_skipped": self.num_skipped,
             "skipped": self.skipped,
-            "sources": [_plain(source) for source in settings.corpus],
-            "validation_sources": [_plain(source) for source in settings.validation_corpus],
+            "sources": [source.model_dump(mode="json") for source in settings.corpus],
+            "validation_sources": [source.model_dump(mode="json") for source in settings.validation_corpus],
             "validation_share": settings.validation_share,
             "seed": settings.seed,
             "shards": self.train.writer.entries,
@@ -413,10 +420,6 @@ class _Build:
                 f"data.validation_share: {self.settings.validation_share} of {documents['train']} documents holds out "
                 f"none; raise it, set another data.seed or name data.validation_corpus"
             )
-
-
-def _plain(source: Source) -> dict[str, Any]:
-    return source.model_dump(mode="json")
 
 
 def _documents(table: Any) -> Iterator[tuple[str, Tokens, str | None]]:

@@ -113,8 +113,9 @@ def read_manifest(place: str | Path | Folder) -> dict[str, Any]:
     path = folder.name(MANIFEST)
     if MANIFEST not in folder.sizes():
         raise SettingsError(f"{path}: not found, {folder.place} holds no finished shards; run prepare")
+    content = folder.read(MANIFEST)  # a place that cannot be read is not a damaged one
     try:
-        text = folder.read(MANIFEST).decode("utf-8")
+        text = content.decode("utf-8")
         manifest = json.loads(text)
         whole = isinstance(manifest, dict) and manifest_text(manifest) == text
     except (ValueError, TypeError, RecursionError):

@@ -23,8 +23,8 @@ import pyarrow as pa
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import SHUFFLE_SHARDS
+from e2ray.config.places import is_uri
 from e2ray.data.corpus import MIB, Document, Item, printable, read_item
-from e2ray.data.folder import is_uri
 from e2ray.data.order import Reader, local_indices
 from e2ray.data.shards import Rows, ShardSet, joined
 from e2ray.data.tokenizer import Encoder
@@ -154,7 +154,7 @@ def _texts(work: Iterator[Any]) -> Iterator[_Texts]:
                 batch.names.append(document.name)
                 batch.texts.append(document.text if isinstance(document, Document) else "")
                 batch.reasons.append(None if isinstance(document, Document) else printable(document.reason))
-                size += len(batch.texts[-1])
+                size += len(batch.texts[-1]) + len(batch.reasons[-1] or "")
                 if size >= TOKENISE_CHARACTERS:
                     yield batch
                     batch, size = _Texts(), 0

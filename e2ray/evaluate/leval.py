@@ -9,6 +9,7 @@ whole words. Of sci_fi the half that asks about the document is asked, not the o
 Source: L-Eval (arXiv:2307.11088), formats and scoring of OpenLMLab/LEval.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -169,7 +170,7 @@ def questions(path: Path) -> list[dict[str, str]]:
         SettingsError: If the file is not there or a line is none of L-Eval's.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # other line breaks may stand inside a text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines cuts at signs that texts hold
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"leval: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     found = []
@@ -181,6 +182,8 @@ def questions(path: Path) -> list[dict[str, str]]:
             document, asked, answers = item["input"], item["instructions"], item["outputs"]
             rows = list(zip(asked, answers, strict=True))
             kind = item["evaluation"]
+            if not all(isinstance(text, str) for text in (document, *itertools.chain(*rows))):
+                raise TypeError("input, instructions and outputs must be texts")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SettingsError(
                 f"leval: {path} line {number}: is none of L-Eval's ({type(error).__name__}: {error}); wanted input, "

@@ -85,10 +85,24 @@ def test_a_place_that_holds_nothing_or_is_none_is_one_line(store, tmp_path, writ
         ShardSet.open(uri.replace("/there", "/elsewhere"))
     with pytest.raises(SettingsError, match=r"nothing: is no place that can be read"):
         ShardSet.open("what://is/nothing")
-    with pytest.raises(
-        SettingsError, match=r"^s3://nobucket/there/manifest\.json: not found"
-    ):  # the keys are not shown
+    with pytest.raises(SettingsError, match=r"^s3://nobucket/there/manifest\.json: not found"):
         ShardSet.open(uri.replace("corpus/", "nobucket/"))
+
+
+def test_credentials_come_from_the_environment_and_from_nowhere_else(store, write_shards, documents, monkeypatch):
+    uri = store[0](write_shards(documents), "keys")
+    assert ShardSet.open(uri).rows
+    with pytest.raises(
+        SettingsError, match=r"^folder of shards: holds credentials in front of an @; .*AWS_ACCESS_KEY_ID"
+    ):
+        ShardSet.open(uri.replace("s3://", "s3://a:b@"))
+    with pytest.raises(SettingsError, match=r"^folder of shards: has the parameter 'access_key', wanted only such"):
+        ShardSet.open(f"{uri}&access_key=a&secret_key=b")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(SettingsError, match=r"^s3://corpus/keys/manifest\.json: cannot be read \("):
+        ShardSet.open(uri)
 
 
 def test_the_tokenizer_of_a_bucket_is_copied_whole(store, tmp_path):

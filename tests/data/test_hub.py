@@ -1,11 +1,13 @@
 """Datasets of the Hugging Face library, made on the spot; nothing is downloaded."""
 
+import pyarrow as pa
 import pytest
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import HuggingFaceSource
 from e2ray.data import hub
 from e2ray.data.corpus import BadDocument, Document, fingerprint, list_items, read_item
+from e2ray.data.unpack import Limits
 
 datasets = pytest.importorskip("datasets")
 TEXTS = [f"document {number} " * (number % 7 + 1) for number in range(300)]
@@ -87,3 +89,60 @@ def test_another_state_has_another_fingerprint(saved):
     assert before == fingerprint([source(saved)])
     (saved / "state.json").write_text((saved / "state.json").read_text() + " ")
     assert fingerprint([source(saved)]) != before
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int64(), pa.large_string()),
+    ],
+    ids=str,
+)
+def test_a_column_of_every_string_type_is_read(tmp_path, kind):
+    datasets.Dataset(pa.table({"text": pa.array(["a", "ä"]).cast(kind)})).save_to_disk(str(tmp_path / "some"))
+    assert [found.text for found in read(source(tmp_path / "some"))] == ["a", "ä"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [([b"a"], "binary"), ([1], "int64"), ([["a"]], "List"), ([1.5], "float64")]
+)
+def test_a_column_without_text_is_told_before_a_row_is_read(tmp_path, values, kind):
+    datasets.Dataset(pa.table({"text": values})).save_to_disk(str(tmp_path / "some"))
+    with pytest.raises(
+        SettingsError, match=rf"some: column 'text' holds {kind}, wanted text; set the source's column$"
+    ):
+        list_items([source(tmp_path / "some")])
+
+
+def test_two_columns_of_one_name_are_told(tmp_path):
+    twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "some"))
+    with pa.ipc.new_stream(str(tmp_path / "some" / "data-00000-of-00001.arrow"), twice.schema) as writer:
+        writer.write_table(twice)  # the library itself writes no such table
+    with pytest.raises(SettingsError, match=r"some: cannot be loaded \(.*text.*\)$"):
+        list_items([source(tmp_path / "some")])
+
+
+def test_a_dataset_without_rows_has_no_documents_and_those_beside_it_are_read(tmp_path):
+    full = datasets.Dataset.from_dict({"text": ["a"]})
+    datasets.Dataset.from_dict({"text": []}, features=full.features).save_to_disk(str(tmp_path / "empty"))
+    datasets.DatasetDict({"train": full, "test": full.filter(lambda _: False)}).save_to_disk(str(tmp_path / "filtered"))
+    datasets.DatasetDict({"train": full, "test": full.select([])}).save_to_disk(str(tmp_path / "dict"))
+    assert read(source(tmp_path / "empty")) == []
+    for name in ("dict", "filtered"):
+        assert [found.text for found in read(source(tmp_path / name))] == ["a"]
+        assert read(source(tmp_path / name, split="test")) == []
+    with pytest.raises(SettingsError, match=r"has no column 'body', found \['text'\]"):
+        list_items([source(tmp_path / "empty", column="body")])
+
+
+def test_a_row_larger_than_a_document_may_be_is_told_and_the_others_are_read(tmp_path):
+    datasets.Dataset.from_dict({"text": ["a", "x" * 5000, "b"]}).save_to_disk(str(tmp_path / "some"))
+    items = list_items([source(tmp_path / "some")], limits=Limits(document_bytes=4096))
+    one, bad, two = (found for item in items for found in read_item(item))
+    assert (one.text, two.text) == ("a", "b")
+    assert "some split train row 1: is larger than 0.00390625 MiB (data.max_document_mib)" in bad.reason

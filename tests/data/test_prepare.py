@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import re
@@ -321,6 +322,22 @@ def test_an_empty_corpus_is_named(ray_cluster, tmp_path):
         make(tmp_path / "corpus", tmp_path / "shards", on_bad="skip")
 
 
+def test_a_decompression_bomb_and_a_source_without_documents_are_told(ray_cluster, corpus, tmp_path):
+    (corpus / "bomb.txt").write_bytes(gzip.compress(b"word " * 400_000))
+    told = (
+        r"bomb\.txt: is larger than 1 MiB \(data\.max_document_mib\); cut it, or raise that; mend it or set data.on_bad"
+    )
+    with pytest.raises(SettingsError, match=told):
+        make(corpus, tmp_path / "shards", max_document_mib=1)
+    (tmp_path / "none.jsonl").write_text("\n")
+    nothing = {"kind": "jsonl", "paths": [str(tmp_path / "none.jsonl")]}
+    sources = [{"kind": "text", "paths": [f"{corpus}/*.txt"]}, nothing]
+    shards, lines = make(corpus, tmp_path / "shards", max_document_mib=1, on_bad="skip", corpus=sources)
+    assert shards.manifest["num_skipped"] == 1 and "bomb.txt: is larger than 1 MiB" in shards.manifest["skipped"][0]
+    assert f"prepare: warning: data source {tmp_path}/none.jsonl: holds no document" in lines
+    assert len([line for line in lines if "warning" in line]) == 1
+
+
 def corpus_with_text(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.txt").write_text("words " * 100)
@@ -342,7 +359,8 @@ def test_the_digest_names_settings_sources_and_tokenizer(corpus):
         return shards_digest(settings(corpus, **changes), tokenizer_source=source)
 
     digests = [digest(), digest(window=33), digest(seed=1), digest(ByteLevelBpe(vocab_size=301)), digest(shard_rows=9)]
-    assert digest(shards="/elsewhere") == digests[0]
+    assert digest(shards="/elsewhere") == digest(max_document_mib=1024, max_unpack_ratio=256) == digests[0]
+    digests += [digest(max_document_mib=1), digest(max_unpack_ratio=2)]
     os.utime(corpus / "00.txt", ns=(1, 1))
     digests.append(digest())
     assert len(set(digests)) == len(digests)

@@ -193,18 +193,27 @@ def test_a_task_names_the_scores_that_it_gives(name, tmp_path):
     [
         ("{", r"line 1: is none of L-Eval's \(JSONDecodeError"),
         ("[]", r"line 1: is none of L-Eval's \(TypeError"),
-        ("[" * 100_000, r"line 1: is none of L-Eval's \(RecursionError"),
         ("9" * 5_000, r"line 1: is none of L-Eval's \(ValueError"),
         (json.dumps(LINE | {"outputs": ["A"]}), r"line 1: is none of L-Eval's \(ValueError"),
         (json.dumps({"input": ""}), r"line 1: is none of L-Eval's \(KeyError"),
         (json.dumps(LINE | {"evaluation": "human"}), "line 1: evaluation is 'human', wanted exam"),
         ("", "holds no question"),
+        ("[" * 100_000, r"line 1: is none of L-Eval's \(RecursionError"),
+        (json.dumps(LINE | {"input": 3}), r"line 1: .*\(TypeError: input, instructions and outputs must be texts\)"),
+        (json.dumps(LINE | {"outputs": ["A", None]}), r"line 1: .*must be texts"),
     ],
 )
 def test_a_line_of_another_kind_is_named(tmp_path, text, message):
     (tmp_path / "tpo.jsonl").write_text(text)
     with pytest.raises(SettingsError, match=message):
         questions(tmp_path / "tpo.jsonl")
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\u001c", "\x0b", "\x0c"])
+def test_signs_that_end_a_line_elsewhere_stand_in_a_document(tmp_path, sign):
+    line = json.dumps(LINE | {"input": f"one{sign}two"}, ensure_ascii=False)
+    (tmp_path / "tpo.jsonl").write_text(f"\ufeff{line}\r\n{line}", encoding="utf-8")
+    assert {each["document"] for each in questions(tmp_path / "tpo.jsonl")} == {f"one{sign}two"}
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

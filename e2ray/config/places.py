@@ -1,0 +1,177 @@
+"""Places that are named by a URI, and what must not stand in one.
+
+A recipe is copied into the run's folder, its card and its log, and error lines travel further. So a URI that holds
+credentials is refused wherever it is named, and keys belong into the environment. What a URI may hold is listed here;
+whatever else stands in it could be a key, and is neither taken nor shown.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_plus
+
+STORES = r"s3[an]?|gc?s|abfss?|hdfs|viewfs|hf|https?|ftp"
+NEARLY = re.compile(rf"\s*({STORES}):(?!//).*[@?]", re.IGNORECASE | re.DOTALL)
+BUCKET = r"[\w.-]*"
+HOST = rf"({BUCKET}|\[[0-9a-f:.]+\])(:\d{{1,5}})?"
+SWITCH, WHOLE, FILE = r"true|false|0|1", r"\d+", r"[^@?]+"
+NAME = re.compile(r"[A-Za-z]{1,16}([_.-][A-Za-z]{1,16}){0,4}")  # of a parameter; a key looks otherwise
+PARAMETERS = {  # of a URI that pyarrow takes and that hold no secret, and what their values look like
+    "allow_bucket_creation": SWITCH,
+    "allow_bucket_deletion": SWITCH,
+    "allow_delayed_open": SWITCH,
+    "background_writes": SWITCH,
+    "blob_storage_authority": HOST,
+    "buffer_size": WHOLE,
+    "client_id": r"[\w-]{1,64}",
+    "credential_kind": r"[a-z_]{1,30}",
+    "default_block_size": WHOLE,
+    "default_bucket_location": r"[\w-]{1,30}",
+    "dfs_storage_authority": HOST,
+    "enable_tls": SWITCH,
+    "endpoint_override": rf"(https?://)?{HOST}(/[\w./~-]*)?",
+    "kerb_ticket": FILE,
+    "project_id": r"[a-z0-9.:-]{1,64}",
+    "region": r"[a-z0-9-]{1,30}",
+    "replication": WHOLE,
+    "retry_limit_seconds": WHOLE,
+    "scheme": r"https?",
+    "smart_defaults": r"[a-z-]{1,30}",
+    "tenant_id": r"[\w.-]{1,64}",
+    "tls_ca_dir_path": FILE,
+    "tls_ca_file_path": FILE,
+    "tls_verify_certificates": SWITCH,
+    "user": r"[\w.-]{1,64}(@[\w.-]{1,64})?",
+}
+FRONT = {  # what may stand in front of an @: a container or account, a user, or the word for no credentials at all
+    "abfs": r"[a-z0-9$-]{1,63}",
+    "hdfs": r"[\w.-]{1,32}",
+    "gs": "anonymous",
+}
+ENVIRONMENT = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "abfs": "AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET",
+    "hdfs": "KRB5CCNAME",
+    "hf": "HF_TOKEN",
+}
+FAMILY = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "viewfs": "hdfs"}
+SCHEME = r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}"
+IN_TEXT = re.compile(rf"({SCHEME}(?=:/)|(?<![a-z0-9])(?:{STORES})):/{{0,3}}(?=[^\s/])\S*", re.IGNORECASE)
+MARKS, QUOTES = ".,:;)]}", "'\""  # that a sentence puts behind a URI
+ENCODINGS = 8  # one in the other; nobody means more
+HIDDEN = "credentials-not-shown"  # passes for a name itself, so that a message may be cleaned twice
+
+
+def is_uri(place: str | Path) -> bool:
+    """Return whether a place is one of an object store or another remote file system."""
+    return _parts(str(place)) is not None
+
+
+def _parts(text: str) -> tuple[str, str] | None:
+    """Return the scheme of a URI in small letters, and what stands behind ://."""
+    before, mark, rest = text.partition("://")
+    scheme = re.split(r"[^A-Za-z0-9+.-]", before)[-1].lstrip("0123456789+.-")
+    return (scheme.lower(), rest) if mark and scheme and "/" not in before else None
+
+
+def refusal(text: str) -> str | None:
+    """Return why a text cannot be taken as a place, without what it holds; None if it can, or is no URI at all.
+
+    Refused are credentials in any spelling: anything in front of the host that is no plain name, parameters that are
+    not known to be harmless, values that do not look like theirs, and what stands where none of it belongs.
+    """
+    if ":" not in text:
+        return None
+    found = _parts(text)
+    if found is None:
+        nearly = NEARLY.match(text)
+        return nearly and f"is no URI, which begins with {nearly[1]}://; {_advice(nearly[1])}"
+    scheme, rest = found
+    place, _, query = rest.partition("?")
+    problem = _place_problem(scheme, place) or _query_problem(query)
+    return problem and f"{problem}; {_advice(scheme)}"
+
+
+def _advice(scheme: str) -> str:
+    names = ENVIRONMENT.get(_family(scheme))
+    return "credentials belong into the environment of all nodes" + (f" ({names})" if names else "")
+
+
+def _family(scheme: str) -> str:
+    return FAMILY.get(scheme.lower(), scheme.lower())
+
+
+def _decoded(text: str) -> str:
+    """Return a text without percent signs that stand for others, however often it was encoded."""
+    for _ in range(ENCODINGS):
+        text = unquote_plus(text)
+    return text
+
+
+def _place_problem(scheme: str, place: str) -> str | None:
+    """Return what is wrong in front of the question mark."""
+    authority, _, path = place.partition("/")
+    authority, path = _decoded(authority), _decoded(path)
+    front, mark, host = authority.rpartition("@")
+    if mark and not re.fullmatch(FRONT.get(_family(scheme), r"(?!)"), front):
+        return "holds credentials in front of an @"
+    bucket = _family(scheme) in ("s3", "gs", "hf")
+    if not re.fullmatch(BUCKET if bucket else HOST, host, re.IGNORECASE | re.ASCII):
+        return f"holds more than {'a name' if bucket else 'a host and a port'} between {scheme}:// and the next /"
+    if "://" in path or ("@" in path and ":" in authority and _family(scheme) != "hdfs"):
+        return "holds another place in its path"
+    return "holds a #, which is written %23" if "#" in place else None
+
+
+def _query_problem(query: str) -> str | None:
+    """Return what is wrong behind the question mark."""
+    for part in filter(None, query.split("&")):
+        key, mark, value = part.partition("=")
+        key = _decoded(key)
+        if key not in PARAMETERS:
+            told = f"the parameter {key!r}" if mark and NAME.fullmatch(key) else "a parameter (not shown)"
+            return f"has {told}, wanted only such as hold no secret: endpoint_override, region, scheme and others"
+        if not re.fullmatch(PARAMETERS[key], _decoded(value), re.IGNORECASE | re.ASCII):
+            return f"has a value (not shown) that is none for the parameter {key!r}"
+    return None
+
+
+def problems(value: Any, path: str = "") -> Iterator[str]:
+    """Yield one text for each place in settings that is refused: where it stands and why."""
+    if isinstance(value, str):
+        reason = refusal(value)
+        if reason:
+            yield f"{path}: {reason}" if path else reason
+        return
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        if isinstance(key, str) and refusal(key):
+            yield f"{path or 'the recipe'}: a key {refusal(key)}"
+        elif isinstance(item, str | dict | list | tuple):
+            yield from problems(item, f"{path}.{key}" if path else str(key))
+
+
+def without_credentials(text: str) -> str:
+    """Return a message in which no URI shows what it may not hold."""
+    shown, begin = "", 0
+    while found := IN_TEXT.search(text, begin):
+        word = found[0].rstrip(f"{MARKS}{QUOTES}")
+        if "@" not in word or refusal(word) is None:  # else a quote is part of a key
+            word = re.split(f"[{QUOTES}]", word)[0].rstrip(MARKS)
+        end = found.start() + len(word)
+        uri = word if "://" in word else f"{found[1]}://{word[len(found[1]) + 1 :].lstrip('/')}"
+        if refusal(uri):
+            word = uri.partition("?")[0]
+            if refusal(word) or word == uri:
+                word, end = f"{found[1]}://{HIDDEN}", _behind_last_at(text, end)
+        shown += text[begin : found.start()] + word
+        begin = end
+    return shown + text[begin:]
+
+
+def _behind_last_at(text: str, begin: int) -> int:
+    """Return the end of the word that holds the last @; a key may hold spaces and quotes."""
+    found = re.compile(r".*@[^\s'\"]*", re.DOTALL).match(text, begin)
+    return found.end() if found else begin
