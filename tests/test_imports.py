@@ -23,6 +23,7 @@ LAYERS = (
     "generate",
     "doctor",
     "run",
+    "access",
     "cluster",
     "evaluation",
     "pipeline",
