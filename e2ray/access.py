@@ -69,8 +69,8 @@ def keep_token_private(*, create: bool) -> str | None:
         return None
     if found.st_uid != os.geteuid():
         raise SettingsError(
-            f"{path}: Ray's token is another user's and has mode {mode:04o}, wanted a file of your own with 0600; name it in "
-            "RAY_AUTH_TOKEN_PATH"
+            f"{path}: Ray's token is another user's and has mode {mode:04o}, wanted a file of your own with 0600; name "
+            "it in RAY_AUTH_TOKEN_PATH"
         )
     try:
         path.chmod(0o600)
@@ -79,8 +79,8 @@ def keep_token_private(*, create: bool) -> str | None:
             f"{path}: others may read Ray's token, which cannot be changed: {error.strerror}"
         ) from error
     return (
-        f"{path}: other users could read Ray's token (mode {mode:04o}); it is 0600 now. If one has read it, end your Rays "
-        "and delete the file: the next one makes a new token"
+        f"{path}: other users could read Ray's token (mode {mode:04o}); it is 0600 now. If one has read it, end your "
+        "Rays and delete the file: the next one makes a new token"
     )
 
 
@@ -105,20 +105,42 @@ def _new_token(path: Path) -> None:
             aside.unlink()
 
 
-def asks_no_token(address: str) -> bool:
-    """Return whether the control store of a Ray at `host:port` answers a caller without a token.
+def lets_in(address: str, *, with_token: bool) -> bool | None:
+    """Return whether the control store of a Ray at `host:port` answers a caller; None where nobody speaks plain gRPC.
 
-    False too where none answers in plain text, as with TLS.
+    Args:
+        address: Of the control store.
+        with_token: Whether the caller shows this user's token.
     """
     import grpc
 
     with grpc.insecure_channel(address) as channel:
         ask = channel.unary_unary(ALIVE, request_serializer=None, response_deserializer=None)
         try:
-            ask(b"", timeout=10)
-        except grpc.RpcError:
-            return False
+            ask(b"", timeout=10, metadata=[("authorization", f"Bearer {_token()}")] if with_token else None)
+        except grpc.RpcError as error:
+            return False if error.code() is grpc.StatusCode.UNAUTHENTICATED else None
     return True
+
+
+def _token() -> str:
+    path = token_file()
+    try:
+        return (os.environ["RAY_AUTH_TOKEN"] if path is None else path.read_text(encoding="ascii")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path}: cannot be read, wanted Ray's token; name its file in RAY_AUTH_TOKEN_PATH"
+        ) from error
+
+
+def refuse_wrong_token(address: str) -> None:
+    """Raise SettingsError if the Ray at `host:port` does not let this process in; Ray itself tries for long."""
+    if lets_in(address, with_token=sends_token()) is False:
+        wanted = "another token than yours" if sends_token() else "a token"
+        raise SettingsError(
+            f"RAY_ADDRESS: the Ray at {address} wants {wanted}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to "
+            "the file of the token that it was started with"
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -140,7 +162,7 @@ def admit(address: str, hosts: Iterable[str], *, allow_open: bool) -> str | None
     Raises:
         SettingsError: If it asks for none, is reached from other machines, and the recipe does not allow that.
     """
-    if sends_token() and not asks_no_token(address):
+    if sends_token() and not lets_in(address, with_token=False):
         return None
     beyond = sorted({host for host in (address.rpartition(":")[0], *hosts) if not is_loopback(host)})
     if not beyond:

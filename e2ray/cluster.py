@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from e2ray.access import admit, check_mode, is_loopback, keep_token_private
+from e2ray.access import admit, check_mode, is_loopback, keep_token_private, refuse_wrong_token
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
 from e2ray.run import show
@@ -178,30 +178,23 @@ def _attached(address: str) -> Iterator[None]:
 
 def _connect(address: str, found: str) -> None:
     import ray
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     host, colon, port = found.rpartition(":")
     told = '"RAY_ADDRESS"' in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")  # by who submitted the job
+    if address == "auto":  # as Ray does for it
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         if colon and "://" not in found and port.isdigit():  # else Ray tries for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        ray.init(
-            address=address,  # `auto` beside the variable: Ray then looks for a token by itself
-            logging_level="WARNING",
-            runtime_env=None if told else {"env_vars": {"RAY_ADDRESS": found}},
-        )
-    except ray.exceptions.AuthenticationError as error:
-        raise SettingsError(
-            f"RAY_ADDRESS: the Ray at {found} wants another token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to "
-            "the file of the token that it was started with"
-        ) from error
+            refuse_wrong_token(found)
+        runtime = None if told or "://" in found else {"env_vars": {"RAY_ADDRESS": found}}
+        ray.init(address=found, logging_level="WARNING", runtime_env=runtime)
     except OSError as error:  # ConnectionError is one
         raise SettingsError(f"RAY_ADDRESS: no Ray cluster answers at {found}; start one or unset it") from error
     if address == "auto":
         total = ray.cluster_resources()
-        show(
-            f"RAY_ADDRESS: auto joined the Ray at {found}: {len(ray.nodes())} nodes, {total.get('CPU', 0):g} CPUs, "
-            f"{total.get('GPU', 0):g} GPUs"
-        )
+        show(f"RAY_ADDRESS: auto joined the Ray at {found}: CPU {total.get('CPU', 0):g}, GPU {total.get('GPU', 0):g}")
 
 
 def _found_here() -> str:
