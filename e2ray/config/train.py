@@ -66,7 +66,7 @@ class ClusterSettings(Settings):
     max_failures: int = Field(2, ge=0, description="Worker failures after which the run gives up.")
     hang_s: float = Field(
         300.0,
-        ge=60,
+        ge=5,
         description="Seconds without any progress after which a worker is replaced; beyond the longest step, save or "
         "evaluation between two steps. After a minute its stack is shown.",
     )

@@ -86,7 +86,7 @@ def beat_at_step(folder, step, *, timeout_s=120):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_stopped_worker_is_told_and_replaced_and_the_losses_stay(ray_cluster, task, tmp_path, capfd):
-    task = replace(task, train=task.train.model_copy(update={"steps": 400, "checkpoint_every": 20}))
+    task = replace(task, train=task.train.model_copy(update={"steps": 120, "checkpoint_every": 20}))
     settings = ClusterSettings(num_workers=2, max_failures=1, hang_s=6)
     train(task, settings)
     unbroken = read_metrics(task.folder)
@@ -95,7 +95,7 @@ def test_a_stopped_worker_is_told_and_replaced_and_the_losses_stay(ray_cluster, 
     capfd.readouterr()
 
     def stop():
-        os.kill(beat_at_step(stopped.folder, 25).pid, signal.SIGSTOP)
+        os.kill(beat_at_step(stopped.folder, 22).pid, signal.SIGSTOP)
 
     with meanwhile(stop):
         train(stopped, settings)
@@ -106,7 +106,7 @@ def test_a_stopped_worker_is_told_and_replaced_and_the_losses_stay(ray_cluster, 
     assert told, said
     assert re.search(r"worker of rank 1 .* cluster.hang_s is 6: it is ended, and the workers start anew", said)
     lines = read_metrics(stopped.folder)
-    assert [line["step"] for line in lines] == list(range(1, 401))
+    assert [line["step"] for line in lines] == list(range(1, 121))
     assert [line["loss"] for line in lines] == [line["loss"] for line in unbroken]
     assert not list(stopped.folder.glob(".heartbeats-*"))
 
@@ -152,9 +152,9 @@ def test_a_worker_that_hangs_more_often_than_it_may_is_the_error(ray_cluster, ta
     def stop():
         os.kill(beat_at_step(task.folder, 2).pid, signal.SIGSTOP)
 
-    task = replace(task, train=task.train.model_copy(update={"steps": 400, "checkpoint_every": 20}))
+    task = replace(task, train=task.train.model_copy(update={"steps": 120, "checkpoint_every": 20}))
     with meanwhile(stop), pytest.raises(RuntimeError, match=r"rank 1 .*no progress for \d s .*raise cluster\.hang_s"):
-        train(task, ClusterSettings(num_workers=2, max_failures=0, hang_s=4))
+        train(task, ClusterSettings(num_workers=2, max_failures=0, hang_s=5))
 
 
 @pytest.mark.ray
