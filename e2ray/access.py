@@ -93,9 +93,8 @@ def _new_token(path: Path) -> None:
             file.write(secrets.token_hex(32))
             file.flush()
             os.fsync(file.fileno())
-        os.link(aside, path)
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):
+            os.link(aside, path)
     except OSError as error:
         raise SettingsError(
             f"{path}: Ray's token cannot be written: {error.strerror}; name another file in RAY_AUTH_TOKEN_PATH"
