@@ -251,10 +251,7 @@ def remote_each(
 
     from e2ray.data.corpus import one_line
 
-    alone = fresh or use_gpu  # a process keeps the first card it saw, and that card's memory
-    task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_calls=int(alone), max_retries=0)(_in_task).options(
-        name=name
-    )
+    task = _task(use_gpu=use_gpu, fresh=fresh).options(name=name)
     running = [task.remote(function, arguments, len(calls)) for arguments in calls]
     try:
         return ray.get(running)
@@ -265,6 +262,18 @@ def remote_each(
             raise SettingsError(str(error.cause)) from error
         cause = error.cause or error
         raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
+
+
+def _task(*, use_gpu: bool, fresh: bool) -> Any:
+    """Return Ray's remote function of one call.
+
+    A process keeps the first card it saw, and that card's memory, so a call on a GPU gets its own. Ray sees to that by
+    itself only where the GPUs stand in the decorator, and takes `max_calls` nowhere else.
+    """
+    import ray
+
+    own = fresh or use_gpu
+    return ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_calls=int(own), max_retries=0)(_in_task)
 
 
 def _in_task(function: Callable[..., Any], arguments: tuple[Any, ...], num_calls: int) -> Any:
