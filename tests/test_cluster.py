@@ -264,8 +264,9 @@ def test_auto_says_what_it_joins_and_an_open_cluster_wants_a_word(ray_folder, tm
     """The Ray of `ray start` without a token listens on the machine's address, beside a run's own that does not."""
     home = {"HOME": str(tmp_path), "TMPDIR": ray_folder, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    head = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port=0", "--num-cpus=2"]
-    head += ["--dashboard-port=0", "--object-store-memory=100000000", "--ray-client-server-port=0"]
+    control, dashboard, client = cluster._free_ports(3)
+    head = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={control}", "--num-cpus=2"]
+    head += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--object-store-memory=100000000"]
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(head, env=inherited | home, stdout=log, stderr=log, start_new_session=True)
     own = started(UP, ray_folder, tmp_path)
@@ -285,7 +286,7 @@ def test_auto_says_what_it_joins_and_an_open_cluster_wants_a_word(ray_folder, tm
         assert json.loads(said[2])["own"] == address == json.loads(said[2])["seen"]
     finally:
         own.communicate("\n", timeout=60)
-        tree = psutil.Process(process.pid).children(recursive=True)
+        tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
         process.wait(30)
         for child in psutil.wait_procs(tree, timeout=10)[1]:

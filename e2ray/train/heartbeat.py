@@ -29,13 +29,15 @@ WRITE_S = 1.0
 STACK_SIGNAL = signal.SIGUSR1  # a worker that gets it writes the stacks of its threads into its `stack_file`
 _OPEN: list[TextIO] = []
 STARTING = "starting"  # the phase a worker begins with: model, proof, checkpoint
+RESTING = "resting"  # the phase of one that has nothing to do, for as long as it takes
 
 
 @dataclass(frozen=True)
 class Beat:
     """One worker's state as the driver reads it."""
 
-    rank: int
+    name: str  # of the worker, unique among those of a folder
+    label: str  # what a person calls it
     pid: int
     born: float  # when the process started, s since 1970: a pid may be given to another one
     thread: int  # that trains, as Python's and faulthandler's ident
@@ -47,20 +49,20 @@ class Beat:
     longest: dict[str, float] = field(default_factory=dict)  # s that each phase took at most, of those that have ended
 
 
-def beat_file(folder: Path, rank: int) -> Path:
-    """Return where a rank's state stands."""
-    return folder / f"rank-{rank}.json"
+def beat_file(folder: Path, name: str) -> Path:
+    """Return where a worker's state stands."""
+    return folder / f"{name}.json"
 
 
-def stack_file(folder: Path, rank: int) -> Path:
-    """Return where a rank writes its stacks when it gets STACK_SIGNAL."""
-    return folder / f"rank-{rank}.stacks"
+def stack_file(folder: Path, name: str) -> Path:
+    """Return where a worker writes its stacks when it gets STACK_SIGNAL."""
+    return folder / f"{name}.stacks"
 
 
 def read_beats(folder: Path) -> list[Beat]:
     """Return the state of each worker that has begun and not ended; one that is just being written is left out."""
     found = []
-    for path in sorted(folder.glob("rank-*.json")):
+    for path in sorted(folder.glob("*.json")):
         with suppress(OSError, ValueError, TypeError):
             found.append(Beat(**json.loads(path.read_text(encoding="ascii"))))
     return found
@@ -69,26 +71,28 @@ def read_beats(folder: Path) -> list[Beat]:
 class Heartbeat:
     """A worker's side; begins in the phase STARTING."""
 
-    def __init__(self, folder: Path, rank: int, *, node: str = "") -> None:
+    def __init__(self, folder: Path, name: str, *, label: str, node: str = "") -> None:
         """Begin to write into `folder`, which is made.
 
         Args:
             folder: On the file system that driver and workers share.
-            rank: Of this worker.
+            name: Of this worker, unique among those of the folder.
+            label: What the driver calls it; may be changed; is told with the next phase.
             node: Ray's id of its node.
 
         Raises:
             SettingsError: If the folder cannot be written to.
         """
-        self._path, self._stacks = beat_file(folder, rank), stack_file(folder, rank)
+        self._path, self._stacks = beat_file(folder, name), stack_file(folder, name)
         self._facts = {
-            "rank": rank,
+            "name": name,
             "pid": os.getpid(),
             "born": psutil.Process().create_time(),
             "thread": threading.get_ident(),
             "host": socket.gethostname()[:64],
             "node": node,
         }
+        self.label = label
         self._phase, self._step, self._ticks = STARTING, 0, 0
         self._longest: dict[str, float] = {}
         self._since = time.monotonic()
@@ -131,11 +135,11 @@ class Heartbeat:
             after: Returns from the function's arguments the phase behind it; None where the next one says it itself.
         """
 
-        def marked(*arguments: Any) -> Any:
+        def marked(*arguments: Any, **options: Any) -> Any:
             self.mark(during)
-            result = function(*arguments)
+            result = function(*arguments, **options)
             if after:
-                self.mark(after(*arguments))
+                self.mark(after(*arguments, **options))
             return result
 
         return marked
@@ -149,7 +153,13 @@ class Heartbeat:
 
     def _record(self) -> str:
         longest = {name: round(seconds, 1) for name, seconds in self._longest.copy().items()}
-        state = {"phase": self._phase, "step": self._step, "ticks": self._ticks, "longest": longest}
+        state = {
+            "label": self.label,
+            "phase": self._phase,
+            "step": self._step,
+            "ticks": self._ticks,
+            "longest": longest,
+        }
         return json.dumps(self._facts | state).ljust(RECORD_BYTES)
 
     def _write(self) -> None:

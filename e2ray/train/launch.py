@@ -148,7 +148,7 @@ def _fit(
         ),
     )
     beats = _beats(task.folder, attempt)
-    watchman = Watchman(beats, Vigil(hang_s=settings.hang_s), on_node=_on_node, show=_show)
+    watchman = watchman_of(beats, settings)
     try:
         with watched(watchman):
             trainer.fit()
@@ -173,6 +173,16 @@ def _beats(folder: Path, attempt: str) -> Path:
 
 def _show(line: str) -> None:
     print(line, flush=True)
+
+
+def heartbeat(folder: Path, name: str, *, label: str) -> Heartbeat:
+    """Return this worker's heartbeat, with the node it is on."""
+    return Heartbeat(folder, name, label=label, node=ray.get_runtime_context().get_node_id())
+
+
+def watchman_of(folder: Path, settings: ClusterSettings) -> Watchman:
+    """Return who looks after the workers of the connected cluster whose heartbeats lie in a folder."""
+    return Watchman(folder, Vigil(hang_s=settings.hang_s), on_node=_on_node, show=_show)
 
 
 def _on_node(beat: Beat, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -211,7 +221,7 @@ def _work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     worker.use_cores(config["threads"], context.get_local_world_size())
-    heart = Heartbeat(_beats(task.folder, config["attempt"]), rank, node=ray.get_runtime_context().get_node_id())
+    heart = heartbeat(_beats(task.folder, config["attempt"]), f"rank-{rank}", label=f"worker of rank {rank}")
     open_rows = partial(_open_rows, batches, heart, task=task, rank=rank, num_workers=context.get_world_size())
     watch: Watch | None = config["watch"]
     device = ray.train.torch.get_device()

@@ -52,7 +52,7 @@ def stack(folder: Path, beat: Beat) -> list[str]:
     found = condition(beat)
     if found == "gone":
         return ["it has ended by itself"]
-    frames = [] if found == "stopped" else _written(stack_file(folder, beat.rank), beat)
+    frames = [] if found == "stopped" else _written(stack_file(folder, beat.name), beat)
     return (frames or _looked_into(beat))[:FRAMES]
 
 

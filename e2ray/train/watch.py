@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from e2ray.train import standstill
-from e2ray.train.heartbeat import Beat, read_beats
+from e2ray.train.heartbeat import RESTING, Beat, read_beats
 
 LOOK_S = 1.0
 NOTICE_S = 50.0  # a minute, less what looking takes
@@ -46,21 +46,22 @@ class Vigil:
     def __init__(self, *, hang_s: float, notice_s: float = NOTICE_S) -> None:
         """Take `cluster.hang_s`; a notice comes no later than half of it."""
         self.hang_s, self.notice_s = hang_s, min(notice_s, hang_s / 2)
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[str, _Seen] = {}
         self._longest: dict[str, float] = {}  # of all workers, those that were replaced too
         self._shown = 0
 
     def hear(self, beats: list[Beat], now: float) -> None:
         """Take what the workers say at a time in s."""
+        beats = [beat for beat in beats if beat.phase != RESTING]
         for beat in beats:
             for phase, seconds in beat.longest.items():
                 self._longest[phase] = max(self._longest.get(phase, 0.0), seconds)
-            seen = self._seen.get(beat.rank)
+            seen = self._seen.get(beat.name)
             if seen is None or (seen.beat.pid, seen.beat.born, seen.beat.ticks) != (beat.pid, beat.born, beat.ticks):
-                self._seen[beat.rank] = _Seen(beat, now)
+                self._seen[beat.name] = _Seen(beat, now)
                 self._shown = 0
-        for rank in self._seen.keys() - {beat.rank for beat in beats}:
-            del self._seen[rank]  # it has ended its work
+        for name in self._seen.keys() - {beat.name for beat in beats}:
+            del self._seen[name]  # it has ended its work
 
     def quiet(self, now: float) -> list[Beat]:
         """Return who has said nothing for so long that its process is to be looked at, now and then."""
@@ -75,15 +76,15 @@ class Vigil:
 
     def idle(self, beat: Beat, now: float) -> float:
         """Return for how long, in s, a worker has said nothing."""
-        return now - self._seen[beat.rank].since
+        return now - self._seen[beat.name].since
 
     def lost(self, beat: Beat) -> None:
         """Take it that a worker's process is no more: Ray Train sees to it."""
-        self._seen[beat.rank].left = True
+        self._seen[beat.name].left = True
 
     def is_new(self, beat: Beat, now: float, *, stopped: bool) -> bool:
         """Return whether a quiet worker is to be told, once a standstill: at once if stopped, else beyond the usual."""
-        seen = self._seen[beat.rank]
+        seen = self._seen[beat.name]
         usual = PATIENCE * self._longest.get(beat.phase, 0.0)
         new = not seen.told and (stopped or now - seen.since >= max(self.notice_s, usual))
         seen.told = seen.told or new
@@ -113,7 +114,7 @@ class Watchman:
         """Look once."""
         now = time.monotonic()
         self.vigil.hear(read_beats(self.folder), now)
-        conditions = {beat.rank: (beat, self._condition(beat)) for beat in self.vigil.quiet(now)}
+        conditions = {beat.name: (beat, self._condition(beat)) for beat in self.vigil.quiet(now)}
         for beat, found in sorted(conditions.values(), key=lambda each: (each[1] != "stopped", each[0].ticks)):
             stopped = found == "stopped"
             if found == "gone":
@@ -143,7 +144,7 @@ class Watchman:
 
 
 def _named(beat: Beat) -> str:
-    return f"worker of rank {beat.rank} (pid {beat.pid} on {beat.host})"
+    return f"{beat.label} (pid {beat.pid} on {beat.host})"
 
 
 def _phase(beat: Beat) -> str:

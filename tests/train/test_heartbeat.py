@@ -22,14 +22,20 @@ def wait_for(look, timeout_s=20):
 
 @pytest.fixture
 def heart(tmp_path):
-    found = Heartbeat(tmp_path / "beats", 3, node="n")
+    found = Heartbeat(tmp_path / "beats", "rank-3", label="three", node="n")
     yield found
     found.close()
 
 
 def test_a_worker_begins_with_its_process_and_thread(heart, tmp_path):
     (beat,) = read_beats(tmp_path / "beats")
-    assert (beat.rank, beat.pid, beat.thread, beat.node) == (3, os.getpid(), threading.get_ident(), "n")
+    assert (beat.name, beat.label, beat.pid, beat.thread, beat.node) == (
+        "rank-3",
+        "three",
+        os.getpid(),
+        threading.get_ident(),
+        "n",
+    )
     assert beat.born == psutil.Process().create_time()
     assert (beat.phase, beat.step, beat.ticks, beat.longest) == (STARTING, 0, 0, {})
 
@@ -73,7 +79,7 @@ def test_the_longest_time_of_a_phase_is_kept(heart):
 
 
 def test_a_record_keeps_its_size_so_that_a_full_disk_takes_it(heart, tmp_path):
-    path = beat_file(tmp_path / "beats", 3)
+    path = beat_file(tmp_path / "beats", "rank-3")
     assert path.stat().st_size == RECORD_BYTES
     inode = path.stat().st_ino
     for phase in ("waiting for rows", "updating", "measuring", "reporting", "saving"):
@@ -84,14 +90,14 @@ def test_a_record_keeps_its_size_so_that_a_full_disk_takes_it(heart, tmp_path):
 
 def test_torn_and_foreign_files_are_left_out(heart, tmp_path):
     folder = tmp_path / "beats"
-    beat_file(folder, 4).write_text('{"rank": 4, "pid"')
-    beat_file(folder, 5).write_text('{"rank": 5}')
-    beat_file(folder, 6).write_text("")
-    assert [beat.rank for beat in read_beats(folder)] == [3]
+    beat_file(folder, "rank-4").write_text('{"rank": 4, "pid"')
+    beat_file(folder, "rank-5").write_text('{"rank": 5}')
+    beat_file(folder, "rank-6").write_text("")
+    assert [beat.name for beat in read_beats(folder)] == ["rank-3"]
 
 
 def test_the_end_leaves_nothing(tmp_path):
-    Heartbeat(tmp_path / "beats", 0).close()
+    Heartbeat(tmp_path / "beats", "rank-0", label="nought").close()
     assert list((tmp_path / "beats").iterdir()) == []
     os.kill(os.getpid(), signal.SIGUSR1)  # the driver may ask a moment too late
 
@@ -99,4 +105,4 @@ def test_the_end_leaves_nothing(tmp_path):
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"rank-0\.json: cannot be written.*choose another storage"):
-        Heartbeat(tmp_path / "file" / "beats", 0)
+        Heartbeat(tmp_path / "file" / "beats", "rank-0", label="nought")

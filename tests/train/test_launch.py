@@ -77,7 +77,7 @@ def beat_at_step(folder, step, *, timeout_s=120):
     while True:
         for path in folder.glob(".heartbeats-*"):
             for beat in read_beats(path):
-                if beat.rank == 1 and beat.step >= step:
+                if beat.name == "rank-1" and beat.step >= step:
                     return beat
         assert time.monotonic() < end, "no worker got there"
         time.sleep(0.05)

@@ -30,7 +30,7 @@ def busy_step():
         pass
 
 def train():
-    Heartbeat(Path(sys.argv[1]), 0)
+    Heartbeat(Path(sys.argv[1]), "rank-0", label="nought")
     globals()[sys.argv[2]]()
 
 threading.Thread(target=train, daemon=True).start()
@@ -78,7 +78,7 @@ def test_a_stopped_worker_is_looked_into_from_outside(worker, tmp_path):
 
 
 def test_a_process_that_only_has_the_number_is_not_touched(tmp_path):
-    beat = Beat(0, os.getpid(), psutil.Process().create_time(), 0, "host", "", "updating", 0, 0)
+    beat = Beat("rank-0", "nought", os.getpid(), psutil.Process().create_time(), 0, "host", "", "updating", 0, 0)
     assert standstill.condition(beat) == "alive"
     other = replace(beat, born=beat.born - 3600)
     assert standstill.condition(other) == "gone"

@@ -9,10 +9,22 @@ from dataclasses import asdict, replace
 import psutil
 import pytest
 
-from e2ray.train.heartbeat import STARTING, Beat
+from e2ray.train.heartbeat import RESTING, STARTING, Beat
 from e2ray.train.watch import FIRST, LIMIT, NOTICE_S, PATIENCE, SHOWN, Vigil, Watchman, watched
 
-UPDATING = Beat(0, 100, 1.0, 7, "host", "", "updating", step=3, ticks=8, longest={"updating": 2.0, STARTING: 9.0})
+UPDATING = Beat(
+    "rank-0",
+    "worker of rank 0",
+    100,
+    1.0,
+    7,
+    "host",
+    "",
+    "updating",
+    step=3,
+    ticks=8,
+    longest={"updating": 2.0, STARTING: 9.0},
+)
 
 
 def told_at(vigil, beat, seconds, *, stopped=False):
@@ -90,9 +102,18 @@ def test_one_that_ended_its_work_or_was_ended_is_not_looked_at_and_a_new_one_is(
     assert vigil.quiet(502) == []
 
 
+def test_one_that_rests_is_let_rest():
+    vigil = Vigil(hang_s=100)
+    for second in range(2000):
+        vigil.hear([replace(UPDATING, phase=RESTING)], second)
+        assert vigil.quiet(second) == []
+    vigil.hear([UPDATING], 2000)
+    assert vigil.quiet(2001) == []
+
+
 def test_what_a_phase_takes_is_learnt_from_all_workers_the_replaced_ones_too():
     vigil = Vigil(hang_s=300)
-    vigil.hear([replace(UPDATING, rank=1, longest={"saving": 200.0})], 0)
+    vigil.hear([replace(UPDATING, name="rank-1", longest={"saving": 200.0})], 0)
     vigil.hear([], 1)
     saving = replace(UPDATING, phase="saving", longest={})
     assert 600 <= hung_at(vigil, saving, range(2, 3000)) < 610
@@ -109,11 +130,15 @@ class Processes:
         assert process.stdout.readline() == "up\n"
         self.started.append(process)
         born = psutil.Process(process.pid).create_time()
-        self.write(replace(UPDATING, rank=rank, pid=process.pid, born=born, **changes))
+        self.write(
+            replace(
+                UPDATING, name=f"rank-{rank}", label=f"worker of rank {rank}", pid=process.pid, born=born, **changes
+            )
+        )
         return process
 
     def write(self, beat):
-        (self.folder / f"rank-{beat.rank}.json").write_text(json.dumps(asdict(beat)))
+        (self.folder / f"{beat.name}.json").write_text(json.dumps(asdict(beat)))
 
     def watchman(self, **options):
         def on_node(beat, function, *arguments):
