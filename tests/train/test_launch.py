@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
@@ -86,8 +87,8 @@ def beat_at_step(folder, step, *, timeout_s=120):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_stopped_worker_is_told_and_replaced_and_the_losses_stay(ray_cluster, task, tmp_path, capfd):
-    task = replace(task, train=task.train.model_copy(update={"steps": 120, "checkpoint_every": 20}))
-    settings = ClusterSettings(num_workers=2, max_failures=1, hang_s=6)
+    task = replace(task, train=task.train.model_copy(update={"steps": 40, "checkpoint_every": 10}))
+    settings = ClusterSettings(num_workers=2, max_failures=1, hang_s=10)
     train(task, settings)
     unbroken = read_metrics(task.folder)
     (tmp_path / "stopped").mkdir()
@@ -95,7 +96,7 @@ def test_a_stopped_worker_is_told_and_replaced_and_the_losses_stay(ray_cluster, 
     capfd.readouterr()
 
     def stop():
-        os.kill(beat_at_step(stopped.folder, 22).pid, signal.SIGSTOP)
+        os.kill(beat_at_step(stopped.folder, 12).pid, signal.SIGSTOP)
 
     with meanwhile(stop):
         train(stopped, settings)
@@ -104,9 +105,9 @@ def test_a_stopped_worker_is_told_and_replaced_and_the_losses_stay(ray_cluster, 
         r"worker of rank 1 \(pid \d+ on .+\): no progress for \d s, its process is stopped; .+\n    .+", said
     )
     assert told, said
-    assert re.search(r"worker of rank 1 .* cluster.hang_s is 6: it is ended, and the workers start anew", said)
+    assert re.search(r"worker of rank 1 .* cluster.hang_s is 10: it is ended, and the workers start anew", said)
     lines = read_metrics(stopped.folder)
-    assert [line["step"] for line in lines] == list(range(1, 121))
+    assert [line["step"] for line in lines] == list(range(1, 41))
     assert [line["loss"] for line in lines] == [line["loss"] for line in unbroken]
     assert not list(stopped.folder.glob(".heartbeats-*"))
 
@@ -135,7 +136,7 @@ def test_a_worker_whose_step_is_deadlocked_is_told_with_its_stack_and_replaced(r
             return {}
 
     began = time.monotonic()
-    settings = ClusterSettings(num_workers=2, max_failures=1, hang_s=6)
+    settings = ClusterSettings(num_workers=2, max_failures=1, hang_s=10)
     launch.try_out(task, settings, Deadlock(tmp_path / "flag"), [])
     said = capfd.readouterr().out
     assert re.search(
@@ -146,15 +147,11 @@ def test_a_worker_whose_step_is_deadlocked_is_told_with_its_stack_and_replaced(r
     assert time.monotonic() - began < 180
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_worker_that_hangs_more_often_than_it_may_is_the_error(ray_cluster, task):
-    def stop():
-        os.kill(beat_at_step(task.folder, 2).pid, signal.SIGSTOP)
-
-    task = replace(task, train=task.train.model_copy(update={"steps": 120, "checkpoint_every": 20}))
-    with meanwhile(stop), pytest.raises(RuntimeError, match=r"rank 1 .*no progress for \d s .*raise cluster\.hang_s"):
-        train(task, ClusterSettings(num_workers=2, max_failures=0, hang_s=5))
+def test_a_worker_that_hung_more_often_than_it_may_is_the_error():
+    died = WorkerGroupError("2 failed", {0: RuntimeError("The actor died"), 1: RuntimeError("connection reset")})
+    shown = str(launch._cause(died, ["worker of rank 1: no progress for 300 s (updating, 7 updates made)"]))
+    assert re.search(r"rank 1: no progress for 300 s .*; if that was work, raise cluster\.hang_s", shown)
+    assert "The actor died" in str(launch._cause(died, []))
 
 
 @pytest.mark.ray

@@ -12,19 +12,16 @@ import pytest
 from e2ray.train.heartbeat import RESTING, STARTING, Beat
 from e2ray.train.watch import FIRST, LIMIT, NOTICE_S, PATIENCE, SHOWN, Vigil, Watchman, watched
 
-UPDATING = Beat(
-    "rank-0",
-    "worker of rank 0",
-    100,
-    1.0,
-    7,
-    "host",
-    "",
-    "updating",
-    step=3,
-    ticks=8,
-    longest={"updating": 2.0, STARTING: 9.0},
-)
+FACTS = {
+    "name": "rank-0",
+    "label": "worker of rank 0",
+    "pid": 100,
+    "born": 1.0,
+    "thread": 7,
+    "host": "host",
+    "node": "",
+}
+UPDATING = Beat(**FACTS, phase="updating", step=3, ticks=8, longest={"updating": 2.0, STARTING: 9.0})
 
 
 def told_at(vigil, beat, seconds, *, stopped=False):
@@ -125,16 +122,13 @@ class Processes:
     def __init__(self, folder):
         self.folder, self.lines, self.started = folder, [], []
 
-    def start(self, rank, code="print('up', flush=True); import time; time.sleep(60)", **changes):
+    def start(self, rank, code="print('up', flush=True); import time; time.sleep(60)"):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         assert process.stdout.readline() == "up\n"
         self.started.append(process)
         born = psutil.Process(process.pid).create_time()
-        self.write(
-            replace(
-                UPDATING, name=f"rank-{rank}", label=f"worker of rank {rank}", pid=process.pid, born=born, **changes
-            )
-        )
+        named = {"name": f"rank-{rank}", "label": f"worker of rank {rank}"}
+        self.write(replace(UPDATING, **named, pid=process.pid, born=born))
         return process
 
     def write(self, beat):
