@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,6 @@ from e2ray.run import show
 
 SOCKET_BYTES = 107  # a Unix socket's path on Linux
 LOOPBACK = "127.0.0.1"
-LOOPBACK_ALONE = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces 127.0.0.1 by the machine's address and listens on all
-    "GLOO_SOCKET_IFNAME": "lo",  # the training workers' own connections, where there is no GPU
-}
 
 
 @contextmanager
@@ -73,6 +69,21 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
+def _loopback_alone() -> Iterator[None]:
+    """Keep 127.0.0.1 for this machine's address in the block; Ray takes the machine's other one, and listens on all."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment when ray was imported
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        # the second is for the training workers' own connections, where there is no GPU
+        with _environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
 def _started(settings: ClusterSettings) -> Iterator[None]:
     """Run a Ray of this machine alone, which listens on the loopback interface only.
 
@@ -81,7 +92,6 @@ def _started(settings: ClusterSettings) -> Iterator[None]:
     are never freed.
     """
     import ray
-    from ray._private import ray_constants
 
     folder = ray_folder()
     _tell(keep_token_private(create=True))
@@ -94,9 +104,7 @@ def _started(settings: ClusterSettings) -> Iterator[None]:
         "AUTOSCALER_METRIC_PORT": str(autoscaler),
         "DASHBOARD_METRIC_PORT": str(head),
     }
-    clustering = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment when ray was imported
-    with _environment(LOOPBACK_ALONE | own):
-        ray_constants.ENABLE_RAY_CLUSTER = False
+    with _loopback_alone(), _environment(own):
         try:
             ray.init(
                 address="local",
@@ -111,7 +119,6 @@ def _started(settings: ClusterSettings) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
-            ray_constants.ENABLE_RAY_CLUSTER = clustering
 
 
 def ray_folder() -> Path:
@@ -168,12 +175,26 @@ def _attached(address: str) -> Iterator[None]:
         raise SettingsError(f"RAY_ADDRESS: {address!r} is no address of a Ray, wanted host:port, auto, or local")
     _tell(keep_token_private(create=False))
     found = _found_here() if address == "auto" else address
-    with _environment({"RAY_ADDRESS": found}):
+    with _loopback_alone() if _on_loopback_alone(found) else nullcontext(), _environment({"RAY_ADDRESS": found}):
         try:
             _connect(address, found)
             yield
         finally:
             ray.shutdown()
+
+
+def _on_loopback_alone(address: str) -> bool:
+    """Return whether a Ray at `host:port` of the loopback interface cannot be reached by the machine's own address."""
+    import ray
+
+    host, _, port = address.rpartition(":")
+    if "://" in address or not is_loopback(host):
+        return False
+    try:
+        socket.create_connection((ray.util.get_node_ip_address(), int(port)), timeout=10).close()
+    except OSError:
+        return True
+    return False
 
 
 def _connect(address: str, found: str) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import pytest
 import yaml
 
 from e2ray import cluster
+from e2ray.access import is_loopback
 from e2ray.cli import parser
 from e2ray.config.base import SettingsError
 from e2ray.config.load import load
@@ -335,6 +337,21 @@ def test_a_folder_that_cannot_be_written_to_is_told_with_the_setting(monkeypatch
     monkeypatch.setenv("E2RAY_RAY_FOLDER", place)
     with pytest.raises(SettingsError, match=rf"E2RAY_RAY_FOLDER: {place} cannot hold Ray's files: .*another folder"):
         cluster.ray_folder()
+
+
+def test_a_ray_on_loopback_alone_is_told_from_one_on_all_interfaces():
+    import ray
+
+    with socket.socket() as alone, socket.socket() as everywhere:
+        alone.bind(("127.0.0.1", 0))
+        everywhere.bind(("", 0))
+        for one in (alone, everywhere):
+            one.listen()
+        ports = [one.getsockname()[1] for one in (alone, everywhere)]
+        machine_has_another_address = not is_loopback(ray.util.get_node_ip_address())
+        assert cluster._on_loopback_alone(f"127.0.0.1:{ports[0]}") == machine_has_another_address
+        assert not cluster._on_loopback_alone(f"127.0.0.1:{ports[1]}")
+    assert not cluster._on_loopback_alone("10.0.0.1:6379") and not cluster._on_loopback_alone("ray://127.0.0.1:1")
 
 
 @pytest.mark.parametrize("address", ["garbage", "10.0.0.1", "10.0.0.1:port", "auto:1x"])
