@@ -24,6 +24,7 @@ LAYERS = (
     "generate",
     "doctor",
     "run",
+    "access",
     "cluster",
     "evaluation",
     "pipeline",

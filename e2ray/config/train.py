@@ -69,4 +69,13 @@ class ClusterSettings(Settings):
     autoscaling: bool = Field(False, description="Whether the cluster adds nodes by itself when resources are missing.")
     wait_s: float = Field(600.0, ge=0, description="Seconds to wait for missing resources on such a cluster.")
     max_failures: int = Field(2, ge=0, description="Worker failures after which the run gives up.")
+    hang_s: float = Field(
+        300.0,
+        ge=5,
+        description="Seconds without any progress after which a worker is replaced; beyond the longest step, save or "
+        "evaluation between two steps. After a minute its stack is shown.",
+    )
+    allow_open: bool = Field(
+        False, description="Whether to run on a cluster that other machines reach and that asks for no token."
+    )
     object_store_mib: int = Field(256, ge=80, description="Object store of a Ray started by the run itself.")

@@ -6,6 +6,8 @@ never come to stand.
 """
 
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,14 +27,15 @@ def opened(what: bytes) -> Any:
 class TrialActor(tune.Trainable):
     """Runs trial after trial of one worker.
 
-    Its `config` holds `number` (of the trial), `shared` and `plan` (packed, see `trial.Shared` and `study.Plan`) and
-    `threads`.
+    Its `config` holds `number` (of the trial), `shared` and `plan` (packed, see `trial.Shared` and `study.Plan`),
+    `threads` and `beats` (where it says that it lives).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first trial."""
         logging.getLogger().setLevel(logging.WARNING)
         self.bench: Any = None
+        self.heart: Any = None
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -42,24 +45,33 @@ class TrialActor(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train to the next rung or the end and return what was measured there."""
+        from e2ray.train.heartbeat import RESTING, STARTING
+
+        label = f"worker of trial {self.given['number']}"
         if self.bench is None:
-            self.bench = self._open()
+            self.bench = self._open(label)
+        self.heart.label = label
         if not self.started:
+            self.heart.mark(STARTING, 0)
             self.bench.begin(opened(self.given["plan"]))
             self.started = True
         found: dict[str, Any] = self.bench.advance()
+        self.heart.mark(RESTING)
         return found | {"done": "failed" in found or found["complete"]}
 
-    def _open(self) -> Any:
-        """Return the bench, with all that trials share."""
+    def _open(self, label: str) -> Any:
+        """Return the bench, with all that trials share, and begin to say that this process lives."""
         import torch
 
         from e2ray.search.trial import Workbench
-        from e2ray.train.launch import gauges
+        from e2ray.train.launch import gauges, heartbeat
 
+        name = f"{ray.get_runtime_context().get_node_id()[:16]}-{os.getpid()}"
+        self.heart = heartbeat(Path(self.given["beats"]), name, label=label)
         gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
         torch.set_num_threads(self.given["threads"])
-        return Workbench(opened(self.given["shared"]), device=torch.device("cuda" if gpu else "cpu"), gauges=gauges)
+        device = torch.device("cuda" if gpu else "cpu")
+        return Workbench(opened(self.given["shared"]), device=device, gauges=gauges, heart=self.heart)
 
     def __repr__(self) -> str:
         return f"e2ray study {self.given['study']}"
@@ -72,6 +84,8 @@ class TrialActor(tune.Trainable):
 
     def cleanup(self) -> None:
         """Drop the last trial."""
+        if self.heart is not None:
+            self.heart.close()
         if self.bench is not None:
             self.bench.end()
 

@@ -38,6 +38,7 @@ from e2ray.search.objectives import long_windows
 from e2ray.search.study import Measured, Plan
 from e2ray.train import checkpoint
 from e2ray.train.engine import Engine, ParameterState, precision_of
+from e2ray.train.heartbeat import Heartbeat
 from e2ray.train.ledger import rows_of
 from e2ray.train.loop import Batch, Diverged, Skips, fit
 from e2ray.train.record import note_skipped
@@ -232,6 +233,7 @@ class Workbench:
         *,
         device: torch.device,
         gauges: Callable[[str], Callable[[dict[str, Any]], None]] | None = None,
+        heart: Heartbeat | None = None,
     ) -> None:
         """Load what all trials share.
 
@@ -239,13 +241,14 @@ class Workbench:
             shared: Of the study.
             device: Where the trials train.
             gauges: Called with a trial's name, returns what takes its logged steps.
+            heart: Told each phase of a trial.
 
         Raises:
             SettingsError: If the model, the shards or the documents are not what the recipe says.
         """
         one_rank(device)
         disable_progress_bar()
-        self.shared, self.device, self.gauges = shared, device, gauges
+        self.shared, self.device, self.gauges, self.heart = shared, device, gauges, heart
         self.shards = ShardSet.open(
             shared.task.shards, window=shared.task.window, tokenizer_hash=shared.task.tokenizer_hash
         )
@@ -286,6 +289,8 @@ class Workbench:
             shuffle_shards=task.shuffle_shards,
         )
         self.batches = self._counted(drawn(rows, task, rank=0, num_workers=1, start_step=0))
+        if self.heart:
+            self.batches = self.heart.around(self.batches, waiting="waiting for rows", working="updating", step=0)
         self.done = self.tokens = self.taken = 0
         self.skips = Skips()
         self.seconds = 0.0
@@ -341,6 +346,7 @@ class Workbench:
             assert batch.ids is not None
             note_skipped(self.task.folder, step, rows_of(batch.ids, batch.draw, nll))
 
+        measuring = self.heart.marking(evaluate, "measuring", lambda step: "updating") if self.heart else evaluate
         try:
             self.done = fit(
                 self.engine,
@@ -349,7 +355,7 @@ class Workbench:
                 start_step=self.done,
                 report=report,
                 save=lambda step: None,
-                evaluate=evaluate,
+                evaluate=measuring,
                 note_skipped=note,
                 skips=self.skips,
                 tokens=self.tokens,

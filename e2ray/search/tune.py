@@ -8,6 +8,7 @@ model and the rows; trials of several workers run a Ray Train of their own each.
 import logging
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from e2ray.search.actor import TrialActor, distributed, packed
 from e2ray.search.study import Study
 from e2ray.search.trial import Shared, measured
 from e2ray.train import launch
+from e2ray.train.watch import watched
 
 DRIVER_CPUS = 0.01  # of a trial whose workers ask for their own
 DEAD_AT_START = 3  # workers that die before any trial was measured end the study
@@ -242,7 +244,14 @@ def run(
         "TUNE_MAX_PENDING_TRIALS_PG": str(found.trials),  # actors start side by side
     }
     threads = max(1, int(found.wanted.cpus_per_worker))
-    given = {"study": study.name, "shared": packed(shared), "cluster": packed(settings), "threads": threads}
+    beats = shared.folder / f".heartbeats-{uuid.uuid4().hex[:8]}"
+    given = {
+        "beats": str(beats),
+        "study": study.name,
+        "shared": packed(shared),
+        "cluster": packed(settings),
+        "threads": threads,
+    }
     alone = settings.num_workers == 1 and share_actors
     asked = found.wanted.per_worker() if alone else {"CPU": DRIVER_CPUS}
     verdicts = _Verdicts(study, told)
@@ -270,8 +279,10 @@ def run(
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # every failed trial has its line and its row
     try:
-        tuner.fit()
+        with watched(launch.watchman_of(beats, settings)):
+            tuner.fit()
     finally:
+        shutil.rmtree(beats, ignore_errors=True)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
     if verdicts.error is not None:

@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import shutil
+import socket
 import threading
 import time
 import uuid
@@ -18,10 +20,13 @@ import ray.train
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
+from e2ray.train.heartbeat import Beat, Heartbeat
+from e2ray.train.watch import Vigil, Watchman, watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from e2ray.train.task import Task
 
 READER_CPUS = 0.25  # what one data reader of a worker asks for, beside the worker itself
+ANSWER_S = 30.0  # in which a worker's machine runs a small task
 
 
 @dataclass(frozen=True)
@@ -143,16 +149,20 @@ def _fit(
         ),
     )
     failure: TrainingFailedError | None = None
+    beats = _beats(task.folder, attempt)
+    watchman = watchman_of(beats, settings)
     try:
-        trainer.fit()
+        with watched(watchman):
+            trainer.fit()
     except TrainingFailedError as error:
         failure = error
     finally:
+        shutil.rmtree(beats, ignore_errors=True)
         left = _left(_refusal(task.folder, attempt))
     if left:
         raise left from failure
     if failure:
-        raise _cause(failure) from failure
+        raise _cause(failure, watchman.replaced) from failure
 
 
 def _refusal(folder: Path, attempt: str) -> Path:
@@ -175,6 +185,38 @@ def _left(refusal: Path) -> Exception | None:
     return Diverged(found["line"]) if found["kind"] == Diverged.__name__ else SettingsError(found["line"])
 
 
+def _beats(folder: Path, attempt: str) -> Path:
+    return folder / f".heartbeats-{attempt}"
+
+
+def _show(line: str) -> None:
+    print(line, flush=True)
+
+
+def heartbeat(folder: Path, name: str, *, label: str) -> Heartbeat:
+    """Return this worker's heartbeat, with the node it is on."""
+    return Heartbeat(folder, name, label=label, node=ray.get_runtime_context().get_node_id())
+
+
+def watchman_of(folder: Path, settings: ClusterSettings) -> Watchman:
+    """Return who looks after the workers of the connected cluster whose heartbeats lie in a folder."""
+    return Watchman(folder, Vigil(hang_s=settings.hang_s), on_node=_on_node, show=_show)
+
+
+def _on_node(beat: Beat, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function on a worker's machine and return its result; None where that does not answer."""
+    if (beat.node, beat.host) == (ray.get_runtime_context().get_node_id(), socket.gethostname()[:64]):
+        return function(*arguments)
+    there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0)(function).options(name="look at a worker", scheduling_strategy=there)
+    asked = task.remote(*arguments)
+    try:
+        return ray.get(asked, timeout=ANSWER_S)
+    except ray.exceptions.RayError:
+        ray.cancel(asked, force=True)
+        return None
+
+
 def _work(config: dict[str, Any]) -> None:
     """Run one Ray Train worker.
 
@@ -195,13 +237,17 @@ def _work(config: dict[str, Any]) -> None:
     if refusal.exists():
         return
     context = ray.train.get_context()
+    rank = context.get_world_rank()
     worker.use_cores(config["threads"], context.get_local_world_size())
-    open_rows = partial(
-        _open_rows, batches, task=task, rank=context.get_world_rank(), num_workers=context.get_world_size()
-    )
+    heart = heartbeat(_beats(task.folder, config["attempt"]), f"rank-{rank}", label=f"worker of rank {rank}")
+    open_rows = partial(_open_rows, batches, heart, task=task, rank=rank, num_workers=context.get_world_size())
     watch: Watch | None = config["watch"]
     device = ray.train.torch.get_device()
     logged: dict[str, Any] = {"step": 0, "tokens": 0, "trial_seconds": 0.0}  # the newest step, and when it was read
+
+    def leads_to(metrics: dict[str, Any]) -> str:
+        due = metrics["step"] % task.train.checkpoint_every == 0 or metrics["step"] == task.train.steps
+        return "saving" if due else "updating"
 
     def report_measured(metrics: dict[str, Any]) -> None:
         logged.update({key: metrics[key] for key in logged if key in metrics})
@@ -213,9 +259,9 @@ def _work(config: dict[str, Any]) -> None:
             task,
             device=device,
             open_rows=open_rows,
-            report=ray.train.report if watch is None else report_measured,
+            report=heart.marking(ray.train.report if watch is None else report_measured, "reporting", leads_to),
             gauges=gauges(task.name),
-            evaluate=watch.open(device) if watch else None,
+            evaluate=heart.marking(watch.open(device), "measuring") if watch else None,
         )
     except (Diverged, DivergedWeights) as error:
         if watch is None:
@@ -225,10 +271,14 @@ def _work(config: dict[str, Any]) -> None:
     except SettingsError as error:
         _leave(refusal, error)
         raise
+    finally:
+        heart.close()
 
 
-def _open_rows(batches: Any, start: int, stop: int, *, task: "Task", rank: int, num_workers: int) -> Any:
-    return batches(
+def _open_rows(
+    batches: Any, heart: Heartbeat, start: int, stop: int, *, task: "Task", rank: int, num_workers: int
+) -> Any:
+    rows = batches(
         task.shards,
         seed=task.seed,
         start_step=start,
@@ -241,6 +291,7 @@ def _open_rows(batches: Any, start: int, stop: int, *, task: "Task", rank: int, 
         shuffle_shards=task.shuffle_shards,
         prefetch_bytes=task.prefetch_bytes,
     )
+    return heart.around(rows, waiting="waiting for rows", working="updating", step=start)
 
 
 def gauges(run: str) -> Callable[[dict[str, Any]], None]:
@@ -268,13 +319,17 @@ def _gauges() -> dict[str, Any]:
     }
 
 
-def _cause(error: TrainingFailedError) -> Exception:
-    """Return the error to show for a failed training: the workers' own where there is one."""
+def _cause(error: TrainingFailedError, hung: list[str]) -> Exception:
+    """Return the error to show for a failed training: the workers' own where there is one, else who stood still."""
     failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     for failure in failures:
         inner = getattr(failure, "cause", None) or failure
         if isinstance(inner, SettingsError):
             return SettingsError(str(inner))
+    if hung:
+        return RuntimeError(
+            f"the training workers failed: {hung[-1]}; if that was work, raise cluster.hang_s, else see its stack above"
+        )
     text = str(failures[0]) if failures else str(error)
     last = next((line for line in reversed(text.strip().splitlines()) if line.strip()), text)
     return RuntimeError(f"the training workers failed: {last.strip()}")

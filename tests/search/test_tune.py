@@ -1,6 +1,8 @@
 """Ray Tune around a study, with real trials on a real cluster."""
 
 import os
+import re
+import signal
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -26,6 +28,18 @@ class Deadly(Shared):
     def task_of(self, plan):
         if plan.number in self.numbers:
             os._exit(1)
+        return super().task_of(plan)
+
+
+@dataclass(frozen=True)
+class Stopping(Shared):
+    """A trial with this number stops its worker, which goes on only when it is told to."""
+
+    number: int = -1
+
+    def task_of(self, plan):
+        if plan.number == self.number:
+            os.kill(os.getpid(), signal.SIGSTOP)
         return super().task_of(plan)
 
 
@@ -82,6 +96,22 @@ def test_a_trial_that_dies_is_a_failed_row_and_the_study_goes_on(ray_cluster, tm
     assert [record.number for record in records if record.state == "failed"] == [1, 6]
     assert Counter(record.finished for record in records) == {True: 8}
     assert "ActorDied" in records[1].reason and "\n" not in records[1].reason
+
+
+@pytest.mark.slow
+def test_a_trial_whose_worker_stands_still_is_told_and_ended(ray_cluster, tmp_path, configured, shared_of, capfd):
+    config = configured({"trials": 6})
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    shared = Stopping(**vars(shared_of(config)), number=2)
+    study = study_of(tmp_path, config, shared)
+    tune.run(study, shared, config.cluster.model_copy(update={"hang_s": 10.0}))
+    records = study.records()
+    assert [record.number for record in records if record.state == "failed"] == [2]
+    assert Counter(record.finished for record in records) == {True: 6}
+    said = capfd.readouterr().out
+    assert re.search(r"worker of trial 2 \(pid .*its process is stopped; starting, 0 updates made\n    .+", said), said
+    assert re.search(r"worker of trial 2 \(pid .*cluster\.hang_s is 10: it is ended", said)
+    assert not list(shared.folder.glob(".heartbeats-*"))
 
 
 @pytest.mark.slow

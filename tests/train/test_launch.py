@@ -1,13 +1,22 @@
 """Real Ray Train workers: the same losses on one and on two, and errors that come out in one line."""
 
 import json
+import os
+import re
+import signal
+import threading
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
+from e2ray.train import launch
+from e2ray.train.heartbeat import read_beats
 from e2ray.train.launch import Resources, resources, shortage, train
 from e2ray.train.ledger import read_ledger
 from e2ray.train.record import read_metrics
@@ -44,6 +53,105 @@ def test_a_damaged_shard_comes_out_as_one_line_and_is_not_retried_for_ever(ray_c
         train(task, ClusterSettings(max_failures=2))
     assert "\n" not in str(caught.value)
     assert not [path for path in Path(task.folder).iterdir() if path.name.startswith(".refused")]
+
+
+@contextmanager
+def meanwhile(function):
+    """Run a function in a thread beside the block; its error is the block's."""
+    errors = []
+
+    def run():
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    thread.join()
+    assert not errors, errors
+
+
+def beat_at_step(folder, step, *, timeout_s=120):
+    end = time.monotonic() + timeout_s
+    while True:
+        for path in folder.glob(".heartbeats-*"):
+            for beat in read_beats(path):
+                if beat.name == "rank-1" and beat.step >= step:
+                    return beat
+        assert time.monotonic() < end, "no worker got there"
+        time.sleep(0.05)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_stopped_worker_is_told_and_replaced_and_the_losses_stay(ray_cluster, task, tmp_path, capfd):
+    task = replace(task, train=task.train.model_copy(update={"steps": 40, "checkpoint_every": 10}))
+    settings = ClusterSettings(num_workers=2, max_failures=1, hang_s=10)
+    train(task, settings)
+    unbroken = read_metrics(task.folder)
+    (tmp_path / "stopped").mkdir()
+    stopped = replace(task, folder=tmp_path / "stopped")
+    capfd.readouterr()
+
+    def stop():
+        os.kill(beat_at_step(stopped.folder, 12).pid, signal.SIGSTOP)
+
+    with meanwhile(stop):
+        train(stopped, settings)
+    said = capfd.readouterr().out
+    told = re.search(
+        r"worker of rank 1 \(pid \d+ on .+\): no progress for \d s, its process is stopped; .+\n    .+", said
+    )
+    assert told, said
+    assert re.search(r"worker of rank 1 .* cluster.hang_s is 10: it is ended, and the workers start anew", said)
+    lines = read_metrics(stopped.folder)
+    assert [line["step"] for line in lines] == list(range(1, 41))
+    assert [line["loss"] for line in lines] == [line["loss"] for line in unbroken]
+    assert not list(stopped.folder.glob(".heartbeats-*"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_worker_whose_step_is_deadlocked_is_told_with_its_stack_and_replaced(ray_cluster, task, tmp_path, capfd):
+    class Deadlock:  # in here, so that it travels by value
+        def __init__(self, flag):
+            self.flag = flag
+
+        def open(self, device):
+            return self.measure
+
+        def measure(self, engine, step):
+            if step == 3 and engine.rank == 0 and not self.flag.exists():
+                self.flag.write_text("")
+                update, lock = engine.update, __import__("threading").Lock()
+
+                def update_that_never_ends(*arguments, **options):
+                    lock.acquire()
+                    lock.acquire()
+                    return update(*arguments, **options)
+
+                engine.update = update_that_never_ends
+            return {}
+
+    began = time.monotonic()
+    settings = ClusterSettings(num_workers=2, max_failures=1, hang_s=10)
+    launch.try_out(task, settings, Deadlock(tmp_path / "flag"), [])
+    said = capfd.readouterr().out
+    assert re.search(
+        r"rank 0 .* process is alive; updating, 3 updates made\n    .*:\d+ in update_that_never_ends", said
+    ), said
+    assert re.search(r"rank 0 .* it is ended, and the workers start anew", said)
+    assert [line["step"] for line in read_metrics(task.folder)] == list(range(1, 9))
+    assert time.monotonic() - began < 180
+
+
+def test_a_worker_that_hung_more_often_than_it_may_is_the_error():
+    died = WorkerGroupError("2 failed", {0: RuntimeError("The actor died"), 1: RuntimeError("connection reset")})
+    shown = str(launch._cause(died, ["worker of rank 1: no progress for 300 s (updating, 7 updates made)"]))
+    assert re.search(r"rank 1: no progress for 300 s .*; if that was work, raise cluster\.hang_s", shown)
+    assert "The actor died" in str(launch._cause(died, []))
 
 
 @pytest.mark.ray

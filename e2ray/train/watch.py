@@ -1,0 +1,172 @@
+"""The driver's eye on its workers: one that stands still is told with its stack, and ended when it does so for long.
+
+`Vigil` decides from what the workers say and a clock, and knows neither processes nor Ray. Time is the driver's own
+and counts from the last news of a worker, so that clocks of machines need not agree.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from e2ray.train import standstill
+from e2ray.train.heartbeat import RESTING, Beat, read_beats
+
+LOOK_S = 1.0
+NOTICE_S = 50.0  # a minute, less what looking takes
+AGAIN = 0.1  # of the notice's time between two looks at one process
+PATIENCE = 1.5  # times the longest one of its kind before a phase is told
+LIMIT = 3.0  # times the longest one of its kind before a phase is ended, where that is more than hang_s
+FIRST = 6.0  # times hang_s for a phase that has never ended: loading, compiling, the first checkpoint
+SHOWN = 3  # workers whose stacks are shown; the others mostly wait for them
+
+
+class OnNode(Protocol):
+    """Runs a function on the machine of a worker."""
+
+    def __call__(self, beat: Beat, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return its result; None where that machine does not answer."""
+
+
+@dataclass
+class _Seen:
+    beat: Beat
+    since: float
+    looked: float = float("-inf")
+    told: bool = False
+    left: bool = False  # ended, by us or by itself
+
+
+class Vigil:
+    """Which workers stand still."""
+
+    def __init__(self, *, hang_s: float, notice_s: float = NOTICE_S) -> None:
+        """Take `cluster.hang_s`; a notice comes no later than half of it."""
+        self.hang_s, self.notice_s = hang_s, min(notice_s, hang_s / 2)
+        self._seen: dict[str, _Seen] = {}
+        self._longest: dict[str, float] = {}  # of all workers, those that were replaced too
+        self._shown = 0
+
+    def hear(self, beats: list[Beat], now: float) -> None:
+        """Take what the workers say at a time in s."""
+        beats = [beat for beat in beats if beat.phase != RESTING]
+        for beat in beats:
+            for phase, seconds in beat.longest.items():
+                self._longest[phase] = max(self._longest.get(phase, 0.0), seconds)
+            seen = self._seen.get(beat.name)
+            if seen is None or (seen.beat.pid, seen.beat.born, seen.beat.ticks) != (beat.pid, beat.born, beat.ticks):
+                self._seen[beat.name] = _Seen(beat, now)
+                self._shown = 0
+        for name in self._seen.keys() - {beat.name for beat in beats}:
+            del self._seen[name]  # it has ended its work
+
+    def quiet(self, now: float) -> list[Beat]:
+        """Return who has said nothing for so long that its process is to be looked at, now and then."""
+        found = []
+        for seen in self._seen.values():
+            since_look = now - max(seen.looked, seen.since)
+            due = self.notice_s if seen.looked < seen.since else AGAIN * self.notice_s
+            if not seen.left and since_look >= due:
+                seen.looked = now
+                found.append(seen.beat)
+        return found
+
+    def idle(self, beat: Beat, now: float) -> float:
+        """Return for how long, in s, a worker has said nothing."""
+        return now - self._seen[beat.name].since
+
+    def lost(self, beat: Beat) -> None:
+        """Take it that a worker's process is no more: Ray Train sees to it."""
+        self._seen[beat.name].left = True
+
+    def is_new(self, beat: Beat, now: float, *, stopped: bool) -> bool:
+        """Return whether a quiet worker is to be told, once a standstill: at once if stopped, else beyond the usual."""
+        seen = self._seen[beat.name]
+        usual = PATIENCE * self._longest.get(beat.phase, 0.0)
+        new = not seen.told and (stopped or now - seen.since >= max(self.notice_s, usual))
+        seen.told = seen.told or new
+        return new
+
+    def shows_stack(self) -> bool:
+        """Return whether one more stack is shown; the count begins anew with the next progress."""
+        self._shown += 1
+        return self._shown <= SHOWN
+
+    def is_hung(self, beat: Beat, now: float, *, stopped: bool) -> bool:
+        """Return whether a quiet worker is to be replaced."""
+        longest = self._longest.get(beat.phase)
+        patient = FIRST * self.hang_s if longest is None else max(self.hang_s, LIMIT * longest)
+        return self.idle(beat, now) >= (self.hang_s if stopped else patient)
+
+
+class Watchman:
+    """Looks after the workers whose beats lie in a folder, and keeps what it has ended."""
+
+    def __init__(self, folder: Path, vigil: Vigil, *, on_node: OnNode, show: Callable[[str], None]) -> None:
+        """Take what runs on a worker's machine, and what prints a line."""
+        self.folder, self.vigil, self.on_node, self.show = folder, vigil, on_node, show
+        self.replaced: list[str] = []
+
+    def look(self) -> None:
+        """Look once."""
+        now = time.monotonic()
+        self.vigil.hear(read_beats(self.folder), now)
+        conditions = {beat.name: (beat, self._condition(beat)) for beat in self.vigil.quiet(now)}
+        for beat, found in sorted(conditions.values(), key=lambda each: (each[1] != "stopped", each[0].ticks)):
+            stopped = found == "stopped"
+            if found == "gone":
+                self.vigil.lost(beat)
+                continue
+            if self.vigil.is_new(beat, now, stopped=stopped):
+                self._tell(beat, found, self.vigil.idle(beat, now))
+            if self.vigil.is_hung(beat, now, stopped=stopped):
+                self._replace(beat, self.vigil.idle(beat, now))
+
+    def _condition(self, beat: Beat) -> str:
+        return self.on_node(beat, standstill.condition, beat) or "out of reach"
+
+    def _tell(self, beat: Beat, found: str, idle: float) -> None:
+        lines = [f"warning: {_named(beat)}: no progress for {idle:.0f} s, its process is {found}; {_phase(beat)}"]
+        if self.vigil.shows_stack():
+            frames = self.on_node(beat, standstill.stack, self.folder, beat) or ["its machine does not answer"]
+            lines += [f"    {frame}" for frame in frames]
+        self.show("\n".join(lines))
+
+    def _replace(self, beat: Beat, idle: float) -> None:
+        line = f"{_named(beat)}: no progress for {idle:.0f} s ({_phase(beat)})"
+        self.show(f"{line}, cluster.hang_s is {self.vigil.hang_s:g}: it is ended, and the workers start anew")
+        self.replaced.append(line)
+        self.on_node(beat, standstill.end, beat)
+        self.vigil.lost(beat)
+
+
+def _named(beat: Beat) -> str:
+    return f"{beat.label} (pid {beat.pid} on {beat.host})"
+
+
+def _phase(beat: Beat) -> str:
+    return f"{beat.phase}, {beat.step} updates made"
+
+
+@contextmanager
+def watched(watchman: Watchman, *, every_s: float = LOOK_S) -> Iterator[None]:
+    """Look after the workers in a thread while the block runs."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        try:
+            while not ended.wait(every_s):
+                watchman.look()
+        except Exception as error:  # the training goes on
+            watchman.show(f"warning: workers that stand still are told no more: {type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=follow, name="e2ray watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
