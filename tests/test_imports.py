@@ -19,6 +19,7 @@ LAYERS = (
     "search",
     "report",
     "export",
+    "twin",
     "plan",
     "generate",
     "doctor",

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,13 +29,23 @@ from transformers.utils import is_flash_attn_2_available
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, LoraSettings, Model, ModelSettings, PretrainedModel
 from e2ray.core.proof import prove, seeded
-from e2ray.core.rope import LOCAL_LAYER_TYPE
+from e2ray.core.rope import LOCAL_LAYER_TYPE, other_keys
 
 # Rope types whose frequencies depend on the length of the text: no fixed model to train on top of.
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 SCALINGS = ("linear", "llama3", "yarn", *LENGTH_DEPENDENT)
-
-__all__ = ["BaseFacts", "base_facts", "build_model", "load_tokenizer", "merged", "prove", "resolve_attention"]
+__all__ = [
+    "BaseFacts",
+    "base_facts",
+    "build_model",
+    "check_attention",
+    "load_tokenizer",
+    "merged",
+    "model_class",
+    "prove",
+    "resolve_attention",
+    "trained_config",
+]
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ def build_model(
     Raises:
         SettingsError: If the checkpoint, the attention or a module named for LoRA is not there.
     """
-    attention = resolve_attention(settings, device, dtype=dtype)
+    attention = resolve_attention(settings, device, dtype=dtype, kind=model_class(settings))
     if isinstance(settings, LlamaModel):
         model = _build_llama(settings, attention=attention, vocab_size=vocab_size, seed=seed)
         for parameter in model.parameters():  # model.to(dtype) would round the frequencies too
@@ -143,17 +154,54 @@ def made_ready(model: PreTrainedModel, settings: Model, *, seed: int) -> PreTrai
         return _with_adapters(model, settings.lora)
 
 
-def resolve_attention(settings: ModelSettings, device: str | torch.device, *, dtype: torch.dtype | None = None) -> str:
-    """Return the attention implementation for transformers: flash_attention_2 where it can run, else sdpa.
+def model_class(settings: Model) -> type[PreTrainedModel]:
+    """Return the class that transformers makes a causal language model of these settings with.
+
+    Raises:
+        SettingsError: If there is no usable config, or transformers knows no causal language model for it.
+    """
+    if isinstance(settings, LlamaModel):
+        return LlamaForCausalLM
+    config = _load_config(settings)
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if found is None:
+        raise SettingsError(
+            f"model.path {settings.path}: transformers has no causal language model for {config.model_type}; choose a "
+            "checkpoint of one"
+        )
+    return found
+
+
+def check_attention(settings: ModelSettings, kind: type[PreTrainedModel]) -> None:
+    """Raise SettingsError if the attention that is asked for is none that a class of models can compute."""
+    wanted = settings.attention
+    if wanted != "auto" and wanted not in _attentions(kind):
+        raise SettingsError(
+            f"model.attention: {wanted} is none that {kind.__name__} can compute, wanted one of "
+            f"{', '.join(_attentions(kind))}; set it to auto or {_attentions(kind)[-1]}"
+        )
+
+
+def resolve_attention(
+    settings: ModelSettings,
+    device: str | torch.device,
+    *,
+    dtype: torch.dtype | None = None,
+    kind: type[PreTrainedModel] = LlamaForCausalLM,
+) -> str:
+    """Return the attention implementation for transformers: flash_attention_2 where it can run, else sdpa, else eager.
 
     Args:
         settings: `attention: auto` leaves the choice to this function.
         device: Where the model will run.
         dtype: Of its parameters; flash_attention_2 knows no float32. None means a half precision.
+        kind: Class of the model; not every one can compute every attention.
 
     Raises:
-        SettingsError: If flash_attention_2 is asked for and cannot run.
+        SettingsError: If an attention is asked for and cannot run.
     """
+    check_attention(settings, kind)
+    able = _attentions(kind)
     obstacle = None
     if torch.device(device).type != "cuda":
         obstacle = f"needs a GPU, the device is {torch.device(device).type}"
@@ -161,11 +209,23 @@ def resolve_attention(settings: ModelSettings, device: str | torch.device, *, dt
         obstacle = "needs bf16 weights, train.precision is fp32"
     elif not is_flash_attn_2_available():
         obstacle = "is not installed (pip install e2ray[gpu])"
+    without_flash = next(attention for attention in able if attention != "flash_attention_2")
     if settings.attention == "auto":
-        return "sdpa" if obstacle else "flash_attention_2"
+        return without_flash if obstacle else able[0]
     if settings.attention == "flash_attention_2" and obstacle:
-        raise SettingsError(f"model.attention: flash_attention_2 {obstacle}; set it to auto or sdpa")
+        raise SettingsError(f"model.attention: flash_attention_2 {obstacle}; set it to auto or {without_flash}")
     return settings.attention
+
+
+def _attentions(kind: type[PreTrainedModel]) -> list[str]:
+    """Return the attentions a class of models can compute, fastest first.
+
+    A class that lists its flash implementations is given another one of them by transformers where flash_attention_2
+    is not among them, so that counts as none.
+    """
+    listed = getattr(kind, "_compatible_flash_implementations", None)
+    flash = kind._supports_flash_attn and (listed is None or "flash_attention_2" in listed)
+    return [*(["flash_attention_2"] if flash else []), *(["sdpa"] if kind._supports_sdpa else []), "eager"]
 
 
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -196,7 +256,7 @@ def _unscaled(rope_parameters: dict[str, Any]) -> dict[str, Any]:
     plain = {}
     for key, part in _global_parts(rope_parameters).items():
         kept = {name: part[name] for name in ("rope_theta", "partial_rotary_factor") if part.get(name) is not None}
-        plain[key] = {"rope_type": "default", **kept} if _is_scaled(part) else part
+        plain[key] = {"rope_type": "default", **kept, **other_keys(part)} if _is_scaled(part) else part
     return plain[""] if "" in plain else rope_parameters | plain
 
 
@@ -298,15 +358,25 @@ def _build_llama(settings: LlamaModel, *, attention: str, vocab_size: int | None
         return LlamaForCausalLM(config)
 
 
-def _load_checkpoint(
-    settings: PretrainedModel, *, attention: str, dtype: torch.dtype, vocab_size: int | None
-) -> PreTrainedModel:
+def trained_config(settings: PretrainedModel) -> PreTrainedConfig:
+    """Return the config a checkpoint is trained with: its own, or with `replace` the one without its scaling.
+
+    Raises:
+        SettingsError: As `base_facts`.
+    """
     config = _load_config(settings)
     facts = _config_facts(settings, config)
     # Has to be written before the model is made: later changes of a config have no effect on its frequencies.
     config.rope_parameters = facts.trained_rope_parameters
     if facts.base_scaling == "replace":  # servers multiply this length by the factor they are given
         config.max_position_embeddings = facts.base_context_length
+    return config
+
+
+def _load_checkpoint(
+    settings: PretrainedModel, *, attention: str, dtype: torch.dtype, vocab_size: int | None
+) -> PreTrainedModel:
+    config = trained_config(settings)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             _location(settings.path, key="model.path"),

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from transformers import Ministral3Config, Ministral3ForCausalLM
 
 from e2ray.config.base import SettingsError
 from e2ray.evaluate import serving
 from e2ray.evaluate.serving import compared_layers, verify
 from e2ray.export import make_profile
-from tests.core.tiny import FAMILIES, tiny_config, tiny_model
+from tests.core.tiny import FAMILIES, SIZES, tiny_config, tiny_model
 
 L = 64
 SCALES = (1.0, 1.5, 2.0, 3.0, 7.0, 16.0)
@@ -20,16 +21,19 @@ YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_ma
 def served(folder, family, *, scales=SCALES, change=None, base_scaling=None, **changes):
     """Save a tiny model with a profile for each scale, changed by `change`, and return what verifying says."""
     tiny_model(family, **changes).save_pretrained(folder)
-    config = tiny_config(family, **changes)
-    lengths = {int(scale * L): scale for scale in scales}
+    return verified(folder, tiny_config(family, **changes), scales=scales, change=change, base_scaling=base_scaling)
+
+
+def verified(folder, config, *, scales, change=None, base_scaling=None, base=L):
+    lengths = {int(scale * base): scale for scale in scales}
     for length, scale in lengths.items():
-        override = make_profile(config, L, length, base_scaling=base_scaling, scale=scale).override
+        override = make_profile(config, base, length, base_scaling=base_scaling, scale=scale).override
         rope = override["rope_parameters"]
         if change is not None:
             change(rope["full_attention"] if "full_attention" in rope else rope)
-        (folder / "serving" / str(length)).mkdir(parents=True)
+        (folder / "serving" / str(length)).mkdir(parents=True, exist_ok=True)
         (folder / "serving" / str(length) / "config_override.json").write_text(json.dumps(override))
-    return verify(folder, base_context_length=L, context_lengths=list(lengths), scales=lengths)
+    return verify(folder, base_context_length=base, context_lengths=list(lengths), scales=lengths)
 
 
 @pytest.mark.parametrize("spread", [0.02, SHARP])
@@ -38,17 +42,23 @@ def test_a_good_profile_passes_at_every_scale_however_sharp_the_weights(family, 
     checks = served(tmp_path, family, initializer_range=spread)
     assert [check.scale for check in checks] == list(SCALES)
     for check in checks:
-        assert check.max_logit_difference <= 2 * check.logit_noise + 1e-5
+        assert check.logit_difference <= 2 * check.logit_noise + 1e-5
         if check.scale in (1.0, 2.0, 16.0):  # dividing by a power of two rounds nothing
             assert check.max_logit_difference == 0.0
 
 
-@pytest.mark.parametrize("scale", [2.0, 3.0, 7.0])
-@pytest.mark.parametrize("seed", [3, 4])
-def test_rounding_above_the_old_absolute_limit_is_no_error(scale, seed, tmp_path):
-    """Sharp, deep and far out: one ulp in the angles alone moves logits by more than 1e-4."""
-    (check,) = served(tmp_path, "llama", scales=(scale,), initializer_range=0.3, num_hidden_layers=6, seed=seed)
-    assert check.logit_noise > 1e-4
+@pytest.mark.parametrize("scale", [3.0, 7.0])
+def test_what_rounding_makes_of_deep_and_sharp_models_is_no_error(scale, tmp_path):
+    (check,) = served(tmp_path, "llama", scales=(scale,), initializer_range=0.3, num_hidden_layers=6)
+    assert check.max_logit_difference > 1e-4  # and yet it is served as it was trained
+
+
+def test_single_tokens_that_a_router_sends_to_other_experts_for_an_ulp_do_not_count():
+    logits = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    elsewhere = logits.clone()
+    elsewhere[3] += 5.0
+    assert serving._typical(elsewhere, logits) == 0.0
+    assert serving._typical(logits + 0.25, logits) == pytest.approx(0.25)
 
 
 def test_a_kept_yarn_passes_at_scales_that_are_no_powers_of_two(tmp_path):
@@ -59,12 +69,11 @@ def by(factor):
     return lambda rope: rope.update(factor=rope["factor"] * factor)
 
 
-@pytest.mark.parametrize("spread", [0.02, SHARP])
-@pytest.mark.parametrize("scale", [2.0, 3.0, 16.0])
+@pytest.mark.parametrize("scale", [2.0, 3.0])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_factor_off_by_a_ten_thousandth_is_refused(family, scale, spread, tmp_path):
+def test_a_factor_off_by_a_ten_thousandth_is_refused(family, scale, tmp_path):
     with pytest.raises(SettingsError, match=rf"frequencies differ .* scale {scale:g} by 0.0001 of their value"):
-        served(tmp_path, family, scales=(scale,), change=by(1.0001), initializer_range=spread)
+        served(tmp_path, family, scales=(scale,), change=by(1.0001), initializer_range=SHARP)
 
 
 @pytest.mark.parametrize("scale", [2.0, 3.0])
@@ -110,7 +119,9 @@ def test_scores_scaled_by_a_thousandth_are_refused_though_all_angles_are_right(f
         return model
 
     monkeypatch.setattr(serving, "_load", loaded)
-    with pytest.raises(SettingsError, match=r"its logits differ .* one ulp in the angles makes .* is allowed; refused"):
+    with pytest.raises(
+        SettingsError, match=r"its logits differ .* under the very same angles, wanted at most .* refused"
+    ):
         served(tmp_path, family, scales=(3.0,), initializer_range=SHARP)
 
 
@@ -137,9 +148,15 @@ def test_one_layer_of_each_type_and_two_at_least_are_compared():
     assert compared_layers(tiny_config("llama", num_hidden_layers=1)) == [0]
 
 
-def test_what_stands_at_the_end_of_a_context_is_compared_too(tmp_path):
-    """A layer that reads positions itself is right at the beginning and wrong behind it."""
-    (check,) = served(tmp_path / "one", "llama", scales=(16.0,))
-    assert check.tokens == 512 < 16 * L
-    module = tiny_model("llama").model.rotary_emb
-    assert serving._turns(module, torch.tensor([[0]]), {})[0].shape == (1, 16)
+@pytest.mark.parametrize("length", [1024, 4096])
+def test_a_layer_that_reads_positions_is_compared_at_the_end_of_the_context_too(length, tmp_path):
+    """Ministral's queries grow with the plain position, here from position 700 on and in the profile from 600 on."""
+    rope = YARN | {"original_max_position_embeddings": 700, "llama_4_scaling_beta": 0.1}
+    config = Ministral3Config(**SIZES, head_dim=16, sliding_window=None, rope_parameters=rope)
+    torch.manual_seed(0)
+    Ministral3ForCausalLM(config).save_pretrained(tmp_path)
+    scale = length / L
+    verified(tmp_path, config, scales=(scale,), base_scaling="keep")
+    change = lambda rope: rope.update(original_max_position_embeddings=600)  # noqa: E731
+    with pytest.raises(SettingsError, match=r"its logits differ .* under the very same angles"):
+        verified(tmp_path, config, scales=(scale,), base_scaling="keep", change=change)
