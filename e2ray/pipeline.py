@@ -19,7 +19,8 @@ from e2ray.config.model import PretrainedModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.config.train import TrainSettings
-from e2ray.evaluation import SAMPLES, SUITES, check_suites, evaluate, suites
+from e2ray.evaluate.removed import sentence
+from e2ray.evaluation import SAMPLES, SUITES, check_suites, evaluate, removed_of, suites
 from e2ray.run import Run, fetched_tokenizer, refuse_other_settings, reporting, resolve, result_line, show
 from e2ray.train.record import now, read_status, write_status
 
@@ -267,6 +268,8 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
             return
         base = base_of(run, shards)
         if "train" in stages:
+            if removed := removed_of(run, shards, base):
+                show(sentence(removed))
             train(run, shards, base)
         if "evaluate" in stages and run.config.evaluate:
             evaluate(run, shards, base)

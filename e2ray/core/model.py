@@ -57,12 +57,14 @@ class BaseFacts:
         rope_parameters: The checkpoint's own, flat or per layer type.
         scaling: Rope type of the scaling the checkpoint carries; None without one.
         base_scaling: Whether that scaling is kept or replaced by none; None without one.
+        factor: Of that scaling; None without one.
     """
 
     base_context_length: int
     rope_parameters: dict[str, Any]
     scaling: str | None
     base_scaling: Literal["keep", "replace"] | None
+    factor: float | None = None
 
     @property
     def trained_rope_parameters(self) -> dict[str, Any]:
@@ -112,6 +114,7 @@ def build_model(
     vocab_size: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    untouched: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """Return the model of a run, ready to be trained; inverse frequencies are float32 whatever the dtype.
 
@@ -121,6 +124,7 @@ def build_model(
         vocab_size: Tokens of the tokenizer; needed to build a model, checked against a checkpoint's embeddings.
         seed: Of the built weights and of the adapters; the global random state is left as it was.
         device: Where the model is put.
+        untouched: Leave a checkpoint its own scaling, whatever `base_scaling` says.
 
     Raises:
         SettingsError: If the checkpoint, the attention or a module named for LoRA is not there.
@@ -131,7 +135,8 @@ def build_model(
         for parameter in model.parameters():  # model.to(dtype) would round the frequencies too
             parameter.data = parameter.data.to(dtype)
     else:
-        model = _load_checkpoint(settings, attention=attention, dtype=dtype, vocab_size=vocab_size)
+        config = _load_config(settings) if untouched else trained_config(settings)
+        model = _load_checkpoint(settings, config, attention=attention, dtype=dtype, vocab_size=vocab_size)
     return made_ready(model.to(device), settings, seed=seed)
 
 
@@ -332,7 +337,7 @@ def _config_facts(settings: PretrainedModel, config: PreTrainedConfig) -> BaseFa
             f"model.base_context_length: the config.json of {path} does not say how many tokens it was pretrained "
             "with before any scaling; set it"
         )
-    return BaseFacts(int(length), rope, scaling, choice)
+    return BaseFacts(int(length), rope, scaling, choice, scaled[0].get("factor") if scaled else None)
 
 
 def _build_llama(settings: LlamaModel, *, attention: str, vocab_size: int | None, seed: int) -> PreTrainedModel:
@@ -374,9 +379,13 @@ def trained_config(settings: PretrainedModel) -> PreTrainedConfig:
 
 
 def _load_checkpoint(
-    settings: PretrainedModel, *, attention: str, dtype: torch.dtype, vocab_size: int | None
+    settings: PretrainedModel,
+    config: PreTrainedConfig,
+    *,
+    attention: str,
+    dtype: torch.dtype,
+    vocab_size: int | None,
 ) -> PreTrainedModel:
-    config = trained_config(settings)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             _location(settings.path, key="model.path"),

@@ -6,6 +6,7 @@ What was not measured is called missing or unknown, never left to look like a nu
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from e2ray.evaluate.removed import base_name
 from e2ray.report.page import Code, Column, Part, Point, Points, Row, Table, Words
 from e2ray.report.study_terms import (
     best_trial,
@@ -107,7 +108,7 @@ def _base_row(results: StudyResults, retrieval: bool) -> Row:
     mean = base_long(results.facts)
     long = "missing" if mean is None else f"{mean:.3f}"
     cells = [
-        "base, untouched",
+        base_name(results.facts.removed_scaling, untouched=True),
         "",
         "no training, each window at scale 1 or W/L, the better one",
         long,
