@@ -171,7 +171,7 @@ def _with_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedC
     for key, value in vars(config).items():
         if isinstance(value, list | tuple) and len(value) == count:
             setattr(small, key, [value[number] for number in layers])
-        elif key.endswith("intermediate_size") and isinstance(value, int):
+        elif "intermediate_size" in key and isinstance(value, int):
             setattr(small, key, min(value, FEED_FORWARD))
         elif key.endswith("vocab_size") and isinstance(value, int):
             setattr(small, key, min(value, VOCABULARY))

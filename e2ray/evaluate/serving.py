@@ -5,10 +5,10 @@ back to a default without a word. So every profile of an export is loaded with p
 will, and compared with the rotary hook that the model was trained with.
 
 Hook and profile round differently, since one divides positions and the other frequencies, and a deep model makes much
-of little; a router of experts may even choose others. So each thing is judged where rounding can be told from error:
-frequencies in float64 against the unit in the last place (ulp) of float32, the attention factor exactly, layers and
-logits with the trained model's own angles put into the served one, where nothing is left to round, and last the logits
-as they are served, relative to what one ulp in the angles does to them.
+of little; a router may even choose other experts, for all tokens that follow. So what is judged is judged where nothing
+is left to round: frequencies in float64 against the unit in the last place (ulp) of float32, the attention factor
+exactly, and layers and logits with the trained model's own angles put into the served one. How far the logits as they
+are served lie from the trained model's is told beside what one ulp in the angles makes of them.
 """
 
 import math
@@ -38,7 +38,6 @@ FREQUENCY_ULPS = 3  # a frequency comes about by three roundings of half an ulp,
 ROTARY_TOLERANCE = 2e-6
 ANGLE_TOLERANCE = 5e-7
 EQUAL_ULPS = 8  # of the largest number compared, where both sides compute the same
-NOISE_MULTIPLE = 4  # of what one ulp in the angles does; rounding came to 1.3 of it at most
 LOGITS_STRIDE = 4  # logits of every fourth token are compared, at a large vocabulary a quarter of a GB as it is
 
 Outputs = dict[str, Float[Tensor, "tokens width"]]
@@ -112,7 +111,7 @@ def verify(
     Compared are, for every profile: the inverse frequencies of each rotary module in float64 and its attention factor,
     at every power of two of positions up to W; its cosines and sines at all positions from 0 to W - 1; and of random
     tokens (at most 512, at the beginning of W and at its end) the outputs of the first layer of each type, of two
-    layers at least, and the logits under the very same angles, and the logits under the profile's own.
+    layers at least, and the logits, all under the very same angles. The logits under the profile's own are measured.
 
     Args:
         folder: An export; its files are what is checked.
@@ -226,15 +225,9 @@ def _compare(served: PreTrainedModel, hook: RotaryHook, length: int, scale: floa
                     f"wanted at most {allowed:.2g}; refused"
                 )
         logits = _outputs(served, text.tokens, text.positions)["logits"]
-        difference = _typical(logits, text.outputs["logits"])
-        allowed = NOISE_MULTIPLE * text.noise + EQUAL_ULPS * ULP * float(text.outputs["logits"].abs().max())
-        if not difference <= allowed:
-            raise SettingsError(
-                f"serving/{length}: loaded back, its logits {where} {difference:.2g}, wanted at most {allowed:.2g} "
-                f"(one ulp in the angles makes {text.noise:.2g}); refused"
-            )
         largest = max(largest, _difference(logits, text.outputs["logits"]))
-        typical, noise = max(typical, difference), max(noise, text.noise)
+        typical = max(typical, _typical(logits, text.outputs["logits"]))
+        noise = max(noise, text.noise)
     return Check(length, scale, wanted[0].tokens.shape[1], largest, typical, noise, rotary)
 
 
@@ -372,10 +365,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 
 def _typical(one: Float[Tensor, "tokens vocab"], other: Float[Tensor, "tokens vocab"]) -> float:
-    """Return the largest difference of a token's logits, the median over the tokens.
-
-    A router may send single tokens to other experts for less than an ulp.
-    """
+    """Return the largest difference of a token's logits, the median over the tokens."""
     return float((one - other).abs().amax(dim=1).median())
 
 

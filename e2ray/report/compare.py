@@ -99,9 +99,9 @@ def summary(
     """Return one row per lane, in the order of `NAMES`.
 
     Each has `lane`, `name`, `seeds`, `nll` (per window: `mean`, `half` (95 % over seeds, None for one), `unscaled`
-    (g = 1), `over_paper` with `low` and `high` (mean minus the paper's preset, 95 % over documents)), `long` and `short`
-    (`mean`, `half`), `retrieval` (per task and context length: `share` found, `low` and `high`, `trials`), `tokens`,
-    `step_s`, `train_s`, `peak_mib` (None for a lane without training). What was not measured is None.
+    (g = 1), `over_paper` with `low` and `high` (mean minus the paper's preset, 95 % over documents)), `long` and
+    `short` (`mean`, `half`), `retrieval` (per task and context length: `share` found, `low` and `high`, `trials`),
+    `tokens`, `step_s`, `train_s`, `peak_mib` (None for a lane without training). What was not measured is None.
     """
     lanes = [lane for lane in NAMES if any(one["lane"] == lane for one in found)]
     by_lane = {lane: [one for one in found if one["lane"] == lane] for lane in lanes}

@@ -236,7 +236,8 @@ def _share(record: RunRecord, task: str, model: str, length: int) -> str:
 def suites_table(records: Sequence[RunRecord]) -> Table:
     """Return the scores of the suites, base beside tuned; a task without any is a row of dashes."""
     columns = [
-        Column("task"), Column("metric"), Column("run"), Column(base_title(records), "number"), Column("tuned", "number"),
+        Column("task"), Column("metric"), Column("run"), Column(base_title(records), "number"),
+        Column("tuned", "number"),
         Column("tuned - base", "number"), Column("samples", "number"), Column("truncated", "number"),
     ]  # fmt: skip
     rows = []

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import Ministral3Config, Ministral3ForCausalLM
+from transformers import Ministral3Config, Ministral3ForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from e2ray.config.base import SettingsError
 from e2ray.evaluate import serving
@@ -53,12 +53,16 @@ def test_what_rounding_makes_of_deep_and_sharp_models_is_no_error(scale, tmp_pat
     assert check.max_logit_difference > 1e-4  # and yet it is served as it was trained
 
 
-def test_single_tokens_that_a_router_sends_to_other_experts_for_an_ulp_do_not_count():
-    logits = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
-    elsewhere = logits.clone()
-    elsewhere[3] += 5.0
-    assert serving._typical(elsewhere, logits) == 0.0
-    assert serving._typical(logits + 0.25, logits) == pytest.approx(0.25)
+@pytest.mark.parametrize("experts", [8, 64])
+def test_a_router_that_sends_tokens_elsewhere_for_an_ulp_is_no_error(experts, tmp_path):
+    """Logits are no continuous function of the angles here, so that no bound on their difference would be right."""
+    more = {"num_local_experts": experts, "num_experts_per_tok": 1, "intermediate_size": 16, "sliding_window": None}
+    config = MixtralConfig(**SIZES | more | {"num_hidden_layers": 4})
+    torch.manual_seed(0)
+    MixtralForCausalLM(config).save_pretrained(tmp_path)
+    verified(tmp_path, config, scales=(3.0,), base=1024)
+    with pytest.raises(SettingsError, match="frequencies differ"):
+        verified(tmp_path, config, scales=(3.0,), base=1024, change=by(1.0001))
 
 
 def test_a_kept_yarn_passes_at_scales_that_are_no_powers_of_two(tmp_path):
