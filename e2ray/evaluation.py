@@ -74,7 +74,8 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         found["sentences"] = said + sentences(scales, effective)
         missing = sorted(set(windows) - set(lengths))
         write_evaluation(run.folder, cells, found, missing_windows=missing)
-        write_lengths(run.folder, sums, scales=scales, effective=effective, retrieval=retrieval)
+        tables: dict[str, Any] = {"scales": scales, "effective": effective, "retrieval": retrieval}
+        write_lengths(run.folder, sums, **tables, removed_scaling=scaling_of(removed))
 
     write([])  # what is measured stays, whatever becomes of retrieval
     write_by_length(run.folder, by_length, removed_scaling=scaling_of(removed))

@@ -67,6 +67,11 @@ def base_name(scaling: str | None, *, untouched: bool = False) -> str:
     return f"base, its {scaling} scaling removed"
 
 
+def base_words(scaling: str | None) -> str:
+    """Return the base in running text; arguments as `base_name`."""
+    return "the untouched base" if scaling is None else f"the base without its {scaling} scaling"
+
+
 def scaling_of(removed: Mapping[str, Any] | None) -> str | None:
     """Return the rope type that a `removed_scaling` of a verdict or a file names."""
     return str(removed["scaling"]) if removed else None

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from e2ray.evaluate.perplexity import Cell
-from e2ray.evaluate.removed import base_name
+from e2ray.evaluate.removed import base_name, base_words
 from e2ray.report.drawing import GREEN, PURPLE, new_figure, plain, tidy
 from e2ray.report.evaluation import (
     BLUE,
@@ -52,8 +52,10 @@ def draw_nll(records: Sequence[RunRecord]) -> Figure:
     first = records[0]
     if len(records) == 1:
         right.axhline(0, color=GREY, linewidth=1.5)
-        at_1 = "the untouched base" if first.removed_scaling is None else base_name(first.removed_scaling)
-        for place, (scale, label) in enumerate(((1.0, at_1), (None, "the base at W/L, untrained"))):
+        served = "the base" if first.removed_scaling is None else "the same"
+        for place, (scale, label) in enumerate(
+            ((1.0, base_words(first.removed_scaling)), (None, f"{served} at W/L, untrained"))
+        ):
             pairs = [(first.cell("tuned", w), first.cell("base", w, scale)) for w in windows]
             found = [difference((first, cell), (first, base)) for cell, base in pairs]
             _differences(right, windows, found, f"minus {label}", place)

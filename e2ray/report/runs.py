@@ -103,12 +103,12 @@ def _nll(records: Sequence[RunRecord]) -> list[Part]:
         names = ", ".join(record.name for record in group)
         first = "its base" if len(group) == 1 else group[0].name
         removed = any(record.removed_scaling for record in group)
-        untouched, made_for = ("base", "") if removed else ("untouched base", ", which is all it was made for")
+        base = "base at scale 1" if removed else "untouched base at scale 1, which is all it was made for"
         parts.append(
             Picture(
                 png(draw_nll(group)),
                 f"NLL by window of {names}, tuned and base",
-                f"Tuned at scale W/L, and the {untouched} at scale 1{made_for}. Right: the "
+                f"Tuned at scale W/L, and the {base}. Right: the "
                 f"difference to {first}, document by document. Bands and bars are 95 % intervals over documents. "
                 "Bands of models that read the same documents overlap for what these have in common, which the "
                 "differences do not hold." + base_note(group),
@@ -157,7 +157,7 @@ def _retrieval(records: Sequence[RunRecord]) -> list[Part]:
             continue
         parts.append(
             Picture(
-                png(draw_retrieval(record.retrieval, context_lengths=lengths)),
+                png(draw_retrieval(record.retrieval, context_lengths=lengths, removed_scaling=record.removed_scaling)),
                 f"Answers that {record.name} found, by task, context length and depth",
                 f"{record.name}: share of answers found by context length and depth, the fraction of the text before "
                 "what is asked for. Hatched: not measured, since the length holds no such prompt or was not asked for.",
