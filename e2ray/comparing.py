@@ -63,6 +63,7 @@ def compare(config: RunConfig) -> None:
     Raises:
         SettingsError: If a setting, a path or data is wrong, or another comparison has that name.
     """
+    from e2ray.evaluate.removed import removed_scaling
     from e2ray.report.compare import write_comparison
 
     settings = config.compare
@@ -90,6 +91,7 @@ def compare(config: RunConfig) -> None:
                 run.base_context_length,
                 run.config.evaluate.windows,
                 stride=run.config.evaluate.stride,
+                removed_scaling=removed_scaling(run.config.model),
             )
             failed = sum("failed" in one for one in found)
             result = f"compared {len(jobs)} jobs" + (f", {failed} of them failed" if failed else "")

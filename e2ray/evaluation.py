@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from e2ray import files
-from e2ray.cluster import remote_each, wants_gpu
+from e2ray.cluster import remote, remote_each, wants_gpu
 from e2ray.config.base import SettingsError
 from e2ray.config.model import PretrainedModel
 from e2ray.run import Run, run_tokenizer, show
@@ -41,6 +41,7 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     from e2ray.evaluate.effective import effective_length, scale_table, sentences
     from e2ray.evaluate.perplexity import cell
     from e2ray.evaluate.plausible import refuse_implausible
+    from e2ray.evaluate.removed import scaling_of
     from e2ray.evaluate.verdict import table, verdict
     from e2ray.evaluate.weights import weights_digest
     from e2ray.report.by_length import write_by_length
@@ -55,7 +56,8 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     models = _models(run, base)
     sums, passes, scored = _surface(run, shards, models)
     cells = [cell(each) for each in sums]
-    found = verdict(cells, run.base_context_length)
+    removed = removed_of(run, shards, base)
+    found = verdict(cells, run.base_context_length, removed=removed)
     weights = {"weights_digest": weights_digest(run.folder / "model")}
     found["protocol"] |= scored | weights
     said = found["sentences"]
@@ -75,10 +77,11 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         found["sentences"] = said + sentences(scales, effective)
         missing = sorted(set(windows) - set(lengths))
         write_evaluation(run.folder, cells, found, missing_windows=missing)
-        write_lengths(run.folder, sums, scales=scales, effective=effective, retrieval=retrieval)
+        tables: dict[str, Any] = {"scales": scales, "effective": effective, "retrieval": retrieval}
+        write_lengths(run.folder, sums, **tables, removed_scaling=scaling_of(removed))
 
     write([])  # what is measured stays, whatever becomes of retrieval
-    write_by_length(run.folder, by_length)
+    write_by_length(run.folder, by_length, removed_scaling=scaling_of(removed))
     if settings.retrieval:
         try:
             retrieval = _retrieval(run, shards, models)
@@ -113,6 +116,39 @@ def _models(run: Run, base: Any) -> dict[str, Any]:
         "base": base.model_copy(update=attention),
         "tuned": tuned_model(run, base).model_copy(update=attention),
     }
+
+
+def removed_of(run: Run, shards: str | Path, base: Any) -> dict[str, Any] | None:
+    """Return how far the base moved when its scaling was removed, measured now or before; None where none was.
+
+    Args:
+        run: The run; its folder keeps the result.
+        shards: Its shards; training rows are what is read.
+        base: Settings of the base model.
+    """
+    from e2ray.evaluate.removed import FILE, removed_scaling
+
+    if removed_scaling(base) is None:
+        return None
+    path = run.folder / FILE
+    if not path.exists():
+        use_gpu = wants_gpu(run.config.cluster)
+        files.write_json(path, remote("removed scaling", _measure_removed, run, shards, base, use_gpu, use_gpu=use_gpu))
+    return dict(files.read_json(path, wanted="what removing the base's scaling did"))
+
+
+def _measure_removed(run: Run, shards: str | Path, base: Any, use_gpu: bool) -> dict[str, Any]:
+    """Compare the base with the checkpoint on the run's first rows; runs on a worker."""
+    import torch
+
+    from e2ray.data.shards import ShardSet
+    from e2ray.evaluate.removed import TEXT_TOKENS, TEXTS, measure_removed
+
+    opened = ShardSet.open(shards)
+    rows = opened.tokens(range(min(TEXTS, opened.rows)))[:, : min(TEXT_TOKENS, run.base_context_length)]
+    device = torch.device("cuda" if use_gpu else "cpu")
+    dtype = torch.bfloat16 if use_gpu else torch.float32
+    return measure_removed(base, rows.tolist(), dtype=dtype, device=device).row()
 
 
 def _surface(run: Run, shards: str | Path, models: Mapping[str, Any]) -> tuple[list[Any], list[Any], dict[str, str]]:

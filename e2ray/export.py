@@ -25,7 +25,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from e2ray.config.base import SettingsError
 from e2ray.core.model_folder import RECORD, probe_of, refuse_damaged, seal
-from e2ray.core.rope import LOCAL_LAYER_TYPE
+from e2ray.core.rope import LOCAL_LAYER_TYPE, other_keys
 from e2ray.data.tokenizer import save_whole, serve_up_to
 from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.effective import row_scale
@@ -236,9 +236,13 @@ def _parts(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:
 def _scaled(
     config: PreTrainedConfig, layer_type: str, part: Mapping[str, Any], scale: float, base_context_length: int
 ) -> dict[str, Any]:
-    """Return rope parameters whose angles are those of `part` divided by `scale`; all keys written out."""
+    """Return rope parameters whose angles are those of `part` divided by `scale`; all keys written out.
+
+    What other layers read in them stays as it was in training.
+    """
     kind, base_frequency = part["rope_type"], float(part["rope_theta"])
     partial = {key: part[key] for key in ("partial_rotary_factor",) if part.get(key) is not None}
+    partial |= other_keys(part)
     if kind in ("default", "linear"):
         factor = float(part.get("factor", 1.0)) * scale
         return {"rope_type": "linear", "factor": factor, "rope_theta": base_frequency, **partial}
@@ -254,14 +258,16 @@ def _scaled(
     # Readers compute the powers in float32: with the same roundings in here, they cancel.
     powers = base_frequency ** (torch.arange(len(inv_freq), dtype=torch.float32) / len(inv_freq))
     factors = (scale / (powers.double() * inv_freq.double())).tolist()
+    softmax = {key: part[key] for key in ("mscale_all_dim",) if part.get(key)}  # of DeepSeek's layers, with the factor
     return {
         "rope_type": "longrope",
-        "factor": scale,
+        "factor": float(part["factor"]) if softmax else scale,
         "rope_theta": base_frequency,
         "short_factor": factors,
         "long_factor": factors,
         "attention_factor": float(attention_factor),
         "original_max_position_embeddings": base_context_length,
+        **softmax,
         **partial,
     }
 

@@ -20,7 +20,8 @@ from e2ray.config.places import is_uri
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.config.train import TrainSettings
-from e2ray.evaluation import SAMPLES, SUITES, check_suites, evaluate, suites
+from e2ray.evaluate.removed import sentence
+from e2ray.evaluation import SAMPLES, SUITES, check_suites, evaluate, removed_of, suites
 from e2ray.run import Run, refuse_other_settings, reporting, resolve, result_line, run_tokenizer, show
 from e2ray.train.record import end_status, now, read_status, settle, write_environment, write_status
 
@@ -276,6 +277,8 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
 
     if "suites" in stages:
         check_suites(run)  # before the hours of a training
+    if "train" in stages and not (run.folder / "model").is_dir():
+        check_model(run)
     with cluster(run.config.cluster):
         if not run.config.cluster.autoscaling and {"pretrain", "train"} & set(stages):
             resources(run.config.cluster)  # before an hour of tokenising, not after
@@ -284,6 +287,8 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
             return
         base = base_of(run, shards)
         if "train" in stages:
+            if removed := removed_of(run, shards, base):
+                show(sentence(removed))
             train(run, shards, base)
         if "evaluate" in stages and run.config.evaluate:
             evaluate(run, shards, base)
@@ -379,6 +384,26 @@ def _measured_with(before: RunConfig, now: RunConfig, stage: str) -> dict[str, A
     return {"evaluate": kept.model_copy(update={"suites": now.evaluate.suites})}
 
 
+def check_model(run: Run) -> None:
+    """Prove without weights that what a recipe trains can be served, and say what the base's layers do not see.
+
+    Raises:
+        SettingsError: If it cannot, or the base's class cannot do what the recipe asks for.
+    """
+    from e2ray.twin import EXPORTED, check_base
+
+    config = run.config
+    if not isinstance(config.model, PretrainedModel):  # a built Llama is plain
+        return
+    lengths: dict[str, Sequence[int]] = {"positions": [run.longest]}
+    if config.evaluate and config.evaluate.windows:
+        lengths["evaluate.windows"] = config.evaluate.windows
+    if config.export and config.export.context_lengths:
+        lengths[EXPORTED] = config.export.context_lengths
+    for line in check_base(config.model, lengths, base_context_length=run.base_context_length):
+        show(line)
+
+
 def check(config: RunConfig) -> None:
     """Check what can be checked without a cluster: the model, its scaling, the sources, the tokenizer, the storage.
 
@@ -403,6 +428,7 @@ def check(config: RunConfig) -> None:
         source = f"{len(items)} work items"
     refuse_other_settings(run)
     check_suites(run)
+    check_model(run)
     parent = next(folder for folder in (run.folder, *run.folder.parents) if folder.exists())
     if not os.access(parent, os.W_OK):
         raise SettingsError(f"storage: {parent} cannot be written to; choose another storage")

@@ -301,7 +301,7 @@ def test_an_override_that_changes_attention_is_found_by_the_logits(folders, tmp_
 
 
 def test_a_failed_comparison_leaves_no_folder(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("e2ray.evaluate.serving.MAX_LOGIT_DIFFERENCE", -1.0)
+    monkeypatch.setattr("e2ray.evaluate.serving.EQUAL_ULPS", -1)
     with pytest.raises(SettingsError, match=r"logits differ .* refused"):
         run_export(folders, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,7 @@ LAYERS = (
     "search",
     "report",
     "export",
+    "twin",
     "plan",
     "generate",
     "doctor",

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -28,14 +29,24 @@ from e2ray.core.adapters import with_adapters
 from e2ray.core.model_folder import probe_of, refuse_damaged
 from e2ray.core.probe import Probe, forward_of, refuse_other_answers
 from e2ray.core.proof import prove, seeded
-from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook
+from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook, other_keys
 from e2ray.core.weights import first_line, load_weights
 
 # Rope types whose frequencies depend on the length of the text: no fixed model to train on top of.
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 SCALINGS = ("linear", "llama3", "yarn", *LENGTH_DEPENDENT)
 
-__all__ = ["BaseFacts", "base_facts", "build_model", "merged", "prove", "resolve_attention"]
+__all__ = [
+    "BaseFacts",
+    "base_facts",
+    "build_model",
+    "check_attention",
+    "merged",
+    "model_class",
+    "prove",
+    "resolve_attention",
+    "trained_config",
+]
 
 
 @dataclass(frozen=True)
@@ -47,12 +58,14 @@ class BaseFacts:
         rope_parameters: The checkpoint's own, flat or per layer type.
         scaling: Rope type of the scaling the checkpoint carries; None without one.
         base_scaling: Whether that scaling is kept or replaced by none; None without one.
+        factor: Of that scaling; None without one.
     """
 
     base_context_length: int
     rope_parameters: dict[str, Any]
     scaling: str | None
     base_scaling: Literal["keep", "replace"] | None
+    factor: float | None = None
 
     @property
     def trained_rope_parameters(self) -> dict[str, Any]:
@@ -80,6 +93,7 @@ def build_model(
     seed: int = 0,
     device: str | torch.device = "cpu",
     runs_on: str | torch.device | None = None,
+    untouched: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """Return the model of a run, ready to be trained; inverse frequencies are float32 whatever the dtype.
 
@@ -91,17 +105,21 @@ def build_model(
         device: Where the model is put.
         runs_on: The device that its attention is chosen for; None: `device`. An engine moves a model that was loaded
             on the CPU.
+        untouched: Leave a checkpoint its own scaling, whatever `base_scaling` says.
 
     Raises:
         SettingsError: If the checkpoint is not there or not whole, or the attention or a module named for LoRA is not.
     """
-    attention = resolve_attention(settings, device if runs_on is None else runs_on, dtype=dtype)
+    attention = resolve_attention(
+        settings, device if runs_on is None else runs_on, dtype=dtype, kind=model_class(settings)
+    )
     if isinstance(settings, LlamaModel):
         model = _build_llama(settings, attention=attention, vocab_size=vocab_size, seed=seed)
         for parameter in model.parameters():  # model.to(dtype) would round the frequencies too
             parameter.data = parameter.data.to(dtype)
     else:
-        model = _load_checkpoint(settings, attention=attention, dtype=dtype, vocab_size=vocab_size)
+        config = _load_config(settings) if untouched else trained_config(settings)
+        model = _load_checkpoint(settings, config, attention=attention, dtype=dtype, vocab_size=vocab_size)
     model = model.to(device)
     if runs_on in (None, device) and (probe := known_probe(settings)) is not None:
         _refuse_other_answers(model, settings, probe)
@@ -148,17 +166,54 @@ def made_ready(model: PreTrainedModel, settings: Model, *, seed: int) -> PreTrai
         return with_adapters(model, settings.lora)
 
 
-def resolve_attention(settings: ModelSettings, device: str | torch.device, *, dtype: torch.dtype | None = None) -> str:
-    """Return the attention implementation for transformers: flash_attention_2 where it can run, else sdpa.
+def model_class(settings: Model) -> type[PreTrainedModel]:
+    """Return the class that transformers makes a causal language model of these settings with.
+
+    Raises:
+        SettingsError: If there is no usable config, or transformers knows no causal language model for it.
+    """
+    if isinstance(settings, LlamaModel):
+        return LlamaForCausalLM
+    config = _load_config(settings)
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if found is None:
+        raise SettingsError(
+            f"model.path {settings.path}: transformers has no causal language model for {config.model_type}; choose a "
+            "checkpoint of one"
+        )
+    return found
+
+
+def check_attention(settings: ModelSettings, kind: type[PreTrainedModel]) -> None:
+    """Raise SettingsError if the attention that is asked for is none that a class of models can compute."""
+    wanted = settings.attention
+    if wanted != "auto" and wanted not in _attentions(kind):
+        raise SettingsError(
+            f"model.attention: {wanted} is none that {kind.__name__} can compute, wanted one of "
+            f"{', '.join(_attentions(kind))}; set it to auto or {_attentions(kind)[-1]}"
+        )
+
+
+def resolve_attention(
+    settings: ModelSettings,
+    device: str | torch.device,
+    *,
+    dtype: torch.dtype | None = None,
+    kind: type[PreTrainedModel] = LlamaForCausalLM,
+) -> str:
+    """Return the attention implementation for transformers: flash_attention_2 where it can run, else sdpa, else eager.
 
     Args:
         settings: `attention: auto` leaves the choice to this function.
         device: Where the model will run.
         dtype: Of its parameters; flash_attention_2 knows no float32. None means a half precision.
+        kind: Class of the model; not every one can compute every attention.
 
     Raises:
-        SettingsError: If flash_attention_2 is asked for and cannot run.
+        SettingsError: If an attention is asked for and cannot run.
     """
+    check_attention(settings, kind)
+    able = _attentions(kind)
     obstacle = None
     if torch.device(device).type != "cuda":
         obstacle = f"needs a GPU, the device is {torch.device(device).type}"
@@ -166,11 +221,23 @@ def resolve_attention(settings: ModelSettings, device: str | torch.device, *, dt
         obstacle = "needs bf16 weights, train.precision is fp32"
     elif not is_flash_attn_2_available():
         obstacle = "is not installed (pip install e2ray[gpu])"
+    without_flash = next(attention for attention in able if attention != "flash_attention_2")
     if settings.attention == "auto":
-        return "sdpa" if obstacle else "flash_attention_2"
+        return without_flash if obstacle else able[0]
     if settings.attention == "flash_attention_2" and obstacle:
-        raise SettingsError(f"model.attention: flash_attention_2 {obstacle}; set it to auto or sdpa")
+        raise SettingsError(f"model.attention: flash_attention_2 {obstacle}; set it to auto or {without_flash}")
     return settings.attention
+
+
+def _attentions(kind: type[PreTrainedModel]) -> list[str]:
+    """Return the attentions a class of models can compute, fastest first.
+
+    A class that lists its flash implementations is given another one of them by transformers where flash_attention_2
+    is not among them, so that counts as none.
+    """
+    listed = getattr(kind, "_compatible_flash_implementations", None)
+    flash = kind._supports_flash_attn and (listed is None or "flash_attention_2" in listed)
+    return [*(["flash_attention_2"] if flash else []), *(["sdpa"] if kind._supports_sdpa else []), "eager"]
 
 
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -201,7 +268,7 @@ def _unscaled(rope_parameters: dict[str, Any]) -> dict[str, Any]:
     plain = {}
     for key, part in _global_parts(rope_parameters).items():
         kept = {name: part[name] for name in ("rope_theta", "partial_rotary_factor") if part.get(name) is not None}
-        plain[key] = {"rope_type": "default", **kept} if _is_scaled(part) else part
+        plain[key] = {"rope_type": "default", **kept, **other_keys(part)} if _is_scaled(part) else part
     return plain[""] if "" in plain else rope_parameters | plain
 
 
@@ -274,7 +341,7 @@ def _config_facts(settings: PretrainedModel, config: PreTrainedConfig) -> BaseFa
             f"model.base_context_length: the config.json of {path} does not say how many tokens it was pretrained "
             "with before any scaling; set it"
         )
-    return BaseFacts(int(length), rope, scaling, choice)
+    return BaseFacts(int(length), rope, scaling, choice, scaled[0].get("factor") if scaled else None)
 
 
 def _build_llama(settings: LlamaModel, *, attention: str, vocab_size: int | None, seed: int) -> PreTrainedModel:
@@ -300,15 +367,29 @@ def _build_llama(settings: LlamaModel, *, attention: str, vocab_size: int | None
         return LlamaForCausalLM(config)
 
 
-def _load_checkpoint(
-    settings: PretrainedModel, *, attention: str, dtype: torch.dtype, vocab_size: int | None
-) -> PreTrainedModel:
+def trained_config(settings: PretrainedModel) -> PreTrainedConfig:
+    """Return the config a checkpoint is trained with: its own, or with `replace` the one without its scaling.
+
+    Raises:
+        SettingsError: As `base_facts`.
+    """
     config = _load_config(settings)
     facts = _config_facts(settings, config)
     # Has to be written before the model is made: later changes of a config have no effect on its frequencies.
     config.rope_parameters = facts.trained_rope_parameters
     if facts.base_scaling == "replace":  # servers multiply this length by the factor they are given
         config.max_position_embeddings = facts.base_context_length
+    return config
+
+
+def _load_checkpoint(
+    settings: PretrainedModel,
+    config: PreTrainedConfig,
+    *,
+    attention: str,
+    dtype: torch.dtype,
+    vocab_size: int | None,
+) -> PreTrainedModel:
     where = _location(settings.path, key="model.path")
     if settings.is_folder:
         refuse_damaged(Path(where))

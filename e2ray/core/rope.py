@@ -9,7 +9,7 @@ code stays as it is, so this works under gradient checkpointing, packing, adapte
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,12 @@ from e2ray.config.base import SettingsError
 
 # Layers with this type see nearby tokens only and have frequencies of their own; context extension leaves them alone.
 LOCAL_LAYER_TYPE = "sliding_attention"
+# What rope parameters hold for the frequencies and the attention factor; any other key is read by other layers.
+FREQUENCY_KEYS = frozenset(
+    "rope_type type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor "
+    "beta_fast beta_slow mscale mscale_all_dim truncate short_factor long_factor short_mscale long_mscale "
+    "low_freq_factor high_freq_factor".split()
+)
 
 
 class RotaryHook:
@@ -136,6 +142,16 @@ class RotaryHook:
             ids = ids.long().expand(rows, -1)
             ids = ids + offsets.to(ids.device).expand(rows, -1).gather(1, ids)
         return ids.to(torch.float32) / (scale[:, None] if scale.ndim else scale)
+
+
+def other_keys(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what rope parameters say to other layers than the rotary module, such as Ministral's query scale.
+
+    With such a key goes the length it is measured by.
+    """
+    told = {key: value for key, value in part.items() if key not in FREQUENCY_KEYS}
+    length = "original_max_position_embeddings"
+    return {**told, length: part[length]} if told and part.get(length) is not None else told
 
 
 def find_rotary_modules(model: nn.Module) -> list[nn.Module]:

@@ -3,6 +3,12 @@
 A profile is a few numbers in a JSON file, and servers read such numbers each in its own way: a missing key falls
 back to a default without a word. So every profile of an export is loaded with plain transformers, as its users
 will, and compared with the rotary hook that the model was trained with.
+
+Hook and profile round differently, since one divides positions and the other frequencies, and a deep model makes much
+of little; a router may even choose other experts, for all tokens that follow. So what is judged is judged where nothing
+is left to round: frequencies in float64 against the unit in the last place (ulp) of float32, the attention factor
+exactly, and layers and logits with the trained model's own angles put into the served one. How far the logits as they
+are served lie from the trained model's is told beside what one ulp in the angles makes of them.
 """
 
 import math
@@ -15,22 +21,28 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from e2ray.config.base import SettingsError
 from e2ray.core.model import non_finite
-from e2ray.core.rope import RotaryHook, find_rotary_modules
+from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook, find_rotary_modules
+from e2ray.core.weights import load_weights
 from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.perplexity import paper_scale
 from e2ray.files import read_json
 
-MAX_LOGIT_DIFFERENCE = 1e-4
-COMPARED_TOKENS = 512  # of a forward; positions beyond are compared at the rotary modules
+COMPARED_TOKENS = 512  # of a forward; positions between are compared at the rotary modules
 POSITIONS_PER_CHUNK = 65_536
+ULP = 2.0**-23  # of float32, relative
+FREQUENCY_ULPS = 3  # a frequency comes about by three roundings of half an ulp, and a power
 # Angles of both sides are float32: some six roundings of 2**-24 each, relative to the angle itself.
 ROTARY_TOLERANCE = 2e-6
 ANGLE_TOLERANCE = 5e-7
+EQUAL_ULPS = 8  # of the largest number compared, where both sides compute the same
+LOGITS_STRIDE = 4  # logits of every fourth token are compared, at a large vocabulary a quarter of a GB as it is
+
+Outputs = dict[str, Float[Tensor, "tokens width"]]
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,10 @@ class Check:
     Attributes:
         context_length: W in tokens.
         scale: g the hook was set to.
-        tokens: Random tokens of the forward pass.
+        tokens: Random tokens of a forward pass, at the beginning of the context and at its end.
         max_logit_difference: Largest absolute difference of logits, fp32.
+        logit_difference: Largest difference of one token's logits, the median over the tokens.
+        logit_noise: The same number as one ulp in the angles makes it.
         max_rotary_difference: Largest difference of cosines and sines over all positions 0 to W - 1.
     """
 
@@ -49,7 +63,26 @@ class Check:
     scale: float
     tokens: int
     max_logit_difference: float
+    logit_difference: float
+    logit_noise: float
     max_rotary_difference: float
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the trained model makes of one text at one place of the context.
+
+    Attributes:
+        tokens: int64 [1, tokens].
+        positions: int64 [1, tokens], those of the text.
+        outputs: Of layers and head under the hook.
+        noise: Difference of the logits under one ulp in the angles, the median over the tokens.
+    """
+
+    tokens: Int[Tensor, "one tokens"]
+    positions: Int[Tensor, "one tokens"]
+    outputs: Outputs
+    noise: float
 
 
 def profile_folder(folder: Path, context_length: int) -> Path:
@@ -77,8 +110,10 @@ def verify(
 ) -> list[Check]:
     """Load every profile of an export back with plain transformers and compare it with the rotary hook, in fp32.
 
-    Compared are the logits of random tokens (at most 512 of them) and the cosines and sines of every rotary
-    module at all positions from 0 to W - 1, where float32 angles allow a difference that grows with the angle.
+    Compared are, for every profile: the inverse frequencies of each rotary module in float64 and its attention factor,
+    at every power of two of positions up to W; its cosines and sines at all positions from 0 to W - 1; and of random
+    tokens (at most 512, at the beginning of W and at its end) the outputs of the first layer of each type, of two
+    layers at least, and the logits, all under the very same angles. The logits under the profile's own are measured.
 
     Args:
         folder: An export; its files are what is checked.
@@ -98,17 +133,13 @@ def verify(
         length: read_json(profile_folder(folder, length) / "config_override.json", wanted="a serving profile")
         for length in context_lengths
     }
-    with _without_bars():
+    with quietly():
         model = _load(folder, {})
         wrong = non_finite(model, torch.float32)
         if wrong:
             raise SettingsError(f"{folder}: {wrong} holds numbers that are not finite; export a model that is whole")
         hook = RotaryHook(model)
-        texts, wanted = {}, {}
-        for length in context_lengths:
-            texts[length] = _random_tokens(model.config.vocab_size, min(length, COMPARED_TOKENS), seed)
-            with hook.applied(chosen[length]):
-                wanted[length] = _logits(model, texts[length])
+        wanted = {length: _wanted(model, hook, length, chosen[length], seed) for length in context_lengths}
         del model  # the hook keeps the rotary modules, the weights go
         checks = []
         for length, override in overrides.items():
@@ -118,41 +149,167 @@ def verify(
                 raise SettingsError(
                     f"serving/{length}: transformers cannot load it ({type(error).__name__}: {error}); refused"
                 ) from None
-            check = _compare(served, hook, length, chosen[length], texts[length], wanted[length])
+            check = _compare(served, hook, length, chosen[length], wanted[length])
             checks.append(check)
             if progress is not None:
                 progress(
                     f"serving/{length}: scale {check.scale:g}, logits equal to the hook's within "
-                    f"{check.max_logit_difference:.1e}"
+                    f"{check.logit_difference:.1e}, where one ulp in the angles makes {check.logit_noise:.1e}"
                 )
             del served
     return checks
 
 
-def _compare(
-    served: PreTrainedModel,
-    hook: RotaryHook,
-    length: int,
-    scale: float,
-    tokens: Int[Tensor, "one tokens"],
-    wanted: Float[Tensor, "tokens vocab"],
-) -> Check:
-    with hook.applied(scale):
-        rotary = max(
-            _rotary_difference(module, reference, length, scale, f"serving/{length}")
-            for module, reference in zip(find_rotary_modules(served), hook.rotary_modules, strict=True)
-        )
-    difference = float((_logits(served, tokens) - wanted).abs().max())
-    if not difference <= MAX_LOGIT_DIFFERENCE:
-        raise SettingsError(
-            f"serving/{length}: loaded back, its logits differ from the trained model's at scale {scale:g} by "
-            f"{difference:.2g}, wanted at most {MAX_LOGIT_DIFFERENCE:g}; refused. Scales that are powers of two round "
-            "alike: choose such a multiple of the base context length"
-        )
-    return Check(length, scale, tokens.shape[1], difference, rotary)
+def _wanted(model: PreTrainedModel, hook: RotaryHook, length: int, scale: float, seed: int) -> list[Wanted]:
+    """Return what the hooked model makes of random tokens at the beginning of a context length and at its end."""
+    count = min(length, COMPARED_TOKENS)
+    found = []
+    for start in sorted({0, length - count}):
+        tokens = _random_tokens(model.config.vocab_size, count, seed)
+        positions = torch.arange(start, start + count)[None]
+        with hook.applied(scale):
+            outputs = _outputs(model, tokens, positions)
+            with _one_ulp(hook.rotary_modules, seed):
+                moved = _outputs(model, tokens, positions)
+        found.append(Wanted(tokens, positions, outputs, _typical(moved["logits"], outputs["logits"])))
+    return found
+
+
+@contextmanager
+def _one_ulp(modules: Sequence[nn.Module], seed: int) -> Iterator[None]:
+    """Move each position's angles by one ulp of float32 within the block, up or down as chance has it.
+
+    Rounding is another one at each position. A frequency that is off by an ulp at all positions alike cancels out of
+    neighbours' scores and would make far less of it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
+        if ids is None or not ids.is_floating_point():  # of local layers, which the hook leaves alone
+            return None
+        up = torch.rand(ids.shape, generator=generator) < 0.5
+        beside = torch.where(up, ids.nextafter(ids + 1), ids.nextafter(ids - 1)).where(ids > 0, ids)
+        if "position_ids" in kwargs:
+            return args, kwargs | {"position_ids": beside}
+        return (args[0], beside, *args[2:]), kwargs
+
+    handles = [module.register_forward_pre_hook(move, with_kwargs=True) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _compare(served: PreTrainedModel, hook: RotaryHook, length: int, scale: float, wanted: Sequence[Wanted]) -> Check:
+    """Return what a served model has shown.
+
+    Raises:
+        SettingsError: If it is not the trained model at this scale.
+    """
+    modules = find_rotary_modules(served)
+    rotary = 0.0
+    for module, reference in zip(modules, hook.rotary_modules, strict=True):
+        _same_frequencies(module, reference, hook, length, scale)
+        with hook.applied(scale):
+            rotary = max(rotary, _rotary_difference(module, reference, length, scale, f"serving/{length}"))
+    where = f"differ from the trained model's at scale {scale:g} by"
+    largest = typical = noise = 0.0
+    for text in wanted:
+        with hook.applied(scale), _angles_of(hook.rotary_modules, modules):
+            same = _outputs(served, text.tokens, text.positions)
+        for name in ("logits", *same):  # the logits first, which a reader knows
+            difference = _difference(same[name], text.outputs[name])
+            allowed = EQUAL_ULPS * ULP * float(text.outputs[name].abs().max())
+            if not difference <= allowed:
+                raise SettingsError(
+                    f"serving/{length}: loaded back, its {name} {where} {difference:.2g} under the very same angles, "
+                    f"wanted at most {allowed:.2g}; refused"
+                )
+        logits = _outputs(served, text.tokens, text.positions)["logits"]
+        largest = max(largest, _difference(logits, text.outputs["logits"]))
+        typical = max(typical, _typical(logits, text.outputs["logits"]))
+        noise = max(noise, text.noise)
+    return Check(length, scale, wanted[0].tokens.shape[1], largest, typical, noise, rotary)
+
+
+@contextmanager
+def _angles_of(references: Sequence[nn.Module], modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let rotary modules return what `references` return within the block."""
+
+    def instead(reference: nn.Module) -> Any:
+        return lambda module, args, kwargs, output: reference(*args, **kwargs)
+
+    handles = [
+        module.register_forward_hook(instead(reference), with_kwargs=True)
+        for module, reference in zip(modules, references, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
+def _same_frequencies(served: nn.Module, reference: nn.Module, hook: RotaryHook, length: int, scale: float) -> None:
+    """Demand that a served module's frequencies are the trained ones over `scale`, and its attention factor theirs.
+
+    Asked for at every power of two of positions, since some types choose their frequencies by the longest position.
+
+    Raises:
+        SettingsError: If a frequency is off by more than a few ulps, or an attention factor at all.
+    """
+    trained = {name: buffer.double() for name, buffer in _frequencies(reference).items()}
+    for reach in [*(2**power for power in range((length - 1).bit_length())), length]:
+        ids = torch.tensor([[0, reach - 1]])
+        for kind in _layer_types(served):
+            with hook.applied(scale):
+                wanted = _turns(reference, ids, kind)[0][0]
+            found = _turns(served, ids, kind)[0][0]
+            if not torch.equal(found, wanted):  # the cosine of position 0 is 1 times the attention factor
+                raise SettingsError(
+                    f"serving/{length}: loaded back, its attention factor differs from the trained model's at scale "
+                    f"{scale:g} by {_difference(found, wanted):.2g} ({float(found.max()):g} instead of "
+                    f"{float(wanted.max()):g}); refused"
+                )
+        for name, buffer in _frequencies(served).items():
+            divided = trained[name] / (1.0 if name.startswith(LOCAL_LAYER_TYPE) else scale)
+            off = (buffer.double() - divided).abs()
+            if not bool((off <= FREQUENCY_ULPS * ULP * divided).all()):
+                raise SettingsError(
+                    f"serving/{length}: loaded back, its frequencies differ from the trained model's at scale "
+                    f"{scale:g} by {float((off / divided).max()):.2g} of their value in a text of {reach} tokens, "
+                    f"wanted at most {FREQUENCY_ULPS * ULP:.2g}; refused"
+                )
+
+
+def _frequencies(module: nn.Module) -> dict[str, Tensor]:
+    """Return all inverse frequencies a rotary module reads with, by name, those of local layers too."""
+    return {
+        name: buffer
+        for name, buffer in module.named_buffers(recurse=False)
+        if name.endswith("inv_freq") and "original" not in name
+    }
+
+
+def _layer_types(module: nn.Module) -> list[dict[str, str]]:
+    """Return the keywords of a rotary module's calls, one for each layer type it tells apart."""
+    kinds = getattr(module, "layer_types", None) or ()
+    return [{"layer_type": kind} for kind in kinds] or [{}]
+
+
+@torch.no_grad()
+def _turns(module: nn.Module, ids: Int[Tensor, "one tokens"], kind: Mapping[str, str]) -> list[Tensor]:
+    """Return cosines and sines of positions, float32 [tokens, width] each; some modules give complex numbers."""
+    found = module(torch.zeros(1, 1), ids, **kind)
+    parts = (found.real, found.imag) if isinstance(found, Tensor) else found
+    return [part[0] for part in parts]
+
+
 def _rotary_difference(served: nn.Module, reference: nn.Module, length: int, scale: float, name: str) -> float:
     """Return the largest difference of cosines and sines at positions 0 to `length` - 1, all layer types.
 
@@ -160,14 +317,12 @@ def _rotary_difference(served: nn.Module, reference: nn.Module, length: int, sca
         SettingsError: If they differ by more than float32 angles explain.
     """
     largest = 0.0
-    layer_types = [{"layer_type": kind} for kind in getattr(served, "layer_types", ())] or [{}]
-    like = torch.zeros(1, 1)
     for start in range(0, length, POSITIONS_PER_CHUNK):
         ids = torch.arange(start, min(length, start + POSITIONS_PER_CHUNK))[None]
         allowed = ROTARY_TOLERANCE + ANGLE_TOLERANCE * ids[0, :, None] / scale
-        for kind in layer_types:
-            for one, other in zip(served(like, ids, **kind), reference(like, ids, **kind), strict=True):
-                difference = (one[0] - other[0]).abs()
+        for kind in _layer_types(served):
+            for one, other in zip(_turns(served, ids, kind), _turns(reference, ids, kind), strict=True):
+                difference = (one - other).abs()
                 if not bool((difference <= allowed).all()):
                     position = start + int((difference - allowed).amax(dim=1).argmax())
                     raise SettingsError(
@@ -180,10 +335,16 @@ def _rotary_difference(served: nn.Module, reference: nn.Module, length: int, sca
 
 def _load(folder: Path, override: Mapping[str, Any]) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **override)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-    )
+    where = str(folder)
+    model = load_weights(where, key=where, config=config, revision=None, dtype=torch.float32, use_safetensors=True)
     return model.eval()
+
+
+def compared_layers(config: PreTrainedConfig) -> list[int]:
+    """Return the numbers of the layers whose outputs are compared: the first of each type, and the first two."""
+    types = list(getattr(config, "layer_types", None) or ())
+    first = {types.index(kind) for kind in types}
+    return sorted(number for number in first | {0, 1} if number < config.num_hidden_layers)
 
 
 def _random_tokens(vocab_size: int, tokens: int, seed: int) -> Int[Tensor, "one tokens"]:
@@ -191,17 +352,36 @@ def _random_tokens(vocab_size: int, tokens: int, seed: int) -> Int[Tensor, "one 
 
 
 @torch.no_grad()
-def _logits(model: PreTrainedModel, tokens: Int[Tensor, "one tokens"]) -> Float[Tensor, "tokens vocab"]:
-    return model(input_ids=tokens, use_cache=False).logits[0].float()
+def _outputs(
+    model: PreTrainedModel, tokens: Int[Tensor, "one tokens"], positions: Int[Tensor, "one tokens"]
+) -> Outputs:
+    """Return what the compared layers and the head make of a text, by name, in float32."""
+    told = model(input_ids=tokens, position_ids=positions, use_cache=False, output_hidden_states=True)
+    outputs = {
+        f"outputs of layer {number + 1}": told.hidden_states[number + 1][0].float()
+        for number in compared_layers(model.config)
+    }
+    return outputs | {"logits": told.logits[0, ::LOGITS_STRIDE].float().clone()}
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def _typical(one: Float[Tensor, "tokens vocab"], other: Float[Tensor, "tokens vocab"]) -> float:
+    """Return the largest difference of a token's logits, the median over the tokens."""
+    return float((one - other).abs().amax(dim=1).median())
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep transformers from drawing a bar per loading; what was set before holds again afterwards."""
-    drawn = transformers_logging.is_progress_bar_enabled()
+def quietly() -> Iterator[None]:
+    """Keep transformers from drawing bars and telling of unknown keys; what was set before holds again afterwards."""
+    drawn, told = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(told)
         if drawn:
             transformers_logging.enable_progress_bar()

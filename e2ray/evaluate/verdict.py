@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from e2ray.evaluate.perplexity import BOS_POLICY, Cell, paper_scale
+from e2ray.evaluate.removed import base_name, scaling_of, sentence
 
 # nats per token: a longer window whose NLL rises by no more than this counts as read
 READ_TOLERANCE = 0.01
@@ -16,18 +17,21 @@ READ_TOLERANCE = 0.01
 Table = dict[tuple[str, int, float], Cell]
 
 
-def verdict(cells: Sequence[Cell], base_context_length: int) -> dict[str, Any]:
+def verdict(
+    cells: Sequence[Cell], base_context_length: int, *, removed: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return what the cells say about the tuned model against the base, as plain data and as sentences.
 
     Args:
         cells: Cells of the models `tuned` and `base`; either may miss some, what needs them is then None.
         base_context_length: L in tokens.
+        removed: What removing the base's own scaling did (`evaluate.removed`); None where the base is the checkpoint.
 
     Returns:
         `windows` (per W: tuned at the paper's scale W / L and at its best scale, base untouched, base at W / L, which
         is linear scaling without training, base at its best; gains are base minus tuned, in nats per token),
         `below_base_everywhere`, `short_cost` (at W = L and scale 1), `unscaled` (the field's open question: the tuned
-        model at scale 1 beyond L), `reads_unscaled`, `protocol` and `sentences`.
+        model at scale 1 beyond L), `reads_unscaled`, `protocol`, `removed_scaling` and `sentences`.
     """
     table = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
     windows = [_window_row(table, window, base_context_length) for window in sorted({cell.window for cell in cells})]
@@ -51,6 +55,7 @@ def verdict(cells: Sequence[Cell], base_context_length: int) -> dict[str, Any]:
             "bos": BOS_POLICY,
             "read_tolerance_nats": READ_TOLERANCE,
         },
+        "removed_scaling": None if removed is None else dict(removed),
     }
     found["sentences"] = _sentences(found)
     return found
@@ -120,7 +125,8 @@ def _sentences(found: dict[str, Any]) -> list[str]:
     """Return the verdict in plain words, one sentence per finding that was measured."""
     length = found["base_context_length"]
     longer = [row for row in found["windows"] if row["window"] > length]
-    lines = _against_base(longer, found["below_base_everywhere"])
+    name = base_name(scaling_of(found["removed_scaling"]))
+    lines = _against_base(longer, found["below_base_everywhere"], name)
     better = [row for row in longer if (row["best_over_paper_scale"] or 0) > 0]
     if better:
         row = max(better, key=lambda row: row["best_over_paper_scale"])
@@ -131,7 +137,10 @@ def _sentences(found: dict[str, Any]) -> list[str]:
     rise = found["short_cost"]["rise"]
     if rise is not None:
         word = "costs" if rise >= 0 else "gains"
-        lines.append(f"At the base window of {length} tokens, scale 1, tuning {word} {abs(rise):.3f} nats per token.")
+        against = "" if found["removed_scaling"] is None else f" against the {name}"
+        lines.append(
+            f"At the base window of {length} tokens, scale 1, tuning {word} {abs(rise):.3f} nats per token{against}."
+        )
     if found["reads_unscaled"] is not None:
         worst = max(found["unscaled"], key=lambda row: row["rise_over_base_window"])
         answer = "does" if found["reads_unscaled"] else "does not"
@@ -140,11 +149,12 @@ def _sentences(found: dict[str, Any]) -> list[str]:
             f"{worst['window']} and scale 1 its NLL is {worst['rise_over_base_window']:+.3f} nats against a window of "
             f"{length}."
         )
-    return lines
+    return [*lines, sentence(found["removed_scaling"])] if found["removed_scaling"] else lines
 
 
-def _against_base(longer: list[dict[str, Any]], below_everywhere: bool | None) -> list[str]:
+def _against_base(longer: list[dict[str, Any]], below_everywhere: bool | None, name: str) -> list[str]:
     """Return the sentence on the tuned model at W / L against both bases; none where nothing was measured."""
+    bases = "the untouched base and the base" if name == "base" else f"the {name}, at scale 1 and"
     measured = [row for row in longer if None not in (row["gain_over_untouched"], row["gain_over_linear"])]
     if not measured:
         return []
@@ -157,7 +167,7 @@ def _against_base(longer: list[dict[str, Any]], below_everywhere: bool | None) -
         ]
     rest = "" if below_everywhere else " Other windows miss a cell."
     return [
-        f"Served at scale W/L, the tuned model is below the untouched base and the base under untrained linear "
+        f"Served at scale W/L, the tuned model is below {bases} under untrained linear "
         f"scaling at {_window_words(list(gains))}, by at least {min(gains.values()):.3f} nats per token.{rest}"
     ]
 
@@ -175,9 +185,11 @@ def table(cells: Sequence[Cell], verdict: Mapping[str, Any]) -> str:
     never as a number.
     """
     found = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
+    scaling = scaling_of(verdict.get("removed_scaling"))
+    name = base_name(scaling)
     header = [
         "window W", "scale W/L", "tuned at W/L", "tuned at its best scale",
-        "base untouched", "base at W/L, untrained", "gain",
+        "base untouched" if scaling is None else f"{name}, at 1", f"{name} at W/L, untrained", "gain",
     ]  # fmt: skip
     rows = [header]
     for row in verdict["windows"]:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from e2ray.evaluate.by_length import LengthCell
+from e2ray.evaluate.removed import base_name
 from e2ray.files import atomic_path
 from e2ray.report.drawing import new_figure, tidy
 from e2ray.report.lengths import read_table
@@ -36,12 +37,13 @@ SCHEMA = pa.schema(
 MARKS = ("o", "s", "^", "D", "v", "P")
 
 
-def write_by_length(folder: Path, cells: Sequence[LengthCell]) -> None:
+def write_by_length(folder: Path, cells: Sequence[LengthCell], *, removed_scaling: str | None = None) -> None:
     """Write evaluation-lengths.parquet and .png into a run's folder; without a cell, remove those of an earlier time.
 
     Args:
         folder: The run's folder.
         cells: As `evaluate.by_length.length_cells` returns them, of any models and scales.
+        removed_scaling: Rope type that was removed from the base.
     """
     table, picture = (folder / f"{NAME}.{kind}" for kind in ("parquet", "png"))
     if not cells:
@@ -51,7 +53,7 @@ def write_by_length(folder: Path, cells: Sequence[LengthCell]) -> None:
     with atomic_path(table) as aside:
         pq.write_table(pa.Table.from_pylist([cell.row() for cell in cells], schema=SCHEMA), aside)
     with atomic_path(picture) as aside:
-        draw_by_length(cells).savefig(aside, format="png")
+        draw_by_length(cells, removed_scaling=removed_scaling).savefig(aside, format="png")
 
 
 def read_by_length(path: Path) -> list[LengthCell]:
@@ -63,7 +65,7 @@ def read_by_length(path: Path) -> list[LengthCell]:
     return [LengthCell(**row) for row in read_table(path, SCHEMA).to_pylist()]
 
 
-def draw_by_length(cells: Sequence[LengthCell]) -> Figure:
+def draw_by_length(cells: Sequence[LengthCell], *, removed_scaling: str | None = None) -> Figure:
     """Return NLL by bucket of positions, a panel for each model and a curve for each scale."""
     models = [name for name in ("tuned", "base") if any(cell.model == name for cell in cells)]
     models += sorted({cell.model for cell in cells} - set(models))
@@ -71,14 +73,15 @@ def draw_by_length(cells: Sequence[LengthCell]) -> Figure:
     figure = new_figure(4.4, width=2.0 + 5.0 * len(models))
     axes = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for axis, model in zip(axes, models, strict=True):
-        _draw_model(axis, [cell for cell in cells if cell.model == model], model, scales)
+        title = base_name(removed_scaling) if model == "base" and removed_scaling else f"{model} model"
+        _draw_model(axis, [cell for cell in cells if cell.model == model], title, scales)
     axes[0].set_ylabel("NLL (nats per token), lower is better")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, title="scale g", loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
 
-def _draw_model(axis: Axes, cells: Sequence[LengthCell], model: str, scales: Sequence[float]) -> None:
+def _draw_model(axis: Axes, cells: Sequence[LengthCell], title: str, scales: Sequence[float]) -> None:
     lengths = sorted({cell.context_length for cell in cells})
     colours = colormaps["viridis"]
     for place, scale in enumerate(scales):
@@ -96,5 +99,5 @@ def _draw_model(axis: Axes, cells: Sequence[LengthCell], model: str, scales: Seq
     names = [f"{first:,}\nto {last:,}" for first, last in zip(starts, lengths, strict=True)]
     axis.set_xticks(range(len(lengths)), names, fontsize=8)
     axis.set_xlabel("position in the document (tokens)")
-    axis.set_title(f"{model} model", loc="left", fontsize=12, fontweight="bold")
+    axis.set_title(title, loc="left", fontsize=12, fontweight="bold")
     tidy(axis)

@@ -18,6 +18,7 @@ from scipy.stats import t as student
 
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
 from e2ray.evaluate.perplexity import BOS_POLICY
+from e2ray.evaluate.removed import base_name
 from e2ray.files import atomic_path, write_json, write_text
 from e2ray.report.drawing import label_ends, label_points, new_figure, tidy
 from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, VERMILLION
@@ -57,6 +58,7 @@ def write_comparison(
     windows: Sequence[int],
     *,
     stride: int | None,
+    removed_scaling: str | None = None,
 ) -> str:
     """Write comparison.json, comparison.md and comparison.png and return the tables.
 
@@ -67,8 +69,9 @@ def write_comparison(
         base_context_length: L in tokens.
         windows: W asked for, in tokens.
         stride: S, tokens that a window moved on.
+        removed_scaling: Rope type that was removed from the base; None where it is the checkpoint itself.
     """
-    rows = summary(found, base_context_length, windows)
+    rows = summary(found, base_context_length, windows, removed_scaling=removed_scaling)
     scored: list[int] = next((one["tokens"] for job in found for one in job["sums"]), [])
     protocol = {
         "stride": stride,
@@ -87,14 +90,18 @@ def write_comparison(
 
 
 def summary(
-    found: Sequence[Mapping[str, Any]], base_context_length: int, windows: Sequence[int]
+    found: Sequence[Mapping[str, Any]],
+    base_context_length: int,
+    windows: Sequence[int],
+    *,
+    removed_scaling: str | None = None,
 ) -> list[dict[str, Any]]:
     """Return one row per lane, in the order of `NAMES`.
 
-    Each has `lane`, `seeds`, `nll` (per window: `mean`, `half` (95 % over seeds, None for one), `unscaled` (g = 1),
-    `over_paper` with `low` and `high` (mean minus the paper's preset, 95 % over documents)), `long` and `short`
-    (`mean`, `half`), `retrieval` (per task and context length: `share` found, `low` and `high`, `trials`), `tokens`,
-    `step_s`, `train_s`, `peak_mib` (None for a lane without training). What was not measured is None.
+    Each has `lane`, `name`, `seeds`, `nll` (per window: `mean`, `half` (95 % over seeds, None for one), `unscaled`
+    (g = 1), `over_paper` with `low` and `high` (mean minus the paper's preset, 95 % over documents)), `long` and
+    `short` (`mean`, `half`), `retrieval` (per task and context length: `share` found, `low` and `high`, `trials`),
+    `tokens`, `step_s`, `train_s`, `peak_mib` (None for a lane without training). What was not measured is None.
     """
     lanes = [lane for lane in NAMES if any(one["lane"] == lane for one in found)]
     by_lane = {lane: [one for one in found if one["lane"] == lane] for lane in lanes}
@@ -119,6 +126,7 @@ def summary(
         rows.append(
             {
                 "lane": lane,
+                "name": base_name(removed_scaling, untouched=True) if lane == BASE else NAMES[lane],
                 "seeds": [job["seed"] for job in trained],
                 "nll": nll,
                 "long": _spread(long),
@@ -268,7 +276,7 @@ def _nll_table(rows: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> str
     lines = [["lane", *(f"{w:,}" for w in windows), "beyond L", "short rise"]]
     for row in rows:
         cells = [_shown(row["nll"][str(window)]) for window in windows]
-        lines.append([NAMES[row["lane"]], *cells, _shown(row["long"]), _shown(row["short"], sign=True)])
+        lines.append([row["name"], *cells, _shown(row["long"]), _shown(row["short"], sign=True)])
     return _markdown(lines)
 
 
@@ -280,7 +288,7 @@ def _over_table(rows: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> st
             over, low, high = (found[key] for key in ("over_paper", "low", "high"))
             interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
             cells.append("missing" if over is None else f"{over:+.3f}{interval}")
-        lines.append([NAMES[row["lane"]], *cells])
+        lines.append([row["name"], *cells])
     return _markdown(lines)
 
 
@@ -290,7 +298,7 @@ def _retrieval_table(rows: Sequence[Mapping[str, Any]], task: str) -> str:
     for row in rows:
         shares = row["retrieval"].get(task, {})
         cells = [_found(shares[str(n)]) if str(n) in shares else "missing" for n in lengths]
-        lines.append([NAMES[row["lane"]], *cells])
+        lines.append([row["name"], *cells])
     return _markdown(lines)
 
 
@@ -300,7 +308,7 @@ def _cost_table(rows: Sequence[Mapping[str, Any]]) -> str:
         if row["train_s"] is not None:
             memory = "missing" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
             cost = [f"{row['tokens']:,}", f"{row['train_s']:.0f}", f"{row['step_s']:.3f}", memory]
-            lines.append([NAMES[row["lane"]], str(len(row["seeds"])), *cost])
+            lines.append([row["name"], str(len(row["seeds"])), *cost])
     return _markdown(lines)
 
 
@@ -309,7 +317,7 @@ def _unscaled_table(rows: Sequence[Mapping[str, Any]], windows: Sequence[int]) -
     for row in rows:
         values = [row["nll"][str(window)]["unscaled"] for window in windows]
         if row["train_s"] is not None or row["lane"] == BASE:
-            lines.append([NAMES[row["lane"]], *("missing" if v is None else f"{v:.3f}" for v in values)])
+            lines.append([row["name"], *("missing" if v is None else f"{v:.3f}" for v in values)])
     return _markdown(lines)
 
 
@@ -348,11 +356,11 @@ def draw(rows: Sequence[Mapping[str, Any]], base_context_length: int, windows: S
         colour, line = STYLES.get(row["lane"], (GREY, "-" if row["train_s"] is not None else "--"))
         width = 2.0 if row["lane"] in STYLES else 1.0
         curves.plot(*zip(*points, strict=True), color=colour, linestyle=line, linewidth=width, marker="o", markersize=3)
-        ends.append((*points[-1], NAMES[row["lane"]], colour))
+        ends.append((*points[-1], row["name"], colour))
         short, long = row["short"]["mean"], row["long"]["mean"]
         if short is not None and long is not None:
             trade.plot(short, long, "o", color=colour, markersize=5)
-            trades.append((short, long, NAMES[row["lane"]]))
+            trades.append((short, long, row["name"]))
     curves.set_xscale("log", base=2)
     curves.set_xticks(list(windows), [f"{w:,}" for w in windows])
     curves.set_xlim(windows[0] / 1.2, windows[-1] * 3.6)

@@ -21,6 +21,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.perplexity import Cell, paper_scale
+from e2ray.evaluate.removed import base_name, scaling_of
 from e2ray.evaluate.verdict import table
 from e2ray.files import atomic_path, read_json, write_json
 
@@ -68,7 +69,9 @@ def write_evaluation(
     with atomic_path(folder / "evaluation.parquet") as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside)
     with atomic_path(folder / "evaluation.png") as aside:
-        draw(cells, verdict["base_context_length"], missing_windows=missing_windows).savefig(aside, format="png")
+        scaling = scaling_of(verdict.get("removed_scaling"))
+        picture = draw(cells, verdict["base_context_length"], missing_windows=missing_windows, removed_scaling=scaling)
+        picture.savefig(aside, format="png")
     write_json(folder / "evaluation.json", {"rows": rows, "verdict": dict(verdict)})
 
 
@@ -86,8 +89,21 @@ def read_evaluation(path: str | Path) -> tuple[list[Cell], dict[str, Any]]:
         raise SettingsError(f"{path}: is no evaluation ({error}); rerun `e2ray evaluate`") from None
 
 
-def draw(cells: Sequence[Cell], base_context_length: int, *, missing_windows: Sequence[int] = ()) -> Figure:
-    """Return the picture of an evaluation: curves by window, then one surface per model."""
+def draw(
+    cells: Sequence[Cell],
+    base_context_length: int,
+    *,
+    missing_windows: Sequence[int] = (),
+    removed_scaling: str | None = None,
+) -> Figure:
+    """Return the picture of an evaluation: curves by window, then one surface per model.
+
+    Args:
+        cells: What was measured.
+        base_context_length: L in tokens.
+        missing_windows: Windows that were asked for and not reached.
+        removed_scaling: Rope type that was removed from the base.
+    """
     windows = sorted({cell.window for cell in cells} | set(missing_windows))
     scales = sorted({cell.scale for cell in cells})
     models = [name for name in ("tuned", "base") if any(cell.model == name for cell in cells)]
@@ -95,11 +111,13 @@ def draw(cells: Sequence[Cell], base_context_length: int, *, missing_windows: Se
     height = max(4.6, 0.5 * len(windows) + 2.2)
     figure = Figure(figsize=(6.2 + len(models) * surface_width, height), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots(1, 1 + len(models), width_ratios=[5.4, *[surface_width] * len(models)], squeeze=False)[0]
-    _draw_curves(axes[0], cells, base_context_length)
+    _draw_curves(axes[0], cells, base_context_length, removed_scaling)
     values = [cell.nll for cell in cells]
     norm = Normalize(min(values), max(max(values), min(values) + 1e-6))
     for axis, model in zip(axes[1:], models, strict=True):
         draw_surface(axis, cells, model, windows, scales, base_context_length, norm)
+        if model == "base" and removed_scaling:
+            axis.set_title(base_name(removed_scaling), loc="left", fontsize=11, fontweight="bold")
     explain_surfaces(figure, list(axes[1:]), norm)
     return figure
 
@@ -123,11 +141,19 @@ def explain_surfaces(figure: Figure, axes: Sequence[Axes], norm: Normalize) -> N
     )
 
 
-def _draw_curves(axis: Axes, cells: Sequence[Cell], base_context_length: int) -> None:
+def _draw_curves(axis: Axes, cells: Sequence[Cell], base_context_length: int, removed_scaling: str | None) -> None:
     """Draw NLL by window for the tuned model and the base, each as it would be served."""
+    name = base_name(removed_scaling)
     series = (
-        ("base", "base, untouched (g = 1)", VERMILLION, "s", "-", lambda cell: cell.scale == 1),
-        ("base", "base, g = W/L without training", ORANGE, "^", "-", _serves(base_context_length)),
+        (
+            "base",
+            f"{base_name(removed_scaling, untouched=True)} (g = 1)",
+            VERMILLION,
+            "s",
+            "-",
+            lambda cell: cell.scale == 1,
+        ),
+        ("base", f"{name}, g = W/L without training", ORANGE, "^", "-", _serves(base_context_length)),
         ("tuned", "tuned, g = W/L", BLUE, "o", "-", _serves(base_context_length)),
         ("tuned", "tuned, best g", SKY, "D", "--", None),
     )

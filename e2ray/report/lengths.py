@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.perplexity import Cell, Sums
+from e2ray.evaluate.removed import base_name
 from e2ray.files import atomic_path, write_json
 from e2ray.report.drawing import missing_cell, new_figure
 from e2ray.report.evaluation import INK, SURFACE_COLOURS
@@ -40,6 +41,7 @@ def write_lengths(
     scales: Mapping[str, Any],
     effective: Mapping[str, Any],
     retrieval: Sequence[Mapping[str, Any]],
+    removed_scaling: str | None = None,
 ) -> None:
     """Write evaluation-documents.parquet, scales.json, effective.json and, where asked, retrieval.json and its picture.
 
@@ -49,6 +51,7 @@ def write_lengths(
         scales: As `evaluate.effective.scale_table` returns it.
         effective: As `evaluate.effective.effective_length` returns it.
         retrieval: Rows {model, task, context_length, depth, scale, found, trials, tokens}; empty where none was asked.
+        removed_scaling: Rope type that was removed from the base.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SUMS_SCHEMA.names}
     for each in sums:
@@ -68,7 +71,7 @@ def write_lengths(
     if retrieval:
         write_json(folder / "retrieval.json", {"rows": [dict(row) for row in retrieval]})
         with atomic_path(folder / "retrieval.png") as aside:
-            draw_retrieval(retrieval).savefig(aside, format="png")
+            draw_retrieval(retrieval, removed_scaling=removed_scaling).savefig(aside, format="png")
 
 
 def read_sums(path: Path, cells: Sequence[Cell]) -> list[Sums]:
@@ -120,12 +123,15 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def draw_retrieval(rows: Sequence[Mapping[str, Any]], *, context_lengths: Sequence[int] = ()) -> Figure:
+def draw_retrieval(
+    rows: Sequence[Mapping[str, Any]], *, context_lengths: Sequence[int] = (), removed_scaling: str | None = None
+) -> Figure:
     """Return heat maps of the share of answers found by context length and depth: a row for a task, a column a model.
 
     Args:
         rows: {model, task, context_length, depth, found, trials}; `depth` is None where a task has none.
         context_lengths: Lengths that have a column whether or not a row is of them.
+        removed_scaling: Rope type that was removed from the base.
     """
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -143,7 +149,8 @@ def draw_retrieval(rows: Sequence[Mapping[str, Any]], *, context_lengths: Sequen
                 if (row["task"], row["model"]) == (task, model)
             }
             _draw_heat(axis, found, lengths, depths[task], norm)
-            axis.set_title(f"{model}: {task.replace('_', ' ')}", loc="left", fontsize=10, fontweight="bold", color=INK)
+            called = base_name(removed_scaling) if model == "base" else model
+            axis.set_title(f"{called}: {task.replace('_', ' ')}", loc="left", fontsize=10, fontweight="bold", color=INK)
     for axis in axes[-1]:
         axis.set_xlabel("context length (tokens)")
     bar = figure.colorbar(ScalarMappable(norm, SURFACE_COLOURS), ax=axes.ravel().tolist(), shrink=0.8, pad=0.02)

@@ -18,6 +18,7 @@ from e2ray.config.base import SettingsError
 from e2ray.evaluate.by_length import LengthCell
 from e2ray.evaluate.effective import difference_interval
 from e2ray.evaluate.perplexity import Cell, Sums, paper_scale
+from e2ray.evaluate.removed import scaling_of
 from e2ray.evaluate.weights import refuse_other_weights
 from e2ray.report.by_length import NAME as BY_LENGTH
 from e2ray.report.by_length import read_by_length
@@ -75,6 +76,11 @@ class RunRecord:
     def base_context_length(self) -> int:
         """L in tokens; the run must have an evaluation."""
         return int(self.verdict["base_context_length"])
+
+    @property
+    def removed_scaling(self) -> str | None:
+        """Rope type that was removed from the base; None where its base is the checkpoint itself."""
+        return scaling_of(self.verdict.get("removed_scaling"))
 
     @property
     def windows(self) -> list[int]:

@@ -10,6 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from e2ray.evaluate.perplexity import Cell
+from e2ray.evaluate.removed import base_name, base_words
 from e2ray.report.drawing import GREEN, PURPLE, new_figure, plain, tidy
 from e2ray.report.evaluation import (
     BLUE,
@@ -51,7 +52,10 @@ def draw_nll(records: Sequence[RunRecord]) -> Figure:
     first = records[0]
     if len(records) == 1:
         right.axhline(0, color=GREY, linewidth=1.5)
-        for place, (scale, label) in enumerate(((1.0, "the untouched base"), (None, "the base at W/L, untrained"))):
+        served = "the base" if first.removed_scaling is None else "the same"
+        for place, (scale, label) in enumerate(
+            ((1.0, base_words(first.removed_scaling)), (None, f"{served} at W/L, untrained"))
+        ):
             pairs = [(first.cell("tuned", w), first.cell("base", w, scale)) for w in windows]
             found = [difference((first, cell), (first, base)) for cell, base in pairs]
             _differences(right, windows, found, f"minus {label}", place)
@@ -112,7 +116,8 @@ def _bases(axis: Axes, records: Sequence[RunRecord], windows: Sequence[int]) -> 
         drawn.append(cells)
         shared = all(_same(cells, _cells(other, "base", windows, 1.0)) for other in records)
         colour = GREY if shared else LOOKS[place % len(LOOKS)][0]
-        label = "base, untouched" if shared else f"{record.name}: base, untouched"
+        name = base_name(record.removed_scaling, untouched=True)
+        label = name if shared else f"{record.name}: {name}"
         ends = [_ends(cell) for cell in cells]
         x = [cell.window for cell in cells]
         axis.plot(x, [c.nll for c in cells], color=colour, linestyle=":", marker="x", label=plain(label), linewidth=1.6)
@@ -173,6 +178,7 @@ def draw_surfaces(record: RunRecord, scale_of: Sequence[RunRecord]) -> Figure:
     axes = list(figure.subplots(1, len(models), squeeze=False)[0])
     for axis, model in zip(axes, models, strict=True):
         draw_surface(axis, record.cells, model, windows, scales, record.base_context_length, norm)
-        axis.set_title(plain(f"{record.name}, {model}"), loc="left", fontsize=11, fontweight="bold", color=INK)
+        called = base_name(record.removed_scaling) if model == "base" else model
+        axis.set_title(plain(f"{record.name}, {called}"), loc="left", fontsize=11, fontweight="bold", color=INK)
     explain_surfaces(figure, axes, norm)
     return figure

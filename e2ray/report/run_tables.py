@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from e2ray.evaluate.removed import base_name
 from e2ray.report.page import Column, Row, Table
 from e2ray.report.run_files import RunRecord, difference
 from e2ray.report.run_folder import printable
@@ -61,11 +62,12 @@ def nll_table(records: Sequence[RunRecord], missing: Sequence[RunRecord] = ()) -
         missing: Runs without an evaluation, which have rows of dashes.
     """
     first, several = records[0], len(records) > 1
+    name = base_title(records)
     columns = [
         Column("window W", "number"), Column("run"), Column("tuned at W/L", "number"),
         *([Column(f"minus {first.name}", "number")] if several else []),
-        Column("minus base at 1", "number"), Column("tuned at best", "number"),
-        Column("base at 1", "number"), Column("base at W/L", "number"),
+        Column(f"minus {name} at 1", "number"), Column("tuned at best", "number"),
+        Column(f"{name} at 1", "number"), Column(f"{name} at W/L", "number"),
     ]  # fmt: skip
     rows = []
     for window in sorted({window for record in records for window in record.windows}):
@@ -93,8 +95,23 @@ def nll_table(records: Sequence[RunRecord], missing: Sequence[RunRecord] = ()) -
         "NLL, nats per token, with 95 % intervals over documents; W in tokens. At 1, W/L and best: the scales. "
         "Differences are of the tuned model at W/L, formed document by document: an interval without 0 tells the two "
         "apart, even where those of both overlap."
-    )
+    ) + base_note(records)
     return Table(columns, rows, caption, compact=True)
+
+
+def base_title(records: Sequence[RunRecord]) -> str:
+    """Return what a column of the base is called where several runs stand below each other."""
+    names = {base_name(record.removed_scaling) for record in records if record.cells}
+    return names.pop() if len(names) == 1 else "base"
+
+
+def base_note(records: Sequence[RunRecord]) -> str:
+    """Return behind a caption whose base is not the checkpoint itself; nothing where every one is."""
+    return "".join(
+        f" What is called base of {record.name} is the {base_name(record.removed_scaling)}."
+        for record in records
+        if record.removed_scaling
+    )
 
 
 def reach_table(records: Sequence[RunRecord]) -> Table:
@@ -200,7 +217,8 @@ def retrieval_table(records: Sequence[RunRecord]) -> Table:
         for record in records:
             for model in ("base", "tuned"):
                 shares = [_share(record, task, model, length) for length in lengths]
-                cells = [printable(task.replace("_", " ")), record.name, model, *shares]
+                called = base_name(record.removed_scaling) if model == "base" else model
+                cells = [printable(task.replace("_", " ")), record.name, called, *shares]
                 rows.append(Row(cells, "faint" if all(share == DASH for share in shares) else ""))
     caption = (
         "Share of answers found over all depths and trials, by context length in tokens, each read at scale W/L. "
@@ -218,7 +236,8 @@ def _share(record: RunRecord, task: str, model: str, length: int) -> str:
 def suites_table(records: Sequence[RunRecord]) -> Table:
     """Return the scores of the suites, base beside tuned; a task without any is a row of dashes."""
     columns = [
-        Column("task"), Column("metric"), Column("run"), Column("base", "number"), Column("tuned", "number"),
+        Column("task"), Column("metric"), Column("run"), Column(base_title(records), "number"),
+        Column("tuned", "number"),
         Column("tuned - base", "number"), Column("samples", "number"), Column("truncated", "number"),
     ]  # fmt: skip
     rows = []
@@ -246,7 +265,9 @@ def suites_table(records: Sequence[RunRecord]) -> Table:
                     "" if base or tuned else "faint",
                 )
             )
-    caption = "± is one standard error, as the suite gives it. Truncated: items that were cut to fit."
+    caption = "± is one standard error, as the suite gives it. Truncated: items that were cut to fit." + base_note(
+        records
+    )
     return Table(columns, rows, caption)
 
 

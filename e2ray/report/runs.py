@@ -20,6 +20,7 @@ from e2ray.report.run_folder import RunFolder
 from e2ray.report.run_pictures import draw_nll, draw_surfaces
 from e2ray.report.run_tables import (
     asked_lengths,
+    base_note,
     cost_table,
     nll_table,
     reach_table,
@@ -101,14 +102,16 @@ def _nll(records: Sequence[RunRecord]) -> list[Part]:
     for place, group in enumerate(groups):
         names = ", ".join(record.name for record in group)
         first = "its base" if len(group) == 1 else group[0].name
+        removed = any(record.removed_scaling for record in group)
+        base = "base at scale 1" if removed else "untouched base at scale 1, which is all it was made for"
         parts.append(
             Picture(
                 png(draw_nll(group)),
                 f"NLL by window of {names}, tuned and base",
-                f"Tuned at scale W/L, and the untouched base at scale 1, which is all it was made for. Right: the "
+                f"Tuned at scale W/L, and the {base}. Right: the "
                 f"difference to {first}, document by document. Bands and bars are 95 % intervals over documents. "
                 "Bands of models that read the same documents overlap for what these have in common, which the "
-                "differences do not hold.",
+                "differences do not hold." + base_note(group),
             )
         )
         parts.append(nll_table(group, [] if place else missing))
@@ -133,7 +136,7 @@ def _surfaces(records: Sequence[RunRecord]) -> list[Part]:
 def _positions(records: Sequence[RunRecord]) -> list[Part]:
     return [
         Picture(
-            png(draw_by_length(record.by_length)),
+            png(draw_by_length(record.by_length, removed_scaling=record.removed_scaling)),
             f"NLL of {record.name} by position, a curve for each scale",
             f"{record.name}: each scale reads the beginning of every document once; the curve shows how well it "
             "predicts each stretch with all that stands before it. The lowest curve of a stretch is the "
@@ -154,7 +157,7 @@ def _retrieval(records: Sequence[RunRecord]) -> list[Part]:
             continue
         parts.append(
             Picture(
-                png(draw_retrieval(record.retrieval, context_lengths=lengths)),
+                png(draw_retrieval(record.retrieval, context_lengths=lengths, removed_scaling=record.removed_scaling)),
                 f"Answers that {record.name} found, by task, context length and depth",
                 f"{record.name}: share of answers found by context length and depth, the fraction of the text before "
                 "what is asked for. Hatched: not measured, since the length holds no such prompt or was not asked for.",

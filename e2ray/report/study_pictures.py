@@ -16,6 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from e2ray.evaluate.perplexity import paper_scale
+from e2ray.evaluate.removed import base_name
 from e2ray.report.drawing import GREEN, label_points, missing_cell, new_figure, plain, tidy, upper_limit
 from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, SURFACE_COLOURS, VERMILLION
 from e2ray.report.study_terms import Grid, best_trial, last_rows, measured_trials, method, numbers_of, paper_trial
@@ -204,8 +205,9 @@ def _window_curves(axis: Axes, results: StudyResults, grids: Sequence[tuple[str,
     base: Grid = {(r["window"], round(r["scale"], 6)): (r["nll"], r["stderr"]) for r in results.facts.base}
     series = [(f"{name}, g = W/L", grid, colour, marker, "-", False)
               for (name, grid), colour, marker in zip(grids, (BLUE, VERMILLION), "os", strict=False)]  # fmt: skip
-    series.append(("base, g = W/L without training", base, ORANGE, "^", "--", False))
-    series.append(("base, untouched (g = 1)", base, GREY, "D", "--", True))
+    name, at_1 = (base_name(results.facts.removed_scaling, untouched=each) for each in (False, True))
+    series.append((f"{name}, g = W/L without training", base, ORANGE, "^", "--", False))
+    series.append((f"{at_1} (g = 1)", base, GREY, "D", "--", True))
     ticks = set()
     for label, grid, colour, marker, style, untouched in series:
         points = [

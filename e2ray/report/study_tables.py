@@ -6,6 +6,7 @@ What was not measured is called missing or unknown, never left to look like a nu
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from e2ray.evaluate.removed import base_name, base_words
 from e2ray.report.page import Code, Column, Part, Point, Points, Row, Table, Words
 from e2ray.report.study_terms import (
     best_trial,
@@ -49,12 +50,13 @@ def recommendation(results: StudyResults) -> list[Part]:
         rows.append(_choice_row(results, "paper's preset", paper, retrieval))
         rows += _mean_of_repeats(results, paper, retrieval)
     rows.append(_base_row(results, retrieval))
+    the_base = base_words(results.facts.removed_scaling)
     caption = (
         "Chosen trials stand in best-<choice>.yaml beside this page, ready for training; best.yaml is the balanced "
         "one. Balanced has the lowest weighted number of those on the Pareto front that beat the paper's preset on "
         "both objectives, or of the whole front where none does; short-first the lowest short among those "
-        f"that keep at least {100 * KEPT_GAIN_SHARE:.0f} % of long-first's gain over the untouched base. Long: mean "
-        "NLL over the windows, each at scale W/L; short: NLL rise at L over the untouched base; nats per token"
+        f"that keep at least {100 * KEPT_GAIN_SHARE:.0f} % of long-first's gain over {the_base}. Long: mean "
+        f"NLL over the windows, each at scale W/L; short: NLL rise at L over {the_base}; nats per token"
         f"{', ± noise of a trial' if results.noise.long is not None else '; the noise of a trial is unknown'}."
     )
     parts: list[Part] = [Table(columns, rows, caption)]
@@ -107,7 +109,7 @@ def _base_row(results: StudyResults, retrieval: bool) -> Row:
     mean = base_long(results.facts)
     long = "missing" if mean is None else f"{mean:.3f}"
     cells = [
-        "base, untouched",
+        base_name(results.facts.removed_scaling, untouched=True),
         "",
         "no training, each window at scale 1 or W/L, the better one",
         long,
@@ -249,7 +251,8 @@ def measurement(results: StudyResults, journal_command: str) -> list[Part]:
         Point(
             "Objectives.",
             f"Long is the mean of the NLL over the windows {_steps(facts.windows)}, each read at scale W/L. Short is "
-            f"the NLL at {facts.base_context_length} tokens and scale 1 minus the untouched base model's.",
+            f"the NLL at {facts.base_context_length} tokens and scale 1 minus that of "
+            f"{base_words(facts.removed_scaling)}.",
         ),
         Point("Weighted number.", f"value = {' + '.join(terms)}, {sampler}."),
         Point(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from e2ray.evaluate.removed import base_words
 from e2ray.report.page import Point
 from e2ray.report.study_terms import (
     Difference,
@@ -67,7 +68,7 @@ def _searched(results: StudyResults) -> Point:
         f"all trials together trained on {count(sum(record.tokens for record in results.records))} tokens in "
         f"{duration(sum(record.seconds for record in results.records))} of work. Long is the mean NLL "
         f"over windows of {_listed(facts.windows)} tokens, a window W at scale W/L; short the rise of the NLL at "
-        f"L = {facts.base_context_length} over the untouched base's. Lower is better.",
+        f"L = {facts.base_context_length} over that of {base_words(facts.removed_scaling)}. Lower is better.",
         warning=left > 0,
     )
 

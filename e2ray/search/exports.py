@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from e2ray.config import load, space
 from e2ray.config.run import RunConfig
+from e2ray.evaluate.removed import base_words
 from e2ray.files import atomic_path, write_json, write_text
 from e2ray.search.record import Noise, StudyFacts, StudyResults, TrialRecord
 from e2ray.search.results import KEPT_GAIN_SHARE, MAXIMISED, base_long, objectives_of, text_of
@@ -72,7 +73,7 @@ ROLES = {
     "balanced": "Balanced: of the study's Pareto front, the trial with the lowest weighted number among those that are "
     "better than the paper's preset in both objectives, or among all where none is.",
     "short-first": "Short first: of the study's Pareto front, the trial with the lowest short objective among those "
-    f"that keep at least {KEPT_GAIN_SHARE:.0%} of what the long-first trial gains over the untouched base model.",
+    f"that keep at least {KEPT_GAIN_SHARE:.0%} of what the long-first trial gains over the base model.",
 }
 
 
@@ -247,8 +248,8 @@ def _header(words: str, record: TrialRecord, found: StudyResults, config: RunCon
         f"Study {facts.name}, trial {record.number} ({origin}): long {_measured(record.long, noise.long)}, short "
         f"{_measured(record.short, noise.short, sign='+')} nats per token{retrieval}. {_noise_words(noise)}",
         f"long: mean NLL over the windows {', '.join(map(str, facts.windows))}, each read at scale W / L; short: NLL "
-        f"at {facts.base_context_length} tokens and scale 1 minus the untouched base model's. Both over "
-        f"{facts.documents} held-out documents.",
+        f"at {facts.base_context_length} tokens and scale 1 minus that of {base_words(facts.removed_scaling)}. Both "
+        f"over {facts.documents} held-out documents.",
         f"Budget of the trial: {record.step} updates of {facts.batch_sequences} rows of {facts.window} tokens, "
         f"{record.tokens} tokens. This recipe trains for {config.train.steps} updates of "
         f"{config.train.batch_sequences} rows.",

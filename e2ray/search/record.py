@@ -82,6 +82,7 @@ class StudyFacts:
         space: By dotted path: {"kind": "float" | "int" | "choice", "low", "high", "log", "options", "when"}.
         base: Rows {window, scale, nll, stderr, tokens, documents, stride} of the untouched base model.
         base_retrieval: Share of passkeys that the untouched base model finds, or None where none were looked for.
+        removed_scaling: Rope type that was removed from the base; None where it is the checkpoint itself.
         documents: Held-out documents scored.
         seed: Seed of the rows and draws.
     """
@@ -102,6 +103,7 @@ class StudyFacts:
     documents: int
     seed: int
     base_retrieval: float | None = None
+    removed_scaling: str | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from e2ray.config.run import RunConfig
 from e2ray.config.search import PAPER, Choice, IntRange, SearchSettings
 from e2ray.config.space import active, assign, express, in_order
 from e2ray.evaluate.perplexity import paper_scale
+from e2ray.evaluate.removed import removed_scaling
 from e2ray.search.importances import importances, spread
 from e2ray.search.journal import JOURNAL, Journal
 from e2ray.search.objectives import cell_nll, long_of, long_windows, minimised
@@ -113,6 +114,7 @@ class Study:
         self.name = config.name
         self.search: SearchSettings = config.search
         self.start = config.trial()
+        self.removed_scaling = removed_scaling(config.model)
         self.recipe = self.start.model_dump(mode="json", exclude={"search"})
         self.space = config.space()
         self.order = in_order(self.space)
@@ -442,6 +444,7 @@ class Study:
             base=self.base or [],
             documents=self.base[0]["documents"] if self.base else evaluate.documents,
             seed=self.start.seed,
+            removed_scaling=self.removed_scaling,
             base_retrieval=self._optuna.user_attrs.get("base_retrieval"),
         )
 

@@ -5,14 +5,25 @@ import json
 import huggingface_hub.constants
 import pytest
 import torch
-from transformers import Gemma3Config, GPT2Config, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3Config,
+    GPT2Config,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5GemmaConfig,
+)
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, LoraSettings, PretrainedModel
 from e2ray.core import model as model_module
-from e2ray.core.model import base_facts, build_model, merged, resolve_attention
+from e2ray.core.model import base_facts, build_model, merged, model_class, resolve_attention
 
-from .tiny import FAMILIES, SCALED, VOCAB_SIZE, logits, random_tokens, tiny_config, tiny_model
+from .tiny import FAMILIES, SCALED, SIZES, VOCAB_SIZE, logits, random_tokens, tiny_config, tiny_model
 
 BUILT = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
 
@@ -268,6 +279,57 @@ def test_flash_attention_that_cannot_run_is_refused(device, dtype, installed, me
     monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: installed)
     with pytest.raises(SettingsError, match=rf"model.attention: flash_attention_2 {message}; set it to auto or sdpa"):
         resolve_attention(built(attention="flash_attention_2"), device, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "on_cpu", "on_gpu"),
+    [
+        (LlamaForCausalLM, "sdpa", "flash_attention_2"),
+        (Gemma2ForCausalLM, "eager", "flash_attention_2"),  # soft caps are no part of SDPA
+        (GptOssForCausalLM, "eager", "eager"),  # sinks: neither SDPA nor flash_attention_2
+    ],
+)
+def test_auto_takes_what_the_class_can_compute(kind, on_cpu, on_gpu, monkeypatch):
+    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: True)
+    assert resolve_attention(built(), "cpu", kind=kind) == on_cpu
+    assert resolve_attention(built(), "cuda", dtype=torch.bfloat16, kind=kind) == on_gpu
+    assert resolve_attention(built(attention="eager"), "cuda", kind=kind) == "eager"
+
+
+@pytest.mark.parametrize(
+    ("attention", "kind", "message"),
+    [
+        ("sdpa", Gemma2ForCausalLM, "wanted one of flash_attention_2, eager; set it to auto or eager"),
+        ("sdpa", GptOssForCausalLM, "wanted one of eager; set it to auto or eager"),
+        ("flash_attention_2", GptOssForCausalLM, "wanted one of eager; set it to auto or eager"),
+    ],
+)
+def test_an_attention_that_the_class_cannot_compute_is_refused_on_any_device(attention, kind, message):
+    for device in ("cpu", "cuda"):
+        with pytest.raises(
+            SettingsError, match=rf"^model.attention: {attention} is none that {kind.__name__} can compute, {message}$"
+        ):
+            resolve_attention(built(attention=attention), device, dtype=torch.bfloat16, kind=kind)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_a_checkpoint_is_loaded_with_an_attention_its_class_has(family, tmp_path):
+    sizes = {key: value for key, value in SIZES.items() if key != "max_position_embeddings"}
+    kind, own = {
+        "llama": (LlamaConfig, {}),
+        "gemma2": (Gemma2Config, {"head_dim": 16}),
+        "gpt-oss": (GptOssConfig, {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    }[family]
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    AutoModelForCausalLM.from_config(kind(**sizes | own | {"rope_parameters": rope})).save_pretrained(tmp_path)
+    loaded = build_model(PretrainedModel(path=str(tmp_path)), dtype=torch.float32)
+    assert loaded.config._attn_implementation == ("sdpa" if family == "llama" else "eager")
+
+
+def test_a_class_that_is_no_causal_language_model_is_one_line(tmp_path):
+    T5GemmaConfig().encoder.save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match="transformers has no causal language model for t5_gemma_module; choose a"):
+        model_class(PretrainedModel(path=str(tmp_path)))
 
 
 # LoRA

@@ -183,3 +183,15 @@ def test_a_job_that_failed_is_missing_with_its_reason_and_hides_no_other_lane(fo
     (nll, *_) = [line for line in text.splitlines() if line.startswith("| PoSE")]
     assert {cell.strip() for cell in nll.split("|")[2:-1]} == {"missing"}  # a mean of some seeds is not the lane's
     assert "| E2-LLM (paper's preset) " in text
+
+
+@pytest.mark.parametrize("kind", ["yarn", "longrope"])
+def test_a_base_whose_scaling_was_removed_is_called_that(kind, tmp_path):
+    found = [job("base", 0, [3.0, 3.5, 4.0], trained=False), job("e2llm", 0, [3.1, 3.2, 3.3])]
+    text = write_comparison(tmp_path, found, L, WINDOWS, stride=32, removed_scaling=kind)
+    name = f"base, its {kind} scaling removed"
+    assert name in text and "untouched" not in text
+    assert [row["lane"] for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]] == ["base", "e2llm"]
+    picture = draw(summary(found, L, WINDOWS, removed_scaling=kind), L, WINDOWS)
+    assert any(name in text.get_text() for text in picture.findobj(Text))
+    assert "base, untouched" in write_comparison(tmp_path, found, L, WINDOWS, stride=32)

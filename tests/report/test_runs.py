@@ -1,14 +1,17 @@
 """The report on runs: what it says, what it leaves out, and that both its forms say the same."""
 
 import html
+import json
 import re
 
 import pytest
 
 from e2ray.config.base import SettingsError
+from e2ray.files import write_json
 from e2ray.report.page import Picture, Table
 from e2ray.report.run_files import read_run
 from e2ray.report.run_folder import open_runs
+from e2ray.report.run_pictures import draw_nll
 from e2ray.report.run_terms import DASH
 from e2ray.report.runs import sections, write_report
 from report.made_runs import TEXT, asked, begun, evaluated
@@ -54,6 +57,43 @@ def test_one_run_has_a_verdict_and_every_section_that_it_measured(tmp_path):
         "hardware": "2 CPUs",
         "whole run": "2.5 min",
     }
+
+
+def without_its_scaling(folder, kind):
+    """Make a run one of a base whose scaling was removed and return its folder."""
+    path = folder / "evaluation.json"
+    found = json.loads(path.read_text())
+    found["verdict"]["removed_scaling"] = {"scaling": kind, "factor": 4.0}
+    path.write_text(json.dumps(found))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+def test_a_base_whose_scaling_was_removed_is_called_that_everywhere(kind, tmp_path):
+    suites = {"scores": [{"model": m, "task": "t", "metric": "acc", "value": 0.5} for m in ("base", "tuned")]}
+    folder = without_its_scaling(evaluated(tmp_path, retrieval=asked()), kind)
+    write_json(folder / "suites.json", suites | {"missing": []})
+    found, name = made(folder), f"base, its {kind} scaling removed"
+    (nll,) = tables(found["nll"])
+    titles = [column.title for column in nll.columns]
+    assert {f"{name} at 1", f"{name} at W/L", f"minus {name} at 1"} < set(titles)
+    picture = found["nll"].parts[0]
+    assert f"What is called base of small is the {name}." in picture.caption
+    assert "untouched" not in picture.caption
+    (asked_table,) = tables(found["retrieval"])
+    assert {row["model"] for row in rows(asked_table)} == {name, "tuned"}
+    (scores,) = tables(found["suites"])
+    assert name in [column.title for column in scores.columns]
+    left, right = draw_nll([read_run(open_runs([folder])[0])]).axes
+    labels = [text.get_text() for axis in (left, right) for text in axis.get_legend().get_texts()]
+    assert name in labels and not any("untouched" in label for label in labels)
+
+
+def test_bases_of_several_kinds_stand_under_one_title_and_are_told_apart_below(tmp_path):
+    plain, other = evaluated(tmp_path, "plain"), without_its_scaling(evaluated(tmp_path, "other"), "yarn")
+    (nll,) = tables(made(plain, other)["nll"])
+    assert "base at 1" in [column.title for column in nll.columns]
+    assert nll.caption.endswith("What is called base of other is the base, its yarn scaling removed.")
 
 
 def test_runs_are_compared_document_by_document(tmp_path):

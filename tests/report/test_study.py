@@ -428,3 +428,11 @@ def test_the_pareto_mode_says_what_the_weighted_number_is_for():
     assert "the search itself minimised the objectives side by side" in text
     assert f"NLL at {L} tokens and scale 1" in text
     assert command.text == COMMAND
+
+
+def test_a_base_whose_scaling_was_removed_is_called_that(study, tmp_path):
+    removed = dataclasses.replace(study, facts=dataclasses.replace(study.facts, removed_scaling="yarn"))
+    page = write_study(tmp_path, removed, coverage={}, journal_command="x")
+    text = page.read_text()
+    assert "base, its yarn scaling removed" in text and "the base without its yarn scaling" in text
+    assert "untouched" not in text
