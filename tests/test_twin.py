@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from core.tiny import SIZES
+from test_export import save_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,8 +27,6 @@ from e2ray.core.model import base_facts, build_model, trained_config
 from e2ray.core.rope import RotaryHook
 from e2ray.export import RunFacts, export
 from e2ray.twin import EXPORTED, check_base, cut_down
-from tests.core.tiny import SIZES
-from tests.test_export import save_tokenizer
 
 TINY = SIZES | {"max_position_embeddings": 512, "vocab_size": 256}
 YARN = {

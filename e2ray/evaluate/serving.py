@@ -145,6 +145,8 @@ def verify(
         for length, override in overrides.items():
             try:
                 served = _load(folder, override)
+            except SettingsError as error:
+                raise SettingsError(f"serving/{length}: {error}") from None
             except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 raise SettingsError(
                     f"serving/{length}: transformers cannot load it ({type(error).__name__}: {error}); refused"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from core.tiny import SCALED, logits, random_tokens, tiny_config, tiny_model
 
 from e2ray.config.model import LlamaModel, PretrainedModel
 from e2ray.evaluate.perplexity import Cell
@@ -9,7 +10,6 @@ from e2ray.evaluate.removed import base_name, measure_removed, removed_scaling, 
 from e2ray.evaluate.verdict import table, verdict
 from e2ray.report.by_length import draw_by_length
 from e2ray.report.evaluation import draw
-from tests.core.tiny import SCALED, logits, random_tokens, tiny_config, tiny_model
 
 FLOAT = {"dtype": torch.float32, "device": torch.device("cpu")}
 REMOVED = {"scaling": "yarn", "factor": 4.0, "tokens": 512, "mean_difference": 0.31, "changed_argmax": 0.125}

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from core.tiny import FAMILIES, SIZES, tiny_config, tiny_model
 from transformers import Ministral3Config, Ministral3ForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from e2ray.config.base import SettingsError
 from e2ray.evaluate import serving
 from e2ray.evaluate.serving import compared_layers, verify
 from e2ray.export import make_profile
-from tests.core.tiny import FAMILIES, SIZES, tiny_config, tiny_model
 
 L = 64
 SCALES = (1.0, 1.5, 2.0, 3.0, 7.0, 16.0)
