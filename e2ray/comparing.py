@@ -17,7 +17,7 @@ from e2ray import files
 from e2ray.cluster import cluster, remote_each, wants_gpu
 from e2ray.config.base import SettingsError
 from e2ray.config.compare import UNTOUCHED, CompareSettings, lane_positions, lane_scale
-from e2ray.config.load import dump, load
+from e2ray.config.load import load
 from e2ray.config.run import RunConfig
 from e2ray.pipeline import base_of, prepare, task_of
 from e2ray.run import Run, refuse_other_settings, reporting, resolve, show
@@ -74,7 +74,7 @@ def compare(config: RunConfig) -> None:
     run = resolve(config)
     with files.lock(run.folder / ".lock", what="running this comparison"):
         refuse_other_settings(run, begun=any((run.folder / "lanes").glob("*.json")), besides=MAY_DIFFER)
-        files.write_text(run.folder / "config.yaml", dump(run.config))
+        files.write_text(run.folder / "config.yaml", resolved_text(run.config))
         with reporting(run):
             with cluster(run.config.cluster):
                 jobs = list(_jobs(run, settings))

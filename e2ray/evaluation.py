@@ -91,7 +91,7 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
             write(retrieval)
     show(table(cells, found))
     refuse_implausible(cells, read_metrics(run.folder), window=run.config.data.window, loss_gap=settings.loss_gap)
-    return files.read_json(run.folder / "evaluation.json", wanted="an evaluation")
+    return files.read_vouched(run.folder / "evaluation.json", wanted="an evaluation")
 
 
 def tuned_model(run: Run, base: Any) -> PretrainedModel:
@@ -133,8 +133,10 @@ def removed_of(run: Run, shards: str | Path, base: Any) -> dict[str, Any] | None
     path = run.folder / FILE
     if not path.exists():
         use_gpu = wants_gpu(run.config.cluster)
-        files.write_json(path, remote("removed scaling", _measure_removed, run, shards, base, use_gpu, use_gpu=use_gpu))
-    return dict(files.read_json(path, wanted="what removing the base's scaling did"))
+        files.write_sealed(
+            path, remote("removed scaling", _measure_removed, run, shards, base, use_gpu, use_gpu=use_gpu)
+        )
+    return dict(files.read_vouched(path, wanted="what removing the base's scaling did"))
 
 
 def _measure_removed(run: Run, shards: str | Path, base: Any, use_gpu: bool) -> dict[str, Any]:
@@ -338,7 +340,7 @@ def suites(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         "scores": [row for part in parts for row in part["scores"]],
         "missing": [row for part in parts for row in part["missing"]],
     }
-    files.write_json(run.folder / SUITES, found)
+    files.write_sealed(run.folder / SUITES, found)
     return found
 
 

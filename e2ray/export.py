@@ -32,7 +32,7 @@ from e2ray.evaluate.effective import row_scale
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.serving import Check, profile_folder, served_scale, verify
 from e2ray.evaluate.verdict import table
-from e2ray.files import atomic_folder, write_json, write_text
+from e2ray.files import atomic_folder, write_json, write_sealed, write_text
 from e2ray.train.beside import card_fields
 
 PICTURE = "evaluation.png"
@@ -134,7 +134,7 @@ def export(
             progress=progress,
         )
         if scales:
-            write_json(aside / "scales.json", dict(scales))
+            write_sealed(aside / "scales.json", scales)
         if picture is not None:
             shutil.copyfile(picture, aside / PICTURE)
         card = model_card(

@@ -270,6 +270,19 @@ def write_sealed(path: str | Path, value: Mapping[str, Any]) -> None:
     write_json(path, {**value, DIGEST: digest(value)})
 
 
+def read_vouched(path: str | Path, *, wanted: str) -> Any:
+    """Return the value of a JSON file that this project has written, without the digest that vouches for it, if any.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        SettingsError: If it cannot be read, is not JSON, or not what was written.
+    """
+    value = read_json(path, wanted=wanted)
+    if isinstance(value, dict) and DIGEST in value and value.pop(DIGEST) != digest(value):
+        raise SettingsError(f"{path}: is damaged, its digest does not match; wanted {wanted}")
+    return value
+
+
 def read_sealed(path: str | Path, *, wanted: str, keys: Mapping[str, type | UnionType]) -> tuple[dict[str, Any], bool]:
     """Return what `write_sealed` was given, and whether a digest vouched for it: earlier versions wrote none.
 
@@ -277,11 +290,8 @@ def read_sealed(path: str | Path, *, wanted: str, keys: Mapping[str, type | Unio
         FileNotFoundError: If there is no such file.
         SettingsError: If it is not what was written.
     """
-    value = read_object(path, wanted=wanted, keys=keys)
-    told = value.pop(DIGEST, None)
-    if told is not None and told != digest(value):
-        raise SettingsError(f"{path}: is damaged, its digest does not match; wanted {wanted}")
-    return value, told is not None
+    told = DIGEST in read_object(path, wanted=wanted, keys=keys)
+    return checked_object(read_vouched(path, wanted=wanted), where=path, wanted=wanted, keys=keys), told
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from e2ray.config.base import SettingsError
-from e2ray.config.load import read_recipe
+from e2ray.config.load import read_vouched_recipe
 from e2ray.config.model import PretrainedModel
 from e2ray.core.model import base_facts, build_model
 from e2ray.core.rope import RotaryHook
@@ -184,7 +184,7 @@ def _agreed(settings: PretrainedModel, folder: Path, scales: Mapping[str, Any]) 
     where = Path(settings.path) / "config.json"
     if measured != said and (folder / "config.yaml").is_file():
         where = folder / "config.yaml"
-        model = read_recipe(where).get("model")
+        model = read_vouched_recipe(where).get("model")
         said = (model.get("base_context_length") if isinstance(model, dict) else None) or said
     elif "weights_digest" in scales:
         said = measured

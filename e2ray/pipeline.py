@@ -14,7 +14,7 @@ from e2ray import files
 from e2ray.cluster import cluster, remote
 from e2ray.config.base import SettingsError, brief
 from e2ray.config.data import PretrainedTokenizer
-from e2ray.config.load import dump, read_recipe, validate
+from e2ray.config.load import read_resolved, resolved_text
 from e2ray.config.model import PretrainedModel
 from e2ray.config.places import is_uri
 from e2ray.config.positions import PositionSettings
@@ -239,7 +239,7 @@ def _evaluation(run: Run) -> dict[str, Any] | None:
     path = run.folder / "evaluation.json"
     if not path.exists():
         return None
-    found = files.read_json(path, wanted="an evaluation")
+    found = files.read_vouched(path, wanted="an evaluation")
     if not isinstance(found, dict) or not isinstance(found.get("verdict"), dict) or "rows" not in found:
         raise SettingsError(f"{path}: is damaged; wanted rows and verdict; run `e2ray evaluate` again")
     protocol = found["verdict"].get("protocol") or {}
@@ -315,7 +315,7 @@ def execute(config: RunConfig) -> None:
         if status and status["state"] == "succeeded":
             show(f"{run.folder} is finished: {brief(status.get('result', 'its status tells no result'))}")
             return
-        files.write_text(run.folder / "config.yaml", dump(run.config))
+        files.write_text(run.folder / "config.yaml", resolved_text(run.config))
         with reporting(run):
             write_environment(run.folder)
             run_stages(run, STAGES)
@@ -369,8 +369,9 @@ def _later_stage(run: Run, stage: str) -> None:
             show(killed)
         run_stages(run, [stage])
         path = run.folder / "config.yaml"  # its settings are those of the results beside it
-        before = validate(read_recipe(path), source=str(path))
-        files.write_text(path, dump(before.model_copy(update=_measured_with(before, run.config, stage))))
+        before = read_resolved(path)
+        updated = before.model_copy(update=_measured_with(before, run.config, stage))
+        files.write_text(path, resolved_text(updated))
         if read_status(run.folder) is not None:  # of nothing, one would begin that says `running`
             write_status(run.folder, result=result_line(run))
 

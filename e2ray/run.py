@@ -14,7 +14,7 @@ from typing import Any
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import PretrainedTokenizer
-from e2ray.config.load import read_recipe, validate
+from e2ray.config.load import read_resolved
 from e2ray.config.model import PretrainedModel
 from e2ray.config.run import FREE_ON_RESUME, RunConfig, differences
 from e2ray.train.record import end_status, now, read_status, settle, write_status
@@ -143,7 +143,7 @@ def refuse_other_settings(run: Run, *, besides: Sequence[str] = (), begun: bool 
         begun = (run.folder / "model").is_dir() or checkpoints_begun(run.folder / "checkpoints")
     if not begun or not path.exists():  # a run that failed before it trained may be mended under its name
         return
-    before = validate(read_recipe(path), source=str(path)).model_dump(mode="json")
+    before = read_resolved(path).model_dump(mode="json")
     after = run.config.model_dump(mode="json")
     for settings, place in itertools.product((before, after), besides):
         section, _, name = place.partition(".")
@@ -207,7 +207,9 @@ def result_line(run: Run) -> str:
     evaluation = run.folder / "evaluation.json"
     if evaluation.exists():
         wanted = "an evaluation; run `e2ray evaluate` again"
-        found = files.read_object(evaluation, wanted=wanted, keys={"verdict": dict})
+        found = files.checked_object(
+            files.read_vouched(evaluation, wanted=wanted), where=evaluation, wanted=wanted, keys={"verdict": dict}
+        )
         verdict = files.checked_object(found["verdict"], where=evaluation, wanted=wanted, keys={"sentences": list})
         parts += map(str, verdict["sentences"][:1])
     place = "export" if (run.folder / "export").is_dir() else "model"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from e2ray import files
 from e2ray.cluster import cluster, remote, wants_gpu
 from e2ray.config.base import SettingsError
-from e2ray.config.load import dump, read_recipe, validate
+from e2ray.config.load import read_resolved, resolved_text
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig, differences
 from e2ray.config.space import assign
@@ -59,11 +59,11 @@ def tune(config: RunConfig, *, resume: bool) -> None:
     run = resolve(config)
     with files.lock(run.folder / ".lock", what="running this study"):
         refuse_other_study(run, resume=resume)
-        files.write_text(run.folder / "config.yaml", dump(run.config))
+        files.write_text(run.folder / "config.yaml", resolved_text(run.config))
         with reporting(run):
             from e2ray.train.record import environment
 
-            files.write_json(run.folder / "environment.json", environment())
+            files.write_sealed(run.folder / "environment.json", environment())
             line = _run(run)
             write_status(run.folder, state="succeeded", ended_at=now(), result=line)
         show(line)
@@ -89,7 +89,7 @@ def refuse_other_study(run: Run, *, resume: bool) -> None:
             f"{path}: is missing beside the journal of a study, so nobody can say what was searched; put it back or "
             "choose another name"
         )
-    before = validate(read_recipe(path), source=str(path))
+    before = read_resolved(path)
     found = differences(before.model_dump(mode="json"), run.config.model_dump(mode="json"), free=FREE_ON_RESUME)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

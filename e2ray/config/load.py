@@ -4,6 +4,7 @@ YAML is read with its 1.2 idea of numbers (`1e-5` is a number, `no` and `on` are
 dangerous parts: tags, anchors and aliases, repeated keys, NaN and infinities are refused.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -282,6 +283,37 @@ _Dumper.yaml_implicit_resolvers = {
 def dump(config: RunConfig) -> str:
     """Return the resolved settings as YAML that `load` reads back to the same settings."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def resolved_text(config: RunConfig) -> str:
+    """Return what a run's config.yaml holds: the resolved settings, and a last line that vouches for them."""
+    text = dump(config)
+    return f"{text}# digest: {hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def read_vouched_recipe(path: str | Path) -> dict[str, Any]:
+    """Return the mapping that a run's config.yaml holds.
+
+    Raises:
+        SettingsError: As `read_recipe`, or if it is not what the run has written there.
+    """
+    recipe, text = read_recipe(path), Path(path).expanduser().read_bytes()
+    vouched = re.fullmatch(rb"(.*\n)# digest: ([0-9a-f]{64})\n", text, re.DOTALL)
+    if vouched and hashlib.sha256(vouched[1]).hexdigest() != vouched[2].decode():
+        raise SettingsError(
+            f"{path}: is not what the run has written, its digest does not match; put it back from a copy, or remove "
+            "its last line to take it as it is"
+        )
+    return recipe
+
+
+def read_resolved(path: str | Path) -> RunConfig:
+    """Return the settings of a run's config.yaml.
+
+    Raises:
+        SettingsError: As `load`, or if they are not those that the run has written there.
+    """
+    return validate(read_vouched_recipe(path), source=str(path))
 
 
 def schema() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from e2ray.config.base import SettingsError
-from e2ray.files import read_json
+from e2ray.files import read_vouched
 
 BLOCKS, BLOCK_BYTES = 16, 64 * 1024
 LENGTH_BYTES = 8  # of a safetensors file, before its header
@@ -83,7 +83,7 @@ def read_scales(path: Path, *, model: Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         SettingsError: If it is damaged, or was measured with other weights.
     """
-    found = read_json(path, wanted="the scales of an evaluation")
+    found = read_vouched(path, wanted="the scales of an evaluation")
     if not _whole(found):
         raise SettingsError(
             f"{path}: is damaged; wanted base_context_length and lengths, each with context_length and served, as "

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +16,7 @@ from e2ray.evaluate.by_length import LengthCell
 from e2ray.evaluate.removed import base_name
 from e2ray.files import atomic_path
 from e2ray.report.drawing import new_figure, tidy
-from e2ray.report.lengths import read_table
+from e2ray.report.tables import read_table, write_table
 
 NAME = "evaluation-lengths"
 SCHEMA = pa.schema(
@@ -50,8 +49,7 @@ def write_by_length(folder: Path, cells: Sequence[LengthCell], *, removed_scalin
         table.unlink(missing_ok=True)
         picture.unlink(missing_ok=True)
         return
-    with atomic_path(table) as aside:
-        pq.write_table(pa.Table.from_pylist([cell.row() for cell in cells], schema=SCHEMA), aside)
+    write_table(table, pa.Table.from_pylist([cell.row() for cell in cells], schema=SCHEMA))
     with atomic_path(picture) as aside:
         draw_by_length(cells, removed_scaling=removed_scaling).savefig(aside, format="png")
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -23,7 +22,8 @@ from e2ray.config.base import SettingsError
 from e2ray.evaluate.perplexity import Cell, paper_scale
 from e2ray.evaluate.removed import base_name, scaling_of
 from e2ray.evaluate.verdict import table
-from e2ray.files import atomic_path, read_json, write_json
+from e2ray.files import atomic_path, read_vouched, write_sealed
+from e2ray.report.tables import write_table
 
 SCHEMA = pa.schema(
     [
@@ -66,13 +66,12 @@ def write_evaluation(
         raise SettingsError(f"{folder}: there are no measured cells to write; every window was left out")
     folder = Path(folder)
     rows = [cell.row() for cell in cells]
-    with atomic_path(folder / "evaluation.parquet") as aside:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside)
+    write_table(folder / "evaluation.parquet", pa.Table.from_pylist(rows, schema=SCHEMA))
     with atomic_path(folder / "evaluation.png") as aside:
         scaling = scaling_of(verdict.get("removed_scaling"))
         picture = draw(cells, verdict["base_context_length"], missing_windows=missing_windows, removed_scaling=scaling)
         picture.savefig(aside, format="png")
-    write_json(folder / "evaluation.json", {"rows": rows, "verdict": dict(verdict)})
+    write_sealed(folder / "evaluation.json", {"rows": rows, "verdict": dict(verdict)})
 
 
 def read_evaluation(path: str | Path) -> tuple[list[Cell], dict[str, Any]]:
@@ -82,7 +81,7 @@ def read_evaluation(path: str | Path) -> tuple[list[Cell], dict[str, Any]]:
         FileNotFoundError: If there is no such file.
         SettingsError: If it is something else.
     """
-    value = read_json(path, wanted="the evaluation.json of a run")
+    value = read_vouched(path, wanted="the evaluation.json of a run")
     try:
         return [Cell(**row) for row in value["rows"]], value["verdict"]
     except (TypeError, KeyError) as error:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -18,9 +17,10 @@ from matplotlib.figure import Figure
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.perplexity import Cell, Sums
 from e2ray.evaluate.removed import base_name
-from e2ray.files import atomic_path, write_json
+from e2ray.files import atomic_path, write_sealed
 from e2ray.report.drawing import missing_cell, new_figure
 from e2ray.report.evaluation import INK, SURFACE_COLOURS
+from e2ray.report.tables import read_table, write_table
 
 SUMS_SCHEMA = pa.schema(
     [
@@ -62,14 +62,13 @@ def write_lengths(
         columns["document"] += each.documents.tolist()
         columns["nll"] += each.nll.tolist()
         columns["tokens"] += each.tokens.tolist()
-    with atomic_path(folder / "evaluation-documents.parquet") as aside:
-        pq.write_table(pa.table(columns, schema=SUMS_SCHEMA), aside)
-    write_json(folder / "scales.json", dict(scales))
-    write_json(folder / "effective.json", dict(effective))
+    write_table(folder / "evaluation-documents.parquet", pa.table(columns, schema=SUMS_SCHEMA))
+    write_sealed(folder / "scales.json", dict(scales))
+    write_sealed(folder / "effective.json", dict(effective))
     for stale in ("retrieval.json", "retrieval.png") if not retrieval else ():
         (folder / stale).unlink(missing_ok=True)
     if retrieval:
-        write_json(folder / "retrieval.json", {"rows": [dict(row) for row in retrieval]})
+        write_sealed(folder / "retrieval.json", {"rows": [dict(row) for row in retrieval]})
         with atomic_path(folder / "retrieval.png") as aside:
             draw_retrieval(retrieval, removed_scaling=removed_scaling).savefig(aside, format="png")
 
@@ -106,21 +105,6 @@ def read_sums(path: Path, cells: Sequence[Cell]) -> list[Sums]:
             )
         )
     return found
-
-
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Return a Parquet file's table.
-
-    Raises:
-        SettingsError: If it cannot be read or has another schema.
-    """
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SettingsError(f"{path}: is damaged ({' '.join(str(error).split())})") from None
-    if not table.schema.equals(schema):
-        raise SettingsError(f"{path}: holds the columns {table.column_names}, wanted {schema.names}")
-    return table
 
 
 def draw_retrieval(

@@ -194,7 +194,7 @@ def _read(path: Path, wanted: str, *, keys: set[str] | None = None) -> dict[str,
     """Return a JSON file's mapping, None where there is no file."""
     if not path.exists():
         return None
-    value = files.read_json(path, wanted=wanted)
+    value = files.read_vouched(path, wanted=wanted)
     if not isinstance(value, dict) or not (keys or set()) <= value.keys():
         raise SettingsError(
             f"{path}: is damaged; wanted {wanted}" + (f" with {', '.join(sorted(keys))}" if keys else "")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from e2ray.config.base import SettingsError, brief
-from e2ray.config.load import read_recipe, validate
+from e2ray.config.load import read_resolved
 from e2ray.search.journal import JOURNAL
 from e2ray.train.record import KILLED, STATUS_ADVICE, read_status, was_killed
 
@@ -101,7 +101,7 @@ def open_run(place: str | Path) -> RunFolder:
         raise SettingsError(f"{given}: holds no run: {RECIPE} is missing; {_wanted(folder)}")
     recipe = folder / RECIPE
     try:
-        settings = validate(read_recipe(recipe), source=str(recipe)).model_dump(mode="json")
+        settings = read_resolved(recipe).model_dump(mode="json")
     except SettingsError as error:
         raise SettingsError(f"{error}; put the recipe that the run was begun with in its place") from None
     again = f"remove it and run `e2ray train --config {recipe}` again"

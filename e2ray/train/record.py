@@ -25,6 +25,7 @@ from e2ray.sealed import End, Lines, read, seal, sealed
 from e2ray.train.board import Board
 
 ENVIRONMENT = "environment.json"
+ENVIRONMENT_WANTED = "versions and hardware of a run; remove it, what runs next writes it anew"
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
 State = Literal["running", "succeeded", "failed", "preempted"]
@@ -46,7 +47,7 @@ def write_status(folder: Path, **changes: Any) -> None:
     Raises:
         SettingsError: If the file that is there is none of a run's, or it cannot be written.
     """
-    files.write_json(folder / STATUS, (read_status(folder) or _new_status()) | changes)
+    files.write_sealed(folder / STATUS, (read_status(folder) or _new_status()) | changes)
 
 
 def _new_status() -> dict[str, Any]:
@@ -80,7 +81,7 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     path = folder / STATUS
     if not path.exists():
         return None
-    value = files.read_json(path, wanted=f"a run's status; {STATUS_ADVICE}")
+    value = files.read_vouched(path, wanted=f"a run's status; {STATUS_ADVICE}")
     if not isinstance(value, dict) or "state" not in value:
         raise SettingsError(f"{path}: is damaged, it tells no state; {STATUS_ADVICE}")
     states = ", ".join(get_args(State))
@@ -128,21 +129,21 @@ def environment() -> dict[str, Any]:
 def write_environment(folder: Path) -> None:
     """Write environment.json of a run that begins or goes on; what it says of the training stays."""
     path = folder / ENVIRONMENT
-    before = files.read_json(path, wanted="a run's environment") if path.exists() else {}
-    files.write_json(path, environment() | {key: before[key] for key in ("training",) if key in before})
+    before = files.read_vouched(path, wanted=ENVIRONMENT_WANTED) if path.exists() else {}
+    files.write_sealed(path, environment() | {key: before[key] for key in ("training",) if key in before})
 
 
 def note_training(folder: Path, facts: Mapping[str, str]) -> None:
     """Put into environment.json what runs: `device`, `dtype` of the weights and `attention`."""
     path = folder / ENVIRONMENT
-    before = files.read_json(path, wanted="a run's environment") if path.exists() else {}
-    files.write_json(path, before | {"training": dict(facts)})
+    before = files.read_vouched(path, wanted=ENVIRONMENT_WANTED) if path.exists() else {}
+    files.write_sealed(path, before | {"training": dict(facts)})
 
 
 def training_facts(folder: Path) -> dict[str, str]:
     """Return what `note_training` has put there, nothing where the run has not begun to train."""
     path = folder / ENVIRONMENT
-    found = files.read_json(path, wanted="a run's environment") if path.exists() else {}
+    found = files.read_vouched(path, wanted=ENVIRONMENT_WANTED) if path.exists() else {}
     return dict(found.get("training", {}))
 
 
