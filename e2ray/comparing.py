@@ -17,7 +17,7 @@ from e2ray import files
 from e2ray.cluster import cluster, remote_each, wants_gpu
 from e2ray.config.base import SettingsError
 from e2ray.config.compare import UNTOUCHED, CompareSettings, lane_positions, lane_scale
-from e2ray.config.load import load
+from e2ray.config.load import load, resolved_text
 from e2ray.config.run import RunConfig
 from e2ray.pipeline import base_of, prepare, task_of
 from e2ray.run import Run, refuse_other_settings, reporting, resolve, show
