@@ -253,9 +253,7 @@ def test_missing_and_broken_tokenizers_are_named_in_one_line(folder, tmp_path):
     with pytest.raises(SettingsError, match=r"nowhere: no such folder; name one with tokenizer.json or a hub id"):
         load_tokenizer(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        SettingsError, match=r"empty: holds no tokenizer; name a folder with tokenizer\.json or a hub"
-    ):
+    with pytest.raises(SettingsError, match=r"empty: holds no tokenizer; name a folder with tokenizer\.json or a hub"):
         load_tokenizer(tmp_path / "empty")
     LlamaConfig().save_pretrained(tmp_path / "model")  # whose class makes up a tokenizer of three tokens
     with pytest.raises(SettingsError, match=r"model: .*; name a folder with tokenizer.json"):
