@@ -291,9 +291,8 @@ def _read_jsonl(item: Item) -> Iterator[Document | BadDocument]:
     (file,) = item.files
     first = None if item.start else 1  # number of the stretch's first line; the lines in front cost a look at them
     try:
-        lines = unpack.lines(file.path, item.start, item.stop, item.limits)
-        for count, (offset, line) in enumerate(lines):
-            if line is not None and (not line or line.isspace()):
+        for offset, count, line in unpack.lines(file.path, item.start, item.stop, item.limits):
+            if line is not None and line.isspace():
                 continue
             name = f"{file.name}@{offset}"
             found = item.limits.too_large if line is None else _parse_line(name, line, item.column)

@@ -169,10 +169,11 @@ def content(path: str, limits: Limits) -> bytes:
         return b"".join(pieces)
 
 
-def lines(path: str, start: int, stop: int, limits: Limits) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (offset, line) for every line that begins in [start, stop), None for one that is too long.
+def lines(path: str, start: int, stop: int, limits: Limits) -> Iterator[tuple[int, int, bytes | None]]:
+    """Yield (offset, number, line) for every line that begins in [start, stop) and holds anything.
 
-    Offsets count unpacked bytes. Of a line that begins before `start` no more is read than lies in the stretch.
+    Offsets count unpacked bytes, numbers the lines of the stretch from 0; a line that is too long is None. Of a line
+    that begins before `start` no more is read than lies in the stretch.
 
     Args:
         path: The file.
@@ -189,24 +190,31 @@ def lines(path: str, start: int, stop: int, limits: Limits) -> Iterator[tuple[in
         offset = place = max(start - 1, 0)
         if start:
             file.seek(offset)
-        skip = bool(start)
-        line = _Line(0 if skip else limits.document_bytes)
+        number = -1 if start else 0
+        line = _Line(0 if start else limits.document_bytes)
         while chunk := file.read(min(READ_BYTES, max(stop - place, BEHIND_BYTES))):
             place += len(chunk)
+            if number >= 0 and not line.size:  # empty lines at the speed of memory: a bomb may hold nothing else
+                full = chunk.lstrip(b"\n")
+                offset, number = offset + len(chunk) - len(full), number + len(chunk) - len(full)
+                chunk = full
+                if offset >= stop:
+                    return
             *ended, rest = chunk.split(b"\n")
             for piece in ended:
                 line.add(piece)
-                if not skip:
-                    yield offset, line.whole()
-                offset, skip = offset + line.size + 1, False
-                line = _Line(limits.document_bytes)
+                if number >= 0 and line.size:
+                    yield offset, number, line.whole()
+                offset, number = offset + line.size + 1, number + 1
+                if line.size or not number:
+                    line = _Line(limits.document_bytes)
                 if offset >= stop:
                     return
             line.add(rest)
-            if skip and offset + line.size + 1 >= stop:
+            if number < 0 and offset + line.size + 1 >= stop:
                 return
-        if line.size and not skip:
-            yield offset, line.whole()
+        if line.size and number >= 0:
+            yield offset, number, line.whole()
 
 
 class _Line:

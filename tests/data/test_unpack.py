@@ -6,10 +6,14 @@ import io
 import json
 import lzma
 import tarfile
+import tempfile
 import zipfile
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from e2ray.config.data import DataSettings, JsonlSource, PasskeySource, TextSource
 from e2ray.data import corpus, unpack
@@ -59,6 +63,10 @@ class Counted(bytes):
         Counted.copied += len(self) + len(other)
         return Counted(bytes(other) + bytes(self))
 
+    def lstrip(self, sign):
+        Counted.copied += len(self)
+        return Counted(bytes(self).lstrip(sign))
+
     def split(self, sign):
         Counted.copied += len(self)
         return [Counted(piece) for piece in bytes(self).split(sign)]
@@ -100,6 +108,26 @@ def test_a_line_eight_times_as_long_is_read_and_copied_eight_times_as_much(tmp_p
         costs.append((count, moved))
     for once, eight_times in zip(*costs, strict=True):
         assert eight_times < 8.5 * once
+
+
+@given(
+    content=st.lists(st.sampled_from([b"", b"a", b"bcd", b"e" * 20, b"f" * 50]), max_size=12).map(b"\n".join),
+    size=st.integers(1, 60),
+    read_bytes=st.integers(1, 12),
+)
+def test_ranges_of_any_size_give_each_line_once_with_its_place_and_number(content, size, read_bytes):
+    with tempfile.NamedTemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unpack, "READ_BYTES", read_bytes)
+        file.write(content)
+        file.flush()
+        found = []
+        for start in range(0, max(len(content), 1), size):
+            before = content[:start].count(b"\n") + (0 if content[:start].endswith(b"\n") or not start else 1)
+            stretch = unpack.lines(file.name, start, start + size, Limits(document_bytes=30))
+            found += [(offset, before + number, line) for offset, number, line in stretch]
+    offsets = np.cumsum([0, *(len(each) + 1 for each in content.split(b"\n"))])
+    lines = zip(offsets.tolist(), content.split(b"\n"), strict=False)
+    assert found == [(o, n, each if len(each) <= 30 else None) for n, (o, each) in enumerate(lines) if each]
 
 
 def test_bad_lines_are_numbered_without_looking_through_the_file_for_each(tmp_path, monkeypatch):
@@ -209,6 +237,12 @@ def test_a_file_packed_as_well_as_text_is_is_no_bomb(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(gzip.compress(content))
     assert len(content) > 2**20
     assert len(read(jsonl(tmp_path / "a.jsonl"), document_bytes=2**20)) == 30_000
+
+
+def test_empty_lines_are_counted_and_cost_next_to_nothing(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(b"\n" * 30_000_000 + b"no json\n" + line("one"), 1))
+    bad, one = read(jsonl(tmp_path / "a.jsonl"), ratio=2000)
+    assert bad.reason.startswith(f"{tmp_path}/a.jsonl line 30000001: is no JSON") and one.text == "one"
 
 
 def test_limits_are_settings():
