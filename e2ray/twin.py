@@ -31,6 +31,8 @@ from e2ray.files import write_json
 EXPORTED = "export.context_lengths"
 VOCABULARY = 256
 FEED_FORWARD = 16  # width of the twin's feed-forward layers and experts
+TOKENS = 64  # of a forward: some layers are slow without a GPU
+PARAMETERS = 2e8  # of a twin at most
 HEADS = 4  # of a twin at most, to one head of keys and values
 
 
@@ -92,7 +94,12 @@ def cut_down(config: PreTrainedConfig, whole: PreTrainedModel) -> PreTrainedConf
             model = _skeleton(small)
         except Exception:  # sizes that do not fit each other: each class raises its own
             continue
-        if set(_layer_kinds(model)) == set(kinds) and _frequency_shapes(model) == _frequency_shapes(whole):
+        size = sum(parameter.numel() for parameter in model.parameters())
+        if (
+            size <= PARAMETERS
+            and set(_layer_kinds(model)) == set(kinds)
+            and _frequency_shapes(model) == _frequency_shapes(whole)
+        ):
             return small
     return None
 
@@ -132,7 +139,7 @@ def _verify(
             for length in lengths:
                 profile = make_profile(config, base_context_length, length, base_scaling=settings.base_scaling)
                 write_json(profile_folder(folder, length) / "config_override.json", profile.override)
-            verify(folder, base_context_length=base_context_length, context_lengths=lengths)
+            verify(folder, base_context_length=base_context_length, context_lengths=lengths, tokens=TOKENS)
         except Exception as error:  # the model's own code, given rope parameters that it does not expect
             found = str(error) if isinstance(error, SettingsError) else f"{type(error).__name__}: {first_line(error)}"
             raise SettingsError(
@@ -174,7 +181,7 @@ def _with_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedC
             setattr(small, key, [value[number] for number in layers])
         elif "intermediate_size" in key and isinstance(value, int):
             setattr(small, key, min(value, FEED_FORWARD))
-        elif key.endswith("vocab_size") and isinstance(value, int):
+        elif "vocab_size" in key and isinstance(value, int):
             setattr(small, key, min(value, VOCABULARY))
         elif key.endswith("token_id"):
             setattr(small, key, None)

@@ -28,7 +28,9 @@ class ModelSettings(Settings):
     """What both kinds of model share."""
 
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
-        "auto", description="auto: flash_attention_2 where it is installed and on a GPU, else sdpa."
+        "auto",
+        description="auto: flash_attention_2 where it is installed and on a GPU, else sdpa; of these what "
+        "the model's class can compute, else eager.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
     lora: LoraSettings | None = Field(None, description="null trains every weight.")

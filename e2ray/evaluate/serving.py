@@ -106,13 +106,14 @@ def verify(
     context_lengths: Sequence[int],
     scales: Mapping[int, float] | None = None,
     seed: int = 0,
+    tokens: int = COMPARED_TOKENS,
     progress: Progress | None = None,
 ) -> list[Check]:
     """Load every profile of an export back with plain transformers and compare it with the rotary hook, in fp32.
 
     Compared are, for every profile: the inverse frequencies of each rotary module in float64 and its attention factor,
     at every power of two of positions up to W; its cosines and sines at all positions from 0 to W - 1; and of random
-    tokens (at most 512, at the beginning of W and at its end) the outputs of the first layer of each type, of two
+    tokens (at the beginning of W and at its end) the outputs of the first layer of each type, of two
     layers at least, and the logits, all under the very same angles. The logits under the profile's own are measured.
 
     Args:
@@ -121,6 +122,7 @@ def verify(
         context_lengths: W in tokens.
         scales: g by W; W / L where it names none.
         seed: Of the random tokens.
+        tokens: How many of them at each place, cut to W.
         progress: Takes one line per profile.
 
     Raises:
@@ -139,7 +141,10 @@ def verify(
         if wrong:
             raise SettingsError(f"{folder}: {wrong} holds numbers that are not finite; export a model that is whole")
         hook = RotaryHook(model)
-        wanted = {length: _wanted(model, hook, length, chosen[length], seed) for length in context_lengths}
+        wanted = {
+            length: _wanted(model, hook, length, chosen[length], min(tokens, length), seed)
+            for length in context_lengths
+        }
         del model  # the hook keeps the rotary modules, the weights go
         checks = []
         for length, override in overrides.items():
@@ -162,9 +167,8 @@ def verify(
     return checks
 
 
-def _wanted(model: PreTrainedModel, hook: RotaryHook, length: int, scale: float, seed: int) -> list[Wanted]:
+def _wanted(model: PreTrainedModel, hook: RotaryHook, length: int, scale: float, count: int, seed: int) -> list[Wanted]:
     """Return what the hooked model makes of random tokens at the beginning of a context length and at its end."""
-    count = min(length, COMPARED_TOKENS)
     found = []
     for start in sorted({0, length - count}):
         tokens = _random_tokens(model.config.vocab_size, count, seed)
