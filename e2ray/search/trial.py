@@ -36,7 +36,7 @@ from e2ray.evaluate.retrieval import accuracy
 from e2ray.search.objectives import long_windows
 from e2ray.search.study import Measured, Plan
 from e2ray.train.engine import Engine, ParameterState, precision_of
-from e2ray.train.heartbeat import Heartbeat
+from e2ray.train.heartbeat import MEASURING, Heartbeat
 from e2ray.train.loop import Batch, Diverged, fit
 from e2ray.train.task import Task
 from e2ray.train.worker import begin, drawn
@@ -328,7 +328,7 @@ class Workbench:
             seconds = self.seconds
             return measure(self.examiner, self.engine, self.plan, step, lambda: seconds + time.perf_counter() - began)
 
-        measuring = self.heart.marking(evaluate, "measuring", lambda step: "updating") if self.heart else evaluate
+        measuring = self.heart.marking(evaluate, MEASURING, lambda step: "updating") if self.heart else evaluate
         try:
             self.done = fit(
                 self.engine,

@@ -29,6 +29,7 @@ WRITE_S = 1.0
 STACK_SIGNAL = signal.SIGUSR1  # a worker that gets it writes the stacks of its threads into its `stack_file`
 _OPEN: list[TextIO] = []
 STARTING = "starting"  # the phase a worker begins with: model, proof, checkpoint
+MEASURING = "measuring"  # a phase that now does nothing, now a whole evaluation
 RESTING = "resting"  # the phase of one that has nothing to do, for as long as it takes
 
 
