@@ -45,14 +45,13 @@ class TrialActor(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train to the next rung or the end and return what was measured there."""
-        from e2ray.train.heartbeat import RESTING, STARTING
+        from e2ray.train.heartbeat import RESTING
 
         label = f"worker of trial {self.given['number']}"
         if self.bench is None:
             self.bench = self._open(label)
-        self.heart.label = label
         if not self.started:
-            self.heart.mark(STARTING, 0)
+            self.heart.begin(label)
             self.bench.begin(opened(self.given["plan"]))
             self.started = True
         found: dict[str, Any] = self.bench.advance()

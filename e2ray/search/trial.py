@@ -38,7 +38,7 @@ from e2ray.search.objectives import long_windows
 from e2ray.search.study import Measured, Plan
 from e2ray.train import checkpoint
 from e2ray.train.engine import Engine, ParameterState, precision_of
-from e2ray.train.heartbeat import Heartbeat
+from e2ray.train.heartbeat import MEASURING, Heartbeat
 from e2ray.train.ledger import rows_of
 from e2ray.train.loop import Batch, Diverged, Skips, fit
 from e2ray.train.record import note_skipped
@@ -346,7 +346,7 @@ class Workbench:
             assert batch.ids is not None
             note_skipped(self.task.folder, step, rows_of(batch.ids, batch.draw, nll))
 
-        measuring = self.heart.marking(evaluate, "measuring", lambda step: "updating") if self.heart else evaluate
+        measuring = self.heart.marking(evaluate, MEASURING, lambda step: "updating") if self.heart else evaluate
         try:
             self.done = fit(
                 self.engine,

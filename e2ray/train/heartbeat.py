@@ -29,6 +29,7 @@ WRITE_S = 1.0
 STACK_SIGNAL = signal.SIGUSR1  # a worker that gets it writes the stacks of its threads into its `stack_file`
 _OPEN: list[TextIO] = []
 STARTING = "starting"  # the phase a worker begins with: model, proof, checkpoint
+MEASURING = "measuring"  # a phase that now does nothing, now a whole evaluation
 RESTING = "resting"  # the phase of one that has nothing to do, for as long as it takes
 
 
@@ -77,7 +78,7 @@ class Heartbeat:
         Args:
             folder: On the file system that driver and workers share.
             name: Of this worker, unique among those of the folder.
-            label: What the driver calls it; may be changed; is told with the next phase.
+            label: What the driver calls it.
             node: Ray's id of its node.
 
         Raises:
@@ -104,7 +105,7 @@ class Heartbeat:
             self._path.write_text(self._record(), encoding="ascii")
         except OSError as error:
             raise named_write_error(error, self._path) from error
-        self._ended = threading.Event()
+        self._ended, self._lock = threading.Event(), threading.Lock()
         self._writer = threading.Thread(target=self._write, name="e2ray heartbeat", daemon=True)
         self._writer.start()
 
@@ -115,6 +116,12 @@ class Heartbeat:
         self._phase, self._since = phase, now
         self._step = self._step if step is None else step
         self._ticks += 1
+
+    def begin(self, label: str) -> None:
+        """Begin another piece of work under another label, which is written down at once."""
+        self.label = label
+        self.mark(STARTING, 0)
+        self._put()
 
     def around(self, items: Iterator[Item], *, waiting: str, working: str, step: int) -> Iterator[Item]:
         """Yield the item of each update, the first one behind `step` updates; waiting and working are phases."""
@@ -168,5 +175,8 @@ class Heartbeat:
             if self._ticks == written:
                 continue
             written = self._ticks
-            with suppress(OSError), self._path.open("r+", encoding="ascii") as file:
-                file.write(self._record())
+            self._put()
+
+    def _put(self) -> None:
+        with self._lock, suppress(OSError), self._path.open("r+", encoding="ascii") as file:
+            file.write(self._record())

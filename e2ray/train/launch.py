@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
-from e2ray.train.heartbeat import Beat, Heartbeat
+from e2ray.train.heartbeat import MEASURING, Beat, Heartbeat
 from e2ray.train.watch import Vigil, Watchman, watched
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def _work(config: dict[str, Any]) -> None:
             open_rows=open_rows,
             report=heart.marking(ray.train.report if watch is None else report_measured, "reporting", leads_to),
             gauges=gauges(task.name),
-            evaluate=heart.marking(watch.open(device), "measuring") if watch else None,
+            evaluate=heart.marking(watch.open(device), MEASURING) if watch else None,
         )
     except (Diverged, DivergedWeights) as error:
         if watch is None:

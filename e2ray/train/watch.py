@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from e2ray.train import standstill
-from e2ray.train.heartbeat import RESTING, Beat, read_beats
+from e2ray.train.heartbeat import MEASURING, RESTING, Beat, read_beats
 
 LOOK_S = 1.0
 NOTICE_S = 50.0  # a minute, less what looking takes
 AGAIN = 0.1  # of the notice's time between two looks at one process
 PATIENCE = 1.5  # times the longest one of its kind before a phase is told
 LIMIT = 3.0  # times the longest one of its kind before a phase is ended, where that is more than hang_s
-FIRST = 6.0  # times hang_s for a phase that has never ended: loading, compiling, the first checkpoint
+FIRST = 6.0  # times hang_s for a phase that tells nothing yet: loading, compiling, the first checkpoint, an evaluation
 SHOWN = 3  # workers whose stacks are shown; the others mostly wait for them
 
 
@@ -98,7 +98,8 @@ class Vigil:
     def is_hung(self, beat: Beat, now: float, *, stopped: bool) -> bool:
         """Return whether a quiet worker is to be replaced."""
         longest = self._longest.get(beat.phase)
-        patient = FIRST * self.hang_s if longest is None else max(self.hang_s, LIMIT * longest)
+        unknown = longest is None or beat.phase == MEASURING
+        patient = max((FIRST if unknown else 1) * self.hang_s, LIMIT * (longest or 0.0))
         return self.idle(beat, now) >= (self.hang_s if stopped else patient)
 
 

@@ -70,6 +70,13 @@ def test_a_function_has_its_phase_and_says_what_follows(heart):
     assert marked() == "measuring" == heart._phase
 
 
+def test_another_piece_of_work_is_written_down_at_once(heart, tmp_path):
+    heart.mark("resting", 9)
+    heart.begin("four")
+    (beat,) = read_beats(tmp_path / "beats")
+    assert (beat.label, beat.phase, beat.step) == ("four", STARTING, 0)
+
+
 def test_the_longest_time_of_a_phase_is_kept(heart):
     heart.mark("short")
     heart.mark("long")

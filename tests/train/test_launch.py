@@ -88,7 +88,7 @@ def beat_at_step(folder, step, *, timeout_s=120):
 @pytest.mark.slow
 def test_a_stopped_worker_is_told_and_replaced_and_the_losses_stay(ray_cluster, task, tmp_path, capfd):
     task = replace(task, train=task.train.model_copy(update={"steps": 40, "checkpoint_every": 10}))
-    settings = ClusterSettings(num_workers=2, max_failures=1, hang_s=10)
+    settings = ClusterSettings(num_workers=2, max_failures=5, hang_s=10)
     train(task, settings)
     unbroken = read_metrics(task.folder)
     (tmp_path / "stopped").mkdir()
@@ -136,7 +136,7 @@ def test_a_worker_whose_step_is_deadlocked_is_told_with_its_stack_and_replaced(r
             return {}
 
     began = time.monotonic()
-    settings = ClusterSettings(num_workers=2, max_failures=1, hang_s=10)
+    settings = ClusterSettings(num_workers=2, max_failures=5, hang_s=10)
     launch.try_out(task, settings, Deadlock(tmp_path / "flag"), [])
     said = capfd.readouterr().out
     assert re.search(

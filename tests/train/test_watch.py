@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import psutil
 import pytest
 
-from e2ray.train.heartbeat import RESTING, STARTING, Beat
+from e2ray.train.heartbeat import MEASURING, RESTING, STARTING, Beat
 from e2ray.train.watch import FIRST, LIMIT, NOTICE_S, PATIENCE, SHOWN, Vigil, Watchman, watched
 
 FACTS = {
@@ -69,6 +69,14 @@ def test_a_step_that_is_long_by_habit_is_told_beyond_its_habit(longest, told):
 def test_a_worker_is_replaced_when_neither_the_setting_nor_its_habit_explains_the_time(longest, stopped, hung):
     beat = replace(UPDATING, longest=longest)
     assert hung <= hung_at(Vigil(hang_s=300), beat, range(3000), stopped=stopped) < hung + 6
+
+
+def test_an_evaluation_is_not_judged_by_the_steps_that_had_none():
+    beat = replace(UPDATING, phase=MEASURING, longest={MEASURING: 0.1})
+    assert 300 * FIRST <= hung_at(Vigil(hang_s=300), beat, range(3000)) < 300 * FIRST + 6
+    assert 300 <= hung_at(Vigil(hang_s=300), beat, range(3000), stopped=True) < 306
+    long = replace(beat, longest={MEASURING: 900.0})
+    assert 2700 <= hung_at(Vigil(hang_s=300), long, range(4000)) < 2706
 
 
 @pytest.mark.parametrize("phase", ["updating", "saving", "measuring", "waiting for rows"])
