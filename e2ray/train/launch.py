@@ -249,8 +249,7 @@ def gauges(run: str) -> Callable[[dict[str, Any]], None]:
 
     def set_all(metrics: dict[str, Any]) -> None:
         for name, gauge in shown.items():
-            if metrics[name] is not None:
-                gauge.set(metrics[name], tags={"run": run})
+            gauge.set(metrics[name], tags={"run": run})  # None, which is no finite number, changes nothing
 
     return set_all
 
