@@ -49,7 +49,6 @@ def test_a_damaged_shard_comes_out_as_one_line_and_is_not_retried_for_ever(ray_c
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_numbers_that_diverge_come_out_as_one_line_and_are_not_tried_again(ray_cluster, task):
     changes = {
         "weight_decay": 1e39,
