@@ -148,21 +148,21 @@ def _fit(
             callbacks=callbacks,
         ),
     )
-    failure: TrainingFailedError | None = None
+    failure: Exception | None = None
     beats = _beats(task.folder, attempt)
     watchman = watchman_of(beats, settings)
     try:
         with watched(watchman):
             trainer.fit()
     except TrainingFailedError as error:
+        failure = _cause(error, watchman.replaced)
+    except ray.exceptions.RayError as error:  # of the controller, which a full machine kills too
         failure = error
     finally:
         shutil.rmtree(beats, ignore_errors=True)
         left = _left(_refusal(task.folder, attempt))
-    if left:
-        raise left from failure
-    if failure:
-        raise _cause(failure, watchman.replaced) from failure
+    if left or failure:
+        raise left or failure  # type: ignore[misc]  # one of them is an error
 
 
 def _refusal(folder: Path, attempt: str) -> Path:
@@ -221,7 +221,8 @@ def _work(config: dict[str, Any]) -> None:
     """Run one Ray Train worker.
 
     A wrong setting, damaged data and numbers that diverge do not get better by a restart: the line is left in a file,
-    and the workers that Ray starts again find it and end, so that the driver can tell it.
+    and the workers that Ray starts again find it and end, so that the driver can tell it. Numbers diverge on all ranks
+    alike, so that none needs to be started again.
     """
     import ray.train.torch
 
@@ -266,7 +267,7 @@ def _work(config: dict[str, Any]) -> None:
     except (Diverged, DivergedWeights) as error:
         if watch is None:
             _leave(refusal, error)
-            raise
+            return  # every rank does: none waits for another, and Ray starts none again
         ray.train.report({"failed": str(error)} | logged)  # the same on every rank
     except SettingsError as error:
         _leave(refusal, error)
@@ -300,8 +301,7 @@ def gauges(run: str) -> Callable[[dict[str, Any]], None]:
 
     def set_all(metrics: dict[str, Any]) -> None:
         for name, gauge in shown.items():
-            if metrics[name] is not None:
-                gauge.set(metrics[name], tags={"run": run})
+            gauge.set(metrics[name], tags={"run": run})  # None, which is no finite number, changes nothing
 
     return set_all
 

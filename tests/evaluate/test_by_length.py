@@ -106,6 +106,14 @@ def test_weights_that_have_diverged_are_named():
         length_cells(nll, [16], last=4, scale=2.0, model="base")
 
 
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+def test_a_token_between_the_scored_ones_that_has_diverged_is_named_too(wrong):
+    nll = np.ones((2, 15), np.float32)
+    nll[1, 5] = wrong  # of no context's last four, but of the bucket of 16
+    with pytest.raises(DivergedWeights, match=f"tuned model, context length 16, scale 1: NLL is {wrong}"):
+        length_cells(nll, [4, 16], last=4, scale=1.0, model="tuned")
+
+
 def shares(model, documents, which, scales=(1.0, 4.0), **options):
     hook = RotaryHook(model)
     try:

@@ -195,6 +195,15 @@ def test_a_diverged_model_is_named_and_no_cell(model, hook, documents):
         measure(broken, RotaryHook(broken), documents, name="base")
 
 
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_a_model_whose_perplexity_is_beyond_a_float_is_named_as_diverged(documents, size):
+    broken = LlamaForCausalLM(tiny_config()).eval()
+    with torch.no_grad():
+        broken.lm_head.weight.mul_(size / broken.lm_head.weight.std())
+    with pytest.raises(SettingsError, match=r"NLL is [0-9.e+]+, wanted a number whose perplexity is finite.*diverged"):
+        measure(broken, RotaryHook(broken), documents)
+
+
 def test_selected_documents_all_reach_the_largest_window(documents):
     chosen = select_documents(documents, minimum_tokens=40, limit=5, cut=None)
     assert [len(document) for document in chosen] == [41, 57]

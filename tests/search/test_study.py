@@ -1,5 +1,6 @@
 """A study in Optuna's hands: counts, baselines, rungs, failures, and resuming from any prefix of its journal."""
 
+import json
 import math
 from collections import Counter
 
@@ -145,6 +146,25 @@ def test_a_trial_that_fails_is_a_row_with_its_reason_and_counts(tmp_path, config
     assert (record.state, record.reason, record.step) == ("failed", "the loss is nan at step 2", 1)
     assert study._optuna.get_trials()[0].state == optuna.trial.TrialState.FAIL
     assert len(study.records()) == 12
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_no_line_of_the_journal_holds_what_is_no_number(tmp_path, configured, wrong):
+    study = opened(tmp_path / "s", configured())
+    plan = study.next()
+    rows = [cell | {"stderr": wrong} for cell in cells(3.5)]
+    study.set_base([cell | {"stderr": wrong} for cell in cells(3.0)])
+    study.rung(plan.number, measured(1, 3.5, cells=rows, loss=None))
+    with pytest.raises(ValueError, match=r"the objective is (nan|inf)"):
+        study.rung(plan.number, measured(3, wrong))
+    finish(study)
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    for line in (tmp_path / "s" / JOURNAL).read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    assert study.records()[0].curves[0]["stderr"] is None
 
 
 def test_several_objectives_run_to_the_end_and_give_a_front(tmp_path, configured):

@@ -1,10 +1,13 @@
 """Trials without Ray: one after the other on one bench, equal to a training run in every bit."""
 
+import json
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from train.spoiling import spoiled
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from e2ray.core.model import build_model
@@ -174,8 +177,44 @@ def test_a_loss_that_is_no_number_fails_the_trial_and_leaves_the_bench_usable(co
     bench = Workbench(shared, device=CPU)
     wild = configured(train={"lr": 1.0, "clip_norm": 0.0, "eps": 1e-30, "weight_decay": 1e39})
     failed = run_through(bench, plan_of(wild))[-1]
-    assert "nan" in failed["failed"] and failed["tokens"] == failed["step"] * 128 and failed["trial_seconds"] > 0
+    assert failed["failed"].startswith("step 1: the weight of ") and "is not finite" in failed["failed"]
+    assert failed["tokens"] == failed["step"] * 128 and failed["trial_seconds"] > 0
     assert run_through(bench, plan_of(config))[-1]["complete"]
+    short = {"lr": 1.0, "weight_decay": 1e39, "steps": 1, "checkpoint_every": 1}
+    bench.begin(plan_of(configured({"early_stopping": None}, train=short)))
+    assert "is not finite" in bench.advance(measured=False)["failed"]  # what would be measured by others
+
+
+def skipping(bench, *steps):
+    """Make the steps of the trial on the bench go wrong."""
+
+    def read(batches):
+        for step, batch in enumerate(batches):
+            with spoiled(bench.engine.ds.module, "gradient") if step in steps else nullcontext():
+                yield batch
+
+    bench.batches = read(bench.batches)
+
+
+def test_a_trial_goes_on_behind_skipped_steps_and_fails_where_too_many_follow_each_other(configured, shared_of):
+    config = configured()
+    shared = shared_of(config)
+    bench = Workbench(shared, device=CPU)
+    wanted = run_through(bench, plan_of(config))[-1]
+    bench.begin(plan_of(config, 7))
+    skipping(bench, 0, 2, 4, 5)  # around the rungs 1 and 3
+    found = [bench.advance() for _ in range(3)]
+    assert [one["skipped_steps"] for one in found] == [1, 1, 0] and found[-1]["complete"]
+    assert found[-1]["cells"] != wanted["cells"]
+    noted = (shared.folder / "trials" / "7" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in noted] == [1, 3, 5, 6]
+    assert all(len(json.loads(line)["rows"]) == 4 for line in noted)
+    bench.begin(plan_of(config, 8))
+    skipping(bench, 2, 3, 4)  # the rung 3 lies between them
+    bench.advance(), bench.advance()
+    failed = bench.advance()
+    assert failed["failed"].startswith("steps 3 to 5 had no finite gradient norm or loss") and failed["step"] == 5
+    assert run_through(bench, plan_of(config))[-1]["cells"] == wanted["cells"]  # the bench is whole again
 
 
 @pytest.mark.filterwarnings("ignore:`torch.distributed:FutureWarning")  # DeepSpeed's own calls

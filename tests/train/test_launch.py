@@ -15,10 +15,12 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
+from e2ray.evaluate.perplexity import DivergedWeights
 from e2ray.train import launch
 from e2ray.train.heartbeat import read_beats
-from e2ray.train.launch import Resources, resources, shortage, train
+from e2ray.train.launch import Resources, _leave, _left, resources, shortage, train
 from e2ray.train.ledger import read_ledger
+from e2ray.train.loop import Diverged
 from e2ray.train.record import read_metrics
 
 
@@ -152,6 +154,32 @@ def test_a_worker_that_hung_more_often_than_it_may_is_the_error():
     shown = str(launch._cause(died, ["worker of rank 1: no progress for 300 s (updating, 7 updates made)"]))
     assert re.search(r"rank 1: no progress for 300 s .*; if that was work, raise cluster\.hang_s", shown)
     assert "The actor died" in str(launch._cause(died, []))
+
+
+@pytest.mark.ray
+def test_numbers_that_diverge_come_out_as_one_line_and_are_not_tried_again(ray_cluster, task):
+    changes = {
+        "weight_decay": 1e39,
+        "lr": 1.0,
+        "schedule": "constant",
+        "checkpoint_every": 8,
+    }  # the first update blows up
+    with pytest.raises(Diverged, match=r"^steps 2 to 4 had no finite gradient norm or loss .* 3 in a row") as caught:
+        train(replace(task, train=task.train.model_copy(update=changes)), ClusterSettings(max_failures=2))
+    assert "\n" not in str(caught.value) and not isinstance(caught.value, SettingsError)
+    assert [(line["step"], line["loss"]) for line in read_metrics(task.folder)][1:] == [(2, None), (3, None)]
+    assert len(list((task.folder / "tensorboard").iterdir())) == 1  # one try
+    assert not [path for path in task.folder.iterdir() if path.name.startswith(".refused")]
+
+
+@pytest.mark.parametrize("error", [Diverged("steps 2 to 4: no"), SettingsError("train.lr: no"), DivergedWeights("NLL")])
+def test_what_a_worker_leaves_comes_out_as_the_kind_that_it_was(tmp_path, error):
+    refusal = tmp_path / ".refused-1"
+    assert _left(refusal) is None
+    _leave(refusal, error)
+    found = _left(refusal)
+    assert str(found) == str(error) and isinstance(found, Diverged) is isinstance(error, Diverged)
+    assert isinstance(found, SettingsError) is isinstance(error, SettingsError) and not refusal.exists()
 
 
 @pytest.mark.ray
