@@ -23,6 +23,7 @@ LAYERS = (
     "generate",
     "doctor",
     "run",
+    "checks",
     "cluster",
     "evaluation",
     "pipeline",

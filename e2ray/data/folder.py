@@ -30,11 +30,6 @@ def is_uri(place: str | Path) -> bool:
     return "://" in str(place)
 
 
-def is_folder(path: str) -> bool:
-    """Return whether a `path` of a recipe names a local folder and not a hub id."""
-    return path.startswith(("/", "./", "../", "~")) or path in (".", "..")
-
-
 class Folder:
     """The files that lie directly in one folder."""
 
