@@ -46,7 +46,7 @@ def refuse_unfit(run: Run) -> None:
 
     refuse_storage(run)
     check_adapters(run.config.model)
-    refuse_short_sources(run.config.data)
+    refuse_sources(run.config.data)
     if run.config.compare:
         refuse_lanes(run, run.config.compare)
 
@@ -66,8 +66,19 @@ def refuse_storage(run: Run) -> None:
         raise SettingsError(f"storage: {parent} cannot be written to; choose another storage")
 
 
-def refuse_short_sources(data: DataSettings) -> None:
-    """Raise SettingsError for a source whose largest file is too small for any document of `min_tokens` tokens."""
+def refuse_sources(data: DataSettings) -> None:
+    """Raise SettingsError for a source that gives no row: its weight is too small, or `min_tokens` above any document.
+
+    Tokens are bounded by the bytes of the largest file; that documents are shorter still is seen when they are read.
+    """
+    from e2ray.data.order import shares
+
+    weights = [source.weight for source in data.corpus if source.weight is not None]
+    if weights and data.pack == "concat":  # other rows are not full, which adds to a weight
+        try:
+            shares(weights, [1.0] * len(weights))
+        except ValueError as error:
+            raise SettingsError(f"data.corpus: {error}") from None
     for key, sources in (("corpus", data.corpus), ("validation_corpus", data.validation_corpus)):
         for number, source in enumerate(sources):
             wanted, most = max(data.min_tokens, source.min_tokens), most_tokens(source)

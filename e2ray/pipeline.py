@@ -328,7 +328,7 @@ def prepare_only(config: RunConfig) -> None:
     """Prepare a recipe's shards and print where they are."""
     run = resolve(config.alone())
     tell_ignored(run, "data")
-    checks.refuse_short_sources(run.config.data)
+    checks.refuse_sources(run.config.data)
     with cluster(run.config.cluster):
         show(f"shards: {prepare(run, again=True)}")
 

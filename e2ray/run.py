@@ -22,6 +22,8 @@ from e2ray.config.run import MENDABLE, RunConfig, differences
 from e2ray.config.train import ClusterSettings
 from e2ray.train.record import now, read_status, write_status
 
+LONGEST_DIFFERENCE = 160  # characters that are shown of one
+
 
 class Preempted(KeyboardInterrupt):
     """The run was asked to stop from outside."""
@@ -177,12 +179,12 @@ def tell_unmeasured(run: Run) -> None:
     found = {name: differences({name: before[name]}, {name: after[name]}) for name in ("evaluate", "suites", "export")}
     stages = [name for name, lines in found.items() if lines and after[name] is not None]  # null asks for nothing
     if stages:
-        more = sum(len(found[stage]) for stage in stages) - 1
-        show(
-            f"{found[stages[0]][0].replace('suites', 'evaluate.suites', stages[0] == 'suites')}"
-            + (f" (and {more} more)" if more else "")
-            + f"; {' and '.join(f'`e2ray {stage}`' for stage in stages)} with this recipe: nothing is trained again"
-        )
+        first, more = found[stages[0]][0], sum(len(found[stage]) for stage in stages) - 1
+        first = f"evaluate.{first}" if stages[0] == "suites" else first
+        if len(first) > LONGEST_DIFFERENCE:  # a whole section
+            first = f"{first.partition(':')[0]}: is another one in the run"
+        commands = " and ".join(f"`e2ray {stage}`" for stage in stages)
+        show(f"{first}{f' (and {more} more)' if more else ''}; {commands} with this recipe: nothing is trained again")
 
 
 @contextmanager

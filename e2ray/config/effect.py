@@ -29,7 +29,7 @@ from e2ray.config.run import RunConfig
 from e2ray.config.search import SearchSettings
 from e2ray.config.train import TrainSettings
 
-HUB_ID = "belongs to a hub id, and {path} is a folder"
+HUB_ID = "it belongs to a hub id, and {path} is a folder"
 
 
 def without_effect(config: RunConfig, base_context_length: int) -> list[str]:
@@ -200,5 +200,8 @@ def _search(search: SearchSettings) -> Iterator[str]:
         yield _idle("search.startup_trials", search.startup_trials, "search.sampler is random")
     if search.weights.retrieval:
         yield from _retrieval("search.retrieval", search.retrieval)
-    elif search.retrieval != RetrievalSettings():
-        yield "search.retrieval: is without effect, since search.weights.retrieval is 0, which asks for nothing"
+    else:
+        for name, field in RetrievalSettings.model_fields.items():
+            if getattr(search.retrieval, name) != field.default:
+                reason = "search.weights.retrieval is 0, which asks for nothing"
+                yield _idle(f"search.retrieval.{name}", getattr(search.retrieval, name), reason)
