@@ -77,6 +77,11 @@ def shards_of(run):
     return pipeline.prepare(run)
 
 
+def shards_place(run, path):
+    """Where the shards are."""
+    return str(shards_of(run))
+
+
 def shards(run, path):
     """The bytes of all shards and what is held out."""
     found = ShardSet.open(shards_of(run))

@@ -36,11 +36,11 @@ def world(tmp_path_factory):
     """Sources of every kind, a checkpoint, a tokenizer, tasks: what recipes name."""
     folder = tmp_path_factory.mktemp("world")
     words = "def return path size open with dict list number text 3141 value else import from class".split()
-    texts = [" ".join(words[(7 * n + k * (n % 5 + 1)) % len(words)] for k in range(50 + 9 * n)) for n in range(12)]
+    texts = [" ".join(words[(7 * n + k * (n % 5 + 1)) % len(words)] for k in range(15 + 25 * n)) for n in range(12)]
     for n, text in enumerate(texts):
         (folder / f"{n:02d}.txt").write_text(text)
     (folder / "bad.md").write_text("")
-    for n, text in enumerate(texts[:4]):
+    for n, text in enumerate(texts[4:8]):
         (folder / f"more-{n}.rst").write_text(text[::-1])
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": t, "other": t.upper()}) + "\n" for t in texts))
     pq.write_table(pa.table({"text": texts, "other": [text.upper() for text in texts]}), folder / "rows.parquet")
@@ -105,7 +105,7 @@ def recipe(folder):
             "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 290, "training_bytes": 2000},
             "window": 32,
             "validation_share": 0.4,
-            "min_tokens": 130,
+            "min_tokens": 50,
             "near_duplicates": 0.9,
             "on_bad": "skip",
             "seed": 2,
@@ -220,8 +220,12 @@ def recipes(folder):
     """
     searched = {"pretrain": TRAINING, "search": SEARCH}
     drawn = {"positions": {"scale": {"kind": "uniform", "max_scale": 4.0}, "placement": {"kind": "prefix"}}}
+    passkeys = {"kind": "passkey", "text": {"kind": "text", "paths": [str(folder / "*.txt")]}, "documents": 40}
+    packed = {"data.pack": "best_fit", "data.pack_waiting": 3, "data.corpus": [passkeys], "data.min_tokens": 1}
+    packed |= {"data.window": 64, "data.validation_share": 0, "data.seed": 0, "data.near_duplicates": None}
+    packed |= {"data.validation_corpus": [{"kind": "text", "paths": [str(folder / "more-*.rst")]}]}
     constant = {"train.schedule": "constant", "train.final_lr_share": 0.0}
-    plain = {"kind": "pretrained", "path": str(folder / "plain"), "base_context_length": 32}
+    plain = {"kind": "pretrained", "path": str(folder / "plain"), "base_context_length": 48}
     scaled = plain | {"path": str(folder / "scaled"), "base_scaling": "keep"}
     own = {"tasks": ["own"], "include_path": str(folder / "tasks"), "limit": 3, "num_fewshot": 2}
     own |= {"max_context_length": 96, "context_lengths": [64], "seed": 3}
@@ -230,7 +234,7 @@ def recipes(folder):
         "model:LlamaModel": [(None, {})],
         "model:PretrainedModel": [(plain, {}), (scaled, {})],
         "model.lora:LoraSettings": [(LORA, {"model": plain}), (LORA, {})],
-        "data:DataSettings": [(None, {}), (None, {"data.pack": "best_fit", "data.pack_waiting": 3})],
+        "data:DataSettings": [(None, {}), (None, packed, {"pack", "pack_waiting", "window"})],
         "data.tokenizer:ByteLevelBpe": [(None, {})],
         "data.tokenizer:PretrainedTokenizer": [({"kind": "pretrained", "path": str(folder / "tokenizer")}, {})],
         "positions:PositionSettings": [(None, {}), (None, {"positions": {"preset": "pi", "max_scale": 4}})],
@@ -268,19 +272,20 @@ def recipes(folder):
 def source_recipes(folder):
     """Return the recipes in which each kind of source is walked, in the corpus and among what is held out."""
     found, more = {}, {"kind": "text", "paths": [str(folder / "more-*.rst")]}
-    bounds = {"min_tokens": 130, "max_tokens": 300}
+    texts = {"kind": "text", "paths": [str(folder / "*.txt")]}
     made = {
-        "TextSource": {"kind": "text", "paths": [str(folder / "*.txt")]},
+        "TextSource": texts,
         "JsonlSource": {"kind": "jsonl", "paths": [str(folder / "rows.jsonl")]},
         "ParquetSource": {"kind": "parquet", "paths": [str(folder / "rows.parquet")]},
         "HuggingFaceSource": {"kind": "hugging_face", "path": str(folder / "dataset")},
         "PythonStdlibSource": {"kind": "python_stdlib"},
-        "PasskeySource": {"kind": "passkey", "text": more, "documents": 30, "digits": 4, "seed": 1}
-        | {"min_characters": 20, "max_characters": 90},
+        "PasskeySource": {"kind": "passkey", "text": texts, "documents": 30, "digits": 4, "seed": 1}
+        | {"min_characters": 20, "max_characters": 600},
     }
     rest = {"data.min_tokens": 20, "data.near_duplicates": None, "data.on_bad": "error"}
     for key in ("corpus", "validation_corpus"):
         for name, section in made.items():
+            bounds = {"min_tokens": 150, "max_tokens": 300} if name == "PasskeySource" else {"min_tokens": 100, "max_tokens": 600}
             if key == "corpus":
                 changes = rest | {"data.corpus": [more, more | {"weight": 1.0}]}
                 found[f"data.corpus[]:{name}"] = [(section | bounds | {"weight": 2.0}, changes)]
@@ -345,7 +350,7 @@ SEEN = {
         **{"corpus": "items", "validation_corpus": "items", "tokenizer": "shards", "window": "shards"},
         **dict.fromkeys(("pack", "pack_waiting", "validation_share", "min_tokens", "near_duplicates"), "shards"),
         **{"on_bad": "shards", "seed": "shards", "shard_rows": "shards", "shuffle_shards": "rows"},
-        **{"prefetch_mib": "reading", "ledger": "left_behind", "shards": "shards"},
+        **{"prefetch_mib": "reading", "ledger": "left_behind", "shards": "shards_place"},
     },
     "TextSource": SOURCE,
     "JsonlSource": SOURCE,
@@ -459,6 +464,9 @@ def test_every_setting_is_refused_or_changes_something_or_is_told_as_without_eff
                 before[at] = outcome(base, observable, place.path)
                 assert before[at][0] != "refused" or observable in ("jobs", "study"), (place.key, observable, before[at])
             setting = f"{path}.{name}".lstrip(".")
+            if __import__("os").environ.get("WALK"):
+                import resource, sys, time
+                print(round(time.process_time(), 1), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, setting, repr(value)[:60], observable, file=open("/tmp/walklog.txt", "a"), flush=True)
             try:
                 found = outcome(changed, observable, place.path)
             except Exception as error:  # a value that is neither refused nor of use
@@ -476,6 +484,7 @@ def test_every_setting_is_refused_or_changes_something_or_is_told_as_without_eff
 def library(tmp_path_factory):
     """A standard library of three modules: the real one takes seconds to read."""
     folder = tmp_path_factory.mktemp("library")
-    for n in range(3):
-        (folder / f"module_{n}.py").write_text("".join(f"def f{k}(x):\n    return x + {k * n}\n" for k in range(12)))
+    for n in range(6):
+        lines = (f"def f{k}(x):\n    return x + {k * n}\n" for k in range(2 + 15 * n))
+        (folder / f"module_{n}.py").write_text("".join(lines))
     return folder

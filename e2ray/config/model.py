@@ -72,7 +72,7 @@ class LlamaModel(ModelSettings):
     initializer_range: float = Field(
         0.02,
         gt=0,
-        le=10,
+        le=1,
         description="Standard deviation of the random weights. Narrow models learn to look back much sooner from about "
         "1 / sqrt(hidden_size).",
     )
