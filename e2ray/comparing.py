@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from e2ray import files
+from e2ray import checks, files
 from e2ray.cluster import cluster, remote_each, wants_gpu
 from e2ray.config.base import SettingsError
 from e2ray.config.compare import UNTOUCHED, CompareSettings, lane_positions, lane_scale
-from e2ray.config.load import load, resolved_text
+from e2ray.config.load import resolved_text
 from e2ray.config.run import RunConfig
 from e2ray.pipeline import base_of, prepare, task_of
-from e2ray.run import Run, refuse_other_settings, reporting, resolve, show
+from e2ray.run import Run, refuse_other_settings, reporting, resolve, show, tell_ignored
 from e2ray.train.record import now, peak_memory_mib, write_status
 
 AGAIN = "remove the file, and that job is done again"
@@ -30,7 +30,10 @@ LEFT_KEYS: dict[str, Any] = {
     **{"sums": list, "retrieval": list, "missing": list},
 }
 NO_COST = {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None}
-MAY_DIFFER = ("cluster", "compare.lanes", "compare.untrained", "compare.seeds", "compare.long_window_seeds")
+MAY_DIFFER = (
+    *("cluster", "export", "search"),
+    *("compare.lanes", "compare.untrained", "compare.seeds", "compare.long_window_seeds"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,12 @@ def compare(config: RunConfig) -> None:
     run = resolve(config)
     with files.lock(run.folder / ".lock", what="running this comparison"):
         refuse_other_settings(run, begun=any((run.folder / "lanes").glob("*.json")), besides=MAY_DIFFER)
+        tell_ignored(run)
         files.write_text(run.folder / "config.yaml", resolved_text(run.config))
         with reporting(run):
+            checks.refuse_before_start(run)
             with cluster(run.config.cluster):
+                checks.refuse_attention(run, use_gpu=wants_gpu(run.config.cluster))
                 jobs = list(_jobs(run, settings))
                 left = [job for job in jobs if not _is_done(job)]
                 _tell_unsealed([job for job in jobs if job not in left])
@@ -131,8 +137,12 @@ def _tell_unsealed(done: Sequence[Job]) -> None:
 
 def _jobs(run: Run, settings: CompareSettings) -> Iterator[Job]:
     """Yield all jobs, the long ones first, so that no worker is left with one at the end."""
+    from e2ray.data.shards import read_manifest
+
     largest = run.config.positions.max_scale
     shards = prepare(run)
+    lengths = read_manifest(shards).get("validation_lengths")
+    checks.refuse_unscorable(run.config, run.base_context_length, lengths)
     base = base_of(run, shards)
     short = _shared(run, shards, base)
     folder = run.folder / "lanes"
@@ -142,7 +152,7 @@ def _jobs(run: Run, settings: CompareSettings) -> Iterator[Job]:
         shared = _shared(wide, prepare(wide), base, documents=shards) if wide else short
         config = wide.config if wide else run.config
         if lane == "best":
-            config = _best(settings, config)
+            config = checks.best_of(config, settings)
         else:
             config = config.model_copy(update={"positions": lane_positions(lane, largest)})
         seeds = settings.seeds[: settings.long_window_seeds] if wide else settings.seeds
@@ -165,29 +175,15 @@ def _shared(run: Run, shards: str | Path, base: Any, *, documents: str | Path | 
 
 def _long_run(run: Run, base: Any) -> Run:
     """Return the run that trains on rows of G * L real tokens, as many tokens of the same text at each step."""
-    window = int(run.config.positions.max_scale * run.base_context_length)
+    window, sequences = checks.long_rows(run)
     data, train = run.config.data, run.config.train
-    tokens = train.batch_sequences * data.window
-    if tokens % window:
-        raise SettingsError(
-            f"compare.lanes: pi_long has rows of {window} tokens, a step of {tokens} tokens holds no whole number of "
-            "them; raise train.batch_sequences or leave the lane out"
-        )
     config = run.config.model_copy(
         update={
             "data": data.model_copy(update={"window": window}),
-            "train": train.model_copy(update={"batch_sequences": tokens // window, "micro_batch_sequences": 1}),
+            "train": train.model_copy(update={"batch_sequences": sequences, "micro_batch_sequences": 1}),
         }
     )
     return replace(run, config=config)
-
-
-def _best(settings: CompareSettings, config: RunConfig) -> RunConfig:
-    if settings.best is None:
-        raise SettingsError("compare.best: is null, the lane best needs the recipe of a study; name it or leave it out")
-    found = load(settings.best)
-    train = config.train.model_copy(update={"lr": found.train.lr})
-    return config.model_copy(update={"positions": found.positions, "train": train})
 
 
 def _run_job(job: Job, use_gpu: bool) -> None:

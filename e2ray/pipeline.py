@@ -4,25 +4,33 @@ The driver holds the run's files and the order; what needs a model or many cores
 result stands is not run again, so the same command continues a run wherever it was stopped.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from e2ray import files
-from e2ray.cluster import cluster, remote
+from e2ray import checks, files
+from e2ray.cluster import cluster, remote, wants_gpu
 from e2ray.config.base import SettingsError, brief
-from e2ray.config.data import PretrainedTokenizer
 from e2ray.config.load import read_resolved, resolved_text
 from e2ray.config.model import PretrainedModel
 from e2ray.config.places import is_uri
 from e2ray.config.positions import PositionSettings
-from e2ray.config.run import RunConfig
+from e2ray.config.run import MENDABLE, RunConfig
 from e2ray.config.train import TrainSettings
 from e2ray.evaluate.removed import sentence
 from e2ray.evaluation import SAMPLES, SUITES, check_suites, evaluate, removed_of, suites
-from e2ray.run import Run, refuse_other_settings, reporting, resolve, result_line, run_tokenizer, show
+from e2ray.run import (
+    Run,
+    refuse_other_settings,
+    reporting,
+    resolve,
+    result_line,
+    run_tokenizer,
+    show,
+    tell_ignored,
+    tell_unmeasured,
+)
 from e2ray.train.record import end_status, now, read_status, settle, write_environment, write_status
 
 STAGES = ("prepare", "pretrain", "train", "evaluate", "suites", "export")  # the order of a whole run
@@ -55,27 +63,12 @@ def prepare(run: Run, *, again: bool = False) -> str | Path:
             raise SettingsError(f"data.shards: {data.shards} is read, not written; prepare into a folder and copy it")
         if remote_place or ((folder / MANIFEST).exists() and not again):
             place = data.shards if remote_place else folder
-            ShardSet.open(place, window=data.window, tokenizer_hash=_checked_tokenizer(run))
+            manifest = ShardSet.open(place, window=data.window, tokenizer_hash=checks.checked_tokenizer(run)).manifest
+            for line in checks.made_otherwise(data, manifest):
+                show(f"warning: {line}")
             return place
     prepare_shards(data, folder, tokenizer_source=source, progress=show)
     return folder
-
-
-def _checked_tokenizer(run: Run) -> str | None:
-    """Return the hash of the tokenizer that the recipe names; None where prepare trains one.
-
-    Raises:
-        SettingsError: If shards cannot be made with it.
-    """
-    from e2ray.data.prepare import refuse_short_rows
-    from e2ray.data.tokenizer import load_shard_tokenizer, tokenizer_hash
-
-    data = run.config.data
-    if not isinstance(data.tokenizer, PretrainedTokenizer):
-        return None
-    tokenizer = load_shard_tokenizer(data.tokenizer.path, data.tokenizer.revision)
-    refuse_short_rows(data.window, tokenizer)
-    return tokenizer_hash(tokenizer)
 
 
 def pretrain(run: Run, shards: str | Path) -> Path:
@@ -273,18 +266,27 @@ def base_of(run: Run, shards: str | Path) -> Any:
 
 def run_stages(run: Run, stages: Sequence[str]) -> None:
     """Run the named stages in order on a cluster; their results lie in the run's folder and under storage."""
+    from e2ray.data.shards import read_manifest
     from e2ray.train.launch import resources
 
+    training = bool({"pretrain", "train"} & set(stages))
     if "suites" in stages:
         check_suites(run)  # before the hours of a training
+    if training:
+        checks.refuse_before_start(run)
     if "train" in stages and not (run.folder / "model").is_dir():
         check_model(run)
     with cluster(run.config.cluster):
-        if not run.config.cluster.autoscaling and {"pretrain", "train"} & set(stages):
+        if training and not run.config.cluster.autoscaling:
             resources(run.config.cluster)  # before an hour of tokenising, not after
+        if training:
+            checks.refuse_attention(run, use_gpu=wants_gpu(run.config.cluster))
         shards = prepare(run)
         if list(stages) == ["prepare"]:
             return
+        if training and "evaluate" in stages:
+            lengths = read_manifest(shards).get("validation_lengths")
+            checks.refuse_unscorable(run.config, run.base_context_length, lengths)
         base = base_of(run, shards)
         if "train" in stages:
             if removed := removed_of(run, shards, base):
@@ -306,15 +308,17 @@ def execute(config: RunConfig) -> None:
     """
     from e2ray.search.journal import JOURNAL
 
-    run = resolve(config.model_copy(update={"search": None, "compare": None}))
+    run = resolve(config.alone())
     with files.lock(run.folder / ".lock", what="running this run"):
-        refuse_other_settings(run)
+        refuse_other_settings(run, besides=MENDABLE)
         if (run.folder / JOURNAL).exists():
             raise SettingsError(f"{run.folder}: holds a study of that name; choose another name for the training run")
         status = read_status(run.folder)
         if status and status["state"] == "succeeded":
             show(f"{run.folder} is finished: {brief(status.get('result', 'its status tells no result'))}")
+            tell_unmeasured(run)
             return
+        tell_ignored(run)
         files.write_text(run.folder / "config.yaml", resolved_text(run.config))
         with reporting(run):
             write_environment(run.folder)
@@ -325,14 +329,16 @@ def execute(config: RunConfig) -> None:
 
 def prepare_only(config: RunConfig) -> None:
     """Prepare a recipe's shards and print where they are."""
-    run = resolve(config)
+    run = resolve(config.alone())
+    tell_ignored(run, "data")
+    checks.refuse_sources(run.config.data)
     with cluster(run.config.cluster):
         show(f"shards: {prepare(run, again=True)}")
 
 
 def evaluate_only(config: RunConfig) -> None:
     """Measure a trained run again, with the recipe's `evaluate` section."""
-    run = resolve(config)
+    run = resolve(config.alone())
     if run.config.evaluate is None:
         raise SettingsError("evaluate: is null, which leaves the stage out; give it a section or remove the line")
     _later_stage(run, "evaluate")
@@ -343,7 +349,7 @@ def evaluate_only(config: RunConfig) -> None:
 
 def suites_only(config: RunConfig) -> None:
     """Ask a trained run the tasks of the recipe's `evaluate.suites`, without measuring it again."""
-    run = resolve(config)
+    run = resolve(config.alone())
     if run.config.evaluate is None or run.config.evaluate.suites is None:
         raise SettingsError("evaluate.suites: is null, so there is nothing to ask; give it a section with tasks")
     _later_stage(run, "suites")
@@ -352,7 +358,7 @@ def suites_only(config: RunConfig) -> None:
 
 def export_only(config: RunConfig) -> None:
     """Export a trained run again, with the recipe's `export` section."""
-    run = resolve(config)
+    run = resolve(config.alone())
     if run.config.export is None:
         raise SettingsError("export: is null, which leaves the stage out; give it a section or remove the line")
     _later_stage(run, "export")
@@ -362,7 +368,8 @@ def export_only(config: RunConfig) -> None:
 def _later_stage(run: Run, stage: str) -> None:
     if not (run.folder / "model").is_dir():
         raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run `e2ray train` with this recipe first")
-    refuse_other_settings(run, besides=("evaluate", "export"))
+    refuse_other_settings(run, besides=MENDABLE)
+    tell_ignored(run, *MENDABLE)
     with files.lock(run.folder / ".lock", what="running this run"):
         killed = settle(run.folder)
         if killed:
@@ -406,33 +413,27 @@ def check_model(run: Run) -> None:
 
 
 def check(config: RunConfig) -> None:
-    """Check what can be checked without a cluster: the model, its scaling, the sources, the tokenizer, the storage.
+    """Check what can be checked without a cluster: model, sources, shards that are made already, tokenizer, storage.
+
+    A setting that is without effect is told, as at the start of the run.
 
     Raises:
         SettingsError: For the first thing that a run would stumble over.
     """
-    from e2ray.data.corpus import list_items
-    from e2ray.data.folder import Folder
-    from e2ray.data.shards import ShardSet
-    from e2ray.data.unpack import Limits
     from e2ray.search.journal import JOURNAL, verified
 
     run = resolve(config)
-    shards = config.data.shards
-    wanted = _checked_tokenizer(run)
-    if shards is not None and is_uri(shards):
-        opened = ShardSet.open(shards, window=config.data.window, tokenizer_hash=wanted)
-        source = f"{opened.rows:,} rows in {Folder(shards).place}"
-    else:
-        data = run.config.data
-        items = list_items([*data.corpus, *data.validation_corpus], limits=Limits.of(data))
-        source = f"{len(items)} work items"
-    refuse_other_settings(run)
+    checks.refuse_unfit(run)
+    source = checks.source_of(run)
+    refuse_other_settings(run, besides=(*MENDABLE, "search", "compare"))
     check_suites(run)
     check_model(run)
-    parent = next(folder for folder in (run.folder, *run.folder.parents) if folder.exists())
-    if not os.access(parent, os.W_OK):
-        raise SettingsError(f"storage: {parent} cannot be written to; choose another storage")
+    shards = checks.standing_shards(run) or {}
+    lengths = shards.get("validation_lengths")
+    checks.refuse_unscorable(run.config, run.base_context_length, lengths)
+    tell_ignored(run)
+    for line in [*checks.made_otherwise(run.config.data, shards), *checks.unfit_here(run)]:
+        show(f"warning: {line}")
     train_settings = config.train
     tokens = train_settings.steps * train_settings.batch_sequences * config.data.window
     show(

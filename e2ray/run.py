@@ -1,6 +1,7 @@
 """A resolved recipe, the places it writes to, and the words of its status.json."""
 
 import itertools
+import os
 import platform
 import signal
 import threading
@@ -14,11 +15,15 @@ from typing import Any
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import PretrainedTokenizer
+from e2ray.config.effect import without_effect
 from e2ray.config.load import read_resolved
 from e2ray.config.model import PretrainedModel
-from e2ray.config.run import FREE_ON_RESUME, RunConfig, differences
+from e2ray.config.run import FREE_ON_RESUME, MENDABLE, RunConfig, differences
+from e2ray.config.train import ClusterSettings
 from e2ray.train.record import end_status, now, read_status, settle, write_status
 from e2ray.train.steps import begun as checkpoints_begun
+
+LONGEST_DIFFERENCE = 160  # characters that are shown of one
 
 
 class Preempted(KeyboardInterrupt):
@@ -27,10 +32,17 @@ class Preempted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Run:
-    """A resolved recipe and the places it writes to."""
+    """A resolved recipe and the places it writes to.
 
-    config: RunConfig  # every default that depends on the model filled in
+    Attributes:
+        config: Every default that depends on the model filled in.
+        base_context_length: L, tokens.
+        ignored: One line for each setting of the recipe that is without effect beside the others.
+    """
+
+    config: RunConfig
     base_context_length: int
+    ignored: tuple[str, ...] = ()
 
     @property
     def storage(self) -> Path:
@@ -68,6 +80,13 @@ class Run:
 def show(line: str) -> None:
     """Print one line at once."""
     print(line, flush=True)
+
+
+def tell_ignored(run: Run, *sections: str) -> None:
+    """Say on a line of its own of each setting that is without effect, of some sections or of all."""
+    for line in run.ignored:
+        if not sections or line.startswith(tuple(f"{section}." for section in sections)):
+            show(f"warning: {line}")
 
 
 def run_tokenizer(run: Run, shards: str | Path) -> Path:
@@ -110,7 +129,8 @@ def resolve(config: RunConfig) -> Run:
     from e2ray.core.model import base_facts
     from e2ray.evaluate.perplexity import default_scales, default_stride, default_windows
 
-    length = base_facts(config.model).base_context_length
+    facts = base_facts(config.model)
+    length = facts.base_context_length
     largest = config.positions.max_scale
     changes: dict[str, Any] = {}
     if config.evaluate:
@@ -127,7 +147,14 @@ def resolve(config: RunConfig) -> Run:
         if config.data.tokenizer is None:
             tokenizer = PretrainedTokenizer(path=config.model.path, revision=config.model.revision)
             changes["data"] = config.data.model_copy(update={"tokenizer": tokenizer})
-    return Run(config.model_copy(update=changes), length)
+    ignored = [*facts.ignored, *without_effect(config, length)]
+    store = ClusterSettings.model_fields["object_store_mib"].default
+    if os.environ.get("RAY_ADDRESS") and config.cluster.object_store_mib != store:
+        ignored.append(
+            f"cluster.object_store_mib: {config.cluster.object_store_mib} is without effect, since RAY_ADDRESS names a "
+            "cluster that has its object stores already"
+        )
+    return Run(config.model_copy(update=changes), length, tuple(ignored))
 
 
 def refuse_other_settings(run: Run, *, besides: Sequence[str] = (), begun: bool | None = None) -> None:
@@ -158,6 +185,24 @@ def refuse_other_settings(run: Run, *, besides: Sequence[str] = (), begun: bool 
             f"{path}: the run {run.config.name!r} was begun with other settings: {found[0]}{more}; "
             "choose another name, or the old value"
         )
+
+
+def tell_unmeasured(run: Run) -> None:
+    """Say in one line what a finished run was measured or exported with that the recipe now says otherwise."""
+    path = run.folder / "config.yaml"
+    before = read_resolved(path).model_dump(mode="json", include=set(MENDABLE))
+    after = run.config.model_dump(mode="json", include=set(MENDABLE))
+    for settings in (before, after):
+        settings["suites"] = (settings["evaluate"] or {}).pop("suites", None)
+    found = {name: differences({name: before[name]}, {name: after[name]}) for name in ("evaluate", "suites", "export")}
+    stages = [name for name, lines in found.items() if lines and after[name] is not None]  # null asks for nothing
+    if stages:
+        first, more = found[stages[0]][0], sum(len(found[stage]) for stage in stages) - 1
+        first = f"evaluate.{first}" if stages[0] == "suites" else first
+        if len(first) > LONGEST_DIFFERENCE:  # a whole section
+            first = f"{first.partition(':')[0]}: is another one in the run"
+        commands = " and ".join(f"`e2ray {stage}`" for stage in stages)
+        show(f"{first}{f' (and {more} more)' if more else ''}; {commands} with this recipe: nothing is trained again")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from e2ray import files
+from e2ray import checks, files
 from e2ray.cluster import cluster, remote, wants_gpu
 from e2ray.config.base import SettingsError
 from e2ray.config.load import read_resolved, resolved_text
@@ -15,7 +15,7 @@ from e2ray.config.run import RunConfig, differences
 from e2ray.config.space import assign
 from e2ray.config.train import ClusterSettings
 from e2ray.pipeline import base_of, prepare, task_of
-from e2ray.run import Run, reporting, resolve, show
+from e2ray.run import Run, reporting, resolve, show, tell_ignored
 from e2ray.train.record import now, write_status
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from e2ray.search.trial import Shared
 
 FREE_ON_RESUME = (
+    *("compare", "export"),
     *("cluster", "storage", "search.trials", "search.concurrency", "search.progress_s", "train.progress_s"),
     *(f"search.trial.cluster.{name}" for name in ClusterSettings.model_fields),
 )
@@ -59,6 +60,7 @@ def tune(config: RunConfig, *, resume: bool) -> None:
     run = resolve(config)
     with files.lock(run.folder / ".lock", what="running this study"):
         refuse_other_study(run, resume=resume)
+        tell_ignored(run)
         files.write_text(run.folder / "config.yaml", resolved_text(run.config))
         with reporting(run):
             from e2ray.train.record import environment
@@ -102,6 +104,7 @@ def refuse_other_study(run: Run, *, resume: bool) -> None:
 
 def _run(run: Run) -> str:
     """Run the trials that are missing and write the exports; return one line that says what came out."""
+    from e2ray.data.shards import read_manifest
     from e2ray.search import tune as trials
     from e2ray.search.progress import Progress, table
     from e2ray.search.study import Study
@@ -109,10 +112,14 @@ def _run(run: Run) -> str:
 
     search = run.config.search
     assert search is not None
+    checks.refuse_before_start(run)
     with cluster(run.config.cluster):
+        checks.refuse_attention(run, use_gpu=wants_gpu(run.config.cluster))
         workers = run.config.trial().cluster  # of one trial; the recipe's own train the base model
         room = trials.room(workers, search.concurrency)  # before an hour of tokenising, not after
         shards = prepare(run)
+        lengths = read_manifest(shards).get("validation_lengths")
+        checks.refuse_unscorable(run.config, run.base_context_length, lengths)
         model = base_of(run, shards)
         task = task_of(run, run.folder, shards, model, run.config.trial().train, run.config.positions)
         shared = share(run.config, task, run.folder)

@@ -26,6 +26,7 @@ LAYERS = (
     "doctor",
     "run",
     "access",
+    "checks",
     "cluster",
     "evaluation",
     "pipeline",

@@ -6,13 +6,24 @@ no error shows them.
 """
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from e2ray.config.places import problems, without_credentials
 
+Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+LARGEST_SCALE = 1_000_000  # times the longest base context length, still exact in 64 bits
+LONGEST_TEXT = 2**31  # tokens of a base context length
+
+
 LONGEST_WORD, LONGEST_LINE = 300, 1000  # characters of a message
+
+
+def is_folder(path: str) -> bool:
+    """Return whether a `path` of a recipe names a local folder and not a hub id."""
+    return path.startswith(("/", "./", "../", "~")) or path in (".", "..")
 
 
 def brief(text: object) -> str:
@@ -56,3 +67,25 @@ class Settings(BaseModel):
         for problem in problems(value):
             raise ValueError(problem)
         return value
+
+    @field_validator("*")
+    @classmethod
+    def _writable(cls, value: Any) -> Any:
+        """Refuse text that no file can hold, be it a path or config.yaml itself."""
+        for text in _texts(value):
+            if "\0" in text:
+                raise ValueError(f"holds NUL, which no path and no name may, got {text[:60]!r}")
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError(f"is no Unicode text (half a surrogate pair), got {text[:60]!r}") from None
+        return value
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the plain texts of a value; those of a section were its own class's to check."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for pair in value.items() for part in pair for text in _texts(part)]
+    return [text for part in value for text in _texts(part)] if isinstance(value, tuple | list) else []

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from e2ray.config.base import Settings
+from e2ray.config.base import Seed, Settings, Text
 from e2ray.config.positions import PositionSettings
 from e2ray.config.retrieval import RetrievalSettings
 
@@ -40,8 +40,8 @@ class CompareSettings(Settings):
     untrained: tuple[UntrainedLane, ...] = Field(
         get_args(UntrainedLane), strict=False, description="Extensions of the base model that need no training."
     )
-    best: str | None = Field(None, description="Recipe that a study has found, for the lane best.")
-    seeds: tuple[int, ...] = Field((101, 102, 103), strict=False, min_length=1, description="Of each trained lane.")
+    best: Text | None = Field(None, description="Recipe that a study has found, for the lane best.")
+    seeds: tuple[Seed, ...] = Field((101, 102, 103), strict=False, min_length=1, description="Of each trained lane.")
     long_window_seeds: int = Field(1, ge=1, description="Seeds of pi_long, the expensive lane: the first ones.")
     retrieval: RetrievalSettings | None = Field(
         RetrievalSettings(), description="What each lane is asked, at the scale it is served with; null: nothing."
@@ -53,6 +53,12 @@ class CompareSettings(Settings):
         if len(set(value)) < len(value):
             raise ValueError(f"must name each once, got {list(value)}")
         return value
+
+    @model_validator(mode="after")
+    def _check_best(self) -> "CompareSettings":
+        if "best" in self.lanes and self.best is None:
+            raise ValueError("best: is null, the lane best needs the recipe of a study; name it or leave the lane out")
+        return self
 
 
 def lane_positions(lane: str, max_scale: float) -> PositionSettings:

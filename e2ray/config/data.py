@@ -3,9 +3,9 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from e2ray.config.base import Settings
+from e2ray.config.base import Settings, Text, is_folder
 
 SHUFFLE_SHARDS = 16
 MAX_DOCUMENT_MIB = 1024
@@ -22,6 +22,7 @@ class _Source(Settings):
     weight: float | None = Field(
         None,
         gt=0,
+        le=1e9,
         description="Share of the tokens that a run reads from this source, relative to the others'; all sources "
         "have one or none has. Its rows are then its own. null: the sources are one text, each token read as often.",
     )
@@ -65,10 +66,15 @@ class HuggingFaceSource(_Source):
     path: str = Field(
         min_length=1, description="Folder that save_to_disk wrote (starts with /, ./, ../ or ~), or hub id, streamed."
     )
-    name: str | None = Field(None, description="Configuration of a hub id.")
+    name: Text | None = Field(None, description="Configuration of a hub id.")
     split: str = Field("train", min_length=1, description="Which part of the dataset.")
     column: str = Field("text", min_length=1, description="Column that holds the text.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    revision: Text | None = Field(None, description="Branch, tag or commit of a hub id.")
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `path` names a local folder and not a hub id."""
+        return is_folder(self.path)
 
 
 class PythonStdlibSource(_Source):
@@ -91,14 +97,19 @@ class PasskeySource(_Source):
     text: Annotated[TextSource | PythonStdlibSource, Field(discriminator="kind")] = Field(
         PythonStdlibSource(), description="Files that the surrounding text is cut out of."
     )
-    documents: int = Field(50_000, ge=1, description="How many are made.")
-    min_characters: int = Field(0, ge=0, description="Surrounding text of a document, at least.")
-    max_characters: int = Field(200, ge=0, description="Surrounding text of a document, at most; lengths are uniform.")
+    documents: int = Field(50_000, ge=1, le=10**9, description="How many are made.")
+    min_characters: int = Field(0, ge=0, le=10**9, description="Surrounding text of a document, at least.")
+    max_characters: int = Field(
+        200, ge=0, le=10**9, description="Surrounding text of a document, at most; lengths are uniform."
+    )
     digits: int = Field(5, ge=1, le=18, description="Digits of the number, the first not 0.")
     seed: int = Field(0, ge=0, lt=2**32, description="Of texts, places and numbers.")
 
     @model_validator(mode="after")
     def _check_characters(self) -> "PasskeySource":
+        for name in _Source.model_fields:
+            if getattr(self.text, name) != _Source.model_fields[name].default:
+                raise ValueError(f"text.{name}: says nothing about made documents; set {name} beside text, not in it")
         if self.max_characters < self.min_characters:
             raise ValueError(
                 f"max_characters: must be at least min_characters ({self.min_characters}), got {self.max_characters}"
@@ -119,17 +130,34 @@ class PretrainedTokenizer(Settings):
 
     kind: Literal["pretrained"] = "pretrained"
     path: str = Field(min_length=1, description="Folder (starts with /, ./, ../ or ~) or hub id.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    revision: Text | None = Field(None, description="Branch, tag or commit of a hub id.")
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `path` names a local folder and not a hub id."""
+        return is_folder(self.path)
 
 
 class ByteLevelBpe(Settings):
     """A byte-level BPE trained on the training documents of the corpus."""
 
     kind: Literal["byte_level_bpe"] = "byte_level_bpe"
-    vocab_size: int = Field(2048, ge=257, description="Tokens, the 256 bytes and the end of text included.")
+    vocab_size: int = Field(
+        2048, ge=257, le=2**20, description="Tokens at most, the 256 bytes and the end of text included."
+    )
     training_bytes: int = Field(
         8_000_000, ge=1, description="At most this many bytes of text are read to train it, spread over the corpus."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ByteLevelBpe":
+        merges = self.vocab_size - 257
+        if merges >= self.training_bytes:  # each merge joins two of them
+            raise ValueError(
+                f"vocab_size: {self.training_bytes} bytes (training_bytes) make fewer tokens than {self.vocab_size}; "
+                "lower it or raise training_bytes"
+            )
+        return self
 
 
 Tokenizer = Annotated[PretrainedTokenizer | ByteLevelBpe, Field(discriminator="kind")]
@@ -140,7 +168,7 @@ class DataSettings(Settings):
 
     corpus: tuple[Source, ...] = Field(min_length=1, strict=False, description="Sources, read in this order.")
     tokenizer: Tokenizer | None = Field(None, description="null takes the tokenizer of the pretrained model.")
-    window: int = Field(ge=2, description="R: tokens of a training row.")
+    window: int = Field(ge=2, le=2**24, description="R: tokens of a training row.")
     pack: Literal["concat", "document", "best_fit"] = Field(
         "concat",
         description="concat: rows are cut out of one long text, which they attend to as one; document: one document a "
@@ -148,7 +176,10 @@ class DataSettings(Settings):
         "a row is cut.",
     )
     pack_waiting: int = Field(
-        1000, ge=1, description="Documents that best_fit chooses among; more fill rows better and take more memory."
+        1000,
+        ge=1,
+        le=10**9,
+        description="Documents that best_fit chooses among; more fill rows better and take more memory.",
     )
     validation_share: float = Field(
         0.02, ge=0, lt=1, description="Share of the corpus documents held out whole, chosen by seed and name."
@@ -184,15 +215,19 @@ class DataSettings(Settings):
         "whose footer tells so is refused.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Chooses the validation documents.")
-    shard_rows: int = Field(8192, ge=1, description="Training rows of one shard file.")
+    shard_rows: int = Field(8192, ge=1, le=2**31, description="Training rows of one shard file.")
     shuffle_shards: int = Field(
         SHUFFLE_SHARDS,
         ge=1,
+        le=2**20,
         description="Shards whose rows are mixed among each other in an epoch; more mix better and read from more "
         "files at a time.",
     )
     prefetch_mib: int = Field(
-        32, ge=1, description="MiB of rows that each worker's reader keeps ahead of the training, two blocks at least."
+        32,
+        ge=1,
+        le=2**20,
+        description="MiB of rows that each worker's reader keeps ahead of the training, two blocks at least.",
     )
     ledger: bool = Field(
         False, description="Note each step's row ids, scales and shifts in <run>/ledger, as Arrow files, for audits."
@@ -211,6 +246,27 @@ class DataSettings(Settings):
         later = {"max_document_mib": MAX_DOCUMENT_MIB, "max_unpack_ratio": MAX_UNPACK_RATIO}
         dumped = self.model_dump(mode="json", exclude=set(without))
         return {name: value for name, value in dumped.items() if name not in later or value != later[name]}
+
+    @field_validator("shards")
+    @classmethod
+    def _shared_place(cls, value: str | None) -> str | None:
+        if value is not None and "://" not in value and not value.startswith(("/", "~/")):
+            raise ValueError(
+                f"must be absolute, from ~/, or a URI, since jobs run in a copy of the working folder, got {value!r}; "
+                "null prepares shards under storage"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "DataSettings":
+        for key, sources in (("corpus", self.corpus), ("validation_corpus", self.validation_corpus)):
+            for number, source in enumerate(sources):
+                if source.max_tokens is not None and source.max_tokens < self.min_tokens:
+                    raise ValueError(
+                        f"{key}.{number}.max_tokens: {source.max_tokens} is below data.min_tokens ({self.min_tokens}), "
+                        "so no document of it is left; widen them"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _check_weights(self) -> "DataSettings":

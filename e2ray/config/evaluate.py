@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from e2ray.config.base import Settings
+from e2ray.config.base import LARGEST_SCALE, Settings
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.config.suites import SuiteSettings
 
@@ -51,6 +51,13 @@ class EvaluateSettings(Settings):
     def _predictable(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value is not None and value[0] < 2:
             raise ValueError(f"must be at least 2 tokens, got {value[0]}")
+        return value
+
+    @field_validator("scales")
+    @classmethod
+    def _readable(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and value[-1] > LARGEST_SCALE:
+            raise ValueError(f"must be at most {LARGEST_SCALE}, got {value[-1]:g}")
         return value
 
 

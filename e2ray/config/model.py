@@ -4,22 +4,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from e2ray.config.base import Settings
+from e2ray.config.base import LONGEST_TEXT, Settings, Text, is_folder
 
 
 class LoraSettings(Settings):
     """Low-rank adapters (peft) instead of full fine-tuning; merged into `model/` at the end."""
 
-    rank: int = Field(16, ge=1, description="Rank of the adapters.")
-    alpha: float = Field(32.0, gt=0, description="Adapter scaling numerator; the update is alpha / rank * BA.")
+    rank: int = Field(16, ge=1, le=65_536, description="Rank of the adapters.")
+    alpha: float = Field(32.0, gt=0, le=1e6, description="Adapter scaling numerator; the update is alpha / rank * BA.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the adapters.")
-    targets: tuple[str, ...] = Field(
+    targets: tuple[Text, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj"),
         min_length=1,
         strict=False,
         description="Names of the linear modules that get an adapter.",
     )
-    trainable: tuple[str, ...] = Field(
+    trainable: tuple[Text, ...] = Field(
         (), strict=False, description="Names of modules trained in full beside the adapters, e.g. embed_tokens."
     )
 
@@ -41,9 +41,9 @@ class PretrainedModel(ModelSettings):
 
     kind: Literal["pretrained"] = "pretrained"
     path: str = Field(min_length=1, description="Folder (starts with /, ./, ../ or ~) or hub id.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    revision: Text | None = Field(None, description="Branch, tag or commit of a hub id.")
     base_context_length: int | None = Field(
-        None, ge=2, description="L in tokens; null takes it from the checkpoint's config.json."
+        None, ge=2, le=LONGEST_TEXT, description="L in tokens; null takes it from the checkpoint's config.json."
     )
     base_scaling: Literal["keep", "replace"] | None = Field(
         None,
@@ -54,24 +54,27 @@ class PretrainedModel(ModelSettings):
     @property
     def is_folder(self) -> bool:
         """Whether `path` names a local folder and not a hub id."""
-        return self.path.startswith(("/", "./", "../", "~")) or self.path in (".", "..")
+        return is_folder(self.path)
 
 
 class LlamaModel(ModelSettings):
     """A Llama built from its sizes with random weights; its recipe pretrains it first."""
 
     kind: Literal["llama"] = "llama"
-    hidden_size: int = Field(128, ge=8, description="Width.")
-    num_layers: int = Field(4, ge=1, description="Decoder layers.")
-    num_heads: int = Field(4, ge=1, description="Attention heads.")
-    num_key_value_heads: int = Field(4, ge=1, description="Key and value heads.")
-    intermediate_size: int = Field(344, ge=8, description="Width of the feed-forward layers.")
-    base_frequency: float = Field(10_000.0, gt=1, description="Constant of RoPE's frequency series (rope_theta).")
-    base_context_length: int = Field(128, ge=2, description="L: tokens of the pretraining window.")
+    hidden_size: int = Field(128, ge=8, le=65_536, description="Width.")
+    num_layers: int = Field(4, ge=1, le=1024, description="Decoder layers.")
+    num_heads: int = Field(4, ge=1, le=32_768, description="Attention heads.")
+    num_key_value_heads: int = Field(4, ge=1, le=32_768, description="Key and value heads.")
+    intermediate_size: int = Field(344, ge=8, le=1_048_576, description="Width of the feed-forward layers.")
+    base_frequency: float = Field(
+        10_000.0, gt=1, le=1e12, description="Constant of RoPE's frequency series (rope_theta)."
+    )
+    base_context_length: int = Field(128, ge=2, le=LONGEST_TEXT, description="L: tokens of the pretraining window.")
     tie_embeddings: bool = Field(True, description="Input and output embeddings share their weights.")
     initializer_range: float = Field(
         0.02,
         gt=0,
+        le=1,
         description="Standard deviation of the random weights. Narrow models learn to look back much sooner from about "
         "1 / sqrt(hidden_size).",
     )

@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from e2ray.config.base import Settings
+from e2ray.config.base import LARGEST_SCALE, Settings
 
-MaxScale = Annotated[float, Field(ge=1, description="Largest scale G; serves contexts up to G * L tokens.")]
+MaxScale = Annotated[
+    float, Field(ge=1, le=LARGEST_SCALE, description="Largest scale G; serves contexts up to G * L tokens.")
+]
 NativeShare = Annotated[float, Field(ge=0, le=1, description="Share of the draws at exactly scale 1.")]
 
 
@@ -77,8 +79,8 @@ class BetaScale(Settings):
 class ScaleWeight(Settings):
     """One scale of a choice and how often it is drawn, relative to the others."""
 
-    scale: float = Field(ge=1, description="The scale.")
-    weight: float = Field(gt=0, description="Its weight; weights need not sum to 1.")
+    scale: float = Field(ge=1, le=LARGEST_SCALE, description="The scale.")
+    weight: float = Field(gt=0, le=1e9, description="Its weight; weights need not sum to 1.")
 
 
 class ChoiceScale(Settings):
@@ -239,7 +241,7 @@ def _with_presets(schema: dict[str, Any]) -> None:
     resolved = shared | {"properties": properties, "required": schema.pop("required")}
     named = {
         "preset": {"enum": list(PRESETS), "description": "A published method."},
-        "max_scale": {"type": "number", "minimum": 1, "description": "The scale it trains for; native needs none."},
+        "max_scale": {"type": "number", "minimum": 1, "description": "The scale it trains for; native takes none."},
         "placement": properties["placement"],
         "per": properties["per"],
     }

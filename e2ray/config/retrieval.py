@@ -19,6 +19,10 @@ Task = Literal[
 ]
 
 
+WITHOUT_DEPTH = ("multi_value", "multi_query", "variable_tracking", "common_words", "frequent_words")
+WITHOUT_NUMBERS = ("common_words", "frequent_words")
+
+
 class RetrievalSettings(Settings):
     """The grid of retrieval: task x context length x depth x trials, each length read at the scale W / L."""
 
@@ -34,7 +38,7 @@ class RetrievalSettings(Settings):
         min_length=1,
         description="Fraction of the surrounding text that stands before what is asked for, 0 to 1.",
     )
-    trials: int = Field(4, ge=1, description="Prompts of one cell, each with its own text and key.")
+    trials: int = Field(4, ge=1, le=10**6, description="Prompts of one cell, each with its own text and key.")
     digits: int = Field(5, ge=1, le=18, description="Digits of a number, the first not 0.")
     greedy: int = Field(
         1, ge=0, description="Prompts of a cell that are answered by greedy generation too, as a check; 0: none."

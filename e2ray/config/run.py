@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from e2ray.config.base import Settings, SettingsError
-from e2ray.config.compare import CompareSettings
+from e2ray.config.compare import CompareSettings, lane_positions
 from e2ray.config.data import DataSettings
 from e2ray.config.evaluate import EvaluateSettings, ExportSettings
 from e2ray.config.model import LlamaModel, Model
@@ -17,11 +17,14 @@ from e2ray.config.space import assign, check, family
 from e2ray.config.train import ClusterSettings, TrainSettings
 
 RESERVED = ("shards", "bases", "tokenizers", "prompts")  # folders of storage that are no runs
-# A run may be continued with other values of these: they change where and how fast it runs, not what it computes.
+# A run may be continued with other values of these: they change where and how fast it runs and what it leaves beside
+# the weights, not what is trained.
 FREE_ON_RESUME = (
     "cluster",
     "storage",
     "data.ledger",
+    "train.checkpoint_every",
+    "train.log_every",
     "train.zero_stage",
     "train.offload",
     "data.prefetch_mib",
@@ -38,6 +41,10 @@ FREE_ON_RESUME = (
     "model.gradient_checkpointing",
     "model.attention",
 )
+
+
+# Sections that say what is measured and written after training: under its name a run may be continued with others.
+MENDABLE = ("evaluate", "export")
 
 
 class RunConfig(Settings):
@@ -77,12 +84,30 @@ class RunConfig(Settings):
             raise ValueError(f"must be absolute, since jobs run in a copy of the working folder, got {value!r}")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _native_takes_no_scale(cls, value: Any) -> Any:
+        positions = value.get("positions") if isinstance(value, dict) else None
+        if isinstance(positions, dict) and positions.get("preset") == "native":
+            if positions.get("max_scale") not in (None, 1):
+                raise ValueError(
+                    f"positions.max_scale: {positions['max_scale']} is without effect beside preset native, which "
+                    "trains at scale 1 alone; leave it out, and set evaluate.windows for what is read"
+                )
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         try:
             self.positions.check_window(self.data.window)
         except ValueError as error:
             raise ValueError(f"positions.placement: {error}") from None
+        self._check_attention()
+        if self.evaluate and not (self.data.validation_share or self.data.validation_corpus or self.data.shards):
+            raise ValueError(
+                "data.validation_share: 0 holds out no document, and evaluate scores held-out ones; raise it, name "
+                "data.validation_corpus, or set evaluate: null"
+            )
         for key, settings in (("train", self.train), ("pretrain", self.pretrain)):
             if settings and settings.batch_sequences % self.cluster.num_workers:
                 raise ValueError(
@@ -98,9 +123,32 @@ class RunConfig(Settings):
                 f"data.window: must equal model.base_context_length ({self.model.base_context_length}) where the "
                 f"recipe pretrains, since both trainings read the same rows, got {self.data.window}"
             )
+        if self.compare:
+            self._check_compare(self.compare)
         if self.search:
             self._check_search(self.search)
         return self
+
+    def _check_attention(self) -> None:
+        """Refuse flash attention where none of its devices and number formats is trained with."""
+        if self.model.attention != "flash_attention_2":
+            return
+        if self.cluster.use_gpu is False:
+            raise ValueError("model.attention: flash_attention_2 needs a GPU, cluster.use_gpu is false; set it to auto")
+        for key, settings in (("train", self.train), ("pretrain", self.pretrain)):
+            if settings and (settings.precision == "fp32" or settings.zero_stage == 0):
+                found = "precision is fp32" if settings.precision == "fp32" else "zero_stage is 0, which trains in fp32"
+                raise ValueError(
+                    f"model.attention: flash_attention_2 needs bf16 weights, {key}.{found}; set it to auto"
+                )
+
+    def _check_compare(self, compare: CompareSettings) -> None:
+        for lane in compare.lanes:
+            if lane != "best":
+                try:
+                    lane_positions(lane, self.positions.max_scale).check_window(self.data.window)
+                except ValueError as error:
+                    raise ValueError(f"compare.lanes: {lane}: {_first(error)}; leave it out of the list") from None
 
     def _check_search(self, search: SearchSettings) -> None:
         if self.evaluate is None:
@@ -129,15 +177,19 @@ class RunConfig(Settings):
                 "early_stopping: null"
             )
         for name in search.baselines:
-            baseline = PositionSettings.model_validate({"preset": name, "max_scale": self.positions.max_scale})
             try:
+                baseline = PositionSettings.model_validate({"preset": name, "max_scale": self.positions.max_scale})
                 baseline.check_window(self.data.window)
             except ValueError as error:
-                raise ValueError(f"search.baselines: {name}: {error}; leave it out of the list") from None
+                raise ValueError(f"search.baselines: {name}: {_first(error)}; leave it out of the list") from None
         try:
             check(self.space(), trial.model_dump(mode="json"), RunConfig)
         except ValueError as error:
             raise ValueError(f"search.space.{error}") from None
+
+    def alone(self) -> "RunConfig":
+        """Return the recipe of one run: without the sections that are other commands' own, search and compare."""
+        return self.model_copy(update={"search": None, "compare": None})
 
     def trial(self) -> "RunConfig":
         """Return the recipe that trials start from: `search.trial` put in its place, without the search."""
@@ -151,6 +203,15 @@ class RunConfig(Settings):
         if self.search.space is not None:
             return self.search.space
         return family(self.positions, window=self.data.window, lr=self.trial().train.lr)
+
+
+def _first(error: ValueError) -> str:
+    """Return what an error says, of pydantic's several the first."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    detail = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in detail["loc"] if not isinstance(part, int))
+    return f"{where}: {detail.get('ctx', {}).get('error', detail['msg'])}"
 
 
 def differences(
@@ -169,4 +230,4 @@ def differences(
     return found
 
 
-__all__ = ["FREE_ON_RESUME", "RunConfig", "SettingsError", "differences"]
+__all__ = ["FREE_ON_RESUME", "MENDABLE", "RunConfig", "SettingsError", "differences"]

@@ -72,9 +72,13 @@ Stopping = Annotated[AshaStopping | HyperbandStopping, Field(discriminator="kind
 class Weights(Settings):
     """The weighted number: long * L + short * S + retrieval * (1 - found share), minimised."""
 
-    long: float = Field(1.0, ge=0, description="Of the mean NLL over the windows beyond L, each read at scale W / L.")
-    short: float = Field(0.25, ge=0, description="Of the rise of the NLL over the base model's at L.")
-    retrieval: float = Field(0.0, ge=0, description="Of the share of passkeys not found; 0 does not look for any.")
+    long: float = Field(
+        1.0, ge=0, le=1e9, description="Of the mean NLL over the windows beyond L, each read at scale W / L."
+    )
+    short: float = Field(0.25, ge=0, le=1e9, description="Of the rise of the NLL over the base model's at L.")
+    retrieval: float = Field(
+        0.0, ge=0, le=1e9, description="Of the share of passkeys not found; 0 does not look for any."
+    )
 
 
 class SearchSettings(Settings):

@@ -4,13 +4,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from e2ray.config.base import Settings
+from e2ray.config.base import Settings, Text
 
 
 class SuiteSettings(Settings):
     """Tasks of lm-evaluation-harness by name and tasks from local files, asked of base and tuned model."""
 
-    tasks: tuple[str, ...] = Field(
+    tasks: tuple[Text, ...] = Field(
         strict=False,
         min_length=1,
         description="Tasks, groups or tags of lm-evaluation-harness (hellaswag, mmlu, ruler, longbench, ...); "
@@ -21,7 +21,9 @@ class SuiteSettings(Settings):
         None, ge=0, description="Examples before a question; null, or where a task insists on none: the task's own."
     )
     seed: int = Field(1234, ge=0, lt=2**32, description="Chooses examples, made-up documents and sampled answers.")
-    include_path: str | None = Field(None, description="Folder with task files (YAML) of your own, in its folders too.")
+    include_path: Text | None = Field(
+        None, description="Folder with task files (YAML) of your own, in its folders too."
+    )
     max_context_length: int | None = Field(
         None, ge=2, description="Tokens of a prompt with its answer at most; null: max_scale * L."
     )
@@ -38,8 +40,8 @@ class SuiteSettings(Settings):
     )
     chat_template: bool = Field(False, description="Whether questions are put into the tokenizer's chat template.")
     unsafe_code: bool = Field(False, description="Whether tasks may run code that the model has written.")
-    leval: str | None = Field(None, description="Folder of L-Eval's closed-ended tasks: coursera.jsonl and so on.")
-    longproc: str | None = Field(
+    leval: Text | None = Field(None, description="Folder of L-Eval's closed-ended tasks: coursera.jsonl and so on.")
+    longproc: Text | None = Field(
         None, description="A checkout of LongProc's program (path_traversal/ and so on), or a copy of its data set."
     )
 

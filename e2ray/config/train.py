@@ -10,15 +10,15 @@ from e2ray.config.base import Settings
 class TrainSettings(Settings):
     """Optimizer, schedule and engine of one training."""
 
-    steps: int = Field(ge=1, description="Optimizer updates.")
-    batch_sequences: int = Field(16, ge=1, description="Rows of one update over all workers.")
+    steps: int = Field(ge=1, le=10**9, description="Optimizer updates.")
+    batch_sequences: int = Field(16, ge=1, le=10**6, description="Rows of one update over all workers.")
     micro_batch_sequences: int = Field(
         16, ge=1, description="Rows of one forward on one worker at most; the rest is gradient accumulation."
     )
     lr: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
     betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="Decay rates of AdamW's moments.")
-    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, on matrices only.")
+    eps: float = Field(1e-8, ge=1e-30, le=1, description="AdamW's epsilon.")
+    weight_decay: float = Field(0.0, ge=0, le=100, description="Decoupled weight decay, on matrices only.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from 0.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Shape after the warm-up.")
     final_lr_share: float = Field(
@@ -64,18 +64,19 @@ class ClusterSettings(Settings):
     num_workers: int = Field(1, ge=1, description="Training workers.")
     use_gpu: Literal["auto"] | bool = Field("auto", description="One GPU per worker; auto: where the cluster has GPUs.")
     cpus_per_worker: float | None = Field(
-        None, gt=0, description="null: 1 beside a GPU, 0.5 without; the rest of the CPUs reads the data."
+        None, ge=0.01, le=100_000, description="null: 1 beside a GPU, 0.5 without; the rest of the CPUs reads the data."
     )
     autoscaling: bool = Field(False, description="Whether the cluster adds nodes by itself when resources are missing.")
-    wait_s: float = Field(600.0, ge=0, description="Seconds to wait for missing resources on such a cluster.")
+    wait_s: float = Field(600.0, ge=0, le=1e7, description="Seconds to wait for missing resources on such a cluster.")
     max_failures: int = Field(2, ge=0, description="Worker failures after which the run gives up.")
     hang_s: float = Field(
         300.0,
         ge=5,
+        le=1e7,
         description="Seconds without any progress after which a worker is replaced; beyond the longest step, save or "
         "evaluation between two steps. After a minute its stack is shown.",
     )
     allow_open: bool = Field(
         False, description="Whether to run on a cluster that other machines reach and that asks for no token."
     )
-    object_store_mib: int = Field(256, ge=80, description="Object store of a Ray started by the run itself.")
+    object_store_mib: int = Field(256, ge=80, le=2**24, description="Object store of a Ray started by the run itself.")

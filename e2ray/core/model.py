@@ -5,7 +5,6 @@ trained. A checkpoint that already carries a scaling is therefore refused until 
 to train on top of it or without it. Remote code is never run.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
-from e2ray.config.base import SettingsError
+from e2ray.config.base import LONGEST_TEXT, SettingsError
 from e2ray.config.model import LlamaModel, Model, ModelSettings, PretrainedModel
 from e2ray.core.adapters import with_adapters
 from e2ray.core.model_folder import probe_of, refuse_damaged
@@ -40,8 +40,10 @@ __all__ = [
     "BaseFacts",
     "base_facts",
     "build_model",
+    "check_adapters",
     "check_attention",
     "merged",
+    "meta_model",
     "model_class",
     "prove",
     "resolve_attention",
@@ -59,6 +61,7 @@ class BaseFacts:
         scaling: Rope type of the scaling the checkpoint carries; None without one.
         base_scaling: Whether that scaling is kept or replaced by none; None without one.
         factor: Of that scaling; None without one.
+        ignored: One line for each setting of the model that is without effect.
     """
 
     base_context_length: int
@@ -66,6 +69,7 @@ class BaseFacts:
     scaling: str | None
     base_scaling: Literal["keep", "replace"] | None
     factor: float | None = None
+    ignored: tuple[str, ...] = ()
 
     @property
     def trained_rope_parameters(self) -> dict[str, Any]:
@@ -164,6 +168,31 @@ def made_ready(model: PreTrainedModel, settings: Model, *, seed: int) -> PreTrai
         return model
     with seeded(seed, model.device):
         return with_adapters(model, settings.lora)
+
+
+def meta_model(settings: Model) -> PreTrainedModel:
+    """Return a model of the same modules without any weights, made from its config alone; nothing can be computed.
+
+    Raises:
+        SettingsError: If there is no usable config, or transformers knows no causal language model of its type.
+    """
+    with torch.device("meta"):
+        if isinstance(settings, LlamaModel):
+            return _build_llama(settings, attention="eager", vocab_size=257, seed=0)
+        config = _load_config(settings)
+        try:
+            return AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
+        except Exception as error:  # sizes that do not fit each other, no causal head: each its own exception
+            raise SettingsError(
+                f"model.path {settings.path}: its config.json makes no causal language model ({first_line(error)}); "
+                "repair it or choose another checkpoint"
+            ) from None
+
+
+def check_adapters(settings: Model) -> None:
+    """Raise SettingsError if LoRA names a module that the model has not; its weights are not read."""
+    if settings.lora is not None:
+        with_adapters(meta_model(settings), settings.lora)
 
 
 def model_class(settings: Model) -> type[PreTrainedModel]:
@@ -318,8 +347,9 @@ def _config_facts(settings: PretrainedModel, config: PreTrainedConfig) -> BaseFa
     rope, path, choice = dict(config.rope_parameters), settings.path, settings.base_scaling
     scaled = [part for part in _global_parts(rope).values() if _is_scaled(part)]
     scaling = scaled[0]["rope_type"] if scaled else None
+    ignored: tuple[str, ...] = ()
     if scaling is None and choice is not None:
-        warnings.warn(f"model.base_scaling: {choice} is ignored, since {path} carries no rope scaling", stacklevel=3)
+        ignored = (f"model.base_scaling: {choice} is without effect, since {path} carries no rope scaling",)
         choice = None
     if scaling is not None and choice is None:
         raise SettingsError(
@@ -341,7 +371,14 @@ def _config_facts(settings: PretrainedModel, config: PreTrainedConfig) -> BaseFa
             f"model.base_context_length: the config.json of {path} does not say how many tokens it was pretrained "
             "with before any scaling; set it"
         )
-    return BaseFacts(int(length), rope, scaling, choice, scaled[0].get("factor") if scaled else None)
+    whole = isinstance(length, (int, float)) and not isinstance(length, bool) and length == int(length)
+    if not whole or not 2 <= length <= LONGEST_TEXT:
+        raise SettingsError(
+            f"model.path {path}: its config.json says that it was pretrained with {length!r} tokens, wanted a whole "
+            f"number of 2 to {LONGEST_TEXT}; repair it or set model.base_context_length"
+        )
+    factor = scaled[0].get("factor") if scaled else None
+    return BaseFacts(int(length), rope, scaling, choice, factor, ignored)
 
 
 def _build_llama(settings: LlamaModel, *, attention: str, vocab_size: int | None, seed: int) -> PreTrainedModel:

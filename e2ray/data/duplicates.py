@@ -15,6 +15,7 @@ from e2ray.data.shards import Tokens
 SHINGLE = 5
 PERMUTATIONS = 128
 CHUNK = 16_384  # shingles hashed at once; each takes 4 bytes for each permutation
+HIGHEST_BAND = 0.98  # of similarities that the index can look for; what it finds is compared in full
 MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that its powers mix every token into the upper half
 
 
@@ -38,7 +39,7 @@ class NearDuplicates:
             ) from None
         self.similarity = similarity
         self._empty = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=int)
-        self._index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
+        self._index = MinHashLSH(threshold=min(similarity, HIGHEST_BAND), num_perm=PERMUTATIONS)
         self._known: dict[int, MinHash] = {}
 
     def repeats(self, tokens: Tokens) -> bool:

@@ -24,11 +24,6 @@ from e2ray.config.places import is_uri, refusal
 CHUNK_BYTES = 8 * 2**20
 
 
-def is_folder(path: str) -> bool:
-    """Return whether a `path` of a recipe names a local folder and not a hub id."""
-    return path.startswith(("/", "./", "../", "~")) or path in (".", "..")
-
-
 class Folder:
     """The files that lie directly in one folder."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import HuggingFaceSource
-from e2ray.data.folder import is_folder, short_line
+from e2ray.data.folder import short_line
 
 RANGE_BYTES = 32 * 2**20
 BATCH_ROWS = 256
@@ -25,7 +25,7 @@ def pieces(source: HuggingFaceSource) -> list[tuple[int, int, int]]:
         SettingsError: If the dataset cannot be loaded, has no such split, or its column holds no text.
     """
     found = _open(source)
-    if not is_folder(source.path):
+    if not source.is_folder:
         return [(number, found.num_shards, 0) for number in range(found.num_shards)]
     size = int(found.data.nbytes)
     count = max(-(-size // RANGE_BYTES), 1)
@@ -42,7 +42,7 @@ def read(source: HuggingFaceSource, start: int, stop: int) -> Iterator[tuple[str
     """
     found = _open(source).select_columns([source.column])
     title = f"{Path(source.path).name}/{source.split}"
-    if is_folder(source.path):
+    if source.is_folder:
         at_a_time = max(min(RANGE_BYTES * len(found) // max(int(found.data.nbytes), 1), BATCH_ROWS), 1)
         for offset, value in enumerate(_values(found.select(range(start, stop)), source.column, at_a_time)):
             yield f"{title}@{start + offset}", value
@@ -63,7 +63,7 @@ def identity(source: HuggingFaceSource) -> list[object]:
         SettingsError: If there is no such folder, or the hub cannot be asked.
     """
     what: list[object] = [source.path, source.name, source.split]
-    if is_folder(source.path):
+    if source.is_folder:
         folder = Path(source.path).expanduser()
         if not folder.is_dir():
             raise SettingsError(f"data source {source.path}: not found, wanted a folder that save_to_disk wrote")
@@ -90,7 +90,7 @@ def _open(source: HuggingFaceSource) -> Any:
         ) from None
     datasets.disable_progress_bars()
     try:
-        if is_folder(source.path):
+        if source.is_folder:
             found = _saved(datasets, source)
         else:
             found = datasets.load_dataset(

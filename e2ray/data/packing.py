@@ -39,7 +39,6 @@ class Packer:
         self._waiting: dict[int, deque[Piece]] = {}
         self._lengths = 0  # bit n is set where a piece of n tokens waits
         self._count = 0
-        self._up_to = [(2 << room) - 1 for room in range(window + 1)]  # bits of the lengths that fit into some room
 
     def add(self, document: int, tokens: Tokens) -> list[Row]:
         """Take a document and return the rows that are due."""
@@ -73,8 +72,8 @@ class Packer:
         self._count += 1
 
     def _row(self) -> Row:
-        row, room, lengths, up_to = [], self.window, self._lengths, self._up_to
-        while fitting := lengths & up_to[room]:
+        row, room, lengths = [], self.window, self._lengths
+        while fitting := lengths & ((2 << room) - 1):  # the bits of lengths that fit into the room
             length = fitting.bit_length() - 1
             queue = self._waiting[length]
             row.append(queue.popleft())

@@ -21,7 +21,6 @@ from e2ray.config.data import ByteLevelBpe, DataSettings, PasskeySource, Pretrai
 from e2ray.data import tokenizer as tokenizers
 from e2ray.data.corpus import Document, Item, fingerprint, list_items, read_item, source_files
 from e2ray.data.duplicates import NearDuplicates
-from e2ray.data.folder import is_folder
 from e2ray.data.order import shares
 from e2ray.data.packing import Packer
 from e2ray.data.parts import Keeper, Parts
@@ -68,7 +67,7 @@ def shards_digest(settings: DataSettings, *, tokenizer_source: TokenizerSource) 
 
 def _tokenizer_identity(source: TokenizerSource) -> dict[str, Any]:
     identity = source.model_dump(mode="json")
-    if isinstance(source, PretrainedTokenizer) and is_folder(source.path):
+    if isinstance(source, PretrainedTokenizer) and source.is_folder:
         folder = Path(source.path).expanduser()
         names = (*tokenizers.TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
         found = {name: files.sha256(folder / name) for name in names if (folder / name).is_file()}
@@ -215,6 +214,11 @@ class _Build:
         else:
             self.progress(f"prepare: training a byte-level BPE of {self.source.vocab_size} tokens")
             made = tokenizers.train_byte_level_bpe(self._training_texts(items, self.source.training_bytes), self.source)
+            if len(made) < self.source.vocab_size:
+                self.progress(
+                    f"prepare: the text makes {len(made)} tokens, fewer than data.tokenizer.vocab_size "
+                    f"({self.source.vocab_size})"
+                )
         folder = self.folder / TOKENIZER_FOLDER
         tokenizers.save(made, folder)
         self.tokenizer = tokenizers.load_shard_tokenizer(folder)
@@ -255,6 +259,7 @@ class _Build:
     def add(self, items: list[Item], source: Source, *, held_out: bool) -> None:
         """Tokenise a source's `items` and write their documents; all of them to validation if `held_out`."""
         before, found, reported = self.num_documents, 0, time.monotonic()
+        left_out = self.num_short + self.num_long
         chosen = not isinstance(source, PasskeySource)
         self.started = self.started or reported
         for table in self._tokenised(items):
@@ -270,11 +275,24 @@ class _Build:
                 self._report()
         if self.num_documents > before:
             self._report()
+        elif source.weight is None and self.num_short + self.num_long > left_out:
+            self._refuse_unread(self.num_short + self.num_long - left_out)
         if not found:
             places = getattr(source, "paths", None) or [getattr(source, "path", source.kind)]
             self.progress(f"prepare: warning: data source {', '.join(places)}: holds no document")
         if source.weight is not None:
             self._end_corpus(source)
+
+    def _refuse_unread(self, left_out: int) -> None:
+        """Raise SettingsError for the source just read if it gives nothing beside others that might."""
+        num_corpus, number = len(self.settings.corpus), self.sources - 1
+        if num_corpus + len(self.settings.validation_corpus) == 1:
+            return  # said of the whole corpus
+        key = f"corpus.{number}" if number < num_corpus else f"validation_corpus.{number - num_corpus}"
+        raise SettingsError(
+            f"data.{key}: all {left_out} documents have fewer tokens than min_tokens or more than max_tokens, and none "
+            "is left; widen them or leave the source out"
+        )
 
     def _tokenised(self, items: list[Item]) -> Iterator[Any]:
         """Yield the documents of the next source: those that an earlier `prepare` kept, then what is left."""

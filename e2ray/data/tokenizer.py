@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from e2ray import files
-from e2ray.config.base import SettingsError
+from e2ray.config.base import SettingsError, is_folder
 from e2ray.config.data import ByteLevelBpe
 from e2ray.data.corpus import one_line
-from e2ray.data.folder import is_folder
 
 END_OF_TEXT = "<|endoftext|>"
 PROBES = ("The year 1969.", "The", "year", "1969")  # texts that any tokenizer of a language model knows

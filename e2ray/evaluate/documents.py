@@ -1,7 +1,7 @@
 """Which held-out documents every cell of an evaluation scores, and which windows they can fill."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 
 import numpy as np
 
@@ -11,7 +11,7 @@ Progress = Callable[[str], None]
 
 
 def reachable_windows(
-    documents: Sequence[np.ndarray],
+    documents: Sequence[Sized],
     windows: Sequence[int],
     *,
     cut: int | None,
@@ -21,7 +21,7 @@ def reachable_windows(
     """Return the windows that at least one document fills, and tell the others in one line.
 
     Args:
-        documents: Held-out documents, integer tokens of shape [length].
+        documents: Held-out documents, of which nothing but the length in tokens is asked.
         windows: W in tokens.
         cut: Tokens of a document that are scored, from its start; None for whole documents.
         skip: Long enough documents that `select_documents` leaves out; a window needs more than these.
@@ -70,12 +70,24 @@ def select_documents(
     Raises:
         SettingsError: If no document is long enough, or `skip` leaves none.
     """
-    chosen = [documents[index][:cut] for index in long_enough([len(d) for d in documents], minimum_tokens, cut)]
-    if not chosen:
+    left = refuse_none_long_enough(documents, minimum_tokens, cut=cut, skip=skip)
+    return [documents[index][:cut] for index in left[:limit]]
+
+
+def refuse_none_long_enough(
+    documents: Sequence[Sized], minimum_tokens: int, *, cut: int | None, skip: int = 0
+) -> list[int]:
+    """Return the indices of the documents of at least `minimum_tokens` tokens, after the first `skip` of them.
+
+    Raises:
+        SettingsError: If no document is long enough, or `skip` leaves none.
+    """
+    found = long_enough([len(document) for document in documents], minimum_tokens, cut)
+    if not found:
         raise SettingsError(too_short(documents, minimum_tokens, cut))
-    if len(chosen) <= skip:
-        raise SettingsError(skips_all(skip, len(chosen), minimum_tokens))
-    return chosen[skip : skip + limit]
+    if len(found) <= skip:
+        raise SettingsError(skips_all(skip, len(found), minimum_tokens))
+    return found[skip:]
 
 
 def documents_digest(documents: Sequence[np.ndarray]) -> str:
@@ -92,11 +104,11 @@ def long_enough(lengths: Sequence[int], minimum_tokens: int, cut: int | None) ->
     return [i for i, length in enumerate(lengths) if (length if cut is None else min(length, cut)) >= minimum_tokens]
 
 
-def _cut_length(document: np.ndarray, cut: int | None) -> int:
+def _cut_length(document: Sized, cut: int | None) -> int:
     return len(document) if cut is None else min(cut, len(document))
 
 
-def too_short(documents: Sequence[np.ndarray], wanted: int, cut: int | None) -> str:
+def too_short(documents: Sequence[Sized], wanted: int, cut: int | None) -> str:
     """Return one line that says why no document is as long as a window of `wanted` tokens."""
     if not documents:
         return "evaluation: no held-out documents; raise data.validation_share or name data.validation_corpus"

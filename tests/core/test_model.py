@@ -107,11 +107,12 @@ def test_replace_asks_for_a_base_context_length_the_config_does_not_say(tmp_path
     assert base_facts(chosen).base_context_length == 16
 
 
-def test_a_choice_without_a_scaling_is_ignored_with_a_warning(tmp_path):
+def test_a_choice_without_a_scaling_is_told_as_without_effect(tmp_path):
     tiny_config("llama").save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="model.base_scaling: keep is ignored"):
-        facts = base_facts(PretrainedModel(path=str(tmp_path), base_scaling="keep"))
+    facts = base_facts(PretrainedModel(path=str(tmp_path), base_scaling="keep"))
     assert facts.base_scaling is None
+    wanted = f"model.base_scaling: keep is without effect, since {tmp_path} carries no rope scaling"
+    assert facts.ignored == (wanted,)
 
 
 def test_scalings_per_layer_type_are_seen_and_replaced_for_global_layers_only(tmp_path):

@@ -1,0 +1,284 @@
+"""What a run would stumble over hours later, told before it trains: by `e2ray check`, and by the run itself.
+
+Settings check themselves and each other when they are read (`config/`). Here stands what needs more than settings:
+the model's config, the sources, shards that exist, the storage, this machine.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from e2ray.config.base import SettingsError
+from e2ray.config.compare import CompareSettings
+from e2ray.config.data import (
+    DataSettings,
+    HuggingFaceSource,
+    JsonlSource,
+    ParquetSource,
+    PasskeySource,
+    PretrainedTokenizer,
+    PythonStdlibSource,
+    Source,
+    TextSource,
+)
+from e2ray.config.load import load
+from e2ray.config.places import is_uri
+from e2ray.config.run import RunConfig
+from e2ray.run import Run, show
+
+# Made shards are taken as they are; these settings say how they were made.
+MADE_WITH = ("corpus", "validation_corpus", "pack", "validation_share", "seed")
+TOKENS_PER_BYTE = 12  # at most: a normaliser turns the 3 bytes of one character into 33, each a token of its own
+TOKENS_AROUND = 64  # of a document at most: what begins and ends it
+
+
+def refuse_before_start(run: Run) -> None:
+    """Raise SettingsError for what cannot be trained, or not by a Ray of this machine where one is to be started."""
+    refuse_unfit(run)
+    if not os.environ.get("RAY_ADDRESS"):
+        for line in unfit_here(run):
+            raise SettingsError(line)
+
+
+def refuse_unfit(run: Run) -> None:
+    """Raise SettingsError for what no machine could do: a storage that is no folder, adapters on nothing, no text."""
+    from e2ray.core.model import check_adapters
+
+    refuse_storage(run)
+    check_adapters(run.config.model)
+    refuse_sources(run.config.data)
+    if run.config.compare:
+        refuse_lanes(run, run.config.compare)
+
+
+def refuse_storage(run: Run) -> None:
+    """Raise SettingsError if the run's folder cannot be made or written to."""
+    try:
+        parent = next(folder for folder in (run.folder, *run.folder.parents) if folder.exists())
+    except OSError as error:  # a name that is too long, a server that does not answer
+        raise SettingsError(
+            f"storage: {run.storage} cannot be used ({error.strerror}); choose another storage"
+        ) from None
+    if not parent.is_dir():
+        kind = "a file" if parent.is_file() else "no folder"
+        raise SettingsError(f"storage: {parent} is {kind}, wanted a folder or a place for one; choose another storage")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise SettingsError(f"storage: {parent} cannot be written to; choose another storage")
+
+
+def refuse_sources(data: DataSettings) -> None:
+    """Raise SettingsError for a source that gives no row: its weight is too small, or `min_tokens` above any document.
+
+    Tokens are bounded by the bytes of the largest file; that documents are shorter still is seen when they are read.
+    """
+    from e2ray.data.order import shares
+
+    weights = [source.weight for source in data.corpus if source.weight is not None]
+    if weights and data.pack == "concat":  # other rows are not full, which adds to a weight
+        try:
+            shares(weights, [1.0] * len(weights))
+        except ValueError as error:
+            raise SettingsError(f"data.corpus: {error}") from None
+    for key, sources in (("corpus", data.corpus), ("validation_corpus", data.validation_corpus)):
+        for number, source in enumerate(sources):
+            wanted, most = max(data.min_tokens, source.min_tokens), most_tokens(source)
+            if most is not None and wanted > most:
+                where = "data.min_tokens" if data.min_tokens >= source.min_tokens else f"data.{key}.{number}.min_tokens"
+                raise SettingsError(
+                    f"{where}: no document of data.{key}.{number} can have {wanted} tokens, {most} at most; lower it"
+                )
+
+
+def most_tokens(source: Source) -> int | None:
+    """Return a bound for the tokens of a source's longest document, None where files do not tell."""
+    from e2ray.data.corpus import source_files
+
+    match source:
+        case PasskeySource():
+            return 4 * TOKENS_PER_BYTE * (source.max_characters + 200) + TOKENS_AROUND  # 4 bytes a character
+        case TextSource() | JsonlSource() | PythonStdlibSource():
+            found = source_files(source)
+            if any(file.path.lower().endswith((".gz", ".zst")) for file in found):
+                return None
+            return TOKENS_PER_BYTE * max((file.bytes for file in found), default=0) + TOKENS_AROUND
+        case ParquetSource() | HuggingFaceSource():
+            return None
+
+
+def checked_tokenizer(run: Run) -> str | None:
+    """Return the hash of the tokenizer that the recipe names; None where prepare trains one.
+
+    Raises:
+        SettingsError: If shards cannot be made with it.
+    """
+    from e2ray.data.prepare import refuse_short_rows
+    from e2ray.data.tokenizer import load_shard_tokenizer, tokenizer_hash
+
+    data = run.config.data
+    if not isinstance(data.tokenizer, PretrainedTokenizer):
+        return None
+    tokenizer = load_shard_tokenizer(data.tokenizer.path, data.tokenizer.revision)
+    refuse_short_rows(data.window, tokenizer)
+    return tokenizer_hash(tokenizer)
+
+
+def refuse_lanes(run: Run, compare: CompareSettings) -> None:
+    """Raise SettingsError for a lane of a comparison that cannot be trained."""
+    if "pi_long" in compare.lanes:
+        long_rows(run)
+    if "best" in compare.lanes:
+        best_of(run.config, compare)
+
+
+def long_rows(run: Run) -> tuple[int, int]:
+    """Return (tokens of a row, rows of a step) of the lane pi_long: G * L real tokens, as many tokens as other lanes.
+
+    Raises:
+        SettingsError: If a step holds no whole number of such rows.
+    """
+    window = int(run.config.positions.max_scale * run.base_context_length)
+    tokens = run.config.train.batch_sequences * run.config.data.window
+    if tokens % window:
+        raise SettingsError(
+            f"compare.lanes: pi_long has rows of {window} tokens, a step of {tokens} tokens holds no whole number of "
+            "them; raise train.batch_sequences or leave the lane out"
+        )
+    return window, tokens // window
+
+
+def best_of(config: RunConfig, compare: CompareSettings) -> RunConfig:
+    """Return the recipe that the lane best trains with: draws and learning rate of the recipe a study has found.
+
+    Raises:
+        SettingsError: If there is none, or its draws do not fit the window.
+    """
+    assert compare.best is not None, "CompareSettings has checked it"
+    found = load(compare.best)
+    try:
+        found.positions.check_window(config.data.window)
+    except ValueError as error:
+        raise SettingsError(
+            f"compare.best: {compare.best}: {error}; leave the lane out or take another recipe"
+        ) from None
+    train = config.train.model_copy(update={"lr": found.train.lr})
+    return config.model_copy(update={"positions": found.positions, "train": train})
+
+
+def refuse_attention(run: Run, *, use_gpu: bool) -> None:
+    """Raise SettingsError if the workers of the connected cluster cannot run the attention that is asked for."""
+    from e2ray.core.model import resolve_attention
+
+    if not use_gpu:
+        resolve_attention(run.config.model, "cpu")
+
+
+def unfit_here(run: Run) -> list[str]:
+    """Return what a Ray of this machine alone could not do; on another machine or cluster it may be sound."""
+    import psutil
+    import torch
+
+    from e2ray.core.model import resolve_attention
+
+    told = []
+    cluster = run.config.cluster
+    if cluster.use_gpu == "auto" and not torch.cuda.is_available():
+        try:
+            resolve_attention(run.config.model, "cpu")
+        except SettingsError as error:
+            told.append(str(error))
+    memory = psutil.virtual_memory().total // 2**20
+    if cluster.object_store_mib > memory:
+        told.append(
+            f"cluster.object_store_mib: {cluster.object_store_mib} MiB do not fit into the {memory} MiB of memory; "
+            "lower it"
+        )
+    return told
+
+
+def standing_shards(run: Run) -> dict[str, Any] | None:
+    """Return the manifest of the run's shards where they are made already, else None.
+
+    Raises:
+        SettingsError: If they are of another window or tokenizer, or damaged.
+    """
+    from e2ray.data.prepare import shards_digest
+    from e2ray.data.shards import MANIFEST, ShardSet
+
+    data = run.config.data
+    assert data.tokenizer is not None, "resolve fills it in"
+    if data.shards is None:
+        folder = run.storage / "shards" / shards_digest(data, tokenizer_source=data.tokenizer)[:16]
+        return ShardSet.open(folder).manifest if (folder / MANIFEST).exists() else None
+    place: str | Path = data.shards if is_uri(data.shards) else Path(data.shards).expanduser()
+    if isinstance(place, Path) and not (place / MANIFEST).exists():
+        return None
+    return ShardSet.open(place, window=data.window, tokenizer_hash=checked_tokenizer(run)).manifest
+
+
+def made_otherwise(data: DataSettings, manifest: Mapping[str, Any]) -> list[str]:
+    """Return one line for each setting that the shards named by `data.shards` were not made with."""
+    if data.shards is None:
+        return []
+    found, wanted = _made_with(manifest), data.model_dump(mode="json", include=set(MADE_WITH))
+    return [
+        f"data.{name}: is without effect, since the shards of data.shards were made with another value; prepare "
+        "them anew or choose another folder"
+        for name in MADE_WITH
+        if name in found and found[name] != wanted[name]
+    ]
+
+
+def _made_with(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"corpus": "sources", "validation_corpus": "validation_sources"}
+    return {name: manifest[names.get(name, name)] for name in MADE_WITH if names.get(name, name) in manifest}
+
+
+def refuse_unscorable(
+    config: RunConfig,
+    base_context_length: int,
+    lengths: Sequence[int] | None,
+    *,
+    progress: Callable[[str], None] = show,
+) -> None:
+    """Raise SettingsError if evaluation would find no held-out document to score, and tell windows that none fills.
+
+    Args:
+        config: Resolved; one without `evaluate` scores nothing.
+        base_context_length: L, tokens.
+        lengths: Tokens of each held-out document of the shards; None before there are any.
+        progress: Takes the lines.
+    """
+    from e2ray.evaluate.documents import reachable_windows, refuse_none_long_enough, too_short
+
+    settings = config.evaluate
+    if settings is None or settings.windows is None:
+        return
+    if lengths is None:
+        smallest, cut = min(settings.windows), settings.document_tokens
+        if cut is not None and cut < smallest:
+            raise SettingsError(too_short([range(smallest)], smallest, cut))
+        return
+    documents = [range(length) for length in lengths]  # nothing but their lengths is asked
+    cut, skip = settings.document_tokens, settings.skip_documents
+    if config.search:
+        trial = config.trial().evaluate
+        assert trial is not None and trial.windows
+        longest = max(base_context_length, *trial.windows)
+        refuse_none_long_enough(documents, longest, cut=trial.document_tokens, skip=trial.skip_documents)
+    else:
+        reachable_windows(documents, settings.windows, cut=cut, skip=skip, progress=progress)
+
+
+def source_of(run: Run) -> str:
+    """Return in words where a run's rows come from: the rows of remote shards, or the work of making some."""
+    from e2ray.data.corpus import list_items
+    from e2ray.data.folder import Folder
+    from e2ray.data.shards import ShardSet
+    from e2ray.data.unpack import Limits
+
+    data, wanted = run.config.data, checked_tokenizer(run)
+    if data.shards is not None and is_uri(data.shards):
+        opened = ShardSet.open(data.shards, window=data.window, tokenizer_hash=wanted)
+        return f"{opened.rows:,} rows in {Folder(data.shards).place}"
+    return f"{len(list_items([*data.corpus, *data.validation_corpus], limits=Limits.of(data)))} work items"

@@ -1,0 +1,529 @@
+"""What each setting turns into, found by the functions that a run itself calls, without a cluster and within moments.
+
+An observable takes a resolved run and the path of the section that is looked at, and returns plain data that follows
+from the settings: never a copy of them. Ray is left out by calling in this process what it would call in a task; the
+calls to Ray themselves are noted where a setting is Ray's.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import pickle
+import shutil
+import types
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from e2ray import cluster, comparing, evaluation, pipeline
+from e2ray.config.positions import PositionSettings
+from e2ray.core import model as models
+from e2ray.core.positions import draw
+from e2ray.data import corpus, stream
+from e2ray.data import prepare as preparing
+from e2ray.data.corpus import list_items
+from e2ray.data.order import Reader
+from e2ray.data.shards import ShardSet, local_batches
+from e2ray.evaluate import suites as asking
+from e2ray.export import make_profile
+from e2ray.search import progress, tune
+from e2ray.search.study import Measured, Study
+from e2ray.search.trial import share
+from e2ray.train import engine, launch, record, worker
+from e2ray.train.loop import fit
+from e2ray.train.schedule import learning_rate
+
+VOCABULARY = 300
+FEW = 6  # steps, rows and trials that are looked at
+MOST_PARAMETERS = 10**6  # of a model whose weights are made; of larger ones the shapes are
+
+
+def digest(*tensors):
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(np.ascontiguousarray(tensor.detach().cpu().float().numpy()).tobytes())
+    return found.hexdigest()[:16]
+
+
+# ---- without Ray ------------------------------------------------------------------------------------------------
+
+
+def _tokenise(items, tokenizer_folder, *, first=0, **ends):
+    table = pa.table({"work": [pickle.dumps(list(enumerate(items))[first:])]})
+    yield from stream._tokenise_items(table, path=str(tokenizer_folder / "tokenizer.json"), **ends)
+
+
+@contextmanager
+def without_ray(library):
+    """Call in this process what Ray would call on a worker; `library` is a folder to read as the standard library."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus.sysconfig, "get_paths", lambda: {"stdlib": str(library)})
+        patch.setattr(preparing, "tokenise", _tokenise)
+        for module in (pipeline, evaluation, comparing):
+            patch.setattr(module, "wants_gpu", lambda settings: False)
+        patch.setattr(evaluation, "remote_each", lambda name, function, calls, **options: [function(*c) for c in calls])
+        yield
+
+
+# ---- rows and draws ---------------------------------------------------------------------------------------------
+
+
+def shards_of(run):
+    return pipeline.prepare(run)
+
+
+def shards_place(run, path):
+    """Where the shards are."""
+    return str(shards_of(run))
+
+
+def shards(run, path):
+    """The bytes of all shards and what is held out."""
+    found = ShardSet.open(shards_of(run))
+    manifest = found.manifest
+    files = [entry["sha256"] for entry in manifest["shards"] + manifest["validation"]]
+    parts = [corpus["parts"] for corpus in manifest.get("corpora", [])]
+    return [files, [name for name, _ in found.validation_documents()], parts]
+
+
+def held_out(run, path):
+    """The documents that are held out, in tokens."""
+    return [tokens.tolist() for _, tokens in ShardSet.open(shards_of(run)).validation_documents()]
+
+
+def items(run, path):
+    """The work of reading the sources."""
+    return [repr(item) for item in list_items([*run.config.data.corpus, *run.config.data.validation_corpus])]
+
+
+def rows(run, path):
+    """Which rows the first steps read."""
+    found = ShardSet.open(shards_of(run))
+    settings = run.config.pretrain if path == "pretrain" else run.config.train
+    order = found.order(run.config.seed, run.config.data.shuffle_shards)
+    return Reader(order, settings.batch_sequences, 0, 1).row_ids(range(2)).tolist()
+
+
+def reading(run, path):
+    """How much a rank's pipeline reads ahead, in bytes, and its tasks."""
+    given = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            stream, "_pipeline", lambda work, function, **options: given.update(options, work=work) or iter(())
+        )
+        list(launch._open_rows(stream.batches, 0, 100, task=task(run), rank=0, num_workers=1))
+    return [given["block_bytes"], given["prefetch_bytes"], given["work"]]
+
+
+def task(run, path="train"):
+    """The training as the workers are told it."""
+    if path == "pretrain":
+        native = PositionSettings.model_validate({"preset": "native"})
+        return pipeline.task_of(run, run.base, shards_of(run), run.config.model, run.config.pretrain, native)
+    model = run.config.model
+    return pipeline.task_of(run, run.folder, shards_of(run), model, run.config.train, run.config.positions)
+
+
+def draws(run, path):
+    """Scales and relative positions of the first rows: rotary attention sees nothing else of a draw."""
+    found = []
+    for step in range(FEW):
+        drawn = draw(
+            run.config.positions,
+            seed=run.config.seed,
+            step=step,
+            indices=range(min(run.config.train.batch_sequences, FEW)),
+            window=run.config.data.window,
+            base_context_length=run.base_context_length,
+        )
+        found.append([drawn.scale.tolist(), (drawn.offsets - drawn.offsets[:, :1]).tolist()])
+    return found
+
+
+# ---- models -----------------------------------------------------------------------------------------------------
+
+
+def model(run, path):
+    """The weights and frequencies that a training starts from; of a large model its shapes."""
+    settings = run.config.model
+    bare = models.meta_model(settings)
+    shapes = [[name, list(each.shape)] for name, each in bare.named_parameters()]
+    if sum(each.numel() for each in bare.parameters()) > MOST_PARAMETERS:
+        return shapes
+    built = models.build_model(settings, dtype=torch.float32, vocab_size=VOCABULARY, seed=run.config.seed)
+    frequencies = [each for name, each in built.named_buffers() if name.endswith("inv_freq")]
+    facts = models.base_facts(settings)
+    return [shapes, digest(*built.parameters()), digest(*frequencies), facts.base_context_length]
+
+
+def adapters(run, path):
+    """The modules that are trained, their shapes, what their update is multiplied by, and their dropout."""
+    settings = run.config.model
+    made = models.made_ready(models.meta_model(settings), settings, seed=0)
+    trained = [[name, list(each.shape)] for name, each in made.named_parameters() if each.requires_grad]
+    scaling = [getattr(each, "scaling", None) for each in made.modules() if hasattr(each, "lora_A")]
+    dropout = [each.p for each in made.modules() if isinstance(each, torch.nn.Dropout)]
+    recomputing = any(getattr(each, "gradient_checkpointing", False) for each in made.modules())
+    return [trained, [str(each) for each in scaling], dropout, recomputing]
+
+
+def attention(run, path):
+    """The attention of a CPU and of a GPU on which flash attention is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "is_flash_attn_2_available", lambda: True)
+        return [models.resolve_attention(run.config.model, device) for device in ("cuda", "cpu")]
+
+
+# ---- training ---------------------------------------------------------------------------------------------------
+
+
+def settings_of(run, path):
+    return run.config.pretrain if path == "pretrain" else run.config.train
+
+
+def rates(run, path):
+    """The learning rate of the first steps, and how many there are."""
+    settings = settings_of(run, path)
+    return [settings.steps, [learning_rate(settings, step) for step in range(min(settings.steps, 2 * FEW))]]
+
+
+def updates(run, path):
+    """The weights after a few updates."""
+    settings = settings_of(run, path).model_copy(update={"steps": 3, "log_every": 1, "checkpoint_every": 3})
+    told = task(run, path)
+    built = worker.build_model(told.model, dtype=torch.float32, vocab_size=told.vocab_size, seed=told.seed)
+    made = engine.Engine(built.train(), settings, device=torch.device("cpu"), dtype=torch.float32)
+    read = local_batches(
+        told.shards,
+        seed=told.seed,
+        start_step=0,
+        stop_step=3,
+        rank=0,
+        num_workers=1,
+        batch_sequences=settings.batch_sequences,
+        window=told.window,
+        tokenizer_hash=told.tokenizer_hash,
+    )
+    batches = worker.drawn(read, told, rank=0, num_workers=1, start_step=0)
+    fit(made, batches, settings, start_step=0, report=lambda metrics: None, save=lambda step: None)
+    weights = digest(*(state.weight for state in made.states()))
+    made.hook.remove()
+    made.ds.destroy()
+    return weights
+
+
+def deepspeed(run, path):
+    """What DeepSpeed is told, on CPUs and on GPUs."""
+    settings, found = settings_of(run, path), []
+    for device in ("cpu", "cuda"):
+        dtype = engine.precision_of(settings, torch.device(device))
+        found.append([str(dtype), engine.deepspeed_settings(settings, num_workers=1, dtype=dtype)])
+    return found
+
+
+def pretraining(run, path):
+    """What the pretraining is made with."""
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_train", lambda *arguments: told.extend(arguments[3:]))
+        shutil.rmtree(run.base, ignore_errors=True)
+        pipeline.pretrain(run, shards_of(run))
+    return [each.model_dump() for each in told]
+
+
+def left_behind(run, path):
+    """The files of a training of four steps: checkpoints, the ledger, the steps of metrics.jsonl."""
+    told = task(run, path)
+    told = replace(told, train=told.train.model_copy(update={"steps": 4}))
+    shutil.rmtree(told.folder, ignore_errors=True)
+    told.folder.mkdir(parents=True)
+
+    def open_rows(start, stop):
+        options = {"seed": told.seed, "rank": 0, "num_workers": 1, "window": told.window}
+        batch = {"batch_sequences": told.train.batch_sequences, "tokenizer_hash": told.tokenizer_hash}
+        return local_batches(told.shards, start_step=start, stop_step=stop, **options, **batch)
+
+    worker.run(told, device=torch.device("cpu"), open_rows=open_rows)
+    names = sorted(str(each.relative_to(told.folder)) for each in told.folder.glob("*/*") if "events" not in each.name)
+    shutil.rmtree(told.folder / "checkpoints")
+    return [names, [line["step"] for line in record.read_metrics(told.folder)]]
+
+
+class Clock:
+    """A clock that sleeping moves on."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    perf_counter = monotonic
+
+    def sleep(self, seconds):
+        self.now += max(seconds, 1.0)
+
+
+def progress_lines(run, path):
+    """How many progress lines a training of a hundred seconds shows."""
+    clock, lines, settings = Clock(), [], settings_of(run, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record, "time", clock)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        made = record.Recorder(run.folder, start_step=0, steps=1000, progress_s=settings.progress_s, show=lines.append)
+        made.metrics = {"loss": 1.0, "tokens_per_second": 1.0, "scale_mean": 1.0}
+        for step in range(1, 100):
+            clock.now += 1.0
+            made.progress(step)
+        made.close()
+    return len(lines)
+
+
+def to_ray(run, path):
+    """What Ray is asked for: the start, the workers, how long their resources and their start are waited for."""
+    told, clock, settings = {}, Clock(), run.config.cluster
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ADDRESS", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"):
+            patch.delenv(name, raising=False)
+        patch.setattr(launch, "time", clock)
+        import ray
+
+        patch.setattr(ray, "is_initialized", lambda: False)
+        patch.setattr(ray, "init", lambda **options: told.update(options))
+        patch.setattr(ray, "shutdown", lambda: None)
+        patch.setattr(ray, "cluster_resources", lambda: {"CPU": 1e9, "GPU": 1e6})
+        with cluster.cluster(settings):
+            told["workers"] = launch.resources(settings).per_worker(), settings.num_workers
+            with patch.context() as without:
+                without.setattr(ray, "cluster_resources", lambda: {"CPU": 1e9})
+                try:
+                    told["without_gpu"] = launch.resources(settings).per_worker()
+                except launch.SettingsError:
+                    told["without_gpu"] = None
+            fitted = {}
+            patch.setattr(launch, "TorchTrainer", lambda work, **options: fitted.update(options) or _Fitted())
+            launch._fit(types.SimpleNamespace(name="walk", folder=run.folder), settings)
+            told["failures"] = fitted["run_config"].failure_config.max_failures
+            told["scaling"] = repr(fitted["scaling_config"])
+            told["start_timeout"] = os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]
+        patch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})
+        try:
+            launch.resources(settings.model_copy(update={"num_workers": 7}))
+        except launch.SettingsError:
+            told["waited"] = min(clock.now, 1000.0)
+    told.pop("_temp_dir", None)
+    return json.loads(json.dumps(told, default=str))
+
+
+class _Fitted:
+    def fit(self):
+        pass
+
+
+# ---- after the training -----------------------------------------------------------------------------------------
+
+
+def base_in_place(run):
+    """Put the untrained base where a run has its tuned model, and return its settings."""
+    from e2ray.config.model import PretrainedModel
+
+    target = run.folder / "model"
+    if not target.is_dir():
+        built = models.build_model(run.config.model, dtype=torch.float32, vocab_size=VOCABULARY, seed=run.config.seed)
+        built.save_pretrained(target)
+        shutil.copytree(shards_of(run) / "tokenizer", target, dirs_exist_ok=True)
+    return PretrainedModel(path=str(target), base_context_length=run.base_context_length)
+
+
+@contextmanager
+def forwards():
+    """Note the shape of the tokens of every forward."""
+    shapes = []
+
+    def note(module, arguments):
+        if isinstance(module, torch.nn.Embedding):
+            shapes.append(list(arguments[0].shape))
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    yield shapes
+    handle.remove()
+
+
+def surface(run, path):
+    """The sums of every cell and the forwards that found them."""
+    base = base_in_place(run)
+    with forwards() as shapes:
+        sums, passes, named = evaluation._surface(run, shards_of(run), {"base": base})
+    cells = [[each.window, each.scale, each.stride, each.nll.tolist(), each.tokens.tolist()] for each in sums]
+    return [cells, [each.nll.tolist() for each in passes], named, shapes]
+
+
+def retrieval(run, path):
+    """The rows of the grid, and a digest of the prompts."""
+    base = base_in_place(run)
+    with forwards() as shapes:
+        found = evaluation._retrieval(run, shards_of(run), {"base": base})
+    prompts = sorted(
+        hashlib.sha256(each.read_bytes()).hexdigest() for each in (run.storage / "prompts").rglob("*") if each.is_file()
+    )
+    return [found, prompts, shapes]
+
+
+def suites(run, path):
+    """The samples and scores of the tasks, and what is missing; the lengths that tasks are told to write."""
+    settings = run.config.evaluate.suites
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = asking.checked
+        patch.setattr(
+            asking, "checked", lambda settings, told_them=None: told.append(told_them) or real(settings, told_them)
+        )
+        parts = evaluation._ask_suites(run, shards_of(run), "base", base_in_place(run), None, False)
+    samples = (run.folder / "suites-samples-base.jsonl").read_text(encoding="utf-8")
+    assert settings is not None
+    return [parts, samples, [each["max_seq_lengths"] for each in told]]
+
+
+def profiles(run, path):
+    """How each context length is served."""
+    base_in_place(run)
+    settings = run.config.export
+    config = models.AutoConfig.from_pretrained(run.folder / "model")
+    options = {"base_scaling": getattr(run.config.model, "base_scaling", None)}
+    made = [make_profile(config, run.base_context_length, each, **options) for each in settings.context_lengths]
+    return [asdict(each) for each in made]
+
+
+def served(run, path):
+    """The scales that an export serves by, where an evaluation has written some."""
+    from e2ray.evaluate.weights import weights_digest
+
+    base_in_place(run)
+    row = {"context_length": 64, "paper": 2.0, "best": 1.0, "served": 1.0}
+    found = {
+        "base_context_length": run.base_context_length,
+        "lengths": [row],
+        "weights_digest": weights_digest(run.folder / "model"),
+    }
+    (run.folder / "scales.json").write_text(json.dumps(found), encoding="utf-8")
+    return pipeline._measured_scales(run)
+
+
+def stages(run, path):
+    """The stages that `e2ray train` runs."""
+    ran = []
+    with pytest.MonkeyPatch.context() as patch:
+        from contextlib import nullcontext
+
+        patch.setattr(pipeline, "cluster", lambda settings: nullcontext())
+        patch.setattr(launch, "resources", lambda settings: None)
+        for name in ("pretrain", "train", "evaluate", "suites", "export", "check_suites"):
+            patch.setattr(pipeline, name, lambda *arguments, name=name: ran.append(name) or "/nowhere")
+        pipeline.run_stages(run, pipeline.STAGES)
+    return ran
+
+
+# ---- comparisons and studies ------------------------------------------------------------------------------------
+
+
+def jobs(run, path):
+    """The jobs of a comparison: what each trains and is asked."""
+    settings = run.config.compare
+    if settings is None:
+        comparing.compare(run.config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparing, "base_of", lambda run, shards: run.config.model)
+        found = list(comparing._jobs(run, settings))
+    return [
+        [
+            *(job.lane, job.seed, job.out.name, job.max_scale),
+            job.config and [job.config.train.lr, job.config.positions.model_dump(), job.config.data.window],
+            job.asked and job.asked.model_dump(),
+        ]
+        for job in found
+    ]
+
+
+def study(run, path):
+    """The first trials of a study: what each trains with, where it is measured, stopped, and what it is worth."""
+    if run.config.search is None:
+        from e2ray import tuning
+
+        tuning.tune(run.config, resume=False)
+    folder = run.storage / "study"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    made = Study(folder, run.config, run.base_context_length)
+    windows = sorted({run.base_context_length, *made.windows})
+    made.set_base(_cells(run, windows, 0.5), retrieval=0.0)
+    found = []
+    for plan in itertools.islice(iter(made.next, None), 9):
+        value = _value(plan)
+        stopped = None
+        for step in plan.rungs:
+            if made.rung(plan.number, _measured(run, windows, step, value)):
+                stopped = step
+                break
+        if stopped is None:
+            made.complete(plan.number, _measured(run, windows, plan.config.train.steps, value))
+        worth = made.records()[plan.number].value
+        found.append([plan.number, plan.config.model_dump(), plan.rungs, plan.baseline, plan.repeat, stopped, worth])
+    shared = share(run.config, None, folder)
+    return [found, shared.evaluate.model_dump(), shared.surface, shared.retrieval and shared.retrieval.model_dump()]
+
+
+def _value(plan):
+    told = json.dumps([plan.config.positions.model_dump(), plan.config.train.lr, plan.config.seed])
+    return int(hashlib.sha256(told.encode()).hexdigest()[:6], 16) / 16**6
+
+
+def _cells(run, windows, value):
+    rest = {"stderr": 0.01, "tokens": 100, "documents": 2, "stride": 8}
+    return [
+        {"window": w, "scale": max(1.0, w / run.base_context_length), "nll": 3 + value + w / 1000} | rest
+        for w in windows
+    ]
+
+
+def _measured(run, windows, step, value):
+    return Measured(step, _cells(run, windows, value), 0.5, 100 * step, 1.0, 3.0)
+
+
+def room(run, path):
+    """How many trials run at once on a machine of eight CPUs."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+        patch.setattr(ray, "nodes", lambda: [{"Resources": {"CPU": 8.0}, "Alive": True}])
+        return tune.room(run.config.trial().cluster, run.config.search.concurrency).trials
+
+
+def tables(run, path):
+    """How many tables a study of a thousand seconds shows."""
+    clock, lines = Clock(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "time", clock)
+        patch.setattr(progress, "line_of", lambda *arguments: "")
+        patch.setattr(progress, "table", lambda *arguments, **options: lines.append("") or "")
+        every, quiet = run.config.search.progress_s, lambda *arguments: None
+        made = progress.Progress(lambda: [None], None, show=quiet, every_s=every, export=quiet, gauges=quiet)
+        patch.setattr(progress, "best_of", lambda records: None)
+        made.records = lambda: [types.SimpleNamespace(state="complete")]
+        for _ in range(100):
+            clock.now += 10
+            made.told(0)
+    return len(lines)
+
+
+# ---- places -----------------------------------------------------------------------------------------------------
+
+
+def place(run, path):
+    """Where everything is written."""
+    return str(run.folder)

@@ -1,0 +1,300 @@
+"""`e2ray check` tells what a run would stumble over, on inputs made here; nothing is trained and no cluster is started."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from observed import without_ray
+from transformers import LlamaConfig
+
+from e2ray import checks, comparing, pipeline, tuning
+from e2ray.config.base import SettingsError
+from e2ray.config.load import apply_override, validate
+from e2ray.run import resolve
+
+SMALL_TOKENIZER = {"kind": "byte_level_bpe", "vocab_size": 280, "training_bytes": 3000}
+
+
+@pytest.fixture
+def recipe(small, tmp_path):
+    """The recipe in miniature on twelve short texts."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for n in range(12):
+        (folder / f"{n:02d}.txt").write_text(" ".join(f"word {n * k} of text {k}" for k in range(20 + n)))
+    small["data"] |= {"corpus": [{"kind": "text", "paths": [f"{folder}/*.txt"]}], "tokenizer": SMALL_TOKENIZER}
+    small["data"] |= {"validation_share": 0.4, "shard_rows": 16}
+    return small | {"train": {"steps": 8, "batch_sequences": 4}}
+
+
+def config_of(recipe, *assignments):
+    changed = json.loads(json.dumps(recipe))
+    for assignment in assignments:
+        apply_override(changed, assignment)
+    return validate(changed, source="test")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A function that writes the config.json of a tiny checkpoint with some values in it changed."""
+
+    def write(**changes):
+        folder = tmp_path / "checkpoint"
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        LlamaConfig(vocab_size=300, max_position_embeddings=32, **sizes).save_pretrained(folder)
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return {"kind": "pretrained", "path": str(folder)}
+
+    return write
+
+
+def test_a_sound_recipe_is_one_line(recipe, capsys):
+    pipeline.check(config_of(recipe))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("small: sound. L 32, window 32, scales up to 4, contexts up to 128 tokens")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "lines"),
+    [
+        (["train.warmup_steps=9"], ["train.warmup_steps: the warm-up of 9 steps is not over"]),
+        (
+            ["data.window=128", "train.schedule=constant", "train.final_lr_share=0.5"],
+            ["positions.placement: prefix is without effect", "train.final_lr_share: 0.5 is without effect"],
+        ),
+        (["cluster.object_store_mib=16000000"], ["cluster.object_store_mib: 16000000 MiB do not fit into the"]),
+        (["model.attention=flash_attention_2"], ["model.attention: flash_attention_2 needs a GPU, the device is cpu"]),
+    ],
+)
+def test_what_is_without_effect_is_told_in_one_plain_line_each_and_the_recipe_is_sound(
+    recipe, capsys, assignments, lines
+):
+    pipeline.check(config_of(recipe, *assignments))
+    *told, sound = capsys.readouterr().out.splitlines()
+    assert len(told) == len(lines) and sound.startswith("small: sound.")
+    for found, wanted in zip(told, lines, strict=True):
+        assert found.startswith(f"warning: {wanted}")
+
+
+def test_a_choice_about_a_scaling_that_is_not_there_is_told_the_same_way(recipe, checkpoint, capsys):
+    recipe["model"] = checkpoint() | {"base_scaling": "keep"}
+    pipeline.check(config_of(recipe))
+    told = capsys.readouterr().out.splitlines()[0]
+    assert told.startswith("warning: model.base_scaling: keep is without effect, since ")
+
+
+def test_a_setting_of_a_ray_that_is_not_started_here_is_told(recipe, monkeypatch):
+    config = config_of(recipe, "cluster.object_store_mib=512")
+    assert resolve(config).ignored == ()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    (line,) = resolve(config).ignored
+    assert line.startswith("cluster.object_store_mib: 512 is without effect, since RAY_ADDRESS names a cluster")
+
+
+# ---- the model's config -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [-5, 0, 1, 10**20])
+def test_a_config_with_a_context_length_that_cannot_be_is_refused(recipe, checkpoint, length):
+    recipe["model"] = checkpoint(max_position_embeddings=length)
+    with pytest.raises(
+        SettingsError, match=rf"its config\.json says that it was pretrained with {length} tokens, wanted"
+    ):
+        pipeline.check(config_of(recipe))
+    config = config_of(recipe | {"model": recipe["model"] | {"base_context_length": 32}})
+    assert resolve(config).base_context_length == 32
+
+
+def test_the_context_length_before_a_scaling_is_looked_at_too(recipe, checkpoint):
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": -8}
+    recipe["model"] = checkpoint(rope_parameters=rope) | {"base_scaling": "replace"}
+    with pytest.raises(SettingsError, match=r"was pretrained with -8 tokens"):
+        resolve(config_of(recipe))
+
+
+@pytest.mark.parametrize("kind", ["built", "pretrained"])
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (
+            {"targets": ["query"]},
+            r"model\.lora\.targets: LlamaForCausalLM has no module 'query'; its linear modules are",
+        ),
+        ({"targets": ["q_proj", "model.layers.9.mlp"]}, r"has no module 'model\.layers\.9\.mlp'"),
+        ({"trainable": ["wte"]}, r"model\.lora\.trainable: LlamaForCausalLM has no module 'wte'"),
+    ],
+)
+def test_adapters_on_modules_that_are_not_there_are_refused_without_weights(recipe, checkpoint, kind, lora, message):
+    recipe["model"] = (recipe["model"] if kind == "built" else checkpoint()) | {"lora": lora}
+    with pytest.raises(SettingsError, match=message):
+        pipeline.check(config_of(recipe))
+
+
+def test_adapters_on_modules_that_are_there_are_sound(recipe, checkpoint, capsys):
+    recipe["model"] = checkpoint() | {"lora": {"targets": ["gate_proj"], "trainable": ["embed_tokens"]}}
+    pipeline.check(config_of(recipe))
+    assert "sound" in capsys.readouterr().out
+
+
+# ---- storage ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("/dev/null", r"storage: /dev/null is no folder, wanted a folder"),
+        ("/dev/null/runs", r"storage: /dev/null is no folder"),
+        ("/etc/hostname", r"storage: /etc/hostname is a file, wanted a folder"),
+        ("/etc/hostname/a/b", r"storage: /etc/hostname is a file"),
+        ("/" + "x" * 300, r"storage: /x+ cannot be used \(File name too long\)"),
+    ],
+)
+def test_a_storage_that_takes_no_folder_is_refused(recipe, storage, message):
+    with pytest.raises(SettingsError, match=message):
+        pipeline.check(config_of(recipe | {"storage": storage}))
+
+
+# ---- sources and held-out documents -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (
+            ["data.min_tokens=100000"],
+            r"data\.min_tokens: no document of data\.corpus\.0 can have 100000 tokens, \d+ at most",
+        ),
+        (
+            ["data.corpus.0.min_tokens=100000"],
+            r"data\.corpus\.0\.min_tokens: no document of data\.corpus\.0 can have 100000",
+        ),
+        (
+            ["data.validation_corpus=[{kind: passkey, max_characters: 9, min_tokens: 99999}]"],
+            r"data\.validation_corpus\.0\.min_tokens: no document of data\.validation_corpus\.0 can have 99999",
+        ),
+        (
+            ["evaluate.document_tokens=20"],
+            r"evaluate\.document_tokens: cuts documents to 20 tokens, wanted at least the",
+        ),
+        (["compare={lanes: [best], best: /gone.yaml}"], r"/gone\.yaml: no such recipe"),
+        (
+            ["compare={lanes: [pi_long]}", "train.batch_sequences=5"],
+            r"compare\.lanes: pi_long has rows of 128 tokens, a step",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_or_measured_is_refused_before_anything_is_made(recipe, assignments, message):
+    with pytest.raises(SettingsError, match=message):
+        pipeline.check(config_of(recipe, *assignments))
+    assert not Path(recipe["storage"]).exists()
+
+
+def test_a_weight_too_small_for_a_row_is_refused_at_check(recipe):
+    recipe["data"]["corpus"] = [recipe["data"]["corpus"][0] | {"weight": weight} for weight in (1.0, 1e-7)]
+    with pytest.raises(SettingsError, match=r"data\.corpus: weight 1e-07 is under a ten-thousandth of all"):
+        pipeline.check(config_of(recipe))
+
+
+def test_a_packed_file_may_hold_long_documents(recipe, tmp_path):
+    (tmp_path / "texts" / "more.txt.gz").write_bytes(b"\x1f\x8b")
+    recipe["data"]["corpus"][0]["paths"] = [str(tmp_path / "texts" / "*.gz")]
+    checks.refuse_sources(config_of(recipe, "data.min_tokens=100000").data)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (
+            ["evaluate.skip_documents=12"],
+            r"evaluate\.skip_documents: 12 leaves none of the \d+ held-out documents of at least",
+        ),
+        (["evaluate.windows=[4096]"], r"the longest of \d+ held-out documents has \d+ tokens, wanted at least 4096"),
+    ],
+)
+def test_documents_that_are_not_there_are_told_at_check_where_shards_stand_and_else_before_any_training(
+    recipe, monkeypatch, tmp_path, assignments, message
+):
+    from contextlib import nullcontext
+
+    recipe["evaluate"].pop("document_tokens")
+    with without_ray(tmp_path):
+        monkeypatch.setattr(pipeline, "cluster", lambda settings: nullcontext())
+        monkeypatch.setattr("e2ray.train.launch.resources", lambda settings: None)
+        monkeypatch.setattr(pipeline, "_train", lambda *arguments: pytest.fail("it trained"))
+        with pytest.raises(SettingsError, match=message):
+            pipeline.execute(config_of(recipe, *assignments))
+    with pytest.raises(SettingsError, match=message):  # the shards stand now
+        pipeline.check(config_of(recipe | {"name": "other"}, *assignments))
+
+
+def test_shards_that_were_made_otherwise_are_told(recipe, tmp_path, capsys):
+    recipe["data"]["shards"] = str(tmp_path / "mine")
+    with without_ray(tmp_path):
+        pipeline.prepare(resolve(config_of(recipe)))
+    capsys.readouterr()
+    for assignment, path in (
+        ("data.validation_share=0.1", "data.validation_share"),
+        ("data.pack=document", "data.pack"),
+    ):
+        pipeline.check(config_of(recipe, assignment))
+        told, _ = capsys.readouterr().out.splitlines()
+        assert told.startswith(
+            f"warning: {path}: is without effect, since the shards of data.shards were made with another"
+        )
+    pipeline.check(config_of(recipe))
+    assert "warning" not in capsys.readouterr().out
+    with pytest.raises(SettingsError, match="32-token rows, the run wants 16; rerun prepare"):
+        pipeline.check(config_of(recipe, "data.window=16"))
+
+
+def test_a_source_that_gives_nothing_beside_others_is_refused_and_a_small_vocabulary_told(recipe, tmp_path, capsys):
+    recipe["data"]["corpus"] = [recipe["data"]["corpus"][0] | {"min_tokens": least} for least in (1, 2000)]
+    with (
+        without_ray(tmp_path),
+        pytest.raises(SettingsError, match=r"data\.corpus\.1: all 12 documents have fewer tokens"),
+    ):
+        pipeline.prepare(resolve(config_of(recipe, "data.tokenizer.vocab_size=3000")))
+    told = capsys.readouterr().out
+    assert re.search(r"the text makes \d+ tokens, fewer than data\.tokenizer\.vocab_size \(3000\)", told)
+
+
+def test_warnings_are_told_at_the_start_of_every_command_that_trains(recipe, tmp_path, monkeypatch, capsys):
+    """Each of them ends at what it would need a cluster for."""
+    stop = SettingsError("no further")
+
+    def refuse(*arguments):
+        raise stop
+
+    monkeypatch.setattr(checks, "refuse_before_start", refuse)
+    recipe |= {"pretrain": {"steps": 1, "batch_sequences": 4}, "compare": {"lanes": ["e2llm"], "long_window_seeds": 3}}
+    study = {"trials": 6, "baselines": ["e2llm"], "startup_trials": 3, "sampler": "random", "early_stopping": None}
+    recipe |= {"search": study}
+    config = config_of(recipe, "train.warmup_steps=9")
+    for name, command, own in (
+        ("run", pipeline.execute, None),
+        ("study", lambda config: tuning.tune(config, resume=False), "search.startup_trials: 3"),
+        ("comparison", comparing.compare, "compare.long_window_seeds: 3"),
+    ):
+        with pytest.raises(SettingsError, match="no further"):
+            command(config.model_copy(update={"name": name}))
+        told = [line.removeprefix("warning: ") for line in capsys.readouterr().out.splitlines()]
+        assert any(line.startswith("train.warmup_steps: ") for line in told), name
+        assert own is None or any(line.startswith(own) for line in told), name
+
+
+def test_the_line_of_a_check_is_all_that_a_person_sees(recipe, tmp_path):
+    """In a process of its own: no warning of Python's, with the place in the code, on standard error."""
+    import subprocess
+    import sys
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"train": {"steps": 4, "batch_sequences": 4, "warmup_steps": 7}}))
+    command = [sys.executable, "-m", "e2ray.cli", "check", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=os.environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    told, sound = done.stdout.splitlines()
+    assert told.startswith("warning: train.warmup_steps: the warm-up of 7 steps") and sound.startswith("small: sound.")
