@@ -7,8 +7,10 @@ from safetensors.numpy import save_file
 
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.weights import weights_digest
+from e2ray.files import read_vouched
 from e2ray.report.run_files import comparable, difference, read_run
 from e2ray.report.run_folder import open_run
+from e2ray.report.tables import write_table
 from report.made_runs import SPREAD, TEXT, TOKENS, WINDOWS, asked, begun, evaluated, nll
 
 
@@ -81,7 +83,7 @@ def test_without_sums_a_difference_has_no_interval(tmp_path):
 
 
 def cut_rows(path):
-    pq.write_table(pq.read_table(path).slice(4), path)
+    write_table(path, pq.read_table(path).slice(4))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_an_evaluation_of_other_weights_is_refused(tmp_path, name):
     folder = evaluated(tmp_path)
     save_file({"weight": np.ones(8, np.float32)}, folder / "model" / "model.safetensors")
     read(folder)  # an older one, which names no weights
-    content = json.loads((folder / name).read_text())
+    content = read_vouched(folder / name, wanted="it")
     for digest in (weights_digest(folder / "model"), "0" * 64):
         (content if name == "scales.json" else content["verdict"]["protocol"])["weights_digest"] = digest
         (folder / name).write_text(json.dumps(content))

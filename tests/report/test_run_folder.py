@@ -6,6 +6,7 @@ import pytest
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.report.run_folder import open_run, open_runs, printable
+from e2ray.train.record import read_status
 from report.made_runs import begun, evaluated
 
 
@@ -117,6 +118,6 @@ def test_names_are_one_printable_line():
 
 def test_the_reason_of_a_failed_run_is_told(tmp_path):
     folder = begun(tmp_path)
-    status = json.loads((folder / "status.json").read_text()) | {"state": "failed", "error": "no space left"}
+    status = read_status(folder) | {"state": "failed", "error": "no space left"}
     (folder / "status.json").write_text(json.dumps(status))
     assert "failed, step 4 of 8 (no space left)" in open_run(folder).what_is_missing
