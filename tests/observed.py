@@ -113,7 +113,9 @@ def reading(run, path):
     """How much a rank's pipeline reads ahead, in bytes, and its tasks."""
     given = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "_pipeline", lambda work, function, **options: given.update(options, work=work) or iter(()))
+        patch.setattr(
+            stream, "_pipeline", lambda work, function, **options: given.update(options, work=work) or iter(())
+        )
         list(launch._open_rows(stream.batches, 0, 100, task=task(run), rank=0, num_workers=1))
     return [given["block_bytes"], given["prefetch_bytes"], given["work"]]
 
@@ -235,9 +237,9 @@ def pretraining(run, path):
 
 
 def left_behind(run, path):
-    """The files of a training of four steps: checkpoints, the ledger, the steps of metrics.jsonl."""
+    """The files of a training of six steps: checkpoints, the ledger, the steps of metrics.jsonl."""
     told = task(run, path)
-    told = replace(told, train=told.train.model_copy(update={"steps": 4}))
+    told = replace(told, train=told.train.model_copy(update={"steps": 6}))
     shutil.rmtree(told.folder, ignore_errors=True)
     told.folder.mkdir(parents=True)
 
@@ -273,9 +275,7 @@ def progress_lines(run, path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record, "time", clock)
         run.folder.mkdir(parents=True, exist_ok=True)
-        made = record.Recorder(
-            run.folder, start_step=0, steps=1000, progress_s=settings.progress_s, show=lines.append
-        )
+        made = record.Recorder(run.folder, start_step=0, steps=1000, progress_s=settings.progress_s, show=lines.append)
         made.metrics = {"loss": 1.0, "tokens_per_second": 1.0, "scale_mean": 1.0}
         for step in range(1, 100):
             clock.now += 1.0
@@ -380,7 +380,9 @@ def suites(run, path):
     told = []
     with pytest.MonkeyPatch.context() as patch:
         real = asking.checked
-        patch.setattr(asking, "checked", lambda settings, told_them=None: told.append(told_them) or real(settings, told_them))
+        patch.setattr(
+            asking, "checked", lambda settings, told_them=None: told.append(told_them) or real(settings, told_them)
+        )
         parts = evaluation._ask_suites(run, shards_of(run), "base", base_in_place(run), None, False)
     samples = (run.folder / "suites-samples-base.jsonl").read_text(encoding="utf-8")
     assert settings is not None
@@ -460,7 +462,7 @@ def study(run, path):
     windows = sorted({run.base_context_length, *made.windows})
     made.set_base(_cells(run, windows, 0.5), retrieval=0.0)
     found = []
-    for plan in itertools.islice(iter(made.next, None), 9):
+    for plan in itertools.islice(iter(made.next, None), 14):
         value = _value(plan)
         stopped = None
         for step in plan.rungs:
@@ -470,7 +472,9 @@ def study(run, path):
         if stopped is None:
             made.complete(plan.number, _measured(run, windows, plan.config.train.steps, value))
         worth = made.records()[plan.number].value
-        found.append([plan.number, plan.config.model_dump(), plan.rungs, plan.baseline, plan.repeat, stopped, worth])
+        values = made._optuna.trials[plan.number].values
+        told = [plan.number, plan.config.model_dump(), plan.rungs, plan.baseline, plan.repeat]
+        found.append([*told, stopped, worth, values])
     shared = share(run.config, None, folder)
     return [found, shared.evaluate.model_dump(), shared.surface, shared.retrieval and shared.retrieval.model_dump()]
 

@@ -23,6 +23,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe
 from e2ray.config.load import validate
 from e2ray.config.run import RunConfig
+from e2ray.config.suites import SuiteSettings
 from e2ray.data.tokenizer import train_byte_level_bpe
 from e2ray.run import resolve
 
@@ -53,12 +54,16 @@ def world(tmp_path_factory):
     tokenizer.save_pretrained(folder / "tokenizer")
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     for name, rope in (("plain", None), ("scaled", {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0})):
-        made = LlamaConfig(vocab_size=300, max_position_embeddings=32, num_key_value_heads=2, rope_parameters=rope, **sizes)
+        made = LlamaConfig(
+            vocab_size=300, max_position_embeddings=32, num_key_value_heads=2, rope_parameters=rope, **sizes
+        )
         with torch.random.fork_rng():
             torch.manual_seed(0)
             LlamaForCausalLM(made).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    (folder / "best.yaml").write_text(yaml.safe_dump(recipe(folder) | {"name": "best", "train": {"steps": 1, "lr": 0.1}}))
+    (folder / "best.yaml").write_text(
+        yaml.safe_dump(recipe(folder) | {"name": "best", "train": {"steps": 1, "lr": 0.1}})
+    )
     write_tasks(folder / "tasks")
     return folder
 
@@ -104,7 +109,7 @@ def recipe(folder):
             "corpus": [{"kind": "text", "paths": [str(folder / "*.txt"), str(folder / "bad.md")]}],
             "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 290, "training_bytes": 2000},
             "window": 32,
-            "validation_share": 0.4,
+            "validation_share": 0.6,
             "min_tokens": 50,
             "near_duplicates": 0.9,
             "on_bad": "skip",
@@ -130,12 +135,12 @@ def recipe(folder):
             "progress_s": 10.0,
         },
         "evaluate": {
-            "windows": [32, 64],
+            "windows": [32, 48],
             "scales": [1, 2],
             "documents": 2,
             "skip_documents": 1,
             "document_tokens": 120,
-            "stride": 8,
+            "stride": 12,
             "batch_tokens": 128,
         },
         "export": {"context_lengths": [32, 64]},
@@ -177,6 +182,7 @@ SEARCH = {
     "repeats": 2,
     "startup_trials": 1,
     "early_stopping": None,
+    "concurrency": 3,
     "trial": {"train.steps": 6, "train.warmup_steps": 1},
 }
 RETRIEVAL = {"context_lengths": [160], "depths": [0.2, 0.8], "trials": 2, "digits": 3, "greedy": 1, "seed": 3}
@@ -219,6 +225,7 @@ def recipes(folder):
     Each is (its section or None for the one that is there, other changes by path, the settings walked or all).
     """
     searched = {"pretrain": TRAINING, "search": SEARCH}
+    many = {"search.trials": 12}
     drawn = {"positions": {"scale": {"kind": "uniform", "max_scale": 4.0}, "placement": {"kind": "prefix"}}}
     passkeys = {"kind": "passkey", "text": {"kind": "text", "paths": [str(folder / "*.txt")]}, "documents": 40}
     packed = {"data.pack": "best_fit", "data.pack_waiting": 3, "data.corpus": [passkeys], "data.min_tokens": 1}
@@ -227,8 +234,8 @@ def recipes(folder):
     constant = {"train.schedule": "constant", "train.final_lr_share": 0.0}
     plain = {"kind": "pretrained", "path": str(folder / "plain"), "base_context_length": 48}
     scaled = plain | {"path": str(folder / "scaled"), "base_scaling": "keep"}
-    own = {"tasks": ["own"], "include_path": str(folder / "tasks"), "limit": 3, "num_fewshot": 2}
-    own |= {"max_context_length": 96, "context_lengths": [64], "seed": 3}
+    own = {"tasks": ["own"], "include_path": str(folder / "tasks"), "limit": 7, "num_fewshot": 2}
+    own |= {"max_context_length": 60, "context_lengths": [64], "seed": 3}
     found = {
         "": [(None, {}), (None, searched), (None, {"compare": COMPARE})],
         "model:LlamaModel": [(None, {})],
@@ -239,15 +246,23 @@ def recipes(folder):
         "data.tokenizer:PretrainedTokenizer": [({"kind": "pretrained", "path": str(folder / "tokenizer")}, {})],
         "positions:PositionSettings": [(None, {}), (None, {"positions": {"preset": "pi", "max_scale": 4}})],
         "positions.scale:ChoiceScale": [({"kind": "choice", "choices": CHOICES, "native_share": 0.2}, drawn)],
-        "positions.scale.choices[]:ScaleWeight": [(None, drawn | {"positions.scale": {"kind": "choice", "choices": CHOICES}})],
+        "positions.scale.choices[]:ScaleWeight": [
+            (None, drawn | {"positions.scale": {"kind": "choice", "choices": CHOICES}})
+        ],
         "train:TrainSettings": [(None, {}), (None, constant, {"schedule", "final_lr_share"})],
         "pretrain:TrainSettings": [(TRAINING, {})],
         "cluster:ClusterSettings": [({"num_workers": 2, "wait_s": 100.0, "autoscaling": True}, {})],
         "evaluate:EvaluateSettings": [(None, {})],
         "evaluate.retrieval:RetrievalSettings": [(RETRIEVAL | {"tasks": ["passkey", "key_value"]}, {})],
-        "evaluate.suites:SuiteSettings": [(own, {}), (own | {"tasks": ["unsafe"]}, {}, {"unsafe_code"})],
+        "evaluate.suites:SuiteSettings": [
+            (own, {}, {*SuiteSettings.model_fields} - {"unsafe_code"}),
+            (own | {"tasks": ["unsafe"]}, {}, {"unsafe_code"}),
+        ],
         "export:ExportSettings": [(None, {})],
-        "compare:CompareSettings": [(COMPARE, {}), (COMPARE | {"lanes": ["best"], "best": str(folder / "best.yaml")}, {})],
+        "compare:CompareSettings": [
+            (COMPARE, {}),
+            (COMPARE | {"lanes": ["best"], "best": str(folder / "best.yaml")}, {}),
+        ],
         "compare.retrieval:RetrievalSettings": [(RETRIEVAL, {"compare": COMPARE})],
         "search:SearchSettings": [(SEARCH, searched)],
         "search.weights:Weights": [({"long": 2.0, "short": 3.0, "retrieval": 0.5}, searched)],
@@ -255,8 +270,8 @@ def recipes(folder):
             (RETRIEVAL, searched | {"search.weights": {"retrieval": 0.5}}),
             (None, searched | {"search.retrieval": {}}),
         ],
-        "search.early_stopping:AshaStopping": [({"kind": "asha"} | ASHA, searched)],
-        "search.early_stopping:HyperbandStopping": [({"kind": "hyperband"} | ASHA, searched)],
+        "search.early_stopping:AshaStopping": [({"kind": "asha"} | ASHA, searched | many)],
+        "search.early_stopping:HyperbandStopping": [({"kind": "hyperband"} | ASHA, searched | many)],
     }
     for name, section in SCALES.items():
         found[f"positions.scale:{name}"] = [(section | {"max_scale": 4.0, "native_share": 0.2}, drawn)]
@@ -285,7 +300,11 @@ def source_recipes(folder):
     rest = {"data.min_tokens": 20, "data.near_duplicates": None, "data.on_bad": "error"}
     for key in ("corpus", "validation_corpus"):
         for name, section in made.items():
-            bounds = {"min_tokens": 150, "max_tokens": 300} if name == "PasskeySource" else {"min_tokens": 100, "max_tokens": 600}
+            bounds = (
+                {"min_tokens": 150, "max_tokens": 300}
+                if name == "PasskeySource"
+                else {"min_tokens": 100, "max_tokens": 600}
+            )
             if key == "corpus":
                 changes = rest | {"data.corpus": [more, more | {"weight": 1.0}]}
                 found[f"data.corpus[]:{name}"] = [(section | bounds | {"weight": 2.0}, changes)]
@@ -307,7 +326,8 @@ DRAWN = {
     name: "draws"
     for name in ("max_scale", "native_share", "exponent", "a", "b", "choices", "scale", "weight", "p", "prefix", "per")
 } | {
-    name: "draws" for name in ("num_breaks", "pin_first", "pin_last", "tokens", "sigma", "num_chunks", "jump", "placement")
+    name: "draws"
+    for name in ("num_breaks", "pin_first", "pin_last", "tokens", "sigma", "num_chunks", "jump", "placement")
 }
 TRAINED = {
     "steps": "rates",
@@ -357,14 +377,16 @@ SEEN = {
     "ParquetSource": SOURCE,
     "HuggingFaceSource": SOURCE | dict.fromkeys(("path", "name", "split", "revision"), "shards"),
     "PythonStdlibSource": SOURCE,
-    "PasskeySource": SOURCE | dict.fromkeys(("documents", "min_characters", "max_characters", "digits", "seed"), "shards"),
+    "PasskeySource": SOURCE
+    | dict.fromkeys(("documents", "min_characters", "max_characters", "digits", "seed"), "shards"),
     "PretrainedTokenizer": {"path": "shards", "revision": "shards"},
     "ByteLevelBpe": {"vocab_size": "shards", "training_bytes": "shards"},
     "PositionSettings": DRAWN,
     **dict.fromkeys([*SCALES, "ChoiceScale", "ScaleWeight", *PLACEMENTS, *JUMPS], DRAWN),
     "TrainSettings": TRAINED,
     "ClusterSettings": dict.fromkeys(
-        ("num_workers", "use_gpu", "cpus_per_worker", "autoscaling", "wait_s", "max_failures", "object_store_mib"), "to_ray"
+        ("num_workers", "use_gpu", "cpus_per_worker", "autoscaling", "wait_s", "max_failures", "object_store_mib"),
+        "to_ray",
     ),
     "EvaluateSettings": {
         **dict.fromkeys(("windows", "scales", "documents", "skip_documents", "document_tokens", "stride"), "surface"),
@@ -396,7 +418,12 @@ SEEN_AT = {
     "data.validation_corpus[]": "held_out",
 }
 # Settings of which more is nothing but more of the same, and takes longer than a test may: the most that is tried here.
-MOST = {"RetrievalSettings.trials": 5, "PasskeySource.documents": 40}
+MOST = {
+    "RetrievalSettings.trials": 5,
+    "PasskeySource.documents": 40,
+    "TrainSettings.batch_sequences": 64,
+    "ClusterSettings.wait_s": 1000.0,
+}
 
 
 def seen(place, name):
@@ -447,26 +474,42 @@ def walked(folder, place):
                 continue  # the sections of other kinds have recipes of their own
             observable, most = seen(place, name), MOST.get(f"{place.cls.__name__}.{name}")
             for value in extremes(field, read(at, place.path)[name]):
-                value = min(value, most) if most and isinstance(value, int) else value
+                value = min(value, most) if most and isinstance(value, int | float) else value
                 changed = copy.deepcopy(base)
                 put(changed, f"{place.path}.{name}".lstrip("."), value)
                 yield name, value, changed, observable, base
 
 
 @pytest.mark.parametrize("key", PLACES)
-def test_every_setting_is_refused_or_changes_something_or_is_told_as_without_effect(key, world, library, one_rank):
+def test_every_setting_is_refused_or_changes_something_or_is_told_as_without_effect(key, world, library, request):
     place, silent, before = PLACES[key], [], {}
+    for start, fixture in (("train", "one_rank"), ("data:", "one_rank"), ("evaluate.suites", "own_tasks_only")):
+        if key.startswith(start):
+            request.getfixturevalue(fixture)
     path = place.path.replace("[]", ".0").replace("{}", ".{}")
     with without_ray(library):
         for name, value, changed, observable, base in walked(world, place):
             at = json.dumps([base, observable], default=str)
             if at not in before:
                 before[at] = outcome(base, observable, place.path)
-                assert before[at][0] != "refused" or observable in ("jobs", "study"), (place.key, observable, before[at])
+                assert before[at][0] != "refused" or observable in ("jobs", "study"), (
+                    place.key,
+                    observable,
+                    before[at],
+                )
             setting = f"{path}.{name}".lstrip(".")
             if __import__("os").environ.get("WALK"):
                 import resource, sys, time
-                print(round(time.process_time(), 1), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, setting, repr(value)[:60], observable, file=open("/tmp/walklog.txt", "a"), flush=True)
+
+                print(
+                    round(time.process_time(), 1),
+                    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                    setting,
+                    repr(value)[:60],
+                    observable,
+                    file=open("/tmp/walklog.txt", "a"),
+                    flush=True,
+                )
             try:
                 found = outcome(changed, observable, place.path)
             except Exception as error:  # a value that is neither refused nor of use

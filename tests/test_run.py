@@ -96,10 +96,18 @@ def test_a_run_that_failed_behind_its_training_goes_on_with_what_is_measured_men
         ({"evaluate": {"suites": {"tasks": ["piqa"]}}}, ["suites"]),
         ({"evaluate": {"retrieval": {"seed": 4}}, "export": {"context_lengths": [128]}}, ["evaluate", "export"]),
         ({"evaluate": None}, []),
-        ({"search": {"trials": 4, "baselines": ["e2llm"], "early_stopping": None}, "pretrain": {"steps": 1, "batch_sequences": 4}}, None),
+        (
+            {
+                "search": {"trials": 4, "baselines": ["e2llm"], "early_stopping": None},
+                "pretrain": {"steps": 1, "batch_sequences": 4},
+            },
+            None,
+        ),
     ],
 )
-def test_a_finished_run_says_which_commands_do_what_the_recipe_now_says_otherwise(recipe, trained, capsys, changes, commands):
+def test_a_finished_run_says_which_commands_do_what_the_recipe_now_says_otherwise(
+    recipe, trained, capsys, changes, commands
+):
     trained("succeeded")
     capsys.readouterr()
     for section, settings in changes.items():

@@ -36,7 +36,10 @@ SEARCH = "search={trials: 6, baselines: [e2llm], repeats: 2, early_stopping: nul
             "reaches 2.5e-06 of 1e-05, and train.schedule and train.final_lr_share are without effect",
         ),
         (["train.warmup_steps=100"], "train.warmup_steps: the warm-up of 100 steps is not over before the 100 steps"),
-        (["pretrain={steps: 3, warmup_steps: 9}"], "pretrain.warmup_steps: the warm-up of 9 steps is not over before the 3"),
+        (
+            ["pretrain={steps: 3, warmup_steps: 9}"],
+            "pretrain.warmup_steps: the warm-up of 9 steps is not over before the 3",
+        ),
         (
             ["pretrain={steps: 3}", "train.warmup_steps=30", SEARCH, "search.trial={train.steps: 20}"],
             "search.trial: train.warmup_steps: the warm-up of 30 steps is not over before the 20 steps",
@@ -47,10 +50,16 @@ SEARCH = "search={trials: 6, baselines: [e2llm], repeats: 2, early_stopping: nul
             "positions.placement: prefix is without effect, since rows of data.window 256 tokens have no room to shift below "
             "scale 4 times L (256 tokens); raise max_scale, shorten data.window, or take kind none",
         ),
-        (["positions={preset: cream, max_scale: 2}", "data.window=200"], "positions.placement: head_middle_tail is without"),
+        (
+            ["positions={preset: cream, max_scale: 2}", "data.window=200"],
+            "positions.placement: head_middle_tail is without",
+        ),
         (["positions.placement={kind: prefix, prefix: 0}"], "positions.placement.prefix: 0 is without effect"),
         (["positions.placement={kind: chunks, num_chunks: 1}"], "positions.placement.num_chunks: 1 is without effect"),
-        (["positions={preset: pi, max_scale: 8, per: step}"], "positions.per: step is without effect, since all rows are"),
+        (
+            ["positions={preset: pi, max_scale: 8, per: step}"],
+            "positions.per: step is without effect, since all rows are",
+        ),
         # one scale alone
         (
             ["positions={scale: {kind: uniform, max_scale: 8, native_share: 1}, placement: {kind: none}}"],
@@ -69,7 +78,10 @@ SEARCH = "search={trials: 6, baselines: [e2llm], repeats: 2, early_stopping: nul
             ["train.schedule=constant", "train.final_lr_share=0.1"],
             "train.final_lr_share: 0.1 is without effect, since train.schedule is constant; take linear or cosine",
         ),
-        (["pretrain={steps: 9, schedule: constant, final_lr_share: 1}"], "pretrain.final_lr_share: 1.0 is without effect"),
+        (
+            ["pretrain={steps: 9, schedule: constant, final_lr_share: 1}"],
+            "pretrain.final_lr_share: 1.0 is without effect",
+        ),
         # data
         (["data.pack_waiting=7"], "data.pack_waiting: 7 is without effect, since data.pack is concat"),
         (["data.corpus.0.weight=3"], "data.corpus.0.weight: 3.0 is without effect, since there is no other source"),
@@ -80,26 +92,41 @@ SEARCH = "search={trials: 6, baselines: [e2llm], repeats: 2, early_stopping: nul
             ["data.corpus=[{kind: hugging_face, path: /there, name: en, revision: main}]"],
             "data.corpus.0.name: en is without effect, since it belongs to a hub id, and data.corpus.0.path is a folder",
         ),
-        (["data.tokenizer={kind: pretrained, path: ~/t, revision: v1}"], "data.tokenizer.revision: v1 is without effect"),
+        (
+            ["data.tokenizer={kind: pretrained, path: ~/t, revision: v1}"],
+            "data.tokenizer.revision: v1 is without effect",
+        ),
         (["model={kind: pretrained, path: /model, revision: v1}"], "model.revision: v1 is without effect"),
         # evaluation
-        (["evaluate.document_tokens=100", "evaluate.windows=[64, 128, 256]"], "evaluate.windows: 128, 256 is without effect"),
+        (
+            ["evaluate.document_tokens=100", "evaluate.windows=[64, 128, 256]"],
+            "evaluate.windows: 128, 256 is without effect",
+        ),
         (
             ["evaluate.retrieval={tasks: [common_words, multi_value], depths: [0.5]}"],
             "evaluate.retrieval.depths: [0.5] is without effect, since none of its tasks has a depth",
         ),
         (["evaluate.retrieval={tasks: [frequent_words], digits: 7}"], "evaluate.retrieval.digits: 7 is without effect"),
-        (["evaluate.retrieval={trials: 2, greedy: 3}"], "evaluate.retrieval.greedy: 3 is without effect, since a cell has 2"),
+        (
+            ["evaluate.retrieval={trials: 2, greedy: 3}"],
+            "evaluate.retrieval.greedy: 3 is without effect, since a cell has 2",
+        ),
         (["evaluate.suites={tasks: [piqa], leval: /there}"], "evaluate.suites.leval: /there is without effect"),
         # comparisons and studies
-        (["compare={lanes: [e2llm], best: best.yaml}"], "compare.best: best.yaml is without effect, since the lane best"),
+        (
+            ["compare={lanes: [e2llm], best: best.yaml}"],
+            "compare.best: best.yaml is without effect, since the lane best",
+        ),
         (["compare={lanes: [e2llm], long_window_seeds: 2}"], "compare.long_window_seeds: 2 is without effect"),
         (
             ["pretrain={steps: 3}", SEARCH, "search.sampler=random", "search.startup_trials=3"],
             "search.startup_trials: 3 is without effect, since search.sampler is random",
         ),
         (["pretrain={steps: 3}", SEARCH, "search.retrieval.digits=7"], "search.retrieval.digits: 7 is without effect"),
-        (["pretrain={steps: 3}", SEARCH, "search.trials=2"], "search.trials: 2 are the published methods and repeats, so"),
+        (
+            ["pretrain={steps: 3}", SEARCH, "search.trials=2"],
+            "search.trials: 2 are the published methods and repeats, so",
+        ),
     ],
 )
 def test_a_setting_without_effect_is_told_by_its_name(assignments, line):

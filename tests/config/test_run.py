@@ -35,15 +35,24 @@ def changed(*assignments):
         (["data.shards=shards"], r"data\.shards: must be absolute, from ~/, or a URI, .* got 'shards'"),
         (["data.shards=./shards"], r"data\.shards: must be absolute"),
         (["data.shards=''"], r"data\.shards: must be absolute"),
-        (["evaluate.suites={tasks: [a], include_path: ''}"], r"evaluate\.suites\.include_path: got '', wanted at least 1"),
+        (
+            ["evaluate.suites={tasks: [a], include_path: ''}"],
+            r"evaluate\.suites\.include_path: got '', wanted at least 1",
+        ),
         (["evaluate.suites={tasks: [''], leval: /a}"], r"evaluate\.suites\.tasks\.0: got '', wanted at least 1"),
         (["compare={best: ''}"], r"compare\.best: got '', wanted at least 1"),
         (["model={kind: pretrained, path: a/b, revision: ''}"], r"model\.revision: got '', wanted at least 1"),
         (["model.lora={targets: ['']}"], r"model\.lora\.targets\.0: got '', wanted at least 1"),
         # tokens that no text makes
         ([f"{BPE}vocab_size: 100000000}}"], r"data\.tokenizer\.vocab_size: got 100000000, wanted at most 1048576"),
-        ([f"{BPE}vocab_size: 9000, training_bytes: 8000}}"], r"vocab_size: 8000 bytes \(training_bytes\) make fewer tokens"),
-        (["data.min_tokens=90", "data.corpus.0.max_tokens=80"], r"corpus\.0\.max_tokens: 80 is below data\.min_tokens \(90\)"),
+        (
+            [f"{BPE}vocab_size: 9000, training_bytes: 8000}}"],
+            r"vocab_size: 8000 bytes \(training_bytes\) make fewer tokens",
+        ),
+        (
+            ["data.min_tokens=90", "data.corpus.0.max_tokens=80"],
+            r"corpus\.0\.max_tokens: 80 is below data\.min_tokens \(90\)",
+        ),
         (
             ["data.corpus=[{kind: passkey, text: {kind: python_stdlib, min_tokens: 9}}]"],
             r"data\.corpus\.0: text\.min_tokens: says nothing about made documents; set min_tokens beside text",
@@ -55,11 +64,17 @@ def changed(*assignments):
         # evaluation without held-out text
         (["data.validation_share=0"], r"data\.validation_share: 0 holds out no document, and evaluate scores held-out"),
         # attention that nothing here can run
-        ([PRETRAINED, "cluster.use_gpu=false"], r"model\.attention: flash_attention_2 needs a GPU, cluster\.use_gpu is false"),
+        (
+            [PRETRAINED, "cluster.use_gpu=false"],
+            r"model\.attention: flash_attention_2 needs a GPU, cluster\.use_gpu is false",
+        ),
         ([PRETRAINED, "train.precision=fp32"], r"flash_attention_2 needs bf16 weights, train\.precision is fp32"),
         ([PRETRAINED, "train.zero_stage=0"], r"flash_attention_2 needs bf16 weights, train\.zero_stage is 0"),
         # a scale that a preset does not take, and draws beyond what 64 bits hold
-        (["positions={preset: native, max_scale: 16}"], r"positions\.max_scale: 16 is without effect beside preset native"),
+        (
+            ["positions={preset: native, max_scale: 16}"],
+            r"positions\.max_scale: 16 is without effect beside preset native",
+        ),
         (["positions={preset: pi, max_scale: 1.0e+300}"], r"positions\.max_scale: got 1e\+300, wanted at most 1000000"),
         (["evaluate.scales=[1, 1.0e+9]"], r"evaluate\.scales: must be at most 1000000, got 1e\+09"),
         (["train.steps=1000000000000"], r"train\.steps: got 1000000000000, wanted at most 1000000000"),
@@ -109,7 +124,9 @@ def test_what_may_be_meant_is_not_refused(assignments):
 
 
 def test_a_recipe_alone_has_no_sections_of_other_commands():
-    config = changed("pretrain={steps: 1}", "data.window=64", "search={trials: 4, baselines: [e2llm]}", "compare={lanes: [pi_long]}")
+    config = changed(
+        "pretrain={steps: 1}", "data.window=64", "search={trials: 4, baselines: [e2llm]}", "compare={lanes: [pi_long]}"
+    )
     assert config.search is not None and config.compare is not None
     assert config.alone().search is None and config.alone().compare is None
     assert config.alone().train == config.train
