@@ -58,7 +58,7 @@ def refuse_storage(run: Run) -> None:
         parent = next(folder for folder in (run.folder, *run.folder.parents) if folder.exists())
     except OSError as error:  # a name that is too long, a server that does not answer
         raise SettingsError(
-            f"storage: {run.storage} cannot be used ({error.strerror}); choose another storage"
+            f"storage: {str(run.storage)[:200]} cannot be used ({error.strerror}); choose another storage"
         ) from None
     if not parent.is_dir():
         kind = "a file" if parent.is_file() else "no folder"

@@ -237,9 +237,9 @@ def pretraining(run, path):
 
 
 def left_behind(run, path):
-    """The files of a training of four steps: checkpoints, the ledger, the steps of metrics.jsonl."""
+    """The files of a training of six steps: checkpoints, the ledger, the steps of metrics.jsonl."""
     told = task(run, path)
-    told = replace(told, train=told.train.model_copy(update={"steps": 4}))
+    told = replace(told, train=told.train.model_copy(update={"steps": 6}))
     shutil.rmtree(told.folder, ignore_errors=True)
     told.folder.mkdir(parents=True)
 
@@ -462,7 +462,7 @@ def study(run, path):
     windows = sorted({run.base_context_length, *made.windows})
     made.set_base(_cells(run, windows, 0.5), retrieval=0.0)
     found = []
-    for plan in itertools.islice(iter(made.next, None), 9):
+    for plan in itertools.islice(iter(made.next, None), 14):
         value = _value(plan)
         stopped = None
         for step in plan.rungs:
@@ -472,7 +472,9 @@ def study(run, path):
         if stopped is None:
             made.complete(plan.number, _measured(run, windows, plan.config.train.steps, value))
         worth = made.records()[plan.number].value
-        found.append([plan.number, plan.config.model_dump(), plan.rungs, plan.baseline, plan.repeat, stopped, worth])
+        values = made._optuna.trials[plan.number].values
+        told = [plan.number, plan.config.model_dump(), plan.rungs, plan.baseline, plan.repeat]
+        found.append([*told, stopped, worth, values])
     shared = share(run.config, None, folder)
     return [found, shared.evaluate.model_dump(), shared.surface, shared.retrieval and shared.retrieval.model_dump()]
 

@@ -23,6 +23,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe
 from e2ray.config.load import validate
 from e2ray.config.run import RunConfig
+from e2ray.config.suites import SuiteSettings
 from e2ray.data.tokenizer import train_byte_level_bpe
 from e2ray.run import resolve
 
@@ -108,7 +109,7 @@ def recipe(folder):
             "corpus": [{"kind": "text", "paths": [str(folder / "*.txt"), str(folder / "bad.md")]}],
             "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 290, "training_bytes": 2000},
             "window": 32,
-            "validation_share": 0.4,
+            "validation_share": 0.6,
             "min_tokens": 50,
             "near_duplicates": 0.9,
             "on_bad": "skip",
@@ -134,12 +135,12 @@ def recipe(folder):
             "progress_s": 10.0,
         },
         "evaluate": {
-            "windows": [32, 64],
+            "windows": [32, 48],
             "scales": [1, 2],
             "documents": 2,
             "skip_documents": 1,
             "document_tokens": 120,
-            "stride": 8,
+            "stride": 12,
             "batch_tokens": 128,
         },
         "export": {"context_lengths": [32, 64]},
@@ -181,6 +182,7 @@ SEARCH = {
     "repeats": 2,
     "startup_trials": 1,
     "early_stopping": None,
+    "concurrency": 3,
     "trial": {"train.steps": 6, "train.warmup_steps": 1},
 }
 RETRIEVAL = {"context_lengths": [160], "depths": [0.2, 0.8], "trials": 2, "digits": 3, "greedy": 1, "seed": 3}
@@ -223,6 +225,7 @@ def recipes(folder):
     Each is (its section or None for the one that is there, other changes by path, the settings walked or all).
     """
     searched = {"pretrain": TRAINING, "search": SEARCH}
+    many = {"search.trials": 12}
     drawn = {"positions": {"scale": {"kind": "uniform", "max_scale": 4.0}, "placement": {"kind": "prefix"}}}
     passkeys = {"kind": "passkey", "text": {"kind": "text", "paths": [str(folder / "*.txt")]}, "documents": 40}
     packed = {"data.pack": "best_fit", "data.pack_waiting": 3, "data.corpus": [passkeys], "data.min_tokens": 1}
@@ -231,8 +234,8 @@ def recipes(folder):
     constant = {"train.schedule": "constant", "train.final_lr_share": 0.0}
     plain = {"kind": "pretrained", "path": str(folder / "plain"), "base_context_length": 48}
     scaled = plain | {"path": str(folder / "scaled"), "base_scaling": "keep"}
-    own = {"tasks": ["own"], "include_path": str(folder / "tasks"), "limit": 3, "num_fewshot": 2}
-    own |= {"max_context_length": 96, "context_lengths": [64], "seed": 3}
+    own = {"tasks": ["own"], "include_path": str(folder / "tasks"), "limit": 7, "num_fewshot": 2}
+    own |= {"max_context_length": 60, "context_lengths": [64], "seed": 3}
     found = {
         "": [(None, {}), (None, searched), (None, {"compare": COMPARE})],
         "model:LlamaModel": [(None, {})],
@@ -251,7 +254,10 @@ def recipes(folder):
         "cluster:ClusterSettings": [({"num_workers": 2, "wait_s": 100.0, "autoscaling": True}, {})],
         "evaluate:EvaluateSettings": [(None, {})],
         "evaluate.retrieval:RetrievalSettings": [(RETRIEVAL | {"tasks": ["passkey", "key_value"]}, {})],
-        "evaluate.suites:SuiteSettings": [(own, {}), (own | {"tasks": ["unsafe"]}, {}, {"unsafe_code"})],
+        "evaluate.suites:SuiteSettings": [
+            (own, {}, {*SuiteSettings.model_fields} - {"unsafe_code"}),
+            (own | {"tasks": ["unsafe"]}, {}, {"unsafe_code"}),
+        ],
         "export:ExportSettings": [(None, {})],
         "compare:CompareSettings": [
             (COMPARE, {}),
@@ -264,8 +270,8 @@ def recipes(folder):
             (RETRIEVAL, searched | {"search.weights": {"retrieval": 0.5}}),
             (None, searched | {"search.retrieval": {}}),
         ],
-        "search.early_stopping:AshaStopping": [({"kind": "asha"} | ASHA, searched)],
-        "search.early_stopping:HyperbandStopping": [({"kind": "hyperband"} | ASHA, searched)],
+        "search.early_stopping:AshaStopping": [({"kind": "asha"} | ASHA, searched | many)],
+        "search.early_stopping:HyperbandStopping": [({"kind": "hyperband"} | ASHA, searched | many)],
     }
     for name, section in SCALES.items():
         found[f"positions.scale:{name}"] = [(section | {"max_scale": 4.0, "native_share": 0.2}, drawn)]
@@ -412,7 +418,12 @@ SEEN_AT = {
     "data.validation_corpus[]": "held_out",
 }
 # Settings of which more is nothing but more of the same, and takes longer than a test may: the most that is tried here.
-MOST = {"RetrievalSettings.trials": 5, "PasskeySource.documents": 40}
+MOST = {
+    "RetrievalSettings.trials": 5,
+    "PasskeySource.documents": 40,
+    "TrainSettings.batch_sequences": 64,
+    "ClusterSettings.wait_s": 1000.0,
+}
 
 
 def seen(place, name):
@@ -463,15 +474,18 @@ def walked(folder, place):
                 continue  # the sections of other kinds have recipes of their own
             observable, most = seen(place, name), MOST.get(f"{place.cls.__name__}.{name}")
             for value in extremes(field, read(at, place.path)[name]):
-                value = min(value, most) if most and isinstance(value, int) else value
+                value = min(value, most) if most and isinstance(value, int | float) else value
                 changed = copy.deepcopy(base)
                 put(changed, f"{place.path}.{name}".lstrip("."), value)
                 yield name, value, changed, observable, base
 
 
 @pytest.mark.parametrize("key", PLACES)
-def test_every_setting_is_refused_or_changes_something_or_is_told_as_without_effect(key, world, library, one_rank):
+def test_every_setting_is_refused_or_changes_something_or_is_told_as_without_effect(key, world, library, request):
     place, silent, before = PLACES[key], [], {}
+    for start, fixture in (("train", "one_rank"), ("data:", "one_rank"), ("evaluate.suites", "own_tasks_only")):
+        if key.startswith(start):
+            request.getfixturevalue(fixture)
     path = place.path.replace("[]", ".0").replace("{}", ".{}")
     with without_ray(library):
         for name, value, changed, observable, base in walked(world, place):

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from core.tiny import SIZES
+from test_export import save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from e2ray import pipeline
 from e2ray.config.load import validate
 from e2ray.evaluate.removed import sentence
-from tests.core.tiny import SIZES
-from tests.test_export import save_tokenizer
 
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 

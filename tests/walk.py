@@ -93,7 +93,7 @@ def _extremes(annotation, metadata, current):
     if annotation is float:
         return _numbers(metadata, whole=False)
     if annotation is str:
-        return ["", "x", "x" * 300, "a\0b", "\ud800", "/dev/null/a"]
+        return ["", "x", "x" * 300, "/" + "x" * 300, "a\0b", "\ud800", "/dev/null/a"]
     if origin is Literal:
         return list(arguments)
     if origin is Annotated:

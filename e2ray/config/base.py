@@ -15,6 +15,7 @@ from e2ray.config.places import problems, without_credentials
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 LARGEST_SCALE = 1_000_000  # times the longest base context length, still exact in 64 bits
+LONGEST_NAME = 255  # bytes of one name in a path
 LONGEST_TEXT = 2**31  # tokens of a base context length
 
 
@@ -79,6 +80,9 @@ class Settings(BaseModel):
                 text.encode("utf-8")
             except UnicodeEncodeError:
                 raise ValueError(f"is no Unicode text (half a surrogate pair), got {text[:60]!r}") from None
+            longest = max((len(part.encode()) for part in text.split("/")), default=0) if is_folder(text) else 0
+            if longest > LONGEST_NAME:
+                raise ValueError(f"has a name of {longest} bytes in it, no file system takes more than {LONGEST_NAME}")
         return value
 
 

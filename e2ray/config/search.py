@@ -34,8 +34,8 @@ class IntRange(Conditional):
     """A whole number in [low, high]."""
 
     kind: Literal["int"] = "int"
-    low: int = Field(description="Smallest value.")
-    high: int = Field(description="Largest value.")
+    low: int = Field(ge=-(10**9), le=10**9, description="Smallest value.")
+    high: int = Field(ge=-(10**9), le=10**9, description="Largest value.")
     log: bool = Field(False, description="Search the logarithm.")
 
 

@@ -29,6 +29,7 @@ from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory
 
 LOCAL: dict[str, Sequence[str]] = {"leval": tuple(leval.EXAMS), "longproc": longproc.NAMES}
 PACKAGES = ("lm_eval", "datasets")
+SHOWN = 200  # characters of a folder's name in a message
 BOOTSTRAPS = 1000  # for the spread of scores that are no plain mean
 # What libraries of datasets raise, each its own, where the network or a cached copy is missing.
 NETWORK_ERRORS = {
@@ -95,8 +96,8 @@ def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) 
         raise SettingsError("evaluate.suites: needs the package lm_eval; pip install 'e2ray[eval]'") from None
     for key in ("include_path", "leval", "longproc"):
         folder = getattr(settings, key)
-        if folder is not None and not Path(folder).expanduser().is_dir():
-            raise SettingsError(f"evaluate.suites.{key}: {folder}: no such folder")
+        if folder is not None and not _is_folder(folder):
+            raise SettingsError(f"evaluate.suites.{key}: {folder[:SHOWN]}: no such folder")
     own = str(Path(settings.include_path).expanduser()) if settings.include_path else None
     published = [name for name in settings.tasks if name not in _local_names()]
     for with_all in (False, True):  # reading the thousands of files that the harness brings takes seconds
@@ -115,6 +116,13 @@ def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) 
             "evaluate.suites.tasks: " + "; ".join(f"{each['task']!r} {each['reason']}" for each in selection.missing)
         )
     return selection
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, RuntimeError):  # a name that is too long, ~somebody without a home
+        return False
 
 
 def _local_names() -> dict[str, tuple[str, str]]:
