@@ -40,9 +40,7 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local") or "local"
     with _started(settings) if address == "local" else _attached(address):
         if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGTERM, handler
-            )  # Ray has put its own in place, which ends the process without a word
+            signal.signal(signal.SIGTERM, handler)  # Ray's own, now in place, ends the process without a word
         hosts = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
         _tell(admit(ray.get_runtime_context().gcs_address, hosts, allow_open=settings.allow_open))
         yield
