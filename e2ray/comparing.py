@@ -19,7 +19,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.compare import UNTOUCHED, CompareSettings, lane_positions, lane_scale
 from e2ray.config.load import dump, load
 from e2ray.config.run import RunConfig
-from e2ray.pipeline import base_of, prepare, task_of
+from e2ray.pipeline import base_of, check_model, prepare, task_of
 from e2ray.run import Run, refuse_other_settings, reporting, resolve, show
 from e2ray.train.record import now, peak_memory_mib, write_status
 
@@ -71,6 +71,7 @@ def compare(config: RunConfig) -> None:
         files.write_text(run.folder / "config.yaml", dump(run.config))
         write_status(run.folder, state="running", error=None, started_at=now(), ended_at=None)
         with reporting(run):
+            check_model(run)
             with cluster(run.config.cluster):
                 jobs = list(_jobs(run, settings))
                 left = [job for job in jobs if not _is_done(job)]

@@ -14,7 +14,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig, differences
 from e2ray.config.space import assign
 from e2ray.config.train import ClusterSettings
-from e2ray.pipeline import base_of, prepare, task_of
+from e2ray.pipeline import base_of, check_model, prepare, task_of
 from e2ray.run import Run, reporting, resolve, show
 from e2ray.train.record import now, write_status
 
@@ -105,6 +105,7 @@ def _run(run: Run) -> str:
 
     search = run.config.search
     assert search is not None
+    check_model(run)
     with cluster(run.config.cluster):
         workers = run.config.trial().cluster  # of one trial; the recipe's own train the base model
         room = trials.room(workers, search.concurrency)  # before an hour of tokenising, not after
