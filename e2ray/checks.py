@@ -23,6 +23,7 @@ from e2ray.config.data import (
     TextSource,
 )
 from e2ray.config.load import load
+from e2ray.config.model import PretrainedModel
 from e2ray.config.places import is_uri
 from e2ray.config.run import RunConfig
 from e2ray.run import Run, show
@@ -50,6 +51,26 @@ def refuse_unfit(run: Run) -> None:
     refuse_sources(run.config.data)
     if run.config.compare:
         refuse_lanes(run, run.config.compare)
+
+
+def check_model(run: Run) -> None:
+    """Prove without weights that what a recipe trains can be served, and say what the base's layers do not see.
+
+    Raises:
+        SettingsError: If it cannot, or the base's class cannot do what the recipe asks for.
+    """
+    from e2ray.twin import EXPORTED, check_base
+
+    config = run.config
+    if not isinstance(config.model, PretrainedModel):  # a built Llama is plain
+        return
+    lengths: dict[str, Sequence[int]] = {"positions": [run.longest]}
+    if config.evaluate and config.evaluate.windows:
+        lengths["evaluate.windows"] = config.evaluate.windows
+    if config.export and config.export.context_lengths:
+        lengths[EXPORTED] = config.export.context_lengths
+    for line in check_base(config.model, lengths, base_context_length=run.base_context_length):
+        show(line)
 
 
 def refuse_storage(run: Run) -> None:

@@ -81,6 +81,7 @@ def compare(config: RunConfig) -> None:
         files.write_text(run.folder / "config.yaml", resolved_text(run.config))
         with reporting(run):
             checks.refuse_before_start(run)
+            checks.check_model(run)
             with cluster(run.config.cluster):
                 checks.refuse_attention(run, use_gpu=wants_gpu(run.config.cluster))
                 jobs = list(_jobs(run, settings))

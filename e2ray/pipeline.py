@@ -275,7 +275,7 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
     if training:
         checks.refuse_before_start(run)
     if "train" in stages and not (run.folder / "model").is_dir():
-        check_model(run)
+        checks.check_model(run)
     with cluster(run.config.cluster):
         if training and not run.config.cluster.autoscaling:
             resources(run.config.cluster)  # before an hour of tokenising, not after
@@ -392,26 +392,6 @@ def _measured_with(before: RunConfig, now: RunConfig, stage: str) -> dict[str, A
     return {"evaluate": kept.model_copy(update={"suites": now.evaluate.suites})}
 
 
-def check_model(run: Run) -> None:
-    """Prove without weights that what a recipe trains can be served, and say what the base's layers do not see.
-
-    Raises:
-        SettingsError: If it cannot, or the base's class cannot do what the recipe asks for.
-    """
-    from e2ray.twin import EXPORTED, check_base
-
-    config = run.config
-    if not isinstance(config.model, PretrainedModel):  # a built Llama is plain
-        return
-    lengths: dict[str, Sequence[int]] = {"positions": [run.longest]}
-    if config.evaluate and config.evaluate.windows:
-        lengths["evaluate.windows"] = config.evaluate.windows
-    if config.export and config.export.context_lengths:
-        lengths[EXPORTED] = config.export.context_lengths
-    for line in check_base(config.model, lengths, base_context_length=run.base_context_length):
-        show(line)
-
-
 def check(config: RunConfig) -> None:
     """Check what can be checked without a cluster: model, sources, shards that are made already, tokenizer, storage.
 
@@ -427,7 +407,7 @@ def check(config: RunConfig) -> None:
     source = checks.source_of(run)
     refuse_other_settings(run, besides=(*MENDABLE, "search", "compare"))
     check_suites(run)
-    check_model(run)
+    checks.check_model(run)
     shards = checks.standing_shards(run) or {}
     lengths = shards.get("validation_lengths")
     checks.refuse_unscorable(run.config, run.base_context_length, lengths)

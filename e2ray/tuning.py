@@ -113,6 +113,7 @@ def _run(run: Run) -> str:
     search = run.config.search
     assert search is not None
     checks.refuse_before_start(run)
+    checks.check_model(run)
     with cluster(run.config.cluster):
         checks.refuse_attention(run, use_gpu=wants_gpu(run.config.cluster))
         workers = run.config.trial().cluster  # of one trial; the recipe's own train the base model

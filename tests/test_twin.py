@@ -1,6 +1,7 @@
 """A base whose training could not be served is told so before it, from its config alone."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from transformers import (
     PhimoeConfig,
 )
 
-from e2ray import pipeline, twin
+from e2ray import comparing, pipeline, tuning, twin
 from e2ray.config.base import SettingsError
 from e2ray.config.load import validate
 from e2ray.config.model import PretrainedModel
@@ -193,9 +194,14 @@ def test_check_and_a_run_say_what_a_base_cannot_before_anything_else(small, tmp_
     saved(tmp_path / "base", MistralConfig, {"sliding_window": 32}, {"rope_type": "default", "rope_theta": 10_000.0})
     recipe = recipe_of(small, tmp_path / "base", base_context_length=64)
     del recipe["data"]["tokenizer"]
-    for stage in (pipeline.check, pipeline.execute):
+    several = {
+        "search": {"trials": 12, "early_stopping": None, "baselines": ["e2llm"]},
+        "compare": {"lanes": ["e2llm"]},
+    }
+    stages = (pipeline.check, pipeline.execute, partial(tuning.tune, resume=False), comparing.compare)
+    for number, stage in enumerate(stages):
         with pytest.raises(SettingsError, match=r"so nothing beyond 63 tokens can change its logits"):
-            stage(validate(recipe, source="test"))
+            stage(validate(recipe | several | {"name": f"small-{number}"}, source="test"))
     saved(tmp_path / "base", Gemma2Config, {"head_dim": 16, "sliding_window": 32}, {"rope_type": "default"})
     pipeline.check(validate(recipe, source="test"))
     told, sound = capsys.readouterr().out.splitlines()[-2:]
