@@ -142,7 +142,7 @@ def seen(place, name):
     if name not in known:
         pytest.fail(
             f"{place.path}.{name}: is a setting that no observable is known for; say in SEEN of {__file__}, under "
-            f"{place.cls.__name__}, which function of observed.py or observed_after.py changes with it, and write one if "
+            f"{place.cls.__name__}, which function of observed.py or observed_after.py changes with it; write one if "
             "none does"
         )
     for path, observable in SEEN_AT.items():
