@@ -246,13 +246,21 @@ def made_otherwise(data: DataSettings, manifest: Mapping[str, Any]) -> list[str]
         f"data.{name}: is without effect, since the shards of data.shards were made with another value; prepare "
         "them anew or choose another folder"
         for name in MADE_WITH
-        if name in found and found[name] != wanted[name]
+        if name in found and not _same(found[name], wanted[name])
     ]
 
 
 def _made_with(manifest: Mapping[str, Any]) -> dict[str, Any]:
     names = {"corpus": "sources", "validation_corpus": "validation_sources"}
     return {name: manifest[names.get(name, name)] for name in MADE_WITH if names.get(name, name) in manifest}
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """Return whether two values are one; what sources say by now and an older manifest does not is left out."""
+    if isinstance(wanted, list):
+        pairs = zip(found, wanted, strict=False)
+        return len(found) == len(wanted) and all({**b, **a} == b for a, b in pairs)
+    return bool(found == wanted)
 
 
 def refuse_unscorable(

@@ -1,4 +1,4 @@
-"""`e2ray check` tells what a run would stumble over, on inputs made here; nothing is trained and no cluster is started."""
+"""`e2ray check` tells what a run would stumble over; nothing is trained here and no cluster is started."""
 
 import json
 import os

@@ -1,322 +1,30 @@
 """No setting is accepted and does nothing: a walk over every field of the schema with the extremes of each.
 
-For each value wanted is one of three: it is refused in one line; something that is made of it by the functions a run calls
-(`observed.py`) changes; or a line that names it says that it is without effect. A setting that is new fails here until
-`SEEN` says what changes with it, and a section that is new until `RECIPES` puts it into a recipe.
+For each value one of three is wanted: it is refused in one line; something changes that is made of it by the functions
+which a run calls (`observed.py`); or a line that names it says that it is without effect. A new setting fails here
+until `SEEN` says what changes with it, a new section until `recipes` in `walk_recipes.py` puts it into a recipe.
 """
 
 import copy
 import json
+from pathlib import Path
 
 import observed
-import pyarrow as pa
-import pyarrow.parquet as pq
+import observed_after
 import pytest
-import torch
-import yaml
 from observed import without_ray
-from transformers import LlamaConfig, LlamaForCausalLM
-from walk import extremes, is_section, places
+from walk import Place, extremes, is_section, places, put, read
+from walk_recipes import JUMPS, PLACEMENTS, SCALES, recipe, recipes, write_world
 
 from e2ray import checks
 from e2ray.config.base import SettingsError
-from e2ray.config.data import ByteLevelBpe
 from e2ray.config.load import validate
 from e2ray.config.run import RunConfig
-from e2ray.config.suites import SuiteSettings
-from e2ray.data.tokenizer import train_byte_level_bpe
+from e2ray.config.train import TrainSettings
 from e2ray.run import resolve
 
 PLACES = {place.key: place for place in places(RunConfig)}
-
-# ---- recipes ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Sources of every kind, a checkpoint, a tokenizer, tasks: what recipes name."""
-    folder = tmp_path_factory.mktemp("world")
-    words = "def return path size open with dict list number text 3141 value else import from class".split()
-    texts = [" ".join(words[(7 * n + k * (n % 5 + 1)) % len(words)] for k in range(15 + 25 * n)) for n in range(12)]
-    for n, text in enumerate(texts):
-        (folder / f"{n:02d}.txt").write_text(text)
-    (folder / "bad.md").write_text("")
-    for n, text in enumerate(texts[4:8]):
-        (folder / f"more-{n}.rst").write_text(text[::-1])
-    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": t, "other": t.upper()}) + "\n" for t in texts))
-    pq.write_table(pa.table({"text": texts, "other": [text.upper() for text in texts]}), folder / "rows.parquet")
-    from datasets import Dataset, DatasetDict
-
-    held = DatasetDict({"train": Dataset.from_dict({"text": texts[:8], "other": texts[4:]})})
-    held["other"] = Dataset.from_dict({"text": texts[8:], "other": texts[:4]})
-    held.save_to_disk(str(folder / "dataset"))
-    tokenizer = train_byte_level_bpe(texts, ByteLevelBpe(vocab_size=300))
-    tokenizer.save_pretrained(folder / "tokenizer")
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    for name, rope in (("plain", None), ("scaled", {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0})):
-        made = LlamaConfig(
-            vocab_size=300, max_position_embeddings=32, num_key_value_heads=2, rope_parameters=rope, **sizes
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            LlamaForCausalLM(made).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    (folder / "best.yaml").write_text(
-        yaml.safe_dump(recipe(folder) | {"name": "best", "train": {"steps": 1, "lr": 0.1}})
-    )
-    write_tasks(folder / "tasks")
-    return folder
-
-
-def write_tasks(folder):
-    """Write two tasks of one's own, one of which says that it runs what the model writes."""
-    folder.mkdir()
-    rows = [{"text": f"def path {n} " * (n + 1), "answer": n % 2} for n in range(8)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, more in (("own", {}), ("unsafe", {"unsafe_code": True})):
-        task = {
-            "task": name,
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(folder / "data.jsonl")}},
-            "test_split": "test",
-            "fewshot_split": "test",
-            "output_type": "multiple_choice",
-            "doc_to_text": "{{text}}",
-            "doc_to_choice": [" return", " open"],
-            "doc_to_target": "{{answer}}",
-        }
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | more))
-
-
-def recipe(folder):
-    """A recipe in miniature whose values lie between the extremes."""
-    return {
-        "name": "walk",
-        "storage": str(folder / "runs"),
-        "seed": 5,
-        "model": {
-            "kind": "llama",
-            "hidden_size": 16,
-            "num_layers": 2,
-            "num_heads": 2,
-            "num_key_value_heads": 2,
-            "intermediate_size": 32,
-            "base_context_length": 32,
-            "base_frequency": 500.0,
-            "initializer_range": 0.3,
-        },
-        "data": {
-            "corpus": [{"kind": "text", "paths": [str(folder / "*.txt"), str(folder / "bad.md")]}],
-            "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 290, "training_bytes": 2000},
-            "window": 32,
-            "validation_share": 0.6,
-            "min_tokens": 50,
-            "near_duplicates": 0.9,
-            "on_bad": "skip",
-            "seed": 2,
-            "shard_rows": 8,
-            "shuffle_shards": 2,
-            "ledger": False,
-        },
-        "positions": {"preset": "e2llm", "max_scale": 4},
-        "train": {
-            "steps": 8,
-            "batch_sequences": 4,
-            "micro_batch_sequences": 2,
-            "lr": 1e-3,
-            "eps": 1e-6,
-            "weight_decay": 0.1,
-            "warmup_steps": 2,
-            "schedule": "linear",
-            "final_lr_share": 0.2,
-            "clip_norm": 0.05,
-            "checkpoint_every": 2,
-            "log_every": 1,
-            "progress_s": 10.0,
-        },
-        "evaluate": {
-            "windows": [32, 48],
-            "scales": [1, 2],
-            "documents": 2,
-            "skip_documents": 1,
-            "document_tokens": 120,
-            "stride": 12,
-            "batch_tokens": 128,
-        },
-        "export": {"context_lengths": [32, 64]},
-    }
-
-
-def put(made, path, value):
-    """Put a value into a recipe; [] is the first entry of a list, {} the only one of a mapping."""
-    *parents, last = _parts(path)
-    at = made
-    for part in parents:
-        at = at[_key(at, part)] if _key(at, part) in at or isinstance(at, list) else at.setdefault(part, {})
-    at[_key(at, last)] = value
-
-
-def read(made, path):
-    """Return what stands at a path."""
-    for part in _parts(path):
-        made = made[_key(made, part)]
-    return made
-
-
-def _parts(path):
-    return path.replace("[]", ".0").replace("{}", ".{}").split(".") if path else []
-
-
-def _key(at, part):
-    if part == "{}":
-        return next(iter(at))
-    return int(part) if isinstance(at, list) else part
-
-
-TRAINING = {"steps": 8, "batch_sequences": 4, "micro_batch_sequences": 2, "eps": 1e-6, "weight_decay": 0.1, "lr": 1e-3}
-TRAINING |= {"warmup_steps": 2, "schedule": "linear", "final_lr_share": 0.2, "clip_norm": 0.05, "progress_s": 10.0}
-TRAINING |= {"checkpoint_every": 2, "log_every": 1}
-SEARCH = {
-    "trials": 6,
-    "baselines": ["e2llm"],
-    "repeats": 2,
-    "startup_trials": 1,
-    "early_stopping": None,
-    "concurrency": 3,
-    "trial": {"train.steps": 6, "train.warmup_steps": 1},
-}
-RETRIEVAL = {"context_lengths": [160], "depths": [0.2, 0.8], "trials": 2, "digits": 3, "greedy": 1, "seed": 3}
-LORA = {"targets": ["q_proj"], "rank": 4, "alpha": 8.0, "dropout": 0.1}
-COMPARE = {"lanes": ["e2llm", "pi_long"], "untrained": ["linear"], "seeds": [1, 2, 3], "retrieval": RETRIEVAL}
-ASHA = {"min_steps": 2, "reduction_factor": 3}
-SCALES = {
-    "FixedScale": {"kind": "fixed"},
-    "UniformIntScale": {"kind": "uniform_int"},
-    "UniformScale": {"kind": "uniform"},
-    "LogUniformScale": {"kind": "log_uniform"},
-    "PowerScale": {"kind": "power", "exponent": -1.5},
-    "BetaScale": {"kind": "beta", "a": 2.0, "b": 3.0},
-}
-CHOICES = [{"scale": 2.0, "weight": 1.0}, {"scale": 4.0, "weight": 2.0}]
-JUMPS = {
-    "UniformJump": {"kind": "uniform"},
-    "BetaJump": {"kind": "beta", "a": 2.0, "b": 3.0},
-    "EndsJump": {"kind": "ends", "p": 0.5},
-}
-PLACEMENTS = {
-    "NonePlacement": {"kind": "none"},
-    "PrefixPlacement": {"kind": "prefix", "prefix": 4},
-    "RandomBreaksPlacement": {"kind": "random_breaks", "num_breaks": 2},
-    "SortedRandomPlacement": {"kind": "sorted_random"},
-    "HeadMiddleTailPlacement": {"kind": "head_middle_tail", "tokens": 4, "sigma": 0.3},
-    "TerminalPlacement": {"kind": "terminal", "tokens": 4, "jump": {"kind": "uniform"}},
-    "ChunksPlacement": {"kind": "chunks", "num_chunks": 4},
-}
-SPACE = {
-    "FloatRange": ("train.lr", {"kind": "float", "low": 1e-4, "high": 1e-2}),
-    "IntRange": ("train.warmup_steps", {"kind": "int", "low": 1, "high": 5}),
-    "Choice": ("train.schedule", {"kind": "choice", "options": ["linear", "cosine"]}),
-}
-
-
-def recipes(folder):
-    """Return, for each place, the recipes in which it is walked.
-
-    Each is (its section or None for the one that is there, other changes by path, the settings walked or all).
-    """
-    searched = {"pretrain": TRAINING, "search": SEARCH}
-    many = {"search.trials": 12}
-    drawn = {"positions": {"scale": {"kind": "uniform", "max_scale": 4.0}, "placement": {"kind": "prefix"}}}
-    passkeys = {"kind": "passkey", "text": {"kind": "text", "paths": [str(folder / "*.txt")]}, "documents": 40}
-    packed = {"data.pack": "best_fit", "data.pack_waiting": 3, "data.corpus": [passkeys], "data.min_tokens": 1}
-    packed |= {"data.window": 64, "data.validation_share": 0, "data.seed": 0, "data.near_duplicates": None}
-    packed |= {"data.validation_corpus": [{"kind": "text", "paths": [str(folder / "more-*.rst")]}]}
-    constant = {"train.schedule": "constant", "train.final_lr_share": 0.0}
-    plain = {"kind": "pretrained", "path": str(folder / "plain"), "base_context_length": 48}
-    scaled = plain | {"path": str(folder / "scaled"), "base_scaling": "keep"}
-    own = {"tasks": ["own"], "include_path": str(folder / "tasks"), "limit": 7, "num_fewshot": 2}
-    own |= {"max_context_length": 60, "context_lengths": [64], "seed": 3}
-    found = {
-        "": [(None, {}), (None, searched), (None, {"compare": COMPARE})],
-        "model:LlamaModel": [(None, {})],
-        "model:PretrainedModel": [(plain, {}), (scaled, {})],
-        "model.lora:LoraSettings": [(LORA, {"model": plain}), (LORA, {})],
-        "data:DataSettings": [(None, {}), (None, packed, {"pack", "pack_waiting", "window"})],
-        "data.tokenizer:ByteLevelBpe": [(None, {})],
-        "data.tokenizer:PretrainedTokenizer": [({"kind": "pretrained", "path": str(folder / "tokenizer")}, {})],
-        "positions:PositionSettings": [(None, {}), (None, {"positions": {"preset": "pi", "max_scale": 4}})],
-        "positions.scale:ChoiceScale": [({"kind": "choice", "choices": CHOICES, "native_share": 0.2}, drawn)],
-        "positions.scale.choices[]:ScaleWeight": [
-            (None, drawn | {"positions.scale": {"kind": "choice", "choices": CHOICES}})
-        ],
-        "train:TrainSettings": [(None, {}), (None, constant, {"schedule", "final_lr_share"})],
-        "pretrain:TrainSettings": [(TRAINING, {})],
-        "cluster:ClusterSettings": [({"num_workers": 2, "wait_s": 100.0, "autoscaling": True}, {})],
-        "evaluate:EvaluateSettings": [(None, {})],
-        "evaluate.retrieval:RetrievalSettings": [(RETRIEVAL | {"tasks": ["passkey", "key_value"]}, {})],
-        "evaluate.suites:SuiteSettings": [
-            (own, {}, {*SuiteSettings.model_fields} - {"unsafe_code"}),
-            (own | {"tasks": ["unsafe"]}, {}, {"unsafe_code"}),
-        ],
-        "export:ExportSettings": [(None, {})],
-        "compare:CompareSettings": [
-            (COMPARE, {}),
-            (COMPARE | {"lanes": ["best"], "best": str(folder / "best.yaml")}, {}),
-        ],
-        "compare.retrieval:RetrievalSettings": [(RETRIEVAL, {"compare": COMPARE})],
-        "search:SearchSettings": [(SEARCH, searched)],
-        "search.weights:Weights": [({"long": 2.0, "short": 3.0, "retrieval": 0.5}, searched)],
-        "search.retrieval:RetrievalSettings": [
-            (RETRIEVAL, searched | {"search.weights": {"retrieval": 0.5}}),
-            (None, searched | {"search.retrieval": {}}),
-        ],
-        "search.early_stopping:AshaStopping": [({"kind": "asha"} | ASHA, searched | many)],
-        "search.early_stopping:HyperbandStopping": [({"kind": "hyperband"} | ASHA, searched | many)],
-    }
-    for name, section in SCALES.items():
-        found[f"positions.scale:{name}"] = [(section | {"max_scale": 4.0, "native_share": 0.2}, drawn)]
-    for name, section in PLACEMENTS.items():
-        found[f"positions.placement:{name}"] = [(section, {})]
-    for name, section in JUMPS.items():
-        found[f"positions.placement.jump:{name}"] = [(section, {"positions.placement": {"kind": "random_breaks"}})]
-    for name, (path, section) in SPACE.items():
-        found[f"search.space{{}}:{name}"] = [(None, searched | {"search.space": {path: section}})]
-    return found | source_recipes(folder)
-
-
-def source_recipes(folder):
-    """Return the recipes in which each kind of source is walked, in the corpus and among what is held out."""
-    found, more = {}, {"kind": "text", "paths": [str(folder / "more-*.rst")]}
-    texts = {"kind": "text", "paths": [str(folder / "*.txt")]}
-    made = {
-        "TextSource": texts,
-        "JsonlSource": {"kind": "jsonl", "paths": [str(folder / "rows.jsonl")]},
-        "ParquetSource": {"kind": "parquet", "paths": [str(folder / "rows.parquet")]},
-        "HuggingFaceSource": {"kind": "hugging_face", "path": str(folder / "dataset")},
-        "PythonStdlibSource": {"kind": "python_stdlib"},
-        "PasskeySource": {"kind": "passkey", "text": texts, "documents": 30, "digits": 4, "seed": 1}
-        | {"min_characters": 20, "max_characters": 600},
-    }
-    rest = {"data.min_tokens": 20, "data.near_duplicates": None, "data.on_bad": "error"}
-    for key in ("corpus", "validation_corpus"):
-        for name, section in made.items():
-            bounds = (
-                {"min_tokens": 150, "max_tokens": 300}
-                if name == "PasskeySource"
-                else {"min_tokens": 100, "max_tokens": 600}
-            )
-            if key == "corpus":
-                changes = rest | {"data.corpus": [more, more | {"weight": 1.0}]}
-                found[f"data.corpus[]:{name}"] = [(section | bounds | {"weight": 2.0}, changes)]
-            else:
-                changes = rest | {"data.validation_share": 0, "data.seed": 0, "data.corpus": [more]}
-                changes |= {"data.validation_corpus": [more]}
-                found[f"data.validation_corpus[]:{name}"] = [(section | bounds, changes)]
-        for name in ("TextSource", "PythonStdlibSource"):
-            changes = changes | {f"data.{key}.0": made["PasskeySource"] | ({"weight": 2.0} if key == "corpus" else {})}
-            found[f"data.{key}[].text:{name}"] = [(made[name], changes)]
-    return found
-
+OBSERVABLES = vars(observed) | vars(observed_after)
 
 # ---- what must change -------------------------------------------------------------------------------------------
 
@@ -394,8 +102,10 @@ SEEN = {
     },
     "RetrievalSettings": dict.fromkeys(RETRIEVED, "retrieval"),
     "SuiteSettings": dict.fromkeys(
-        ("tasks", "limit", "num_fewshot", "seed", "include_path", "max_context_length", "too_long", "context_lengths")
-        + ("chat_template", "unsafe_code", "leval", "longproc"),
+        (
+            *("tasks", "limit", "num_fewshot", "seed", "include_path", "max_context_length", "too_long"),
+            *("context_lengths", "chat_template", "unsafe_code", "leval", "longproc"),
+        ),
         "suites",
     ),
     "ExportSettings": {"context_lengths": "profiles", "scale": "served"},
@@ -406,14 +116,14 @@ SEEN = {
         **{"concurrency": "room", "progress_s": "tables"},
     },
     "Weights": dict.fromkeys(("long", "short", "retrieval"), "study"),
-    **dict.fromkeys(("AshaStopping", "HyperbandStopping"), {"min_steps": "study", "reduction_factor": "study"}),
-    **dict.fromkeys(("FloatRange", "IntRange"), dict.fromkeys(("when", "low", "high", "log"), "study")),
+    **{name: {"min_steps": "study", "reduction_factor": "study"} for name in ("AshaStopping", "HyperbandStopping")},
+    **{name: dict.fromkeys(("when", "low", "high", "log"), "study") for name in ("FloatRange", "IntRange")},
     "Choice": {"when": "study", "options": "study"},
 }
 # The same class elsewhere: a run's own grid is asked for above, here that it arrives.
 SEEN_AT = {
     "compare.retrieval": "jobs",
-    "search.retrieval": "study",
+    "search.retrieval": "shared",
     "pretrain": "pretraining",
     "data.validation_corpus[]": "held_out",
 }
@@ -432,7 +142,8 @@ def seen(place, name):
     if name not in known:
         pytest.fail(
             f"{place.path}.{name}: is a setting that no observable is known for; say in SEEN of {__file__}, under "
-            f"{place.cls.__name__}, which function of observed.py changes with it (write one if none does)"
+            f"{place.cls.__name__}, which function of observed.py or observed_after.py changes with it; write one if "
+            "none does"
         )
     for path, observable in SEEN_AT.items():
         if place.path.startswith(path):
@@ -448,9 +159,19 @@ def outcome(made, name, path):
     try:
         run = resolve(validate(made, source="walk"))
         checks.refuse_unfit(run)
-        return getattr(observed, name)(run, path), run.ignored
+        return OBSERVABLES[name](run, path), run.ignored
     except (SettingsError, FileNotFoundError) as error:
         return "refused", str(error)
+
+
+def placed(folder, place, section, changes, *only):
+    """Return the recipe with some changes and a section in its place."""
+    base = recipe(folder)
+    for path, value in changes.items():
+        put(base, path, copy.deepcopy(value))
+    if section is not None:
+        put(base, place.path, copy.deepcopy(section))
+    return base
 
 
 def walked(folder, place):
@@ -458,13 +179,9 @@ def walked(folder, place):
     known = recipes(folder)
     key = place.key if place.path else ""
     if key not in known:
-        pytest.fail(f"{place.key}: no recipe reaches these settings; add one to recipes() of {__file__}")
+        pytest.fail(f"{place.key}: no recipe reaches these settings; add one to recipes() of walk_recipes.py")
     for section, changes, *only in known[key]:
-        base = recipe(folder)
-        for path, value in changes.items():
-            put(base, path, copy.deepcopy(value))
-        if section is not None:
-            put(base, place.path, copy.deepcopy(section))
+        base = placed(folder, place, section, changes)
         try:
             at = resolve(validate(base, source="walk")).config.model_dump(mode="json")
         except SettingsError as error:
@@ -480,55 +197,105 @@ def walked(folder, place):
                 yield name, value, changed, observable, base
 
 
-@pytest.mark.parametrize("key", PLACES)
-def test_every_setting_is_refused_or_changes_something_or_is_told_as_without_effect(key, world, library, request):
-    place, silent, before = PLACES[key], [], {}
-    for start, fixture in (("train", "one_rank"), ("data:", "one_rank"), ("evaluate.suites", "own_tasks_only")):
-        if key.startswith(start):
-            request.getfixturevalue(fixture)
+def silent(key, world, library):
+    """Return one line for each extreme of a place that is accepted, changes nothing and is not told."""
+    place, found, before = PLACES[key], [], {}
     path = place.path.replace("[]", ".0").replace("{}", ".{}")
     with without_ray(library):
         for name, value, changed, observable, base in walked(world, place):
-            at = json.dumps([base, observable], default=str)
+            at, setting = json.dumps([base, observable], default=str), f"{path}.{name}".lstrip(".")
             if at not in before:
                 before[at] = outcome(base, observable, place.path)
-                assert before[at][0] != "refused" or observable in ("jobs", "study"), (
-                    place.key,
-                    observable,
-                    before[at],
-                )
-            setting = f"{path}.{name}".lstrip(".")
-            if __import__("os").environ.get("WALK"):
-                import resource
-                import time
-
-                print(
-                    round(time.process_time(), 1),
-                    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-                    setting,
-                    repr(value)[:60],
-                    observable,
-                    file=open("/tmp/walklog.txt", "a"),
-                    flush=True,
-                )
+                assert before[at][0] != "refused" or observable in ("jobs", "study"), (setting, observable, before[at])
             try:
-                found = outcome(changed, observable, place.path)
+                data, told = outcome(changed, observable, place.path)
             except Exception as error:  # a value that is neither refused nor of use
-                silent.append(f"{setting} = {value!r}: {observable} fails: {type(error).__name__}: {error}")
+                found.append(f"{setting} = {value!r}: {observable} fails: {type(error).__name__}: {error}")
                 continue
-            told = found[0] != "refused" and any(line not in before[at][1] and setting in line for line in found[1])
-            if found[0] == "refused":
-                assert "\n" not in found[1]
-            elif found[0] == before[at][0] and not told:
-                silent.append(f"{setting} = {value!r} changes nothing of {observable} and is not told")
-    assert not silent, "\n".join(silent)
+            if data == "refused":
+                assert "\n" not in told, told
+            elif data == before[at][0] and not any(line not in before[at][1] and setting in line for line in told):
+                found.append(f"{setting} = {value!r} changes nothing of {observable} and is not told")
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """A standard library of three modules: the real one takes seconds to read."""
+    """A standard library of six modules: the real one takes seconds to read."""
     folder = tmp_path_factory.mktemp("library")
     for n in range(6):
         lines = (f"def f{k}(x):\n    return x + {k * n}\n" for k in range(2 + 15 * n))
         (folder / f"module_{n}.py").write_text("".join(lines))
     return folder
+
+
+@pytest.mark.parametrize("key", PLACES)
+def test_every_setting_is_refused_or_changes_something_or_is_told_as_without_effect(key, world, library, request):
+    for start, fixture in (("train", "one_rank"), ("data:", "one_rank"), ("evaluate.suites", "own_tasks_only")):
+        if key.startswith(start):
+            request.getfixturevalue(fixture)
+    found = silent(key, world, library)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "observable"),
+    [
+        ("positions.scale", "draws"),
+        ("positions.placement", "draws"),
+        ("positions.placement.jump", "draws"),
+        ("data.tokenizer", "shards"),
+        ("data.corpus[]", "items"),
+        ("model", "model"),
+    ],
+)
+def test_a_section_of_another_kind_is_another_thing(path, observable, world, library):
+    found = {}
+    with without_ray(library):
+        for place in PLACES.values():
+            if place.path == path:
+                made = placed(world, place, *recipes(world)[place.key][0])
+                data, _ = outcome(made, observable, path)
+                found[place.cls.__name__] = json.dumps(data)
+    assert len(found) > 1 and len(set(found.values())) == len(found), found.keys()
+
+
+def test_a_setting_that_does_nothing_is_found(world, library, monkeypatch):
+    monkeypatch.setattr("e2ray.run.without_effect", lambda config, base_context_length: [])
+    assert silent("positions:PositionSettings", world, library) == [
+        "positions.per = 'step' changes nothing of draws and is not told"
+    ]
+
+
+def test_a_value_that_fails_where_it_is_used_is_found(world, library, monkeypatch):
+    real = observed.attention
+
+    def attention(run, path):
+        if run.config.model.attention == "eager":
+            raise ZeroDivisionError("no eagerness")
+        return real(run, path)
+
+    monkeypatch.setitem(OBSERVABLES, "attention", attention)
+    found = silent("model:LlamaModel", world, library)
+    assert found == ["model.attention = 'eager': attention fails: ZeroDivisionError: no eagerness"]
+
+
+def test_a_setting_without_an_observable_says_where_to_add_one():
+    class Newer(TrainSettings):
+        patience: int = 3
+
+    with pytest.raises(
+        pytest.fail.Exception, match=r"train\.patience: is a setting that no observable .* SEEN of .*Newer"
+    ):
+        seen(Place("train", Newer), "patience")
+    with pytest.raises(
+        pytest.fail.Exception, match=r"train:Newer: no recipe reaches these settings; add one to recipes\(\)"
+    ):
+        list(walked(Path("/nowhere"), Place("train", Newer)))

@@ -6,7 +6,8 @@ from contextlib import nullcontext
 
 import pytest
 import yaml
-from observed import base_in_place, without_ray
+from observed import without_ray
+from observed_after import base_in_place
 
 from e2ray import pipeline
 from e2ray.config.base import SettingsError
@@ -83,7 +84,8 @@ def test_a_run_that_failed_behind_its_training_goes_on_with_what_is_measured_men
     finished, told = capsys.readouterr().out.splitlines()
     assert "is finished" in finished
     assert told == (
-        "evaluate.windows: [32, 64] in the run, [64] asked for; `e2ray evaluate` with this recipe: nothing is trained again"
+        "evaluate.windows: [32, 64] in the run, [64] asked for; "
+        "`e2ray evaluate` with this recipe: nothing is trained again"
     )
     assert kept == ((run.folder / "evaluation.json").read_bytes(), (run.folder / "config.yaml").read_bytes())
 

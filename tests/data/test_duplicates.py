@@ -51,3 +51,10 @@ def test_a_long_document_is_hashed_in_stretches(monkeypatch):
     cut = NearDuplicates(0.8)
     cut.repeats(tokens)
     np.testing.assert_array_equal(whole._known[0].hashvalues, cut._known[0].hashvalues)
+
+
+@pytest.mark.parametrize("share", [0.985, 0.999999, 1e-9])
+def test_any_share_can_be_asked_for(share):
+    found, tokens = NearDuplicates(share), text(4)
+    assert not found.repeats(tokens) and found.repeats(tokens.copy())
+    assert found.repeats(np.where(np.arange(len(tokens)) % 15, tokens, tokens + 1)) is (share < 0.5)

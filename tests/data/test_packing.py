@@ -1,5 +1,7 @@
 """Which documents share a row: nothing lost, nothing cut that fits, rows nearly full."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -82,3 +84,14 @@ def test_the_same_documents_give_the_same_rows():
     lengths = np.random.default_rng(1).integers(1, 300, 500)
     one, other = (packed(lengths, window=128, waiting=50) for _ in range(2))
     assert [[document for document, _ in row] for row in one] == [[document for document, _ in row] for row in other]
+
+
+def test_a_long_row_costs_no_memory_of_its_square():
+    tracemalloc.start()
+    packer = Packer(2**20, pack="best_fit", waiting=10)
+    for number, length in enumerate([2**19, 5, 2**18, 100] * 5):
+        packer.add(number, np.zeros(length, np.int32)[:length])
+    rows = list(packer.finish())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows and peak < 200 * 2**20  # the tokens themselves take 16 MiB
