@@ -143,9 +143,7 @@ def test_a_trial_without_a_finite_loss_is_a_failed_row(ray_cluster, tmp_path, co
     assert len(records) == 8
     states = {(record.settings["train.lr"], record.state) for record in records}
     assert states == {(TAME, "complete"), (1.0, "failed")}
-    assert all(
-        "is not finite" in record.reason and record.tokens >= 128 for record in records if record.state == "failed"
-    )
+    assert all("finite" in record.reason and record.tokens >= 128 for record in records if record.state == "failed")
 
 
 def test_an_error_of_the_driver_ends_the_study_as_itself(ray_cluster, tmp_path, configured, shared_of):
@@ -180,11 +178,11 @@ def test_a_trial_of_two_workers_runs_a_ray_train_of_its_own(ray_cluster, tmp_pat
 
 @pytest.mark.slow
 def test_trials_of_two_workers_are_stopped_and_fail_as_those_of_one(ray_cluster, tmp_path, configured, shared_of):
-    wild = {"train.lr": {"kind": "choice", "options": [TAME, 1.0]}}
+    wild = {"train.lr": {"kind": "choice", "options": [0.01, 1.0]}}
     search = {"space": wild, "trials": 8, "baselines": ["e2llm"], "repeats": 1, "startup_trials": 0}
     config = configured(
         search | {"sampler": "random", "early_stopping": {"kind": "asha", "min_steps": 3}},
-        train={"lr": TAME, "clip_norm": 0.0, "eps": 1e-30, "weight_decay": 1e39},
+        train={"clip_norm": 0.0, "eps": 1e-30, "weight_decay": 50.0},
         cluster={"num_workers": 2},
     )
     shared = shared_of(config)
@@ -194,8 +192,8 @@ def test_trials_of_two_workers_are_stopped_and_fail_as_those_of_one(ray_cluster,
     assert len(records) == 8 and all(record.finished for record in records)
     wild_ones = [record for record in records if record.settings["train.lr"] == 1.0]
     assert wild_ones and {record.state for record in wild_ones} == {"failed"}
-    assert all("is not finite" in record.reason and "\n" not in record.reason for record in wild_ones)
-    tame = [record for record in records if record.settings["train.lr"] == TAME]
+    assert all("finite" in record.reason and "\n" not in record.reason for record in wild_ones)
+    tame = [record for record in records if record.settings["train.lr"] == 0.01]
     assert {record.state for record in tame} == {"complete", "pruned"}
     assert all(record.step == 3 and sorted(record.values) == [3] for record in tame if record.state == "pruned")
 
