@@ -404,10 +404,10 @@ def check(config: RunConfig) -> None:
 
     run = resolve(config)
     checks.refuse_unfit(run)
+    checks.check_model(run)
     source = checks.source_of(run)
     refuse_other_settings(run, besides=(*MENDABLE, "search", "compare"))
     check_suites(run)
-    checks.check_model(run)
     shards = checks.standing_shards(run) or {}
     lengths = shards.get("validation_lengths")
     checks.refuse_unscorable(run.config, run.base_context_length, lengths)

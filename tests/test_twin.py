@@ -73,10 +73,10 @@ def test_what_other_layers_read_is_kept_and_the_export_equals_what_is_trained(na
 
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).save_pretrained(path)
-    save_tokenizer(path)
+    save_tokenizer(path, eos_token="!")
     trained = build_model(settings, dtype=torch.float32).eval()
     trained.save_pretrained(tmp_path / "model")
-    save_tokenizer(tmp_path / "model")
+    save_tokenizer(tmp_path / "model", eos_token="!")
     out = tmp_path / "out"
     options = {"base_scaling": choice, "evaluation": None, "run": RunFacts("demo")}
     export(tmp_path / "model", out, base_context_length=base, context_lengths=(3 * base,), **options)
@@ -185,7 +185,7 @@ def test_a_class_that_cannot_be_made_small_is_told(tmp_path, monkeypatch):
 def recipe_of(small, path, **model):
     """Return a recipe that tunes the checkpoint in a folder, its tokenizer beside it."""
     recipe = {key: value for key, value in small.items() if key != "pretrain"}
-    save_tokenizer(path)
+    save_tokenizer(path, eos_token="!")
     train = {"steps": 4, "batch_sequences": 4, "lr": 1e-3}
     return recipe | {"model": {"kind": "pretrained", "path": str(path), **model}, "train": train}
 

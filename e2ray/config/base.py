@@ -14,7 +14,7 @@ from e2ray.config.places import problems, without_credentials
 
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-LARGEST_SCALE = 1_000_000  # times the longest base context length, still exact in 64 bits
+LARGEST_SCALE = 2**20  # times the longest base context length, still exact in 64 bits
 LONGEST_NAME = 255  # bytes of one name in a path
 LONGEST_TEXT = 2**31  # tokens of a base context length
 

@@ -75,8 +75,8 @@ def changed(*assignments):
             ["positions={preset: native, max_scale: 16}"],
             r"positions\.max_scale: 16 is without effect beside preset native",
         ),
-        (["positions={preset: pi, max_scale: 1.0e+300}"], r"positions\.max_scale: got 1e\+300, wanted at most 1000000"),
-        (["evaluate.scales=[1, 1.0e+9]"], r"evaluate\.scales: must be at most 1000000, got 1e\+09"),
+        (["positions={preset: pi, max_scale: 1.0e+300}"], r"positions\.max_scale: got 1e\+300, wanted at most 1048576"),
+        (["evaluate.scales=[1, 1.0e+9]"], r"evaluate\.scales: must be at most 1048576, got 1e\+09"),
         (["train.steps=1000000000000"], r"train\.steps: got 1000000000000, wanted at most 1000000000"),
         # lanes that cannot be trained
         (["compare={lanes: [best]}"], r"compare: best: is null, the lane best needs the recipe of a study"),
