@@ -4,6 +4,7 @@ The driver holds the run's files and the order; what needs a model or many cores
 result stands is not run again, so the same command continues a run wherever it was stopped.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -412,8 +413,10 @@ def check(config: RunConfig) -> None:
     lengths = shards.get("validation_lengths")
     checks.refuse_unscorable(run.config, run.base_context_length, lengths)
     tell_ignored(run)
-    for line in [*checks.made_otherwise(run.config.data, shards), *checks.unfit_here(run)]:
+    for line in checks.made_otherwise(run.config.data, shards):
         show(f"warning: {line}")
+    for line in [] if os.environ.get("RAY_ADDRESS") else checks.unfit_here(run):
+        show(f"warning: on this machine: {line}")
     train_settings = config.train
     tokens = train_settings.steps * train_settings.batch_sequences * config.data.window
     show(

@@ -66,8 +66,11 @@ def test_a_sound_recipe_is_one_line(recipe, capsys):
             ["data.window=128", "train.schedule=constant", "train.final_lr_share=0.5"],
             ["positions.placement: prefix is without effect", "train.final_lr_share: 0.5 is without effect"],
         ),
-        (["cluster.object_store_mib=16000000"], ["cluster.object_store_mib: 16000000 MiB do not fit into the"]),
-        (["model.attention=flash_attention_2"], ["model.attention: flash_attention_2 needs a GPU, the device is cpu"]),
+        (
+            ["cluster.object_store_mib=16000000"],
+            ["on this machine: cluster.object_store_mib: 16000000 MiB do not fit"],
+        ),
+        (["model.attention=flash_attention_2"], ["on this machine: model.attention: flash_attention_2 needs a GPU"]),
     ],
 )
 def test_what_is_without_effect_is_told_in_one_plain_line_each_and_the_recipe_is_sound(
@@ -93,6 +96,28 @@ def test_a_setting_of_a_ray_that_is_not_started_here_is_told(recipe, monkeypatch
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     (line,) = resolve(config).ignored
     assert line.startswith("cluster.object_store_mib: 512 is without effect, since RAY_ADDRESS names a cluster")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("model.attention=flash_attention_2", r"model\.attention: flash_attention_2 needs a GPU, the device is cpu"),
+        ("cluster.object_store_mib=16000000", r"cluster\.object_store_mib: 16000000 MiB do not fit into the \d+ MiB"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused_where_a_run_starts_on_it(recipe, monkeypatch, assignment, message):
+    run = resolve(config_of(recipe, assignment))
+    with pytest.raises(SettingsError, match=message):
+        checks.refuse_before_start(run)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # another machine's affair
+    checks.refuse_before_start(run)
+
+
+def test_attention_is_refused_on_a_cluster_without_gpus(recipe):
+    run = resolve(config_of(recipe, "model.attention=flash_attention_2"))
+    checks.refuse_attention(run, use_gpu=True)
+    with pytest.raises(SettingsError, match=r"flash_attention_2 needs a GPU"):
+        checks.refuse_attention(run, use_gpu=False)
 
 
 # ---- the model's config -----------------------------------------------------------------------------------------
