@@ -49,7 +49,9 @@ def digest(*tensors):
 
 def _tokenise(items, tokenizer_folder, *, prefix, first=0, **ends):
     table = pa.table({"work": [pickle.dumps(list(enumerate(items))[first:])]})
-    yield from stream._tokenise_items(table, path=str(tokenizer_folder / "tokenizer.json"), prefix=tuple(prefix), **ends)
+    yield from stream._tokenise_items(
+        table, path=str(tokenizer_folder / "tokenizer.json"), prefix=tuple(prefix), **ends
+    )
 
 
 @contextmanager
