@@ -58,7 +58,7 @@ ENVIRONMENT = {
 }
 FAMILY = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "viewfs": "hdfs"}
 SCHEME = r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}"
-IN_TEXT = re.compile(rf"({SCHEME}(?=:/)|(?<![a-z0-9])(?:{STORES})):/{{0,3}}(?=[^\s/])\S*", re.IGNORECASE)
+IN_TEXT = re.compile(rf"({SCHEME}(?=:/)|(?<![a-z0-9])(?:{STORES})):/*(?=[^\s/])\S*", re.IGNORECASE)
 MARKS, QUOTES = ".,:;)]}", "'\""  # that a sentence puts behind a URI
 ENCODINGS = 8  # one in the other; nobody means more
 HIDDEN = "credentials-not-shown"  # passes for a name itself, so that a message may be cleaned twice
