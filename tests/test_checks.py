@@ -273,6 +273,9 @@ def test_shards_that_were_made_otherwise_are_told(recipe, tmp_path, capsys):
         )
     pipeline.check(config_of(recipe))
     assert "warning" not in capsys.readouterr().out
+    pipeline.check(config_of(recipe, "data.corpus.0.paths=[/gone/*.txt]"))  # nobody reads them any more
+    told, sound = capsys.readouterr().out.splitlines()
+    assert told.startswith("warning: data.corpus: is without effect") and f" rows in {tmp_path / 'mine'};" in sound
     with pytest.raises(SettingsError, match="32-token rows, the run wants 16; rerun prepare"):
         pipeline.check(config_of(recipe, "data.window=16"))
 
