@@ -258,19 +258,17 @@ class _Build:
         if self.num_documents > before:
             self._report()
         elif source.weight is None and self.num_short + self.num_long > left_out:
-            self._refuse_unread(self.num_short + self.num_long - left_out)
+            self._tell_unread(self.num_short + self.num_long - left_out)
         if source.weight is not None:
             self._end_corpus(source)
 
-    def _refuse_unread(self, left_out: int) -> None:
-        """Raise SettingsError for the source just read if it gives nothing beside others that might."""
+    def _tell_unread(self, left_out: int) -> None:
+        """Say that the source just read gives nothing; that none does is refused in the end."""
         num_corpus, number = len(self.settings.corpus), self.sources - 1
-        if num_corpus + len(self.settings.validation_corpus) == 1:
-            return  # said of the whole corpus
         key = f"corpus.{number}" if number < num_corpus else f"validation_corpus.{number - num_corpus}"
-        raise SettingsError(
-            f"data.{key}: all {left_out} documents have fewer tokens than min_tokens or more than max_tokens, and none "
-            "is left; widen them or leave the source out"
+        self.progress(
+            f"prepare: data.{key} gives nothing, all its {left_out} documents have fewer tokens than min_tokens or "
+            "more than max_tokens"
         )
 
     def _tokenised(self, items: list[Item]) -> Iterator[Any]:
