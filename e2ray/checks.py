@@ -48,7 +48,8 @@ def refuse_unfit(run: Run) -> None:
 
     refuse_storage(run)
     check_adapters(run.config.model)
-    refuse_sources(run.config.data)
+    if _to_be_made(run.config.data):
+        refuse_sources(run.config.data)
     if run.config.compare:
         refuse_lanes(run, run.config.compare)
 
@@ -86,6 +87,16 @@ def refuse_storage(run: Run) -> None:
         raise SettingsError(f"storage: {parent} is {kind}, wanted a folder or a place for one; choose another storage")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise SettingsError(f"storage: {parent} cannot be written to; choose another storage")
+
+
+def _to_be_made(data: DataSettings) -> bool:
+    """Return whether the sources are read: shards that are named and stand are taken as they are."""
+    from e2ray.data.folder import is_uri
+    from e2ray.data.shards import MANIFEST
+
+    if data.shards is None:
+        return True
+    return not is_uri(data.shards) and not (Path(data.shards).expanduser() / MANIFEST).exists()
 
 
 def refuse_sources(data: DataSettings) -> None:
@@ -300,14 +311,14 @@ def refuse_unscorable(
 
 
 def source_of(run: Run) -> str:
-    """Return in words where a run's rows come from: the rows of remote shards, or the work of making some."""
+    """Return in words where a run's rows come from: the rows of shards that are named, or the work of making some."""
     from e2ray.data.corpus import list_items
     from e2ray.data.folder import Folder
     from e2ray.data.shards import ShardSet
     from e2ray.data.unpack import Limits
 
     data, wanted = run.config.data, checked_tokenizer(run)
-    if data.shards is not None and is_uri(data.shards):
+    if data.shards is not None and not _to_be_made(data):
         opened = ShardSet.open(data.shards, window=data.window, tokenizer_hash=wanted)
         return f"{opened.rows:,} rows in {Folder(data.shards).place}"
     return f"{len(list_items([*data.corpus, *data.validation_corpus], limits=Limits.of(data)))} work items"

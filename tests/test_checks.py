@@ -273,17 +273,20 @@ def test_shards_that_were_made_otherwise_are_told(recipe, tmp_path, capsys):
         )
     pipeline.check(config_of(recipe))
     assert "warning" not in capsys.readouterr().out
+    pipeline.check(config_of(recipe, "data.corpus.0.paths=[/gone/*.txt]"))  # nobody reads them any more
+    told, sound = capsys.readouterr().out.splitlines()
+    assert told.startswith("warning: data.corpus: is without effect") and f" rows in {tmp_path / 'mine'};" in sound
     with pytest.raises(SettingsError, match="32-token rows, the run wants 16; rerun prepare"):
         pipeline.check(config_of(recipe, "data.window=16"))
 
 
-def test_a_source_that_gives_nothing_beside_others_and_a_small_vocabulary_are_told(recipe, tmp_path, capsys):
+def test_a_source_that_gives_nothing_beside_others_is_told_and_a_small_vocabulary_too(recipe, tmp_path, capsys):
     recipe["data"]["corpus"] = [recipe["data"]["corpus"][0] | {"min_tokens": least} for least in (1, 2000)]
     with without_ray(tmp_path):
         pipeline.prepare(resolve(config_of(recipe, "data.tokenizer.vocab_size=3000")))
     told = capsys.readouterr().out
+    assert "prepare: data.corpus.1 gives nothing, all its 12 documents have fewer tokens than min_tokens" in told
     assert re.search(r"the text makes \d+ tokens, fewer than data\.tokenizer\.vocab_size \(3000\)", told)
-    assert re.search(r"warning: data\.corpus\.1: all \d+ documents have fewer tokens .* and none is left", told)
 
 
 def test_warnings_are_told_at_the_start_of_every_command_that_trains(recipe, tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ class TrainSettings(Settings):
     lr: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
     betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="Decay rates of AdamW's moments.")
     eps: float = Field(1e-8, ge=1e-30, le=1, description="AdamW's epsilon.")
-    weight_decay: float = Field(0.0, ge=0, le=1e40, description="Decoupled weight decay, on matrices only.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, on matrices only.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from 0.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Shape after the warm-up.")
     final_lr_share: float = Field(

@@ -284,14 +284,12 @@ class _Build:
             self._end_corpus(source)
 
     def _tell_unread(self, left_out: int) -> None:
-        """Say that the source just read gives nothing, beside others that might."""
+        """Say that the source just read gives nothing; that none does is refused in the end."""
         num_corpus, number = len(self.settings.corpus), self.sources - 1
-        if num_corpus + len(self.settings.validation_corpus) == 1:
-            return  # said of the whole corpus
         key = f"corpus.{number}" if number < num_corpus else f"validation_corpus.{number - num_corpus}"
         self.progress(
-            f"prepare: warning: data.{key}: all {left_out} documents have fewer tokens than min_tokens or more than "
-            "max_tokens, and none is left; widen them or leave the source out"
+            f"prepare: data.{key} gives nothing, all its {left_out} documents have fewer tokens than min_tokens or "
+            "more than max_tokens"
         )
 
     def _tokenised(self, items: list[Item]) -> Iterator[Any]:
