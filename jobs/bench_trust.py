@@ -2,8 +2,8 @@
 
 A small run is made from real text: prepared, pretrained, trained with a ledger, evaluated, asked and exported. Then, in
 a copy, one bit at a time is flipped in every kind of file it left, 300 places of each kind from a fixed seed, and
-whoever reads that kind reads it. A flip is noticed if the reader raises in one line, harmless if all it gives equals what it
-gives of the undamaged file in every bit, and missed otherwise.
+whoever reads that kind reads it. A flip is noticed if the reader raises in one line, harmless if all it gives equals
+what it gives of the undamaged file in every bit, and missed otherwise.
 
     python jobs/bench_trust.py --check
 """
@@ -186,7 +186,7 @@ def kinds(run: Any, shards: Path) -> dict[str, tuple[Path, Path, Reader]]:
             found[f"export {path.relative_to(export)}"] = (
                 path,
                 export,
-                lambda at: f"{Generator(at).scales}{model_of(at)}",
+                served_of,
             )
     for path in sorted(shards.rglob("*")):
         if path.is_file():
