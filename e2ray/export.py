@@ -7,6 +7,7 @@ back from the disk with plain transformers and compared with the rotary hook, wh
 before the folder appears under its name.
 """
 
+import io
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -36,6 +38,7 @@ from e2ray.files import atomic_folder, write_json, write_sealed, write_text
 from e2ray.train.beside import card_fields
 
 PICTURE = "evaluation.png"
+END_OF_PNG = bytes.fromhex("0000000049454e44ae426082")
 LOCAL = ("/", "./", "../", "~")  # how a path of a recipe begins
 PER_PAIR = ("llama3", "yarn")
 
@@ -136,7 +139,7 @@ def export(
         if scales:
             write_sealed(aside / "scales.json", scales)
         if picture is not None:
-            shutil.copyfile(picture, aside / PICTURE)
+            (aside / PICTURE).write_bytes(picture_of(Path(picture)))
         card = model_card(
             config, profiles, checks, base_context_length, evaluation, run, bool(picture), card_fields(model_folder)
         )
@@ -147,6 +150,24 @@ def export(
         "profiles": {length: str(profile_folder(out_folder, length)) for length in context_lengths},
         "checks": [vars(check) for check in checks],
     }
+
+
+def picture_of(path: Path) -> bytes:
+    """Return a PNG file whose checksums hold.
+
+    Raises:
+        SettingsError: If it is damaged.
+    """
+    content = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            opened.verify()
+            whole = opened.format == "PNG" and content.endswith(END_OF_PNG)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SettingsError(f"{path}: is damaged ({error}); run `e2ray evaluate` again") from None
+    if not whole:
+        raise SettingsError(f"{path}: is damaged, wanted a PNG file; run `e2ray evaluate` again")
+    return content
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:

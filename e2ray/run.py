@@ -98,6 +98,7 @@ def run_tokenizer(run: Run, shards: str | Path) -> Path:
     Raises:
         SettingsError: If it cannot be read, or the storage cannot be written.
     """
+    from e2ray.core.model_folder import seal
     from e2ray.data.folder import Folder
     from e2ray.data.prepare import TOKENIZER_FOLDER
     from e2ray.data.shards import read_manifest
@@ -117,6 +118,7 @@ def run_tokenizer(run: Run, shards: str | Path) -> Path:
         else:
             with files.atomic_folder(target) as aside:
                 save_whole(named.path, aside, named.revision)
+                seal(aside, None)
     return target
 
 

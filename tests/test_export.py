@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -349,7 +350,7 @@ def test_the_model_card_holds_the_evidence(folders, tmp_path):
     ]  # fmt: skip
     evaluation = {"rows": [cell.row() for cell in cells], "verdict": verdict(cells, L)}
     picture = tmp_path / "evaluation.png"
-    picture.write_bytes(b"\x89PNG picture")
+    Image.new("RGB", (8, 8), "white").save(picture)
     run_export(folders, tmp_path / "out", context_lengths=(64, 128), evaluation=evaluation, picture=picture)
     card = (tmp_path / "out" / "README.md").read_text()
     _, front, body = card.split("---\n", 2)

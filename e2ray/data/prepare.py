@@ -209,6 +209,8 @@ class _Build:
 
     def make_tokenizer(self, items: list[Item]) -> None:
         """Load or train the tokenizer and save it among the shards, where every node reads it."""
+        from e2ray.core.model_folder import seal
+
         if isinstance(self.source, PretrainedTokenizer):
             made = tokenizers.load_shard_tokenizer(self.source.path, self.source.revision)
         else:
@@ -221,6 +223,7 @@ class _Build:
                 )
         folder = self.folder / TOKENIZER_FOLDER
         tokenizers.save(made, folder)
+        seal(folder, None)
         self.tokenizer = tokenizers.load_shard_tokenizer(folder)
         if tokenizers.tokenizer_hash(self.tokenizer) != tokenizers.tokenizer_hash(made):
             raise SettingsError(
