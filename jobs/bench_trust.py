@@ -41,6 +41,7 @@ RECIPE = {
         "window": 32,
         "validation_share": 0.2,
         "ledger": True,
+        "on_bad": "skip",
     },
     "positions": {"preset": "e2llm", "max_scale": 4},
     "pretrain": TRAINING | {"lr": 1e-2},
