@@ -28,8 +28,9 @@ from e2ray.data import prepare as preparing
 from e2ray.data.corpus import list_items
 from e2ray.data.order import Reader
 from e2ray.data.shards import ShardSet, local_batches
+from e2ray.data.unpack import Limits
 from e2ray.train import engine, launch, record, worker
-from e2ray.train.loop import Diverged, fit
+from e2ray.train.loop import Diverged, Skips, fit
 from e2ray.train.schedule import learning_rate
 
 VOCABULARY = 300
@@ -112,7 +113,7 @@ def reading(run, path):
         patch.setattr(
             stream, "_pipeline", lambda work, function, **options: given.update(options, work=work) or iter(())
         )
-        list(launch._open_rows(stream.batches, 0, 100, task=task(run), rank=0, num_workers=1))
+        list(launch._open_rows(stream.batches, _Heart(), 0, 100, task=task(run), rank=0, num_workers=1))
     return [given["block_bytes"], given["prefetch_bytes"], given["work"]]
 
 
@@ -281,6 +282,21 @@ def progress_lines(run, path):
     return len(lines)
 
 
+def limits(run, path):
+    """What files of text are unpacked with."""
+    return vars(Limits.of(run.config.data))
+
+
+def patience(run, path):
+    """How many skipped steps in a row a training lives through."""
+    most = settings_of(run, path).max_skipped_steps
+    lived = 0
+    with suppress(Diverged):
+        for lived in range(200):
+            Skips(in_a_row=lived).refuse_more_than(most, step=lived)
+    return lived
+
+
 def to_ray(run, path):
     """What Ray is asked for: the start, the workers, how long their resources and their start are waited for."""
     told, clock, settings = {}, Clock(), run.config.cluster
@@ -293,6 +309,11 @@ def to_ray(run, path):
         patch.setattr(ray, "is_initialized", lambda: False)
         patch.setattr(ray, "init", lambda **options: told.update(options))
         patch.setattr(ray, "shutdown", lambda: None)
+        patch.setattr(ray, "nodes", list)
+        patch.setattr(ray, "get_runtime_context", lambda: types.SimpleNamespace(gcs_address="127.0.0.1:1"))
+        patch.setattr(cluster, "admit", lambda address, hosts, *, allow_open: told.update(allow_open=allow_open))
+        real = launch.Vigil
+        patch.setattr(launch, "Vigil", lambda **options: told.update(vigil=options) or real(**options))
         patch.setattr(ray, "cluster_resources", lambda: {"CPU": 1e9, "GPU": 1e6})
         with cluster.cluster(settings):
             told["workers"] = launch.resources(settings).per_worker(), settings.num_workers
@@ -315,6 +336,11 @@ def to_ray(run, path):
             told["waited"] = min(clock.now, 1000.0)
     told.pop("_temp_dir", None)
     return json.loads(json.dumps(told, default=str))
+
+
+class _Heart:
+    def around(self, rows, **phases):
+        return rows
 
 
 class _Fitted:

@@ -5,7 +5,7 @@ import itertools
 import json
 import shutil
 import types
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 
 import pytest
@@ -32,7 +32,9 @@ def base_in_place(run):
     if not target.is_dir():
         built = models.build_model(run.config.model, dtype=torch.float32, vocab_size=VOCABULARY, seed=run.config.seed)
         built.save_pretrained(target)
-        shutil.copytree(shards_of(run) / "tokenizer", target, dirs_exist_ok=True)
+        shutil.copytree(
+            shards_of(run) / "tokenizer", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("e2ray")
+        )
     return PretrainedModel(path=str(target), base_context_length=run.base_context_length)
 
 
@@ -70,6 +72,20 @@ def retrieval(run, path):
     return [found, prompts, shapes]
 
 
+def plausible(run, path):
+    """How far above its training loss a model's NLL passes for that of the trained one."""
+    from e2ray.evaluate.perplexity import Cell
+    from e2ray.evaluate.plausible import ImplausibleError, refuse_implausible
+
+    lines, found = [{"step": 1, "loss_by_scale": {"1": 2.0}}], []
+    for power in range(-120, 40):
+        cell = Cell("tuned", 32, 1.0, 2.0 + 2.0**power, 0.0, 100, 1, 8, None)
+        with suppress(ImplausibleError):
+            refuse_implausible([cell], lines, window=32, loss_gap=run.config.evaluate.loss_gap)
+            found.append(power)
+    return found
+
+
 def suites(run, path):
     """The samples and scores of the tasks, and what is missing; the lengths that tasks are told to write."""
     settings = run.config.evaluate.suites
@@ -79,7 +95,9 @@ def suites(run, path):
         patch.setattr(
             asking, "checked", lambda settings, told_them=None: told.append(told_them) or real(settings, told_them)
         )
-        parts = evaluation._ask_suites(run, shards_of(run), "base", base_in_place(run), None, False)
+        parts = evaluation._ask_suites(
+            run, shards_of(run), shards_of(run) / "tokenizer", "base", base_in_place(run), None, False
+        )
     samples = (run.folder / "suites-samples-base.jsonl").read_text(encoding="utf-8")
     assert settings is not None
     return [parts, samples, [each["max_seq_lengths"] for each in told]]

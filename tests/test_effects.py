@@ -39,6 +39,7 @@ DRAWN = {
 }
 TRAINED = {
     "steps": "rates",
+    "max_skipped_steps": "patience",
     "batch_sequences": "rows",
     "micro_batch_sequences": "deepspeed",
     "lr": "rates",
@@ -78,6 +79,7 @@ SEEN = {
         **{"corpus": "items", "validation_corpus": "items", "tokenizer": "shards", "window": "shards"},
         **dict.fromkeys(("pack", "pack_waiting", "validation_share", "min_tokens", "near_duplicates"), "shards"),
         **{"on_bad": "shards", "seed": "shards", "shard_rows": "shards", "shuffle_shards": "rows"},
+        **{"max_document_mib": "limits", "max_unpack_ratio": "limits"},
         **{"prefetch_mib": "reading", "ledger": "left_behind", "shards": "shards_place"},
     },
     "TextSource": SOURCE,
@@ -93,12 +95,15 @@ SEEN = {
     **dict.fromkeys([*SCALES, "ChoiceScale", "ScaleWeight", *PLACEMENTS, *JUMPS], DRAWN),
     "TrainSettings": TRAINED,
     "ClusterSettings": dict.fromkeys(
-        ("num_workers", "use_gpu", "cpus_per_worker", "autoscaling", "wait_s", "max_failures", "object_store_mib"),
+        (
+            *("num_workers", "use_gpu", "cpus_per_worker", "autoscaling", "wait_s", "max_failures", "object_store_mib"),
+            *("hang_s", "allow_open"),
+        ),
         "to_ray",
     ),
     "EvaluateSettings": {
         **dict.fromkeys(("windows", "scales", "documents", "skip_documents", "document_tokens", "stride"), "surface"),
-        **{"batch_tokens": "surface", "retrieval": "stages", "suites": "stages"},
+        **{"loss_gap": "plausible", "batch_tokens": "surface", "retrieval": "stages", "suites": "stages"},
     },
     "RetrievalSettings": dict.fromkeys(RETRIEVED, "retrieval"),
     "SuiteSettings": dict.fromkeys(
