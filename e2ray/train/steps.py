@@ -49,8 +49,8 @@ def latest(folder: Path) -> Path | None:
         raise SettingsError(f"{pointer}: cannot be read ({reason}), wanted step-<n>; {again}") from None
     if not NAME.fullmatch(name):
         raise SettingsError(f"{pointer}: says {name!r}, wanted step-<n>; {again}")
-    if name == "step-0":
-        return None
+    if name == "step-0":  # a kill came between the first checkpoint's commit and its pointer
+        return steps[0][1] if steps else None
     if not (folder / name / "manifest.json").is_file():
         raise SettingsError(f"{pointer}: names {name}, which is not there; {again}")
     return folder / name

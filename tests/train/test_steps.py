@@ -35,6 +35,11 @@ def test_a_training_that_began_has_a_pointer_before_its_first_checkpoint(tmp_pat
     assert steps.latest(tmp_path / "checkpoints") is None
 
 
+def test_a_checkpoint_whose_pointer_was_not_written_any_more_is_taken(folder):
+    (folder / "latest").write_text("step-0\n")
+    assert steps.latest(folder) == folder / "step-12"
+
+
 def test_beginning_leaves_a_pointer_and_a_lost_one_alone(folder):
     steps.begin(folder)
     assert steps.latest(folder) == folder / "step-12"
