@@ -280,8 +280,8 @@ def read_vouched(path: str | Path, *, wanted: str) -> Any:
     value = read_json(path, wanted=wanted)
     if not isinstance(value, dict) or not value:
         return value
-    last = next(reversed(value))  # where the digest stands; under another name it was damaged itself
-    unnamed = last != DIGEST and re.fullmatch("[0-9a-f]{64}", str(value[last]))
+    last = next(reversed(value))  # where the digest stands; a flipped bit of its name leaves the name's length
+    unnamed = last != DIGEST and len(last) == len(DIGEST) and re.fullmatch("[0-9a-f]{64}", str(value[last]))
     if unnamed or (DIGEST in value and value.pop(DIGEST) != digest(value)):
         raise SettingsError(f"{path}: is damaged, its digest does not match; wanted {wanted}")
     return value
