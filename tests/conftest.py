@@ -122,6 +122,16 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture
+def texts(tmp_path):
+    """A folder of twelve short texts of different lengths."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for n in range(12):
+        (folder / f"{n:02d}.txt").write_text(" ".join(f"word {n * k} of text {k}" for k in range(20 + n)))
+    return folder
+
+
+@pytest.fixture
 def small(tmp_path, corpus):
     """Storage, model, data and draws of a run in miniature, as the sections of a recipe."""
     return {

@@ -19,13 +19,9 @@ SMALL_TOKENIZER = {"kind": "byte_level_bpe", "vocab_size": 280, "training_bytes"
 
 
 @pytest.fixture
-def recipe(small, tmp_path):
+def recipe(small, texts):
     """The recipe in miniature on twelve short texts."""
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for n in range(12):
-        (folder / f"{n:02d}.txt").write_text(" ".join(f"word {n * k} of text {k}" for k in range(20 + n)))
-    small["data"] |= {"corpus": [{"kind": "text", "paths": [f"{folder}/*.txt"]}], "tokenizer": SMALL_TOKENIZER}
+    small["data"] |= {"corpus": [{"kind": "text", "paths": [f"{texts}/*.txt"]}], "tokenizer": SMALL_TOKENIZER}
     small["data"] |= {"validation_share": 0.4, "shard_rows": 16}
     return small | {"train": {"steps": 8, "batch_sequences": 4}}
 

@@ -13,6 +13,7 @@ LAYERS = (
     "config",
     "files",
     "sealed",
+    "follow",
     "core",
     "data",
     "evaluate",

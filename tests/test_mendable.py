@@ -17,13 +17,9 @@ from e2ray.train.record import read_status, write_status
 
 
 @pytest.fixture
-def recipe(small, tmp_path):
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for n in range(12):
-        (folder / f"{n:02d}.txt").write_text(" ".join(f"word {n * k} of text {k}" for k in range(20 + n)))
+def recipe(small, texts):
     small["data"] |= {
-        "corpus": [{"kind": "text", "paths": [f"{folder}/*.txt"]}],
+        "corpus": [{"kind": "text", "paths": [f"{texts}/*.txt"]}],
         "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 300, "training_bytes": 3000},
         "validation_share": 0.4,
     }

@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
+from e2ray.follow import following
 from e2ray.train.heartbeat import MEASURING, Beat, Heartbeat
 from e2ray.train.watch import Vigil, Watchman, watched
 
@@ -343,20 +343,16 @@ def _bar(task: "Task") -> "Iterator[None]":
     from e2ray.train.record import figures, read_metrics
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    ended = threading.Event()
     with Progress(*columns) as progress:
         shown = progress.add_task("starting workers", total=task.train.steps)
 
-        def follow() -> None:
-            while not ended.wait(0.5):
-                lines = read_metrics(task.folder)
-                if lines:
-                    progress.update(shown, completed=lines[-1]["step"], description=figures(lines[-1]))
+        def show_newest() -> None:
+            lines = read_metrics(task.folder)
+            if lines:
+                progress.update(shown, completed=lines[-1]["step"], description=figures(lines[-1]))
 
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
+        def failed(error: Exception) -> None:
+            progress.update(shown, description=f"the bar stands still: {type(error).__name__}: {error}")
+
+        with following(show_newest, every_s=0.5, failed=failed):
             yield
-        finally:
-            ended.set()
-            thread.join()

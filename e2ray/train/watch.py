@@ -4,14 +4,14 @@
 and counts from the last news of a worker, so that clocks of machines need not agree.
 """
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from e2ray.follow import following
 from e2ray.train import standstill
 from e2ray.train.heartbeat import MEASURING, RESTING, Beat, read_beats
 
@@ -152,22 +152,10 @@ def _phase(beat: Beat) -> str:
     return f"{beat.phase}, {beat.step} updates made"
 
 
-@contextmanager
-def watched(watchman: Watchman, *, every_s: float = LOOK_S) -> Iterator[None]:
+def watched(watchman: Watchman, *, every_s: float = LOOK_S) -> AbstractContextManager[None]:
     """Look after the workers in a thread while the block runs."""
-    ended = threading.Event()
 
-    def follow() -> None:
-        try:
-            while not ended.wait(every_s):
-                watchman.look()
-        except Exception as error:  # the training goes on
-            watchman.show(f"warning: workers that stand still are told no more: {type(error).__name__}: {error}")
+    def failed(error: Exception) -> None:
+        watchman.show(f"warning: workers that stand still are told no more: {type(error).__name__}: {error}")
 
-    thread = threading.Thread(target=follow, name="e2ray watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return following(watchman.look, every_s=every_s, failed=failed)
