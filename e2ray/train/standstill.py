@@ -35,6 +35,19 @@ def condition(beat: Beat) -> Condition:
     return "waiting for the disk" if status == psutil.STATUS_DISK_SLEEP else "alive"
 
 
+def cpu_seconds(beat: Beat) -> float | None:
+    """Return the CPU time in s that the worker's process and all it has started took; None where it has ended."""
+    process = _process(beat)
+    if process is None:
+        return None
+    total = 0.0
+    for each in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = each.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
 def _process(beat: Beat) -> psutil.Process | None:
     """Return the process that wrote the beat; None where it has ended, though its number may live on."""
     try:

@@ -21,6 +21,7 @@ AGAIN = 0.1  # of the notice's time between two looks at one process
 PATIENCE = 1.5  # times the longest one of its kind before a phase is told
 LIMIT = 3.0  # times the longest one of its kind before a phase is ended, where that is more than hang_s
 FIRST = 6.0  # times hang_s for a phase that tells nothing yet: loading, compiling, the first checkpoint, an evaluation
+ASLEEP = 0.02  # of one core, below which a process does nothing
 SHOWN = 3  # workers whose stacks are shown; the others mostly wait for them
 
 
@@ -38,6 +39,8 @@ class _Seen:
     looked: float = float("-inf")
     told: bool = False
     left: bool = False  # ended, by us or by itself
+    first_cpu: tuple[float, float] | None = None  # time in s and CPU seconds taken, when it was first looked at
+    asleep: bool = False  # it has done nothing since then
 
 
 class Vigil:
@@ -82,6 +85,17 @@ class Vigil:
         """Take it that a worker's process is no more: Ray Train sees to it."""
         self._seen[beat.name].left = True
 
+    def note_cpu(self, beat: Beat, now: float, seconds: float | None) -> None:
+        """Take the CPU time in s that a quiet worker's process has used; None where it cannot be told."""
+        seen = self._seen[beat.name]
+        if seconds is None:
+            seen.first_cpu, seen.asleep = None, False
+        elif seen.first_cpu is None:
+            seen.first_cpu = (now, seconds)
+        else:
+            since, used = seen.first_cpu
+            seen.asleep = abs(seconds - used) < ASLEEP * (now - since)
+
     def is_new(self, beat: Beat, now: float, *, stopped: bool) -> bool:
         """Return whether a quiet worker is to be told, once a standstill: at once if stopped, else beyond the usual."""
         seen = self._seen[beat.name]
@@ -96,11 +110,15 @@ class Vigil:
         return self._shown <= SHOWN
 
     def is_hung(self, beat: Beat, now: float, *, stopped: bool) -> bool:
-        """Return whether a quiet worker is to be replaced."""
+        """Return whether a quiet worker is to be replaced.
+
+        Where every worker is asleep none waits for another one's work: that is a deadlock, in a first step too.
+        """
+        deadlock = all(seen.left or seen.asleep for seen in self._seen.values())
         longest = self._longest.get(beat.phase)
         unknown = longest is None or beat.phase == MEASURING
         patient = max((FIRST if unknown else 1) * self.hang_s, LIMIT * (longest or 0.0))
-        return self.idle(beat, now) >= (self.hang_s if stopped else patient)
+        return self.idle(beat, now) >= (self.hang_s if stopped or (unknown and deadlock) else patient)
 
 
 class Watchman:
@@ -121,6 +139,8 @@ class Watchman:
             if found == "gone":
                 self.vigil.lost(beat)
                 continue
+            cpu = self.on_node(beat, standstill.cpu_seconds, beat) if found == "alive" else None
+            self.vigil.note_cpu(beat, now, cpu)
             if self.vigil.is_new(beat, now, stopped=stopped):
                 self._tell(beat, found, self.vigil.idle(beat, now))
             if self.vigil.is_hung(beat, now, stopped=stopped):

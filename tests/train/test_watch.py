@@ -71,6 +71,41 @@ def test_a_worker_is_replaced_when_neither_the_setting_nor_its_habit_explains_th
     assert hung <= hung_at(Vigil(hang_s=300), beat, range(3000), stopped=stopped) < hung + 6
 
 
+FIRST_STEP = replace(UPDATING, longest={})
+
+
+def hung_with_cpu(used, seconds=range(3000), beats=(FIRST_STEP,)):
+    """Return when the first worker is to be replaced; `used` tells of a name and a second its CPU seconds."""
+    vigil = Vigil(hang_s=300)
+    for second in seconds:
+        vigil.hear(list(beats), second)
+        for quiet in vigil.quiet(second):
+            vigil.note_cpu(quiet, second, used(quiet.name, second))
+            if quiet == beats[0] and vigil.is_hung(quiet, second, stopped=False):
+                return second
+    return None
+
+
+@pytest.mark.parametrize(
+    ("share", "hung"), [(0.0, 300), (0.01, 300), (0.05, 300 * FIRST), (1.0, 300 * FIRST), (4.0, 300 * FIRST)]
+)
+def test_a_first_step_in_which_nothing_works_is_a_deadlock_and_one_that_works_has_time(share, hung):
+    assert hung <= hung_with_cpu(lambda name, second: 20 + share * second) < hung + 6
+
+
+def test_one_that_waits_for_a_worker_at_work_is_no_deadlock():
+    beats = (FIRST_STEP, replace(FIRST_STEP, name="rank-1"))
+    at_work = {"rank-0": 0.0, "rank-1": 1.0}
+    hung = hung_with_cpu(lambda name, second: at_work[name] * second, beats=beats)
+    assert 300 * FIRST <= hung < 300 * FIRST + 6
+    assert 300 <= hung_with_cpu(lambda name, second: 0.0, beats=beats) < 306
+
+
+def test_a_machine_that_tells_no_cpu_time_is_not_taken_for_a_deadlock():
+    told = hung_with_cpu(lambda name, second: None if second > 200 else 0.0)
+    assert 300 * FIRST <= told < 300 * FIRST + 6
+
+
 def test_an_evaluation_is_not_judged_by_the_steps_that_had_none():
     beat = replace(UPDATING, phase=MEASURING, longest={MEASURING: 0.1})
     assert 300 * FIRST <= hung_at(Vigil(hang_s=300), beat, range(3000)) < 300 * FIRST + 6
@@ -179,6 +214,27 @@ def test_a_stopped_process_is_told_first_and_ended_and_the_others_are_not(proces
     assert "updating, 3 updates made" in told[0] and len(told[0].splitlines()) > 1
     ended = next(line for line in processes.lines if "it is ended" in line)
     assert "rank 1 " in ended and "cluster.hang_s is 0.8" in ended
+
+
+def test_a_first_step_that_sleeps_is_ended_and_one_that_computes_is_not(processes):
+    asleep = processes.start(0)
+    busy = "print('up', flush=True)\nwhile True: pass"
+    folder = processes.folder / "busy"
+    folder.mkdir()
+    calm, working = processes.watchman(hang_s=2.0, notice_s=0.2), Processes(folder)
+    try:
+        at_work = working.start(0, busy)
+        for each in (processes, working):
+            (path,) = each.folder.glob("*.json")
+            each.write(replace(Beat(**json.loads(path.read_text())), longest={}))
+        watchman = working.watchman(hang_s=2.0, notice_s=0.2)
+        with watched(watchman, every_s=0.05), watched(calm, every_s=0.05):
+            wait_until(lambda: calm.replaced)
+        assert asleep.wait(10) == -9 and at_work.poll() is None and watchman.replaced == []
+    finally:
+        for process in working.started:
+            process.kill()
+            process.communicate()
 
 
 def test_a_process_that_has_gone_by_itself_is_nobodys_business(processes):
