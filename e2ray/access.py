@@ -46,8 +46,12 @@ def keep_token_private(*, create: bool) -> str | None:
     Args:
         create: Make a token where there is none; Ray would make one in a file that everybody may read.
 
+    Returns:
+        None where there is nothing to tell. A file that others may read and that cannot be mended, such as a mounted
+        secret or an administrator's, is told where a cluster is joined with it.
+
     Raises:
-        SettingsError: If it is no file or empty, is another user's and can be read by all, or cannot be written.
+        SettingsError: If it is no file or empty, or a Ray is to be started with one that cannot be written or mended.
     """
     path = token_file()
     if path is None:
@@ -67,17 +71,19 @@ def keep_token_private(*, create: bool) -> str | None:
     mode = stat.S_IMODE(found.st_mode)
     if not mode & OTHERS:
         return None
+    problem = None
     if found.st_uid != os.geteuid():
-        raise SettingsError(
-            f"{path}: Ray's token is another user's and has mode {mode:04o}, wanted a file of your own with 0600; name "
-            "it in RAY_AUTH_TOKEN_PATH"
-        )
-    try:
-        path.chmod(0o600)
-    except OSError as error:
-        raise SettingsError(
-            f"{path}: others may read Ray's token, which cannot be changed: {error.strerror}"
-        ) from error
+        problem = "is another user's"
+    else:
+        try:
+            path.chmod(0o600)
+        except OSError as error:
+            problem = f"cannot be changed: {error.strerror}"
+    if problem is not None:
+        told = f"{path}: Ray's token has mode {mode:04o} and {problem}, so that others may read it"
+        if create:
+            raise SettingsError(f"{told}; name a file of your own in RAY_AUTH_TOKEN_PATH, one that is not there yet")
+        return f"warning: {told}"
     return (
         f"{path}: other users could read Ray's token (mode {mode:04o}); it is 0600 now. If one has read it, end your "
         "Rays and delete the file: the next one makes a new token"
@@ -105,7 +111,9 @@ def _new_token(path: Path) -> None:
 
 
 def lets_in(address: str, *, with_token: bool) -> bool | None:
-    """Return whether the control store of a Ray at `host:port` answers a caller; None where nobody speaks plain gRPC.
+    """Return whether the control store of a Ray at `host:port` answers a caller; None where it could not be asked.
+
+    That is where nobody answers in time or speaks plain gRPC, as under TLS; it says nothing about who is let in.
 
     Args:
         address: Of the control store.
@@ -113,7 +121,7 @@ def lets_in(address: str, *, with_token: bool) -> bool | None:
     """
     import grpc
 
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own
         ask = channel.unary_unary(ALIVE, request_serializer=None, response_deserializer=None)
         try:
             ask(b"", timeout=10, metadata=[("authorization", f"Bearer {_token()}")] if with_token else None)
@@ -151,7 +159,9 @@ def is_loopback(host: str) -> bool:
 
 
 def admit(address: str, hosts: Iterable[str], *, allow_open: bool) -> str | None:
-    """Return a warning where the connected cluster asks for no token, None where it does.
+    """Return a warning where the connected cluster asks for no token or could not be asked, None where it wants one.
+
+    Under Ray's TLS whoever calls needs a certificate, which is as good.
 
     Args:
         address: `host:port` of its control store.
@@ -161,8 +171,14 @@ def admit(address: str, hosts: Iterable[str], *, allow_open: bool) -> str | None
     Raises:
         SettingsError: If it asks for none, is reached from other machines, and the recipe does not allow that.
     """
-    if sends_token() and not lets_in(address, with_token=False):
+    if os.environ.get("RAY_USE_TLS") == "1":
         return None
+    if sends_token():
+        everybody = lets_in(address, with_token=False)
+        if everybody is None:
+            return f"warning: the Ray at {address} could not be asked whether it lets in who has no token"
+        if not everybody:
+            return None
     beyond = sorted({host for host in (address.rpartition(":")[0], *hosts) if not is_loopback(host)})
     if not beyond:
         return (

@@ -26,10 +26,8 @@ from e2ray.config.load import load
 from e2ray.config.model import PretrainedModel
 from e2ray.config.places import is_uri
 from e2ray.config.run import RunConfig
-from e2ray.run import Run, show
+from e2ray.run import Run, ray_address, show
 
-# Made shards are taken as they are; these settings say how they were made.
-MADE_WITH = ("corpus", "validation_corpus", "pack", "validation_share", "seed")
 TOKENS_PER_BYTE = 12  # at most: a normaliser turns the 3 bytes of one character into 33, each a token of its own
 TOKENS_AROUND = 64  # of a document at most: what begins and ends it
 
@@ -37,7 +35,7 @@ TOKENS_AROUND = 64  # of a document at most: what begins and ends it
 def refuse_before_start(run: Run) -> None:
     """Raise SettingsError for what cannot be trained, or not by a Ray of this machine where one is to be started."""
     refuse_unfit(run)
-    if not os.environ.get("RAY_ADDRESS"):
+    if not ray_address():
         for line in unfit_here(run):
             raise SettingsError(line)
 
@@ -115,7 +113,7 @@ def refuse_sources(data: DataSettings) -> None:
     for key, sources in (("corpus", data.corpus), ("validation_corpus", data.validation_corpus)):
         for number, source in enumerate(sources):
             wanted, most = max(data.min_tokens, source.min_tokens), most_tokens(source)
-            if most is not None and wanted > most:
+            if most is not None and wanted > most and not _unpacks(source):
                 where = "data.min_tokens" if data.min_tokens >= source.min_tokens else f"data.{key}.{number}.min_tokens"
                 raise SettingsError(
                     f"{where}: no document of data.{key}.{number} can have {wanted} tokens, {most} at most; lower it"
@@ -123,7 +121,7 @@ def refuse_sources(data: DataSettings) -> None:
 
 
 def most_tokens(source: Source) -> int | None:
-    """Return a bound for the tokens of a source's longest document, None where files do not tell."""
+    """Return a bound for the tokens of a source's longest document if none is packed; None where files do not tell."""
     from e2ray.data.corpus import source_files
 
     match source:
@@ -131,11 +129,17 @@ def most_tokens(source: Source) -> int | None:
             return 4 * TOKENS_PER_BYTE * (source.max_characters + 200) + TOKENS_AROUND  # 4 bytes a character
         case TextSource() | JsonlSource() | PythonStdlibSource():
             found = source_files(source)
-            if any(file.path.lower().endswith((".gz", ".zst")) for file in found):
-                return None
             return TOKENS_PER_BYTE * max((file.bytes for file in found), default=0) + TOKENS_AROUND
         case ParquetSource() | HuggingFaceSource():
             return None
+
+
+def _unpacks(source: Source) -> bool:
+    """Return whether a source has a packed file, whose documents may be longer than the file is."""
+    from e2ray.data.corpus import source_files
+    from e2ray.data.unpack import is_packed
+
+    return not isinstance(source, PasskeySource) and any(is_packed(file.path) for file in source_files(source))
 
 
 def checked_tokenizer(run: Run) -> str | None:
@@ -249,29 +253,29 @@ def standing_shards(run: Run) -> dict[str, Any] | None:
 
 
 def made_otherwise(data: DataSettings, manifest: Mapping[str, Any]) -> list[str]:
-    """Return one line for each setting that the shards named by `data.shards` were not made with."""
+    """Return one line for each setting that the shards named by `data.shards` were not made with.
+
+    A default is not meant, so only what a recipe says is told of.
+    """
     if data.shards is None:
         return []
-    found, wanted = _made_with(manifest), data.model_dump(mode="json", include=set(MADE_WITH))
+    found, wanted = dict(manifest.get("settings", {})), data.made_with()
+    for name, key in (("corpus", "sources"), ("validation_corpus", "validation_sources")):
+        if key in manifest:
+            found[name], wanted[name] = manifest[key], data.model_dump(mode="json", include={name})[name]
     return [
         f"data.{name}: is without effect, since the shards of data.shards were made with another value; prepare "
         "them anew or choose another folder"
-        for name in MADE_WITH
-        if name in found and not _same(found[name], wanted[name])
+        for name in wanted
+        if name in found and name in data.model_fields_set and not _same(found[name], wanted[name])
     ]
 
 
-def _made_with(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    names = {"corpus": "sources", "validation_corpus": "validation_sources"}
-    return {name: manifest[names.get(name, name)] for name in MADE_WITH if names.get(name, name) in manifest}
-
-
 def _same(found: Any, wanted: Any) -> bool:
-    """Return whether two values are one; what sources say by now and an older manifest does not is left out."""
+    """Return whether two values are one; what settings say by now and an older manifest does not is left out."""
     if isinstance(wanted, list):
-        pairs = zip(found, wanted, strict=False)
-        return len(found) == len(wanted) and all({**b, **a} == b for a, b in pairs)
-    return bool(found == wanted)
+        return len(found) == len(wanted) and all(map(_same, found, wanted))
+    return bool({**wanted, **found} == wanted if isinstance(wanted, dict) else found == wanted)
 
 
 def refuse_unscorable(

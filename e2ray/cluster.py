@@ -14,7 +14,7 @@ from typing import Any
 from e2ray.access import admit, check_mode, is_loopback, keep_token_private, refuse_wrong_token
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
-from e2ray.run import show
+from e2ray.run import ray_address, show
 
 SOCKET_BYTES = 107  # a Unix socket's path on Linux
 LOOPBACK = "127.0.0.1"
@@ -37,8 +37,8 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
         return
     check_mode()
     handler = signal.getsignal(signal.SIGTERM)
-    address = os.environ.get("RAY_ADDRESS", "local") or "local"
-    with _started(settings) if address == "local" else _attached(address):
+    address = ray_address()
+    with _started(settings) if address is None else _attached(address):
         if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own, now in place, ends the process without a word
         hosts = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
@@ -92,7 +92,8 @@ def _started(settings: ClusterSettings) -> Iterator[None]:
     import ray
 
     folder = ray_folder()
-    _tell(keep_token_private(create=True))
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
+        _tell(keep_token_private(create=True))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("PYTHONWARNINGS", "ignore:`ExecutionOptions.exclude_resources`")  # Ray to itself
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other on a busy machine

@@ -4,7 +4,6 @@ The driver holds the run's files and the order; what needs a model or many cores
 result stands is not run again, so the same command continues a run wherever it was stopped.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from e2ray.evaluate.removed import sentence
 from e2ray.evaluation import SAMPLES, SUITES, check_suites, evaluate, removed_of, suites
 from e2ray.run import (
     Run,
+    ray_address,
     refuse_other_settings,
     reporting,
     resolve,
@@ -415,7 +415,7 @@ def check(config: RunConfig) -> None:
     tell_ignored(run)
     for line in checks.made_otherwise(run.config.data, shards):
         show(f"warning: {line}")
-    for line in [] if os.environ.get("RAY_ADDRESS") else checks.unfit_here(run):
+    for line in [] if ray_address() else checks.unfit_here(run):
         show(f"warning: on this machine: {line}")
     train_settings = config.train
     tokens = train_settings.steps * train_settings.batch_sequences * config.data.window

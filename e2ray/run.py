@@ -89,6 +89,12 @@ def tell_ignored(run: Run, *sections: str) -> None:
             show(f"warning: {line}")
 
 
+def ray_address() -> str | None:
+    """Return the address of the cluster that RAY_ADDRESS names; None where a Ray is started on this machine."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
 def run_tokenizer(run: Run, shards: str | Path) -> Path:
     """Return the folder of the run's own tokenizer on the file system that all nodes share, copied there now or before.
 
@@ -151,7 +157,7 @@ def resolve(config: RunConfig) -> Run:
             changes["data"] = config.data.model_copy(update={"tokenizer": tokenizer})
     ignored = [*facts.ignored, *without_effect(config, length)]
     store = ClusterSettings.model_fields["object_store_mib"].default
-    if os.environ.get("RAY_ADDRESS") and config.cluster.object_store_mib != store:
+    if ray_address() and config.cluster.object_store_mib != store:
         ignored.append(
             f"cluster.object_store_mib: {config.cluster.object_store_mib} is without effect, since RAY_ADDRESS names a "
             "cluster that has its object stores already"

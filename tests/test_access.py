@@ -151,8 +151,60 @@ def test_an_open_ray_of_this_machine_alone_is_warned_of(home, open_store, allow)
     assert warning and "every user of this machine can run code in it" in warning
 
 
-def test_nobody_answers_is_neither_open_nor_shut(home):
+def test_who_does_not_answer_is_neither_open_nor_shut_and_that_is_told(home, monkeypatch):
     assert access.lets_in("127.0.0.1:9", with_token=False) is None
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    told = access.admit("127.0.0.1:9", ["10.1.2.3"], allow_open=False)
+    assert told == "warning: the Ray at 127.0.0.1:9 could not be asked whether it lets in who has no token"
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_a_proxy_of_the_environment_is_not_asked_in_its_place(home, monkeypatch, open_store, name):
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert access.lets_in(open_store, with_token=False) is True
+    with pytest.raises(SettingsError, match=r"cluster\.allow_open"):
+        access.admit(open_store, ["10.1.2.3"], allow_open=False)
+
+
+@pytest.mark.parametrize("auth", ["token", None])
+def test_under_rays_tls_a_certificate_is_wanted_of_everybody(home, monkeypatch, auth):
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    if auth:
+        monkeypatch.setenv("RAY_AUTH_MODE", auth)
+    assert access.admit("127.0.0.1:9", ["10.1.2.3"], allow_open=False) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file another user's")
+@pytest.mark.parametrize("given", [0o640, 0o444])
+def test_another_users_token_is_good_for_joining_and_not_for_starting(home, given):
+    path = home / ".ray" / "auth_token"
+    path.parent.mkdir()
+    path.write_text("abc")
+    path.chmod(given)
+    os.chown(path, 1, -1)
+    told = access.keep_token_private(create=False)
+    assert told == (
+        f"warning: {path}: Ray's token has mode {given:04o} and is another user's, so that others may read it"
+    )
+    with pytest.raises(SettingsError, match=r"is another user's.*; name a file of your own in RAY_AUTH_TOKEN_PATH"):
+        access.keep_token_private(create=True)
+    assert mode(path) == given
+
+
+def test_a_token_that_cannot_be_mended_is_good_for_joining(home, monkeypatch):
+    path = home / ".ray" / "auth_token"
+    path.parent.mkdir()
+    path.write_text("abc")
+    path.chmod(0o644)
+
+    def read_only(self, mode):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(type(path), "chmod", read_only)
+    assert "cannot be changed: Read-only file system" in str(access.keep_token_private(create=False))
+    with pytest.raises(SettingsError, match="cannot be changed: Read-only file system"):
+        access.keep_token_private(create=True)
 
 
 @pytest.mark.ray

@@ -1,5 +1,6 @@
 """`e2ray check` tells what a run would stumble over; nothing is trained here and no cluster is started."""
 
+import gzip
 import json
 import os
 import re
@@ -107,6 +108,9 @@ def test_what_this_machine_cannot_do_is_refused_where_a_run_starts_on_it(recipe,
         checks.refuse_before_start(run)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # another machine's affair
     checks.refuse_before_start(run)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(SettingsError, match=message):
+        checks.refuse_before_start(run)
 
 
 def test_attention_is_refused_on_a_cluster_without_gpus(recipe):
@@ -221,9 +225,12 @@ def test_a_weight_too_small_for_a_row_is_refused_at_check(recipe):
         pipeline.check(config_of(recipe))
 
 
-def test_a_packed_file_may_hold_long_documents(recipe, tmp_path):
-    (tmp_path / "texts" / "more.txt.gz").write_bytes(b"\x1f\x8b")
-    recipe["data"]["corpus"][0]["paths"] = [str(tmp_path / "texts" / "*.gz")]
+@pytest.mark.parametrize("name", ["more.txt.gz", "more.txt"])
+def test_a_packed_file_may_hold_long_documents_whatever_its_name(recipe, texts, name):
+    folder = texts / "packed"
+    folder.mkdir()
+    (folder / name).write_bytes(gzip.compress(b"word " * 200_000))
+    recipe["data"]["corpus"][0]["paths"] = [f"{folder}/*"]
     checks.refuse_sources(config_of(recipe, "data.min_tokens=100000").data)
 
 
@@ -261,6 +268,10 @@ def test_shards_that_were_made_otherwise_are_told(recipe, tmp_path, capsys):
     for assignment, path in (
         ("data.validation_share=0.1", "data.validation_share"),
         ("data.pack=document", "data.pack"),
+        ("data.min_tokens=9", "data.min_tokens"),
+        ("data.on_bad=skip", "data.on_bad"),
+        ("data.near_duplicates=0.8", "data.near_duplicates"),
+        ("data.tokenizer.vocab_size=300", "data.tokenizer"),
     ):
         pipeline.check(config_of(recipe, assignment))
         told, _ = capsys.readouterr().out.splitlines()
@@ -276,12 +287,24 @@ def test_shards_that_were_made_otherwise_are_told(recipe, tmp_path, capsys):
         pipeline.check(config_of(recipe, "data.window=16"))
 
 
-def test_a_source_that_gives_nothing_beside_others_is_told_and_a_small_vocabulary_too(recipe, tmp_path, capsys):
-    recipe["data"]["corpus"] = [recipe["data"]["corpus"][0] | {"min_tokens": least} for least in (1, 2000)]
-    with without_ray(tmp_path):
-        pipeline.prepare(resolve(config_of(recipe, "data.tokenizer.vocab_size=3000")))
+def test_a_source_that_gives_nothing_beside_others_is_told_with_the_reasons_and_a_small_vocabulary_too(
+    recipe, texts, capsys
+):
+    copies = texts / "copies"
+    copies.mkdir()
+    text = " ".join(f"word {n} of a text that stands here once and for all" for n in range(30))
+    for n in range(4):
+        (copies / f"{n}.txt").write_text(text if n else "short")
+    (texts / "00.txt").write_text(text)
+    first = recipe["data"]["corpus"][0]
+    again = {"kind": "text", "paths": [f"{copies}/*.txt"], "min_tokens": 9}
+    recipe["data"]["corpus"] = [first, again, first | {"min_tokens": 2000}]
+    with without_ray(texts):
+        pipeline.prepare(resolve(config_of(recipe, "data.tokenizer.vocab_size=3000", "data.near_duplicates=0.9")))
     told = capsys.readouterr().out
-    assert "prepare: data.corpus.1 gives nothing, all its 12 documents have fewer tokens than min_tokens" in told
+    reasons = "1 shorter than min_tokens, 3 near duplicates"
+    assert f"prepare: data.corpus.1 gives nothing, of its documents are left out: {reasons}\n" in told
+    assert "data.corpus.2 gives nothing, of its documents are left out: 12 shorter than min_tokens\n" in told
     assert re.search(r"the text makes \d+ tokens, fewer than data\.tokenizer\.vocab_size \(3000\)", told)
 
 

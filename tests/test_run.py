@@ -14,7 +14,7 @@ from e2ray.config.load import validate
 from e2ray.data.prepare import shards_digest
 from e2ray.data.shards import SCHEMA_VERSION, manifest_text
 from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash, train_byte_level_bpe
-from e2ray.run import Preempted, Run, reporting, resolve, result_line, run_tokenizer
+from e2ray.run import Preempted, Run, ray_address, reporting, resolve, result_line, run_tokenizer
 from e2ray.train.record import KILLED, read_status, write_status
 
 
@@ -219,3 +219,13 @@ def test_a_base_is_pretrained_without_the_adapters_of_the_recipe(small, monkeypa
     base = pipeline.base_of(run, "shards")
     assert [model.lora for model in trained] == [None]
     assert base.lora is not None  # the adapters are the fine-tuning's own
+
+
+@pytest.mark.parametrize("named", [None, "", "local"])
+def test_a_ray_of_this_machine_is_no_named_cluster(monkeypatch, named):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if named is not None:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+    assert ray_address() is None
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert ray_address() == "auto"

@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 from e2ray.config.base import Settings, Text, is_folder
 
 SHUFFLE_SHARDS = 16
+READ_ONLY = frozenset(
+    {"shards", "ledger", "shuffle_shards", "prefetch_mib"}
+)  # settings that change how shards are read, not made
 MAX_DOCUMENT_MIB = 1024
 MAX_UNPACK_RATIO = 256
 Paths = Annotated[
@@ -237,6 +240,11 @@ class DataSettings(Settings):
         description="Folder of prepared shards, or a URI of a copy (credentials come from the environment); null means "
         "one under <storage>/shards named by its content.",
     )
+
+    def made_with(self) -> dict[str, Any]:
+        """Return as plain data how shards are made from their sources, the tokenizer where it is trained for them."""
+        loaded = set() if isinstance(self.tokenizer, ByteLevelBpe) else {"tokenizer"}
+        return self.model_dump(mode="json", exclude={*READ_ONLY, "corpus", "validation_corpus", "window", *loaded})
 
     def identity(self, *, without: Collection[str]) -> dict[str, Any]:
         """Return as plain data what names the shards and bases that are made with these settings.

@@ -17,7 +17,7 @@ import numpy as np
 
 from e2ray import files
 from e2ray.config.base import SettingsError
-from e2ray.config.data import ByteLevelBpe, DataSettings, PasskeySource, PretrainedTokenizer, Source
+from e2ray.config.data import READ_ONLY, ByteLevelBpe, DataSettings, PasskeySource, PretrainedTokenizer, Source
 from e2ray.data import tokenizer as tokenizers
 from e2ray.data.corpus import Document, Item, fingerprint, list_items, read_item, source_files
 from e2ray.data.duplicates import NearDuplicates
@@ -34,7 +34,6 @@ TOKENS = 2  # how a document becomes tokens; parts that an earlier way made are 
 LISTED_SKIPS = 1000
 PROGRESS_S = 2.0
 TRAINING_PLACES = 256  # of the corpus, that text for a byte-level BPE is taken from
-READ_ONLY = {"shards", "ledger", "shuffle_shards", "prefetch_mib"}  # settings that change how shards are read, not made
 TokenizerSource = PretrainedTokenizer | ByteLevelBpe
 
 
@@ -99,7 +98,7 @@ def prepare(
     folder = Path(folder).expanduser().absolute()
     wanted = shards_digest(settings, tokenizer_source=tokenizer_source)
     with files.lock(folder.with_name(f".{folder.name}.lock"), what="preparing the same shards"):
-        finished = _finished(folder, wanted)
+        finished = _finished(folder, wanted, progress)
         if finished is not None:
             progress(f"prepare: {folder} is up to date, {finished['rows']} rows of {finished['window']} tokens")
             return finished
@@ -163,17 +162,20 @@ def _held_out_files(settings: DataSettings, source: Source) -> frozenset[str]:
     return frozenset(os.path.realpath(file.path) for file in found)
 
 
-def _finished(folder: Path, wanted: str) -> dict[str, Any] | None:
-    """Return the manifest in `folder` if it is the wanted one and whole; refuse a folder that is not ours."""
+def _finished(folder: Path, wanted: str, progress: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return the manifest in `folder` if it is the wanted one and whole; tell of damage, refuse others' folders."""
     ours = (folder / MANIFEST).is_file() and any(folder.glob("train-*.arrow"))
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder}: exists and holds no shards; choose an empty or new folder for data.shards")
+    if not ours:
+        return None
     try:
         manifest = ShardSet.open(folder).manifest
         if manifest["corpus_digest"] != wanted:
             return None
         tokenizer = tokenizers.load_shard_tokenizer(folder / TOKENIZER_FOLDER)
-    except SettingsError:
+    except SettingsError as error:
+        progress(f"prepare: the shards are made anew; {error}")
         return None
     return manifest if manifest["begin_token"] == tokenizers.begin_name(tokenizer) else None
 
@@ -262,7 +264,7 @@ class _Build:
     def add(self, items: list[Item], source: Source, *, held_out: bool) -> None:
         """Tokenise a source's `items` and write their documents; all of them to validation if `held_out`."""
         before, found, reported = self.num_documents, 0, time.monotonic()
-        left_out = self.num_short + self.num_long
+        left_out = self._left_out()
         chosen = not isinstance(source, PasskeySource)
         self.started = self.started or reported
         for table in self._tokenised(items):
@@ -278,22 +280,31 @@ class _Build:
                 self._report()
         if self.num_documents > before:
             self._report()
-        elif source.weight is None and self.num_short + self.num_long > left_out:
-            self._tell_unread(self.num_short + self.num_long - left_out)
+        elif source.weight is None:
+            self._tell_unread({reason: count - left_out[reason] for reason, count in self._left_out().items()})
         if not found:
             places = getattr(source, "paths", None) or [getattr(source, "path", source.kind)]
             self.progress(f"prepare: warning: data source {', '.join(places)}: holds no document")
         if source.weight is not None:
             self._end_corpus(source)
 
-    def _tell_unread(self, left_out: int) -> None:
-        """Say that the source just read gives nothing; that none does is refused in the end."""
+    def _left_out(self) -> dict[str, int]:
+        """Return how many documents gave nothing so far, by the reason."""
+        return {
+            "skipped": self.num_skipped,
+            "shorter than min_tokens": self.num_short,
+            "longer than max_tokens": self.num_long,
+            "near duplicates": self.num_repeated,
+        }
+
+    def _tell_unread(self, left_out: dict[str, int]) -> None:
+        """Say that the source just read gives nothing, and why; that none does is refused in the end."""
+        if not any(left_out.values()):
+            return
         num_corpus, number = len(self.settings.corpus), self.sources - 1
         key = f"corpus.{number}" if number < num_corpus else f"validation_corpus.{number - num_corpus}"
-        self.progress(
-            f"prepare: data.{key} gives nothing, all its {left_out} documents have fewer tokens than min_tokens or "
-            "more than max_tokens"
-        )
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+        self.progress(f"prepare: data.{key} gives nothing, of its documents are left out: {reasons}")
 
     def _tokenised(self, items: list[Item]) -> Iterator[Any]:
         """Yield the documents of the next source: those that an earlier `prepare` kept, then what is left."""
@@ -340,10 +351,7 @@ class _Build:
         tokens_per_second = self.num_tokens / max(time.monotonic() - self.started, 1e-3)
         self.progress(
             f"prepare: {self.num_documents:,} documents, {self.num_tokens:,} tokens, {tokens_per_second:,.0f} tokens/s"
-            + (f", {self.num_skipped} skipped" if self.num_skipped else "")
-            + (f", {self.num_short} too short" if self.num_short else "")
-            + (f", {self.num_long} too long" if self.num_long else "")
-            + (f", {self.num_repeated} near duplicates" if self.num_repeated else "")
+            + "".join(f", {count} {reason}" for reason, count in self._left_out().items() if count)
         )
 
     def _skip(self, reason: str) -> None:
@@ -402,6 +410,7 @@ class _Build:
             "validation_sources": [source.model_dump(mode="json") for source in settings.validation_corpus],
             "validation_share": settings.validation_share,
             "seed": settings.seed,
+            "settings": settings.made_with(),
             "shards": self.train.writer.entries,
             "validation": self.validation.writer.entries,
         }

@@ -175,7 +175,7 @@ def test_short_documents_are_left_out_and_counted(ray_cluster, corpus, tmp_path)
         sum(made.manifest["documents"][kind]["count"] for kind in ("train", "validation")) for made in (whole, shards)
     )
     assert manifest["num_short"] == before - after > 10
-    assert lines[-1].endswith(f", {manifest['num_short']} too short")
+    assert lines[-1].endswith(f", {manifest['num_short']} shorter than min_tokens")
     assert min(manifest["documents"][kind]["min"] for kind in ("train", "validation")) >= least
     with pytest.raises(SettingsError, match=r"data\.min_tokens: 100 documents are shorter than it .* and none is left"):
         make(corpus, tmp_path / "none", min_tokens=99_999)
@@ -200,8 +200,9 @@ def test_finished_shards_are_taken_as_they_are_until_something_changes(ray_clust
     shards, _ = make(corpus, folder, window=64)
     assert shards.window == 64
     (folder / "train-00000.arrow").write_bytes(b"")
-    shards, _ = make(corpus, folder, window=64)
+    shards, lines = make(corpus, folder, window=64)
     shards.verify()
+    assert lines[0].startswith("prepare: the shards are made anew; ") and "train-00000.arrow" in lines[0]
     before = shards.manifest["tokens"]
     (corpus / "99.txt").write_text("more text " * 500)
     shards, _ = make(corpus, folder, window=64)
@@ -265,7 +266,7 @@ def test_shards_that_were_made_without_the_whole_prefix_are_not_taken_for_finish
         begin = tokens[0] if begin == "first" else begin
         manifest |= {"corpus_digest": "c" * 64, "begin_token": begin}
         (folder / "manifest.json").write_text(manifest_text(manifest))
-        return prepare_module._finished(folder, "c" * 64) is not None
+        return prepare_module._finished(folder, "c" * 64, print) is not None
 
     assert finished(None, (), None, "none") and finished(None, (), "<|endoftext|>", "named")
     assert finished("first", ("<s>",), "<s>", "BOS")  # as they were written ever since
