@@ -26,7 +26,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from e2ray.config.base import SettingsError
-from e2ray.core.model_folder import RECORD, probe_of, refuse_damaged, seal
+from e2ray.core.file_names import files_below, kind_left_behind
+from e2ray.core.model_folder import RECORD, probe_of, recorded, refuse_damaged, seal
 from e2ray.core.rope import LOCAL_LAYER_TYPE, other_keys
 from e2ray.data.tokenizer import save_whole, serve_up_to
 from e2ray.evaluate.documents import Progress
@@ -103,7 +104,7 @@ def export(
         picture: evaluation.png, copied in.
         scales: The value of scales.json, copied in; a context length it names is served at its `served` scale, every
             other one at W / L.
-        progress: Takes one line per profile.
+        progress: Takes one line per profile, and one per file that is left out.
 
     Returns:
         `folder`, `profiles` (W -> folder) and `checks` (what loading back has shown, one per W).
@@ -120,7 +121,9 @@ def export(
     measured = {row["context_length"]: row_scale(row) for row in scales["lengths"]} if scales else {}
     chosen = {length: measured[length] for length in context_lengths if length in measured}
     with atomic_folder(out_folder) as aside:
-        _take_files(model_folder, aside)
+        for line in _take_files(model_folder, aside):
+            if progress is not None:
+                progress(line)
         save_whole(model_folder, aside)
         serve_up_to(aside, max(base_context_length, *context_lengths))
         profiles = [
@@ -176,23 +179,28 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def _take_files(model_folder: Path, out_folder: Path) -> None:
-    """Link the weights and copy all else that a model folder holds but its own record; pickles stay behind."""
-    weights = sorted(model_folder.glob("*.safetensors"))
-    if not weights:
+def _take_files(model_folder: Path, out_folder: Path) -> list[str]:
+    """Link the weights, copy what else a model folder was written with, and return one line per file left behind."""
+    if not any(model_folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{model_folder}: holds no *.safetensors; wanted the model folder of a finished run")
-    for path in sorted(model_folder.rglob("*")):
-        name = path.relative_to(model_folder)
-        if not path.is_file() or name.parts[0] == RECORD or path.suffix in (".bin", ".pkl", ".pt"):
+    written, told = recorded(model_folder), []
+    for name in files_below(model_folder):
+        if name.startswith(f"{RECORD}/"):
+            continue
+        weights = "/" not in name and name.endswith(".safetensors")
+        kind = None if weights else kind_left_behind(name)
+        if kind is not None or (written is not None and name not in written):
+            told.append(f"{model_folder / name}: {kind or 'put there by somebody else'}, is left out of the export")
             continue
         (out_folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
+        if weights:
             try:
-                os.link(path.resolve(), out_folder / name)
+                os.link((model_folder / name).resolve(), out_folder / name)
                 continue
             except OSError:  # another file system, or one without links
                 pass
-        shutil.copyfile(path, out_folder / name)
+        shutil.copyfile(model_folder / name, out_folder / name)
+    return told
 
 
 def make_profile(

@@ -332,13 +332,29 @@ def test_missing_parts_of_a_model_folder_are_named(folders, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_pickles_stay_behind(folders, tmp_path):
-    (tmp_path / "model").mkdir()
+FOREIGN = ["pytorch_model.bin", "state.PKL", "modeling_x.py", "opt.pth", "nested/notes.pickle"]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_weights_code_and_pickles_stay_behind_and_are_named(folders, tmp_path, sealed):
+    model = tmp_path / "model"
+    (model / "nested").mkdir(parents=True)
     for path in (folders / "llama").iterdir():
-        (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"pickle")
-    run_export(tmp_path, tmp_path / "out", "model", base_scaling=None, context_lengths=(64,))
-    assert not (tmp_path / "out" / "pytorch_model.bin").exists()
+        if path.is_file():
+            (model / path.name).write_bytes(path.read_bytes())
+    (model / "NOTICE").write_text("notice")
+    if sealed:
+        seal(model, None)
+    put_in = [name for name in FOREIGN if not sealed or name != "pytorch_model.bin"]  # which is refused
+    for name in (*put_in, ".env", "private.log"):
+        (model / name).write_text("secret")
+    said = []
+    run_export(tmp_path, tmp_path / "out", "model", base_scaling=None, context_lengths=(64,), progress=said.append)
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*")}
+    assert not found & {*put_in, ".env"} and "NOTICE" in found
+    assert ("private.log" in found) is not sealed  # nothing tells a folder of elsewhere whose it is
+    left = sorted(line.partition(":")[0] for line in said if "is left out of the export" in line)
+    assert left == sorted(str(model / name) for name in (*put_in, *(["private.log"] if sealed else [])))
 
 
 def test_the_model_card_holds_the_evidence(folders, tmp_path):

@@ -14,13 +14,11 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 from e2ray import files
 from e2ray.config.base import SettingsError
+from e2ray.core.file_names import WEIGHTS, files_below, is_for_people, is_loaded
 from e2ray.core.probe import Probe
 
 RECORD, MANIFEST, PROBE = "e2ray", "manifest.json", "probe.safetensors"
 FORMAT = 1
-DOCUMENTS = (".md", ".png", ".txt")
-WEIGHTS = (".safetensors", ".bin")
-LOADED = (*WEIGHTS, ".json", ".model", ".jinja")  # what programs read of a model folder without being told to
 
 
 def seal(folder: Path, probe: Probe | None) -> None:
@@ -52,14 +50,22 @@ def refuse_damaged(folder: Path, *, only: Iterable[str] | None = None) -> None:
     if manifest is None:
         return
     advice = "restore it, or remove the folder and write it anew with the command that made it"
-    wanted = {name: entry for name, entry in manifest.items() if Path(name).suffix not in DOCUMENTS}
+    wanted = {name: entry for name, entry in manifest.items() if not is_for_people(name)}
     if only is not None:
         wanted = {name: entry for name, entry in wanted.items() if name in set(only)}
     if found := files.damage(folder, wanted):
         raise SettingsError(f"{found}; {advice}")
-    for path in sorted(folder.iterdir()):
-        if path.suffix in LOADED and path.name not in manifest:
-            raise SettingsError(f"{path}: was put into the folder since it was written, and would be read; remove it")
+    for name in files_below(folder):
+        if name not in manifest and not name.startswith(f"{RECORD}/") and is_loaded(name):
+            raise SettingsError(
+                f"{folder / name}: was put into the folder since it was written, and would be read; remove it"
+            )
+
+
+def recorded(folder: Path) -> frozenset[str] | None:
+    """Return the names of the files that a model folder was written with, None where nothing is known of it."""
+    manifest = _manifest(folder)
+    return None if manifest is None else frozenset(manifest)
 
 
 def probe_of(folder: Path) -> Probe | None:

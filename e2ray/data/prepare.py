@@ -18,6 +18,7 @@ import numpy as np
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import READ_ONLY, ByteLevelBpe, DataSettings, PasskeySource, PretrainedTokenizer, Source
+from e2ray.core.file_names import TOKENIZER_FILES
 from e2ray.data import tokenizer as tokenizers
 from e2ray.data.corpus import Document, Item, fingerprint, list_items, read_item, source_files
 from e2ray.data.duplicates import NearDuplicates
@@ -68,7 +69,9 @@ def _tokenizer_identity(source: TokenizerSource) -> dict[str, Any]:
     identity = source.model_dump(mode="json")
     if isinstance(source, PretrainedTokenizer) and source.is_folder:
         folder = Path(source.path).expanduser()
-        names = (*tokenizers.TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        names = [*TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+        if not (folder / "tokenizer.json").is_file():
+            names.append("merges.txt")  # else it stands in there
         found = {name: files.sha256(folder / name) for name in names if (folder / name).is_file()}
         if not found:
             raise SettingsError(f"tokenizer {source.path}: not found, wanted a folder with tokenizer.json")

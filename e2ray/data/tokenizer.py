@@ -19,17 +19,11 @@ import numpy.typing as npt
 from e2ray import files
 from e2ray.config.base import SettingsError, is_folder
 from e2ray.config.data import ByteLevelBpe
+from e2ray.core.file_names import files_below, is_of_a_tokenizer
 from e2ray.data.corpus import one_line
 
 END_OF_TEXT = "<|endoftext|>"
 PROBES = ("The year 1969.", "The", "year", "1969")  # texts that any tokenizer of a language model knows
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-SIDE_FILES = (
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja",
-    "chat_template.json",
-)  # fmt: skip
-MODELS = (".model", ".tiktoken", ".spm")  # suffixes of vocabularies
-TEMPLATES = "additional_chat_templates"  # a folder, as transformers names it
 LEAST_VOCABULARY = 16  # a tokenizer whose files were not understood comes out with its few special tokens
 
 
@@ -224,10 +218,7 @@ def tokenizer_files(folder: Path, names: Iterable[str] = ()) -> list[str]:
         folder: It may hold a model, too.
         names: Further ones, of a tokenizer class.
     """
-    known = {*TOKENIZER_FILES, *SIDE_FILES, *names}
-    found = [path.name for path in folder.iterdir() if path.is_file() and (path.name in known or path.suffix in MODELS)]
-    templates = [path.relative_to(folder).as_posix() for path in folder.glob(f"{TEMPLATES}/*.jinja")]
-    return sorted(found + templates)
+    return [name for name in files_below(folder) if is_of_a_tokenizer(name, names)]
 
 
 def whole_digest(path: str | Path, revision: str | None = None) -> str:

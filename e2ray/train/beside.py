@@ -5,6 +5,7 @@ but what is written anew (the config and the tokenizer). The base's card becomes
 the card of an export.
 """
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,23 @@ from typing import Any
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
+from transformers.utils import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+)
 
 from e2ray.config.model import Model, PretrainedModel
+from e2ray.core.file_names import ANY_WEIGHTS, CODE, INDEX, PICKLES, files_below, kind_left_behind
 from e2ray.core.model_folder import RECORD
 from e2ray.core.weights import first_line
 from e2ray.data.tokenizer import tokenizer_files
+from e2ray.files import read_json
 
-CARD, BASE_CARD = "README.md", "README.base.md"
-WEIGHTS = frozenset(
-    ".safetensors .bin .pt .pth .ckpt .gguf .ggml .onnx .onnx_data .h5 .keras .msgpack .npz .tflite .mlmodel "
-    ".mlpackage .engine .plan .ot .distcp .nemo .tar .tgz .gz .zip .zst .xz .7z".split()
-)
-CODE = frozenset(".py .pyc .ipynb .so .dll .dylib .exe .sh .bat .ps1 .js .jar .whl .c .cc .cpp .cu .rs .go".split())
-PICKLES = frozenset(".pkl .pickle .joblib .dill .npy".split())
-INDEX = ".index.json"
+BASE_CARD = "README.base.md"
+CARDS = re.compile(r"^(README(?:\.base)*)\.md$")
 OF_AN_EXPORT = frozenset({RECORD, "serving", "scales.json", "evaluation.png"})  # where the base is one of ours
 OF_THE_BASE = frozenset(
     {"model-index", "base_model_relation", "widget", "new_version", "inference"}
@@ -49,7 +52,7 @@ def base_folder(model: Model) -> tuple[Path | None, list[str]]:
         return None, []
     if model.is_folder:
         return Path(model.path).expanduser(), []
-    unwanted = [f"*{suffix}" for suffix in sorted(WEIGHTS | CODE | PICKLES)]
+    unwanted = [f"*{suffix}" for suffix in sorted(ANY_WEIGHTS | CODE | PICKLES)]
     try:
         return Path(snapshot_download(model.path, revision=model.revision, ignore_patterns=unwanted)), []
     except (HfHubHTTPError, OSError, ValueError) as error:  # offline in each of its ways
@@ -68,30 +71,27 @@ def take_along(source: Path, target: Path) -> list[str]:
         source: Folder of the base.
         target: Folder of the new model, its config and tokenizer there already.
     """
-    anew = {CONFIG_NAME, *tokenizer_files(source)}
+    anew, trained = {CONFIG_NAME, *tokenizer_files(source)}, _weights(source)
     told = []
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        if not path.is_file() or any(part.startswith(".") for part in name.parts) or name.parts[0] in OF_AN_EXPORT:
+    for name in files_below(source):
+        if name in anew or name in trained or name.endswith(INDEX) or name.split("/")[0] in OF_AN_EXPORT:
             continue
-        if str(name) in anew or name.name.endswith(INDEX):
-            continue
-        kind = _kind_left_behind(path)
+        kind = kind_left_behind(name)
         if kind is None:
-            place = target / (BASE_CARD if str(name) == CARD else name)
+            place = target / CARDS.sub(r"\1.base.md", name)  # a base that has one of its own keeps it
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
-        elif len(name.parts) > 1 or path.suffix != ".safetensors":  # those were trained
+            shutil.copyfile(source / name, place)
+        else:
             told.append(f"{name}: {kind}, stays with the base model")
     return told
 
 
-def _kind_left_behind(path: Path) -> str | None:
-    suffixes = {suffix.lower() for suffix in path.suffixes[-2:]}
-    for kind, known in (("weights or an archive", WEIGHTS), ("code", CODE), ("a pickle", PICKLES)):
-        if suffixes & known:
-            return kind
-    return None
+def _weights(folder: Path) -> set[str]:
+    """Return the names of the safetensors that a folder's model is loaded from."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if (folder / SAFE_WEIGHTS_NAME).is_file() or not index.is_file():
+        return {SAFE_WEIGHTS_NAME}
+    return set(read_json(index, wanted="an index of weights")["weight_map"].values())
 
 
 def has_generation_settings(source: Path | None) -> bool:

@@ -14,10 +14,15 @@ from e2ray.core import model_folder
 def folder(tmp_path):
     folder = tmp_path / "model"
     (folder / "serving" / "64").mkdir(parents=True)
+    (folder / "additional_chat_templates").mkdir()
     for name, text in {
         "model.safetensors": "weights",
         "config.json": "{}",
         "chat_template.jinja": "{{ messages }}",
+        "additional_chat_templates/rag.jinja": "{{ documents }}",
+        "merges.txt": "a b",
+        "vocab.txt": "a",
+        "LICENSE.txt": "licence",
         "README.md": "card",
         "serving/64/config_override.json": "{}",
     }.items():
@@ -32,7 +37,16 @@ def test_a_folder_as_it_was_written_is_read(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "config.json", "chat_template.jinja", "serving/64/config_override.json"]
+    "name",
+    [
+        "model.safetensors",
+        "config.json",
+        "chat_template.jinja",
+        "serving/64/config_override.json",
+        "additional_chat_templates/rag.jinja",
+        "merges.txt",
+        "vocab.txt",
+    ],
 )
 def test_a_changed_or_lost_file_is_named(folder, name):
     path = folder / name
@@ -46,7 +60,19 @@ def test_a_changed_or_lost_file_is_named(folder, name):
         model_folder.refuse_damaged(folder)
 
 
-@pytest.mark.parametrize("name", ["model-00002.safetensors", "pytorch_model.bin", "adapter_config.json", "t.jinja"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model-00002.safetensors",
+        "pytorch_model.bin",
+        "model.safetensors.index.json",
+        "adapter_config.json",
+        "additional_chat_templates/tool_use.jinja",
+        "added_tokens.json",
+        "spiece.model",
+        "qwen.tiktoken",
+    ],
+)
 def test_what_was_put_in_and_would_be_read_is_named(folder, name):
     (folder / name).write_text("{}")
     with pytest.raises(SettingsError, match=f"{name}: was put into the folder"):
@@ -55,7 +81,10 @@ def test_what_was_put_in_and_would_be_read_is_named(folder, name):
 
 def test_a_card_may_be_edited_and_notes_may_be_added(folder):
     (folder / "README.md").write_text("another card")
-    (folder / "notes.txt").write_text("mine")
+    (folder / "LICENSE.txt").write_text("the same licence, wrapped")
+    for name in ("notes.txt", "results.json", "trainer_state.json", "evals/model.safetensors", ".cache.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
     model_folder.refuse_damaged(folder)
 
 

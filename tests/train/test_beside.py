@@ -28,6 +28,7 @@ TRAVELS = {
     "preprocessor_config.json": "{}",
     "images/logo.svg": "<svg/>",
     "LICENSE.de.txt": "Lizenz",
+    "README.go.md": "in another language",
 }
 LEFT = {
     "modeling_own.py": "code",
@@ -38,6 +39,8 @@ LEFT = {
     "pytorch_model.bin": "weights or an archive",
     "optimizer.pkl": "a pickle",
     "backup.tar.gz": "weights or an archive",
+    "consolidated.safetensors": "weights or an archive",
+    "mtp.safetensors": "weights or an archive",
 }
 ANEW = ["config.json", "tokenizer.json", "tokenizer_config.json", "merges.txt", "model.safetensors"]
 
@@ -75,6 +78,25 @@ def test_all_but_weights_code_and_pickles_travels_as_it_is(base, target):
 def test_what_stays_behind_is_named_with_the_reason(base, target):
     told = take_along(base, target)
     assert sorted(told) == sorted(f"{name}: {kind}, stays with the base model" for name, kind in LEFT.items())
+
+
+def test_weights_that_the_index_lists_are_those_that_were_trained(base, target):
+    (base / "model.safetensors").unlink()
+    for name in ("model-1-of-2.safetensors", "model-2-of-2.safetensors"):
+        (base / name).write_text("x")
+    listed = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    told = take_along(base, target)
+    assert [line for line in told if "safetensors" in line] == [
+        f"{name}.safetensors: weights or an archive, stays with the base model" for name in ("consolidated", "mtp")
+    ]
+
+
+def test_the_card_of_a_bases_own_base_stays_beside_it(base, target):
+    (base / "README.base.md").write_text("the card of the first one")
+    take_along(base, target)
+    assert (target / "README.base.md").read_text() == CARD
+    assert (target / "README.base.base.md").read_text() == "the card of the first one"
 
 
 def test_an_export_of_ours_as_a_base_gives_no_profiles_of_its_own(base, target):
