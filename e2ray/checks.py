@@ -41,11 +41,15 @@ def refuse_before_start(run: Run) -> None:
 
 
 def refuse_unfit(run: Run) -> None:
-    """Raise SettingsError for what no machine could do: a storage that is no folder, adapters on nothing, no text."""
+    """Raise SettingsError for what no machine could do: a storage that is no folder, adapters on nothing, no text.
+
+    What LoRA does otherwise than asked for is told.
+    """
     from e2ray.core.model import check_adapters
 
     refuse_storage(run)
-    check_adapters(run.config.model)
+    for line in check_adapters(run.config.model):
+        show(f"warning: {line}")
     if _to_be_made(run.config.data):
         refuse_sources(run.config.data)
     if run.config.compare:

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import UnionType
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 from e2ray.config.base import SettingsError, brief
 
@@ -141,6 +141,8 @@ def naming(path: Path) -> Iterator[None]:
 def named_write_error(error: Exception, path: Path) -> Exception:
     """Return a one-line error for a write that the file system refused, or the error itself.
 
+    Where the error names a file elsewhere, that one could not be read.
+
     Libraries in Rust, safetensors and tokenizers among them, hide the number of a failed write in a message.
     """
     hidden = None if isinstance(error, OSError | SettingsError) else re.search(r"\(os error (\d+)\)", str(error))
@@ -148,8 +150,16 @@ def named_write_error(error: Exception, path: Path) -> Exception:
     if number in _FULL:
         return SettingsError(f"{path}: {_FULL[number]}")
     if number in _WRONG_PLACE:
+        named = getattr(error, "filename", None)
+        if isinstance(named, str) and _is_elsewhere(Path(named).absolute(), path.absolute()):
+            return SettingsError(f"{named}: cannot be read: {os.strerror(number)}")
         return SettingsError(f"{path}: cannot be written: {os.strerror(number)}; choose another storage")
     return error
+
+
+def _is_elsewhere(named: Path, path: Path) -> bool:
+    """Return whether a path is neither on the way to another one nor beside or below it."""
+    return named not in (path, *path.parents) and path.parent not in named.parents
 
 
 def sha256(path: str | Path) -> str:
@@ -234,7 +244,7 @@ def parse_json(content: bytes | str, *, where: str, wanted: str) -> Any:
 def read_object(path: str | Path, *, wanted: str, keys: Mapping[str, type | UnionType]) -> dict[str, Any]:
     """Return the object of a JSON file that holds these keys with values of these types; it may hold more.
 
-    A whole number passes for a float, and nothing but true and false for a bool.
+    Nothing but true and false passes for a bool, and they pass for nothing else.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -253,7 +263,7 @@ def checked_object(
         if key not in value:
             raise SettingsError(f"{where}: is damaged, it lacks {key}; wanted {wanted}")
         found = value[key]
-        if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+        if not isinstance(found, kind) or (isinstance(found, bool) and bool not in (get_args(kind) or (kind,))):
             shown = repr(found) if isinstance(found, str | int | float) else _kind(found)
             raise SettingsError(f"{where}: is damaged, {key} is {shown}; wanted {wanted}")
     return value
@@ -277,14 +287,7 @@ def read_vouched(path: str | Path, *, wanted: str) -> Any:
         FileNotFoundError: If there is no such file.
         SettingsError: If it cannot be read, is not JSON, or not what was written.
     """
-    value = read_json(path, wanted=wanted)
-    if not isinstance(value, dict) or not value:
-        return value
-    last = next(reversed(value))  # where the digest stands; a flipped bit of its name leaves the name's length
-    unnamed = last != DIGEST and len(last) == len(DIGEST) and re.fullmatch("[0-9a-f]{64}", str(value[last]))
-    if unnamed or (DIGEST in value and value.pop(DIGEST) != digest(value)):
-        raise SettingsError(f"{path}: is damaged, its digest does not match; wanted {wanted}")
-    return value
+    return _vouched(read_json(path, wanted=wanted), path, wanted)[0]
 
 
 def read_sealed(path: str | Path, *, wanted: str, keys: Mapping[str, type | UnionType]) -> tuple[dict[str, Any], bool]:
@@ -294,8 +297,32 @@ def read_sealed(path: str | Path, *, wanted: str, keys: Mapping[str, type | Unio
         FileNotFoundError: If there is no such file.
         SettingsError: If it is not what was written.
     """
-    told = DIGEST in read_object(path, wanted=wanted, keys=keys)
-    return checked_object(read_vouched(path, wanted=wanted), where=path, wanted=wanted, keys=keys), told
+    value, told = _vouched(read_json(path, wanted=wanted), path, wanted)
+    return checked_object(value, where=path, wanted=wanted, keys=keys), told
+
+
+def _vouched(value: Any, path: str | Path, wanted: str) -> tuple[Any, bool]:
+    """Return a JSON value without its digest, and whether it had one."""
+    if not isinstance(value, dict) or not value:
+        return value, False
+    told = DIGEST in value
+    last = next(reversed(value))  # where the digest stands
+    damaged = not told and _is_one_bit_off(last, DIGEST)
+    if told:
+        said = value.pop(DIGEST)
+        try:
+            damaged = said != digest(value)
+        except ValueError:  # NaN, or half of a surrogate pair, which nobody writes
+            damaged = True
+    if damaged:
+        raise SettingsError(f"{path}: is damaged, its digest does not match; wanted {wanted}")
+    return value, told
+
+
+def _is_one_bit_off(name: str, wanted: str) -> bool:
+    """Return whether a name is another one with one bit changed."""
+    pairs = zip(name.encode(errors="surrogatepass"), wanted.encode(), strict=False)
+    return len(name) == len(wanted) and sum((one ^ other).bit_count() for one, other in pairs) == 1
 
 
 @contextmanager

@@ -385,12 +385,13 @@ def _later_stage(run: Run, stage: str) -> None:
 
 
 def _measured_with(before: RunConfig, now: RunConfig, stage: str) -> dict[str, Any]:
-    """Return the section of config.yaml that a stage was run with."""
-    if stage != "suites":
+    """Return the section of config.yaml that a stage was run with; `evaluate` asks no suites, `suites` nothing else."""
+    if stage not in ("evaluate", "suites"):
         return {stage: getattr(now, stage)}
     assert now.evaluate is not None
-    kept = before.evaluate or now.evaluate
-    return {"evaluate": kept.model_copy(update={"suites": now.evaluate.suites})}
+    measured, asked = (now, before) if stage == "evaluate" else (before, now)
+    suites = asked.evaluate.suites if asked.evaluate else None
+    return {"evaluate": (measured.evaluate or now.evaluate).model_copy(update={"suites": suites})}
 
 
 def check(config: RunConfig) -> None:

@@ -113,6 +113,16 @@ def test_what_this_machine_cannot_do_is_refused_where_a_run_starts_on_it(recipe,
         checks.refuse_before_start(run)
 
 
+def test_what_lora_does_otherwise_than_asked_for_is_told_in_one_line(recipe, checkpoint, capsys):
+    base = checkpoint(tie_word_embeddings=True)
+    lora = {"rank": 2, "targets": ["embed_tokens", "q_proj", "v_proj"], "trainable": ["self_attn"]}
+    recipe["model"] = base | {"lora": lora}
+    pipeline.check(config_of(recipe))
+    shared, inside, sound = capsys.readouterr().out.splitlines()
+    assert shared.startswith("warning: model.lora.targets: model.embed_tokens (with lm_head) share a weight")
+    assert inside.startswith("warning: model.lora.targets: model.layers.0.self_attn.q_proj, ") and ": sound." in sound
+
+
 def test_attention_is_refused_on_a_cluster_without_gpus(recipe):
     run = resolve(config_of(recipe, "model.attention=flash_attention_2"))
     checks.refuse_attention(run, use_gpu=True)

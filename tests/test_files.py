@@ -298,6 +298,20 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, action, parts, rea
     assert visible(tmp_path) == ["file"]
 
 
+def test_a_file_that_is_read_for_a_folder_is_named_itself(tmp_path):
+    with (
+        pytest.raises(SettingsError, match=r"\A/elsewhere/LICENSE: cannot be read: Permission denied\Z"),
+        files.atomic_folder(tmp_path / "model"),
+    ):
+        raise PermissionError(13, "Permission denied", "/elsewhere/LICENSE")
+    with (
+        pytest.raises(SettingsError, match=r"model: cannot be written: Permission denied; choose another storage\Z"),
+        files.atomic_folder(tmp_path / "model") as aside,
+    ):
+        raise PermissionError(13, "Permission denied", str(aside / "LICENSE"))
+    assert visible(tmp_path) == []
+
+
 UNPRIVILEGED = """
     import os, sys
     from e2ray import files
@@ -524,3 +538,31 @@ def test_who_asks_whether_a_lock_is_held_keeps_nobody_from_taking_it(tmp_path):
     finally:
         ended.set()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": NaN, "digest": "0"}', '{"a": "\\ud800", "digest": "0"}', '{"a": 1, "digest": null}']
+)
+def test_what_no_digest_can_vouch_for_is_damage(tmp_path, text):
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(SettingsError, match="file: is damaged, its digest does not match; wanted a file"):
+        files.read_vouched(tmp_path / "file", wanted="a file")
+
+
+@pytest.mark.parametrize("name", ["digesu", "eigest", "dhgest"])
+def test_a_digest_under_a_name_of_one_other_bit_is_damage_and_another_key_of_its_length_is_none(tmp_path, name):
+    files.write_sealed(tmp_path / "file", {"a": 1})
+    text = (tmp_path / "file").read_text()
+    (tmp_path / "file").write_text(text.replace('"digest"', f'"{name}"'))
+    with pytest.raises(SettingsError, match="its digest does not match"):
+        files.read_vouched(tmp_path / "file", wanted="a file")
+    value = {"bytes": 1, "sha256": "a" * 64}
+    (tmp_path / "file").write_text(json.dumps(value))
+    assert files.read_vouched(tmp_path / "file", wanted="a file") == value
+
+
+def test_true_is_a_truth_value_wherever_one_may_stand():
+    kinds = {"a": bool | None, "b": int}
+    assert files.checked_object({"a": True, "b": 3}, where="x", wanted="y", keys=kinds)
+    with pytest.raises(SettingsError, match="b is True; wanted y"):
+        files.checked_object({"a": None, "b": True}, where="x", wanted="y", keys=kinds)

@@ -120,6 +120,20 @@ def test_a_finished_run_says_which_commands_do_what_the_recipe_now_says_otherwis
     assert [name for name in ("evaluate", "suites", "export") if told and f"`e2ray {name}`" in told[0]] == commands
 
 
+@pytest.mark.parametrize("stage", ["evaluate", "suites", "export"])
+def test_the_recipe_of_a_run_says_what_its_results_were_made_with(recipe, stage):
+    """Not what else a later recipe asks for: `evaluate` asks no suites, and `suites` measures nothing."""
+    before = config_of(recipe | {"evaluate": recipe["evaluate"] | {"suites": {"tasks": ["arc_easy"]}}})
+    asked = recipe["evaluate"] | {"documents": 7, "suites": {"tasks": ["hellaswag"]}}
+    now = config_of(recipe | {"evaluate": asked, "export": {"context_lengths": [64]}})
+    after = before.model_copy(update=pipeline._measured_with(before, now, stage))
+    assert after.evaluate.documents == (7 if stage == "evaluate" else 2)
+    assert after.evaluate.suites.tasks == (("hellaswag",) if stage == "suites" else ("arc_easy",))
+    assert after.export.context_lengths == ((64,) if stage == "export" else (32,))
+    without = before.model_copy(update={"evaluate": None})
+    assert stage != "evaluate" or pipeline._measured_with(without, now, stage)["evaluate"].suites is None
+
+
 @pytest.mark.parametrize("begun", ["model", "checkpoints"])
 @pytest.mark.parametrize(
     ("path", "value"),

@@ -29,6 +29,10 @@ def with_adapters(model: PreTrainedModel, settings: LoraSettings) -> PreTrainedM
     """
     targets = _matches(model, settings.targets, key="targets")
     trainable = _matches(model, settings.trainable, key="trainable")
+    modules = dict(model.named_modules())
+    for name in trainable:
+        if not any(True for _ in modules[name].parameters()):
+            raise SettingsError(f"model.lora.trainable: {name} has no weights to train; leave it out")
     sharing = shared_modules(model)
     shared = [name for name in targets if name in sharing]
     if shared:
@@ -39,11 +43,18 @@ def with_adapters(model: PreTrainedModel, settings: LoraSettings) -> PreTrainedM
             "full and gets no adapter",
             stacklevel=2,
         )
-    own = [name for name in targets if name not in sharing and not any(_lies_in(name, other) for other in trainable)]
+    inside = [name for name in targets if any(_lies_in(name, other) for other in trainable)]
+    if inside:
+        told, more = ", ".join(inside[:3]), f" and {len(inside) - 3} more" if len(inside) > 3 else ""
+        warnings.warn(
+            f"model.lora.targets: {told}{more} lie in model.lora.trainable, so they are trained in full and get no "
+            "adapter",
+            stacklevel=2,
+        )
+    own = [name for name in targets if name not in sharing and name not in inside]
     beside = [name for name in trainable if not any(_lies_in(other, name) for other in sharing)]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    modules = dict(model.named_modules())
     adapted = _with_peft(model, settings, own, beside) if own else model
     for name in (*shared, *trainable):
         if not own or name not in beside:  # of the others peft trains a copy

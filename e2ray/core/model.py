@@ -5,6 +5,7 @@ trained. A checkpoint that already carries a scaling is therefore refused until 
 to train on top of it or without it. Remote code is never run.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -189,10 +190,19 @@ def meta_model(settings: Model) -> PreTrainedModel:
             ) from None
 
 
-def check_adapters(settings: Model) -> None:
-    """Raise SettingsError if LoRA names a module that the model has not; its weights are not read."""
-    if settings.lora is not None:
+def check_adapters(settings: Model) -> list[str]:
+    """Return one line for each thing that LoRA does otherwise than asked for; the model's weights are not read.
+
+    Raises:
+        SettingsError: If LoRA names a module that the model has not, or that can have no adapter.
+    """
+    if settings.lora is None:
+        return []
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", r"model\.lora\.", UserWarning)
         with_adapters(meta_model(settings), settings.lora)
+    return [str(each.message) for each in told]
 
 
 def model_class(settings: Model) -> type[PreTrainedModel]:

@@ -13,7 +13,7 @@ from e2ray.core.model_folder import seal
 from e2ray.core.probe import Probe, forward_of, refuse_other_answers
 from e2ray.core.rope import RotaryHook
 from e2ray.data.tokenizer import save_whole
-from e2ray.train import checkpoint
+from e2ray.train import checkpoint, steps
 from e2ray.train.beside import base_folder, has_generation_settings, take_along
 from e2ray.train.loop import Diverged
 
@@ -42,7 +42,11 @@ def write_model(
     # Flash attention of the training cannot run on a CPU and knows no float32.
     plain = settings.model_copy(update={"attention": "auto", "gradient_checkpointing": False})
     model = build_model(plain, dtype=torch.float32, vocab_size=vocab_size, seed=seed)
-    state = checkpoint.read_state(found)
+    try:
+        state = checkpoint.read_state(found)
+    except checkpoint.DamagedError as error:
+        pointer = found.parent / steps.LATEST
+        raise SettingsError(f"{error}; choose an older step-<n> by writing its name into {pointer}") from None
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if parameters.keys() != state["parameters"].keys():
         raise SettingsError(f"{found}: belongs to another model than the settings describe")

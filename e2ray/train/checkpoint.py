@@ -35,6 +35,10 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")
 T = TypeVar("T")
 
 
+class DamagedError(SettingsError):
+    """A checkpoint is not what was written; an older one may be."""
+
+
 def together(work: Callable[[], T], *, doing: str) -> list[T]:
     """Run `work` on every rank and return all results in rank order; one rank's error is raised on every rank.
 
@@ -192,16 +196,18 @@ def read_state(checkpoint: Path, *, verify: range | None = None) -> dict[str, An
             checked, so ranks can share the reading.
 
     Raises:
-        SettingsError: Naming the missing, truncated or changed file.
+        DamagedError: Naming the missing, truncated or changed file.
+        SettingsError: If it is whole, and another version's.
     """
-    advice = f"choose an older step-<n> by writing its name into {checkpoint.parent / steps.LATEST}"
-    manifest = files.read_json(checkpoint / "manifest.json", wanted="a checkpoint's manifest")
-    if not isinstance(manifest, dict) or files.digest(manifest.get("files")) != manifest.get("digest"):
-        raise SettingsError(f"{checkpoint / 'manifest.json'}: is damaged; {advice}")
+    manifest = _manifest(checkpoint / "manifest.json")
     names = list(manifest["files"])
     read = names if verify is None else [names[index] for index in verify if index < len(names)]
-    if found := files.damage(checkpoint, manifest["files"], read=read):
-        raise SettingsError(f"{found}; {advice}")
+    try:
+        found = files.damage(checkpoint, manifest["files"], read=read)
+    except OSError as error:
+        found = f"{checkpoint}: cannot be read: {error.strerror}"
+    if found:
+        raise DamagedError(found)
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     if state["format"] != FORMAT:
         raise SettingsError(
@@ -209,8 +215,23 @@ def read_state(checkpoint: Path, *, verify: range | None = None) -> dict[str, An
             "that began it, or choose another name"
         )
     if checkpoint.name != f"step-{state['step']}":
-        raise SettingsError(f"{checkpoint}: holds the state after {state['step']} updates; {advice}")
+        raise DamagedError(f"{checkpoint}: holds the state after {state['step']} updates")
     return dict(state)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = files.read_json(path, wanted="a checkpoint's manifest")
+        whole = isinstance(manifest, dict) and files.digest(manifest.get("files")) == manifest.get("digest")
+    except FileNotFoundError:
+        raise DamagedError(f"{path}: is missing") from None
+    except SettingsError as error:
+        raise DamagedError(str(error)) from None
+    except ValueError:  # numbers or text that nobody writes
+        whole = False
+    if not whole:
+        raise DamagedError(f"{path}: is damaged")
+    return dict(manifest)
 
 
 def read_parameters(checkpoint: Path, state: dict[str, Any]) -> Iterator[ParameterState]:
@@ -273,8 +294,8 @@ def _whole(engine: Engine, checkpoint: Path) -> tuple[dict[str, Any], str | None
     count = len(list(checkpoint.iterdir())) if checkpoint.is_dir() else 0
     try:
         return read_state(checkpoint, verify=range(engine.rank, count, engine.num_workers)), None
-    except (SettingsError, FileNotFoundError) as error:
-        return {}, str(error).partition("; choose")[0]
+    except DamagedError as error:
+        return {}, str(error)
 
 
 def _take_over(engine: Engine, checkpoint: Path, state: dict[str, Any], identity: Mapping[str, Any]) -> None:

@@ -155,7 +155,7 @@ def _fit(
         with watched(watchman):
             trainer.fit()
     except TrainingFailedError as error:
-        failure = _cause(error, watchman.replaced)
+        failure = _cause(error, watchman.blamed)
     except ray.exceptions.RayError as error:  # of the controller, which a full machine kills too
         failure = error
     finally:
@@ -319,7 +319,7 @@ def _gauges() -> dict[str, Any]:
     }
 
 
-def _cause(error: TrainingFailedError, hung: list[str]) -> Exception:
+def _cause(error: TrainingFailedError, hung: str | None) -> Exception:
     """Return the error to show for a failed training: the workers' own where there is one, else who stood still."""
     failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     for failure in failures:
@@ -328,7 +328,7 @@ def _cause(error: TrainingFailedError, hung: list[str]) -> Exception:
             return SettingsError(str(inner))
     if hung:
         return RuntimeError(
-            f"the training workers failed: {hung[-1]}; if that was work, raise cluster.hang_s, else see its stack above"
+            f"the training workers failed: {hung}; if that was work, raise cluster.hang_s, else see its stack above"
         )
     text = str(failures[0]) if failures else str(error)
     last = next((line for line in reversed(text.strip().splitlines()) if line.strip()), text)
@@ -340,16 +340,16 @@ def _bar(task: "Task") -> "Iterator[None]":
     """Show a bar on the terminal while the workers train, from the files rank 0 writes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from e2ray.train.record import figures, read_metrics
+    from e2ray.train.record import figures, newest_metrics
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         shown = progress.add_task("starting workers", total=task.train.steps)
 
         def show_newest() -> None:
-            lines = read_metrics(task.folder)
-            if lines:
-                progress.update(shown, completed=lines[-1]["step"], description=figures(lines[-1]))
+            newest = newest_metrics(task.folder)
+            if newest:
+                progress.update(shown, completed=newest["step"], description=figures(newest))
 
         def failed(error: Exception) -> None:
             progress.update(shown, description=f"the bar stands still: {type(error).__name__}: {error}")

@@ -56,7 +56,9 @@ class Ledger:
         self.folder, self.rank, self.first = folder / FOLDER, rank, start_step
         self._columns: dict[str, list[object]] = {field.name: [] for field in SCHEMA}
         if rank == 0:
-            for path in self.folder.glob("*.arrow"):
+            for left in self.folder.glob(f"{files.TEMPORARY}*"):
+                left.unlink()
+            for path in _files(self.folder):
                 found = NAME.fullmatch(path.name)
                 if found and int(found[2]) > start_step:
                     path.unlink()
@@ -134,7 +136,7 @@ def read_ledger(folder: Path) -> pa.Table:
         SettingsError: If a file is not what was written.
     """
     tables = []
-    for path in sorted((folder / FOLDER).glob("*.arrow")):
+    for path in _files(folder / FOLDER):
         content, found = path.read_bytes(), NAME.fullmatch(path.name)
         if found is None or found[4] not in (None, _digest(content)):
             raise SettingsError(f"{path}: is damaged, its name tells another digest; put it back from a copy")
@@ -144,6 +146,11 @@ def read_ledger(folder: Path) -> pa.Table:
             raise SettingsError(f"{path}: is damaged ({error}); put it back from a copy") from None
     whole = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     return whole.sort_by([("step", "ascending"), ("index", "ascending")])
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a ledger in order; what a killed writer left of one is none."""
+    return sorted(path for path in folder.glob("*.arrow") if not path.name.startswith(files.TEMPORARY))
 
 
 def _digest(content: bytes) -> str:

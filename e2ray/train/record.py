@@ -27,6 +27,7 @@ from e2ray.train.board import Board
 ENVIRONMENT = "environment.json"
 ENVIRONMENT_WANTED = "versions and hardware of a run; remove it, what runs next writes it anew"
 METRICS = "metrics.jsonl"
+LONGEST_METRICS = 2**16  # bytes of a line
 SKIPPED = "skipped.jsonl"
 State = Literal["running", "succeeded", "failed", "preempted"]
 STATUS = "status.json"
@@ -128,23 +129,28 @@ def environment() -> dict[str, Any]:
 
 def write_environment(folder: Path) -> None:
     """Write environment.json of a run that begins or goes on; what it says of the training stays."""
-    path = folder / ENVIRONMENT
-    before = files.read_vouched(path, wanted=ENVIRONMENT_WANTED) if path.exists() else {}
-    files.write_sealed(path, environment() | {key: before[key] for key in ("training",) if key in before})
+    kept = {"training": facts} if (facts := training_facts(folder)) else {}
+    files.write_sealed(folder / ENVIRONMENT, environment() | kept)
 
 
 def note_training(folder: Path, facts: Mapping[str, str]) -> None:
     """Put into environment.json what runs: `device`, `dtype` of the weights and `attention`."""
-    path = folder / ENVIRONMENT
-    before = files.read_vouched(path, wanted=ENVIRONMENT_WANTED) if path.exists() else {}
-    files.write_sealed(path, before | {"training": dict(facts)})
+    files.write_sealed(folder / ENVIRONMENT, _read_environment(folder) | {"training": dict(facts)})
 
 
 def training_facts(folder: Path) -> dict[str, str]:
     """Return what `note_training` has put there, nothing where the run has not begun to train."""
+    return dict(_read_environment(folder).get("training", {}))
+
+
+def _read_environment(folder: Path) -> dict[str, Any]:
     path = folder / ENVIRONMENT
-    found = files.read_vouched(path, wanted=ENVIRONMENT_WANTED) if path.exists() else {}
-    return dict(found.get("training", {}))
+    if not path.exists():
+        return {}
+    found = {"training": {}} | files.checked_object(
+        files.read_vouched(path, wanted=ENVIRONMENT_WANTED), where=path, wanted=ENVIRONMENT_WANTED, keys={}
+    )
+    return files.checked_object(found, where=path, wanted=ENVIRONMENT_WANTED, keys={"training": dict})
 
 
 def _version(package: str) -> str | None:
@@ -199,6 +205,23 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         SettingsError: If a line is not what was written.
     """
     return _lines(folder / METRICS).values
+
+
+def newest_metrics(folder: Path) -> dict[str, Any] | None:
+    """Return the last whole line of metrics.jsonl for a person who looks on, whatever its seal; None without one.
+
+    Only the end of the file is read, since a long run's is large.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_METRICS))
+        *_, before, _ = (b"", *file.read().split(b"\n"))
+    with suppress(ValueError):
+        found = json.loads(before)
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def _lines(path: Path) -> Lines:

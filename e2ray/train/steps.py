@@ -5,6 +5,7 @@ checkpoints says that it was lost, and a training never begins anew on top of th
 """
 
 import re
+import shlex
 from pathlib import Path
 
 from e2ray import files
@@ -34,9 +35,8 @@ def latest(folder: Path) -> Path | None:
         SettingsError: If `latest` is lost, unreadable or names what is not there.
     """
     pointer, steps = folder / LATEST, step_folders(folder)
-    again = (
-        f"`echo {steps[0][1].name} > {pointer}` names the newest one" if steps else "remove the folder to begin anew"
-    )
+    command = f"echo {steps[0][1].name} > {shlex.quote(str(pointer))}" if steps else ""
+    again = f"`{command}` names the newest one" if steps else "remove the folder to begin anew"
     try:
         with pointer.open("rb") as file:
             name = file.read(LONGEST_POINTER).decode("ascii").strip()
@@ -51,7 +51,7 @@ def latest(folder: Path) -> Path | None:
         raise SettingsError(f"{pointer}: says {name!r}, wanted step-<n>; {again}")
     if name == "step-0":  # a kill came between the first checkpoint's commit and its pointer
         return steps[0][1] if steps else None
-    if not (folder / name / "manifest.json").is_file():
+    if not (folder / name).is_dir():
         raise SettingsError(f"{pointer}: names {name}, which is not there; {again}")
     return folder / name
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from e2ray.follow import following
 from e2ray.train import standstill
-from e2ray.train.heartbeat import MEASURING, RESTING, Beat, read_beats
+from e2ray.train.heartbeat import MEASURING, RESTING, STARTING, Beat, read_beats
 
 LOOK_S = 1.0
 NOTICE_S = 50.0  # a minute, less what looking takes
@@ -116,7 +116,7 @@ class Vigil:
         """
         deadlock = all(seen.left or seen.asleep for seen in self._seen.values())
         longest = self._longest.get(beat.phase)
-        unknown = longest is None or beat.phase == MEASURING
+        unknown = longest is None or beat.phase in (MEASURING, STARTING)  # a resume loads more than a first start
         patient = max((FIRST if unknown else 1) * self.hang_s, LIMIT * (longest or 0.0))
         return self.idle(beat, now) >= (self.hang_s if stopped or (unknown and deadlock) else patient)
 
@@ -128,6 +128,12 @@ class Watchman:
         """Take what runs on a worker's machine, and what prints a line."""
         self.folder, self.vigil, self.on_node, self.show = folder, vigil, on_node, show
         self.replaced: list[str] = []
+        self._round: dict[str, str] = {}
+
+    @property
+    def blamed(self) -> str | None:
+        """The line of the first worker that was ended since the workers last began; others may have waited for it."""
+        return next(iter(self._round.values()), None)
 
     def look(self) -> None:
         """Look once."""
@@ -160,6 +166,9 @@ class Watchman:
         line = f"{_named(beat)}: no progress for {idle:.0f} s ({_phase(beat)})"
         self.show(f"{line}, cluster.hang_s is {self.vigil.hang_s:g}: it is ended, and the workers start anew")
         self.replaced.append(line)
+        if beat.name in self._round:  # the workers have begun anew since
+            self._round.clear()
+        self._round[beat.name] = line
         self.on_node(beat, standstill.end, beat)
         self.vigil.lost(beat)
 

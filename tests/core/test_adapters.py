@@ -21,7 +21,7 @@ CHOICES = {
     "head beside embeddings in full": (("o_proj", "lm_head"), ("embed_tokens",)),
     "a target inside of what is trained in full": (("down_proj", "q_proj"), ("mlp", "embed_tokens")),
 }
-SHARING = "ignore:model.lora.targets.* share a weight:UserWarning"
+SHARING = "ignore:model.lora.targets.* (share a weight|lie in):UserWarning"
 
 
 def trained(model):
@@ -73,6 +73,23 @@ def test_any_shared_tensor_is_trained_itself_and_told():
     plain = merged(model)
     torch.testing.assert_close(logits(plain, random_tokens(1, 9)), wanted, rtol=0, atol=1e-4)
     assert plain.model.layers[1].mlp.up_proj.weight is plain.model.layers[0].mlp.up_proj.weight
+
+
+@pytest.mark.parametrize("within", ["self_attn", "layers", "model"])
+def test_targets_inside_of_what_is_trained_in_full_are_told(within):
+    settings = LoraSettings(rank=2, targets=("q_proj", "v_proj"), trainable=(within,))
+    with pytest.warns(
+        UserWarning, match=r"q_proj, .* and 1 more lie in model\.lora\.trainable, so they are trained in"
+    ):
+        model = with_adapters(tiny_model("llama"), settings)
+    names = [name for name, each in model.named_parameters() if each.requires_grad]
+    assert names and not any("lora_" in name for name in names)
+
+
+@pytest.mark.parametrize("name", ["act_fn", "rotary_emb"])
+def test_modules_without_weights_cannot_be_trained(name):
+    with pytest.raises(SettingsError, match=rf"model\.lora\.trainable: \S*{name} has no weights to train"):
+        with_adapters(tiny_model("llama"), LoraSettings(rank=2, targets=("q_proj",), trainable=(name,)))
 
 
 def test_what_is_not_named_stays_as_it_was():

@@ -106,7 +106,7 @@ def test_a_flipped_bit_is_named(copied):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(SettingsError, match=rf"{path.name}: is damaged.*choose an older"):
+    with pytest.raises(SettingsError, match=rf"{path.name}: is damaged"):
         checkpoint.read_state(copied)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -74,6 +76,29 @@ def test_files_that_are_not_the_ledgers_are_left_alone(tmp_path):
     note.write_bytes(b"mine")
     Ledger(tmp_path, rank=0, start_step=0)
     assert note.read_bytes() == b"mine"
+
+
+KILLED_COMMIT = """
+import os, signal, sys
+from pathlib import Path
+from e2ray import files
+from e2ray.train.ledger import Ledger
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+ledger = Ledger(Path(sys.argv[1]), rank=0, start_step=0)
+ledger.commit(4)
+"""
+
+
+def test_what_a_killed_commit_left_is_no_part_of_the_ledger(tmp_path):
+    work(tmp_path, num_workers=1, start=0, commits=[2], stop=2)
+    done = subprocess.run([sys.executable, "-c", KILLED_COMMIT, str(tmp_path)], timeout=120)
+    assert done.returncode == -9
+    left = list((tmp_path / "ledger").glob(".tmp-*"))
+    assert left and not set(left) & set((tmp_path / "ledger").glob("steps-*"))
+    assert read_ledger(tmp_path).num_rows == 0  # step 0 was begun anew before the kill
+    work(tmp_path, num_workers=1, start=0, commits=[4], stop=4)
+    assert not list((tmp_path / "ledger").glob(".tmp-*"))
+    audit(tmp_path, 4)
 
 
 @pytest.mark.parametrize("preset", ["e2llm", "pose", "randpos", "cream", "endprompt", "native"])

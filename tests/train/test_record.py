@@ -14,13 +14,17 @@ from e2ray.train.record import (
     Recorder,
     end_status,
     environment,
+    newest_metrics,
+    note_training,
     peak_memory_mib,
     progress_line,
     prune_lines,
     read_metrics,
     read_status,
     settle,
+    training_facts,
     was_killed,
+    write_environment,
     write_status,
 )
 
@@ -137,12 +141,46 @@ def test_progress_line_tells_step_loss_speed_scale_and_remaining_time():
     assert progress_line(line(10), step=0, steps=1000, seconds_per_step=4).endswith("ETA 1:06:40")
 
 
+@pytest.mark.parametrize("count", [1, 2, 2000])
+def test_who_looks_on_sees_the_newest_whole_line(tmp_path, count):
+    assert newest_metrics(tmp_path) is None
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("")
+    assert newest_metrics(tmp_path) is None
+    path.write_text(json.dumps(line(1))[:20])
+    assert newest_metrics(tmp_path) is None
+    path.write_text("".join(json.dumps(line(step)) + "\n" for step in range(1, count + 1)) + '{"step": 99')
+    assert newest_metrics(tmp_path)["step"] == count
+    path.write_text("\0\n")
+    assert newest_metrics(tmp_path) is None
+
+
 def test_status_keeps_what_is_not_changed(tmp_path):
     write_status(tmp_path, state="running")
     started = read_status(tmp_path)["started_at"]
     write_status(tmp_path, state="failed", error="no")
     status = read_status(tmp_path)
     assert (status["state"], status["error"], status["started_at"]) == ("failed", "no", started)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "5", "null", '{"training": 3}', '{"training": null}', '{"a": NaN, "digest": 1}']
+)
+def test_an_environment_of_another_shape_is_one_line(tmp_path, content):
+    (tmp_path / "environment.json").write_text(content)
+    for acts in (training_facts, write_environment, lambda folder: note_training(folder, {"device": "cpu"})):
+        with pytest.raises(
+            SettingsError, match=r"\A\S+environment\.json: is damaged, .*remove it, what runs next writes"
+        ):
+            acts(tmp_path)
+
+
+def test_what_the_training_noted_stays_when_a_run_goes_on(tmp_path):
+    assert training_facts(tmp_path) == {}
+    note_training(tmp_path, {"device": "cpu", "attention": "sdpa"})
+    write_environment(tmp_path)
+    assert training_facts(tmp_path) == {"device": "cpu", "attention": "sdpa"}
+    assert json.loads((tmp_path / "environment.json").read_text())["versions"]["torch"]
 
 
 def test_environment_names_the_versions_and_the_hardware():
@@ -209,6 +247,8 @@ def test_metrics_of_an_earlier_version_are_read_and_vouched_for_from_the_next_st
         ),
         ('{"state": "failed", "step": 3, "error": {"a": 1}}', "is damaged, error is an object; wanted one of a run"),
         (json.dumps({"state": "x" * 5_000, "step": 1, "error": None}), "is damaged, state is 'xxx"),
+        ('{"state": "running", "step": 3, "error": null, "x": NaN, "digest": "0"}', "is damaged, its digest does not"),
+        ('{"state": "running", "step": 3, "error": "\\ud800", "digest": "0"}', "is damaged, its digest does not match"),
     ],
 )
 def test_a_status_of_another_shape_is_one_short_line(tmp_path, content, message):

@@ -1,5 +1,7 @@
 """Which checkpoint a training continues from, told by names alone."""
 
+import subprocess
+
 import pytest
 
 from e2ray.config.base import SettingsError
@@ -66,3 +68,18 @@ def test_a_pointer_that_is_a_folder_or_names_nothing_is_told(folder):
     (folder / "latest").mkdir()
     with pytest.raises(SettingsError, match="latest: cannot be read"):
         steps.latest(folder)
+
+
+def test_the_command_that_writes_the_pointer_again_works_in_a_folder_with_spaces(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("my runs") / "it's mine"
+    folder.rename(other)
+    (other / "latest").unlink()
+    with pytest.raises(SettingsError) as told:
+        steps.latest(other)
+    subprocess.run(str(told.value).split("`")[1], shell=True, check=True)
+    assert steps.latest(other) == other / "step-12"
+
+
+def test_a_named_checkpoint_without_its_manifest_is_one_to_look_at(folder):
+    (folder / "step-12" / "manifest.json").unlink()
+    assert steps.latest(folder) == folder / "step-12"  # whoever reads it says what it lacks, and takes the one before

@@ -124,6 +124,11 @@ def test_a_worker_that_moves_is_left_alone_however_long_its_steps_are(phase):
             assert not vigil.is_hung(quiet, second, stopped=False)
 
 
+def test_a_resume_has_the_time_of_a_first_start(tmp_path):
+    beat = replace(UPDATING, phase=STARTING, longest={STARTING: 20.0})
+    assert 300 * FIRST <= hung_at(Vigil(hang_s=300), beat, range(3000)) < 300 * FIRST + 6
+
+
 def test_one_that_ended_its_work_or_was_ended_is_not_looked_at_and_a_new_one_is():
     vigil = Vigil(hang_s=100)
     for second in range(60):
@@ -235,6 +240,19 @@ def test_a_first_step_that_sleeps_is_ended_and_one_that_computes_is_not(processe
         for process in working.started:
             process.kill()
             process.communicate()
+
+
+def test_the_first_one_ended_since_the_workers_began_is_blamed(processes):
+    watchman = processes.watchman(hang_s=0.8, notice_s=0.2)
+    for first, second in ((1, 0), (0, 1)):
+        stopped, waiting = processes.start(first), processes.start(second)
+        psutil.Process(stopped.pid).suspend()
+        with watched(watchman, every_s=0.05):
+            wait_until(lambda process=stopped: process.poll() is not None)
+            psutil.Process(waiting.pid).suspend()
+            wait_until(lambda process=waiting: process.poll() is not None)
+        assert watchman.blamed.startswith(f"worker of rank {first} (pid {stopped.pid}")
+    assert len(watchman.replaced) == 4
 
 
 def test_a_process_that_has_gone_by_itself_is_nobodys_business(processes):

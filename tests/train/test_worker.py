@@ -1,10 +1,12 @@
 """A whole training without Ray: draws, engine, checkpoints, and the Hugging Face folder made from one."""
 
+import errno
 import json
 import re
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,16 +252,60 @@ def test_a_checkpoint_under_the_name_of_another_step_is_refused(task):
         run(task)
 
 
-@pytest.mark.parametrize("damaged", ["part-00000-000.safetensors", "state.json", "manifest.json", "probe.safetensors"])
-def test_behind_a_damaged_checkpoint_the_training_goes_on_from_the_one_before(task, damaged, capsys):
+PART = "part-00000-000.safetensors"
+
+
+@pytest.mark.parametrize(
+    "change", [flip, Path.unlink, lambda path: path.write_bytes(b"")], ids=["bit", "lost", "empty"]
+)
+@pytest.mark.parametrize("damaged", [PART, "state.json", "manifest.json", "probe.safetensors"])
+def test_behind_a_damaged_checkpoint_the_training_goes_on_from_the_one_before(task, damaged, change, capsys):
     task = stopped_at_4(task)
-    flip(task.folder / "checkpoints" / "step-4" / damaged)
+    change(task.folder / "checkpoints" / "step-4" / damaged)
     assert run(task) == 6
     assert f"step-4/{damaged}" in (said := capsys.readouterr().out) and "looking for an older checkpoint" in said
     broken = [line["loss"] for line in read_metrics(task.folder)]
     other = replace(task, folder=task.folder.with_name("unbroken"))
     run(other)
     assert [line["loss"] for line in read_metrics(other.folder)] == broken  # in every bit
+
+
+@pytest.mark.parametrize(
+    "text", ['{"files": {"a": NaN}, "digest": 1}', '{"files": {"\\ud800": 1}, "digest": 1}', "[" * 9999]
+)
+def test_a_manifest_that_nobody_writes_is_damage(task, text, capsys):
+    task = stopped_at_4(task)
+    (task.folder / "checkpoints" / "step-4" / "manifest.json").write_text(text)
+    assert run(task) == 6
+    assert "step-4/manifest.json" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_back_is_damage(task, monkeypatch, capsys):
+    task = stopped_at_4(task)
+    read = files.sha256
+
+    def sha256(path):
+        if "step-4" in str(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(files, "sha256", sha256)
+    assert run(task) == 6
+    assert "step-4: cannot be read: Input/output error; looking for an older" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_version_is_no_damage(task):
+    task = stopped_at_4(task)
+    for step in (2, 4):
+        folder = task.folder / "checkpoints" / f"step-{step}"
+        state = json.loads((folder / "state.json").read_text()) | {"format": 1}
+        (folder / "state.json").write_text(json.dumps(state))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"]["state.json"] = files.fingerprint(folder / "state.json")
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": files.digest(manifest["files"])}))
+    with pytest.raises(SettingsError, match=r"step-4: has format 1, .*finish the run with the version") as told:
+        run(task)
+    assert "remove" not in str(told.value)
 
 
 def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(task):
