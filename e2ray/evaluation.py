@@ -90,7 +90,15 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
         else:
             write(retrieval)
     show(table(cells, found))
-    refuse_implausible(cells, read_metrics(run.folder), window=run.config.data.window, loss_gap=settings.loss_gap)
+    compared = refuse_implausible(
+        cells,
+        read_metrics(run.folder),
+        window=run.config.data.window,
+        loss_gap=settings.loss_gap,
+        least_loss_share=settings.least_loss_share,
+    )
+    if not compared:
+        show("the NLL was not held against the training losses: no window and scale has both")
     return files.read_vouched(run.folder / "evaluation.json", wanted="an evaluation")
 
 
@@ -106,12 +114,17 @@ def tuned_model(run: Run, base: Any) -> PretrainedModel:
 
 
 def _models(run: Run, base: Any) -> dict[str, Any]:
-    """Return the settings of both models, with the attention that the training ran with where its device is at hand."""
+    """Return the settings of both models, with the attention of the training where its device is at hand.
+
+    One that the recipe names is taken as it is, and told where the training ran with another.
+    """
     from e2ray.train.record import training_facts
 
-    facts = training_facts(run.folder)
+    facts, named = training_facts(run.folder), run.config.model.attention
     same = facts.get("device", "").startswith("cuda") == wants_gpu(run.config.cluster)
-    attention = {"attention": facts["attention"]} if facts and same else {}
+    attention = {"attention": facts["attention"]} if facts and same and named == "auto" else {}
+    if facts and named not in ("auto", facts["attention"]):
+        show(f"model.attention: {named} here, {facts['attention']} in the training")
     return {
         "base": base.model_copy(update=attention),
         "tuned": tuned_model(run, base).model_copy(update=attention),

@@ -73,16 +73,17 @@ def retrieval(run, path):
 
 
 def plausible(run, path):
-    """How far above its training loss a model's NLL passes for that of the trained one."""
+    """How far above and below its training loss a model's NLL passes for that of the trained one."""
     from e2ray.evaluate.perplexity import Cell
     from e2ray.evaluate.plausible import ImplausibleError, refuse_implausible
 
-    lines, found = [{"step": 1, "loss_by_scale": {"1": 2.0}}], []
-    for power in range(-120, 40):
-        cell = Cell("tuned", 32, 1.0, 2.0 + 2.0**power, 0.0, 100, 1, 8, None)
+    lines, found, settings = [{"step": 1, "loss_by_scale": {"1": 2.0}}], [], run.config.evaluate
+    bounds = {"loss_gap": settings.loss_gap, "least_loss_share": settings.least_loss_share}
+    for nll in (0.0, 2.0, *(2.0 + 2.0**power for power in range(-50, 40)), *(2.0**power for power in range(-120, 1))):
+        cell = Cell("tuned", 32, 1.0, nll, 0.0, 100, 1, 8, None)
         with suppress(ImplausibleError):
-            refuse_implausible([cell], lines, window=32, loss_gap=run.config.evaluate.loss_gap)
-            found.append(power)
+            refuse_implausible([cell], lines, window=32, **bounds)
+            found.append(nll)
     return found
 
 

@@ -103,7 +103,8 @@ SEEN = {
     ),
     "EvaluateSettings": {
         **dict.fromkeys(("windows", "scales", "documents", "skip_documents", "document_tokens", "stride"), "surface"),
-        **{"loss_gap": "plausible", "batch_tokens": "surface", "retrieval": "stages", "suites": "stages"},
+        **{"loss_gap": "plausible", "least_loss_share": "plausible", "batch_tokens": "surface"},
+        **{"retrieval": "stages", "suites": "stages"},
     },
     "RetrievalSettings": dict.fromkeys(RETRIEVED, "retrieval"),
     "SuiteSettings": dict.fromkeys(

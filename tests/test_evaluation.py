@@ -14,6 +14,7 @@ from e2ray.config.suites import SuiteSettings
 from e2ray.evaluate.plausible import ImplausibleError
 from e2ray.evaluate.weights import weights_digest
 from e2ray.run import Run
+from e2ray.train.record import note_training
 
 
 @pytest.fixture
@@ -71,6 +72,31 @@ def measured(run, monkeypatch):
     monkeypatch.setattr(evaluation, "_retrieval", lambda *arguments: asked(4))
     evaluation.evaluate(run, "shards", None)
     return run
+
+
+@pytest.mark.parametrize(
+    ("named", "device", "read_with", "said"),
+    [
+        ("auto", "cpu", "sdpa", ""),
+        ("sdpa", "cpu", "sdpa", ""),
+        ("eager", "cpu", "eager", "model.attention: eager here, sdpa in the training\n"),
+        ("auto", "cuda", "auto", ""),  # of the other device, on which there is another choice
+    ],
+)
+def test_both_models_are_read_with_the_attention_of_the_training_unless_the_recipe_names_one(
+    tmp_path, monkeypatch, capsys, named, device, read_with, said
+):
+    monkeypatch.setattr(evaluation, "wants_gpu", lambda settings: False)
+    sizes = settings(tmp_path).model.model_dump() | {"attention": named}
+    run = Run(settings(tmp_path, model=sizes), L)
+    run.folder.mkdir(parents=True)
+    models = evaluation._models(run, run.config.model)
+    assert {each.attention for each in models.values()} == {named}
+    note_training(run.folder, {"device": device, "dtype": "float32", "attention": "sdpa"})
+    capsys.readouterr()
+    models = evaluation._models(run, run.config.model)
+    assert {name: each.attention for name, each in models.items()} == {"base": read_with, "tuned": read_with}
+    assert capsys.readouterr().out == said or device == "cuda"
 
 
 def test_an_evaluation_names_the_weights_it_measured(measured):

@@ -90,9 +90,11 @@ def _data(data: DataSettings) -> Iterator[str]:
 
 def _positions(positions: PositionSettings, window: int, base_context_length: int) -> Iterator[str]:
     scale, placement, largest = positions.scale, positions.placement, positions.max_scale
+    if isinstance(scale, ChoiceScale) and len(scale.choices) == 1 and scale.choices[0].weight != 1:
+        yield _idle("positions.scale.choices.0.weight", scale.choices[0].weight, "there is no other choice")
     if scale.native_share == 1 and largest > 1:
         yield _idle(
-            "positions.scale.max_scale",
+            "positions.scale.choices" if isinstance(scale, ChoiceScale) else "positions.scale.max_scale",
             f"{largest:g}",
             "native_share 1 draws every row at scale 1, and no longer text is trained for; lower native_share, or take "
             "preset native",
@@ -103,6 +105,7 @@ def _positions(positions: PositionSettings, window: int, base_context_length: in
             yield _idle("positions.scale.native_share", f"{scale.native_share:g}", "max_scale 1 leaves no other scale")
         if isinstance(scale, PowerScale | BetaScale):
             yield _idle("positions.scale.kind", scale.kind, "max_scale 1 leaves no other scale")
+    without_scale = "lower native_share" if scale.native_share == 1 else "raise max_scale, shorten data.window"
     room = math.floor(max(0.0, largest * base_context_length - window))
     shifts = room > 0
     if isinstance(placement, NonePlacement):
@@ -112,7 +115,7 @@ def _positions(positions: PositionSettings, window: int, base_context_length: in
             "positions.placement",
             placement.kind,
             f"rows of data.window {window} tokens have no room to shift below scale {largest:g} times L "
-            f"({largest * base_context_length:g} tokens); raise max_scale, shorten data.window, or take kind none",
+            f"({largest * base_context_length:g} tokens); {without_scale}, or take kind none",
         )
     elif isinstance(placement, PrefixPlacement) and not placement.prefix:
         shifts = False
@@ -153,6 +156,8 @@ def _train(key: str, train: TrainSettings) -> Iterator[str]:
     elif train.schedule == "constant" and train.final_lr_share:
         reason = f"{key}.schedule is constant; take linear or cosine"
         yield _idle(f"{key}.final_lr_share", train.final_lr_share, reason)
+    elif train.schedule != "constant" and train.final_lr_share == 1:
+        yield _idle(f"{key}.schedule", train.schedule, f"{key}.final_lr_share 1 leaves the learning rate as it is")
 
 
 def _evaluate(evaluate: EvaluateSettings) -> Iterator[str]:

@@ -35,6 +35,13 @@ class EvaluateSettings(Settings):
         "the run fails, since the model evaluated cannot be the one trained. Raise it for held-out text unlike the "
         "rows.",
     )
+    least_loss_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of its last training loss at the same scale that the tuned model's NLL has at least; below, "
+        "the run fails, since the model must see its answers. Lower it for held-out text that is easier than the rows.",
+    )
     batch_tokens: int = Field(16_384, ge=1, description="Tokens of one forward, at least one window.")
     retrieval: RetrievalSettings | None = Field(None, description="The retrieval grid; null leaves it out.")
     suites: SuiteSettings | None = Field(None, description="Tasks of published suites; null leaves them out.")

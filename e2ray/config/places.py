@@ -155,7 +155,8 @@ def problems(value: Any, path: str = "") -> Iterator[str]:
 
 def without_credentials(text: str) -> str:
     """Return a message in which no URI shows what it may not hold."""
-    shown, begin = "", 0
+    shown: list[str] = []
+    begin, last = 0, _behind_last_at(text)
     while found := IN_TEXT.search(text, begin):
         word = found[0].rstrip(f"{MARKS}{QUOTES}")
         if "@" not in word or refusal(word) is None:  # else a quote is part of a key
@@ -165,13 +166,13 @@ def without_credentials(text: str) -> str:
         if refusal(uri):
             word = uri.partition("?")[0]
             if refusal(word) or word == uri:
-                word, end = f"{found[1]}://{HIDDEN}", _behind_last_at(text, end)
-        shown += text[begin : found.start()] + word
+                word, end = f"{found[1]}://{HIDDEN}", max(end, last)
+        shown += [text[begin : found.start()], word]
         begin = end
-    return shown + text[begin:]
+    return "".join([*shown, text[begin:]])
 
 
-def _behind_last_at(text: str, begin: int) -> int:
-    """Return the end of the word that holds the last @; a key may hold spaces and quotes."""
-    found = re.compile(r".*@[^\s'\"]*", re.DOTALL).match(text, begin)
-    return found.end() if found else begin
+def _behind_last_at(text: str) -> int:
+    """Return the end of the word that holds the last @, 0 without one; a key may hold spaces and quotes."""
+    found = re.compile(r"[^\s'\"]*").match(text, text.rfind("@") + 1)
+    return found.end() if found and "@" in text else 0

@@ -11,7 +11,6 @@ from typing import Any
 from e2ray.evaluate.perplexity import Cell
 
 LAST_SHARE = 0.1  # of the updates, whose losses count
-LEAST_SHARE = 0.1  # of the training loss that held-out text has at least
 
 
 class ImplausibleError(RuntimeError):
@@ -19,8 +18,13 @@ class ImplausibleError(RuntimeError):
 
 
 def refuse_implausible(
-    cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any]], *, window: int, loss_gap: float
-) -> None:
+    cells: Sequence[Cell],
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    window: int,
+    loss_gap: float,
+    least_loss_share: float,
+) -> bool:
     """Raise ImplausibleError if the tuned model's NLL is far from its training loss at the same scale.
 
     Compared is the window of training, or the shortest one measured beyond it, at each scale of which both are known.
@@ -30,21 +34,29 @@ def refuse_implausible(
         metrics: Lines of metrics.jsonl.
         window: R, tokens of a training row.
         loss_gap: Nats that the NLL may lie above the training loss, at least 0.
+        least_loss_share: Share of the training loss that the NLL has at least, 0 to 1.
+
+    Returns:
+        Whether anything could be compared.
     """
     losses = _last_losses(metrics)
     tuned = [cell for cell in cells if cell.model == "tuned" and cell.window >= window]
     shortest = min((cell.window for cell in tuned), default=None)
-    for cell in tuned:
-        loss = losses.get(scale_bucket(cell.scale))
-        if cell.window != shortest or loss is None:
+    pairs = [(cell, losses.get(scale_bucket(cell.scale))) for cell in tuned if cell.window == shortest]
+    for cell, loss in pairs:
+        if loss is None or least_loss_share * loss <= cell.nll <= loss + loss_gap:
             continue
-        if LEAST_SHARE * loss <= cell.nll <= loss + loss_gap:
-            continue
+        way_out = (
+            f"so unlike the rows, raise evaluate.loss_gap ({loss_gap:g} nats)"
+            if cell.nll > loss
+            else f"so much easier than the rows, lower evaluate.least_loss_share ({least_loss_share:g})"
+        )
         raise ImplausibleError(
             f"the tuned model cannot be the one that was trained: at scale {cell.scale:g} its NLL in windows of "
             f"{cell.window} tokens is {cell.nll:.3f}, its last training loss was {loss:.3f}; if the held-out text is "
-            f"so unlike the rows, raise evaluate.loss_gap ({loss_gap:g} nats)"
+            f"{way_out}"
         )
+    return any(loss is not None for _, loss in pairs)
 
 
 def scale_bucket(scale: float) -> str:

@@ -148,15 +148,10 @@ def verify(
         del model  # the hook keeps the rotary modules, the weights go
         checks = []
         for length, override in overrides.items():
-            try:
+            with _refusing(length, "load"):
                 served = _load(folder, override)
-            except SettingsError as error:
-                raise SettingsError(f"serving/{length}: {error}") from None
-            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                raise SettingsError(
-                    f"serving/{length}: transformers cannot load it ({type(error).__name__}: {error}); refused"
-                ) from None
-            check = _compare(served, hook, length, chosen[length], wanted[length])
+            with _refusing(length, "run"):
+                check = _compare(served, hook, length, chosen[length], wanted[length])
             checks.append(check)
             if progress is not None:
                 progress(
@@ -165,6 +160,20 @@ def verify(
                 )
             del served
     return checks
+
+
+@contextmanager
+def _refusing(length: int, doing: str) -> Iterator[None]:
+    """Raise what a model's own code stumbles over in the block as a SettingsError that names the profile."""
+    where = f"serving/{length}: "
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(where + str(error).removeprefix(where)) from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"{where}transformers cannot {doing} it ({type(error).__name__}: {error}); refused"
+        ) from None
 
 
 def _wanted(model: PreTrainedModel, hook: RotaryHook, length: int, scale: float, count: int, seed: int) -> list[Wanted]:

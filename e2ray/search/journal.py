@@ -130,7 +130,8 @@ class Journal:
         """Append lines and flush them to the disk.
 
         Raises:
-            SettingsError: If the disk is full or the file cannot be written; nothing is appended then.
+            SettingsError: If the disk is full or the file cannot be written; nothing is appended then. If the end
+                cannot be noted beside it, the lines stand.
         """
         if self._unsealed:
             self._seal_all()

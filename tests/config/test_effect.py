@@ -66,6 +66,27 @@ SEARCH = "search={trials: 6, baselines: [e2llm], repeats: 2, early_stopping: nul
             "positions.scale.max_scale: 8 is without effect, since native_share 1 draws every row at scale 1",
         ),
         (
+            [
+                "positions={scale: {kind: choice, choices: [{scale: 4, weight: 1}], native_share: 1}, placement: {kind: prefix}}"
+            ],
+            "positions.scale.choices: 4 is without effect, since native_share 1 draws every row at scale 1",
+        ),
+        (
+            [
+                "positions={scale: {kind: choice, choices: [{scale: 4, weight: 1}], native_share: 1}, placement: {kind: prefix}}"
+            ],
+            "positions.placement: prefix is without effect, since rows of data.window 64 tokens have no room to shift "
+            "below scale 1 times L (64 tokens); lower native_share, or take kind none",
+        ),
+        (
+            ["positions={scale: {kind: choice, choices: [{scale: 4, weight: 3}]}, placement: {kind: none}}"],
+            "positions.scale.choices.0.weight: 3.0 is without effect, since there is no other choice",
+        ),
+        (
+            ["train={steps: 9, batch_sequences: 4, schedule: cosine, final_lr_share: 1}"],
+            "train.schedule: cosine is without effect, since train.final_lr_share 1 leaves the learning rate",
+        ),
+        (
             ["positions={scale: {kind: fixed, max_scale: 1, native_share: 0.5}, placement: {kind: none}}"],
             "positions.scale.native_share: 0.5 is without effect, since max_scale 1 leaves no other scale",
         ),

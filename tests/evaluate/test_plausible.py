@@ -15,8 +15,9 @@ def lines(loss, *, bucket="1"):
     return [{"step": step, "loss_by_scale": {bucket: loss + (9 if step < 90 else 0)}} for step in range(10, 101, 10)]
 
 
-def check(cells, metrics, window=128, loss_gap=3.0):
-    refuse_implausible(cells, metrics, window=window, loss_gap=loss_gap)
+def check(cells, metrics, window=128, loss_gap=3.0, least_loss_share=0.1):
+    options = {"window": window, "loss_gap": loss_gap, "least_loss_share": least_loss_share}
+    return refuse_implausible(cells, metrics, **options)
 
 
 @pytest.mark.parametrize(("nll", "loss"), [(4.4, 4.4), (7.3, 4.4), (0.5, 4.4), (2.0, 0.1), (0.01, 0.05)])
@@ -30,19 +31,22 @@ def test_what_cannot_be_the_trained_model_is_told_with_both_numbers(nll, loss):
         check([cell(nll)], lines(loss))
 
 
-def test_the_gap_is_a_setting():
+def test_both_bounds_are_settings_and_each_names_its_own():
     check([cell(9.0)], lines(2.0), loss_gap=8.0)
+    assert check([cell(0.01)], lines(2.0), least_loss_share=0.0)
+    with pytest.raises(ImplausibleError, match=r"easier than the rows, lower evaluate\.least_loss_share \(0\.2\)"):
+        check([cell(0.3)], lines(2.0), least_loss_share=0.2, loss_gap=1e9)
     with pytest.raises(ImplausibleError, match=r"raise evaluate\.loss_gap \(0\.5 nats\)"):
         check([cell(2.6)], lines(2.0), loss_gap=0.5)
 
 
 def test_scales_and_windows_that_were_not_both_seen_say_nothing():
-    check([], lines(4.0))
-    check([cell(60.0)], [])
-    check([cell(60.0, model="base")], lines(4.0))
-    check([cell(60.0, scale=4.0)], lines(4.0))
-    check([cell(60.0, window=64)], lines(4.0))  # shorter than a row
-    check([cell(4.0, window=128), cell(60.0, window=2048)], lines(4.0))  # reading so far may just fail
+    assert not check([], lines(4.0))
+    assert not check([cell(60.0)], [])
+    assert not check([cell(60.0, model="base")], lines(4.0))
+    assert not check([cell(60.0, scale=4.0)], lines(4.0))
+    assert not check([cell(60.0, window=64)], lines(4.0))  # shorter than a row
+    assert check([cell(4.0, window=128), cell(60.0, window=2048)], lines(4.0))  # reading so far may just fail
 
 
 def test_each_scale_is_judged_by_its_own_losses():
