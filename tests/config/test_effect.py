@@ -26,6 +26,11 @@ def told(*assignments):
 SEARCH = "search={trials: 6, baselines: [e2llm], repeats: 2, early_stopping: null}"
 
 
+NATIVE_CHOICE = (
+    "positions={scale: {kind: choice, choices: [{scale: 4, weight: 1}], native_share: 1}, placement: {kind: prefix}}"
+)
+
+
 @pytest.mark.parametrize(
     ("assignments", "line"),
     [
