@@ -71,15 +71,11 @@ NATIVE_CHOICE = (
             "positions.scale.max_scale: 8 is without effect, since native_share 1 draws every row at scale 1",
         ),
         (
-            [
-                "positions={scale: {kind: choice, choices: [{scale: 4, weight: 1}], native_share: 1}, placement: {kind: prefix}}"
-            ],
+            [NATIVE_CHOICE],
             "positions.scale.choices: 4 is without effect, since native_share 1 draws every row at scale 1",
         ),
         (
-            [
-                "positions={scale: {kind: choice, choices: [{scale: 4, weight: 1}], native_share: 1}, placement: {kind: prefix}}"
-            ],
+            [NATIVE_CHOICE],
             "positions.placement: prefix is without effect, since rows of data.window 64 tokens have no room to shift "
             "below scale 1 times L (64 tokens); lower native_share, or take kind none",
         ),
