@@ -18,6 +18,8 @@ from e2ray.config.base import SettingsError
 
 SEALED = re.compile(rb'(\{.*\S),"line":([1-9]\d{0,11}),"seal":"([0-9a-f]{32})"\}', re.DOTALL)
 
+DIGITS, HEXADECIMAL = b"0123456789", b"0123456789abcdef"
+
 
 @dataclass(frozen=True)
 class End:
@@ -90,7 +92,7 @@ def read(path: Path, *, advice: Callable[[int], str], must_be_sealed: bool = Fal
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     *whole, torn = content.split(b"\n")
     matches = [SEALED.fullmatch(line) for line in whole]
-    has_seals = must_be_sealed or any(matches)
+    has_seals = must_be_sealed or any(matches) or any(map(_is_nearly_sealed, whole))
     values, ends, end = [], [], End()
     for number, (line, match) in enumerate(zip(whole, matches, strict=True), start=1):
         damage = _damage(match, end) if has_seals else None
@@ -107,6 +109,19 @@ def read(path: Path, *, advice: Callable[[int], str], must_be_sealed: bool = Fal
         ends.append(end)
         values.append({key: item for key, item in value.items() if key not in ("line", "seal")} if match else value)
     return Lines(values, ends, len(torn), has_seals and bool(whole))
+
+
+def _is_nearly_sealed(line: bytes) -> bool:
+    """Return whether a line ends with number and seal but for one byte, as a lone line with a flipped bit may."""
+    for digits in range(1, 13):
+        end = [*b',"line":', *[DIGITS] * digits, *b',"seal":"', *[HEXADECIMAL] * 32, *b'"}']
+        tail = line[-len(end) :]
+        others = sum(
+            byte not in each if isinstance(each, bytes) else byte != each for byte, each in zip(tail, end, strict=False)
+        )
+        if len(tail) == len(end) and others <= 1:
+            return True
+    return False
 
 
 def _damage(match: re.Match[bytes] | None, before: End) -> str | None:

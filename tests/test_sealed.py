@@ -58,6 +58,22 @@ def test_a_line_without_a_seal_that_is_no_object_is_named(tmp_path, line, messag
         read(path, advice=advice)
 
 
+@pytest.mark.parametrize("before", [End(), End(9, "a" * 32), End(12345, "0" * 32)])
+def test_every_flipped_bit_of_a_lone_line_is_named_or_tears_it(tmp_path, before):
+    """Nothing beside it says that lines of the file have seals."""
+    path = tmp_path / "lines.jsonl"
+    text = seal('{"step": 3, "loss": 2.5}', before)[0].encode()
+    for place in range(8 * len(text)):
+        damaged = bytearray(text)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        if place // 8 == len(text) - 1:  # the line break
+            assert read(path, advice=advice).torn
+            continue
+        with pytest.raises(SettingsError, match=r"\A\S+lines\.jsonl: (is damaged, )?line 1 of [12]"):
+            read(path, advice=advice)
+
+
 def test_a_line_of_another_file_does_not_fit(tmp_path):
     path = tmp_path / "lines.jsonl"
     text, _ = sealed(['{"a": 1}', '{"a": 2}'])
