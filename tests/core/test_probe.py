@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen3MoeConfig
 
 from e2ray.config.base import SettingsError
 from e2ray.core.probe import Probe, ask, forward_of, refuse_other_answers
-from e2ray.core.rope import RotaryHook
+from e2ray.core.rope import RotaryHook, find_rotary_modules
 
 from .tiny import FAMILIES, VOCAB_SIZE, tiny_model
 
@@ -82,6 +83,59 @@ def test_a_wrong_model_is_told_in_bfloat16():
     model, other = (cast(tiny_model("llama", seed=seed), torch.bfloat16) for seed in (0, 1))
     with pytest.raises(SettingsError, match="answers otherwise"):
         compare(probe_of(model, torch.bfloat16), other)
+
+
+SMALL = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "num_experts_per_tok": 2,
+}
+ROUTED = {
+    "mixtral": (MixtralConfig, {"num_local_experts": 8}),
+    "gpt_oss": (GptOssConfig, {"num_local_experts": 8, "sliding_window": 32}),
+    "qwen3_moe": (Qwen3MoeConfig, {"num_experts": 8, "moe_intermediate_size": 48, "norm_topk_prob": True}),
+}
+
+
+def routed(family, seed):
+    kind, own = ROUTED[family]
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(kind(**SMALL | own), attn_implementation="eager").eval()
+
+
+@pytest.mark.parametrize("family", ROUTED)
+def test_a_token_that_rounding_sends_to_another_expert_is_no_other_model(family):
+    for seed in range(24):
+        model = routed(family, seed)
+        for parameter in model.parameters():  # a bf16 engine rounds its fp32 weights
+            parameter.data += 1e-3 * torch.randn_like(parameter)
+        probe = probe_of(cast(model, torch.bfloat16), torch.bfloat16)
+        compare(probe, cast(model, torch.float32))
+        compare(probe_of(cast(model, torch.float32)), cast(model, torch.float32))
+
+
+@pytest.mark.parametrize("family", ROUTED)
+def test_other_weights_of_a_model_with_experts_are_told(family):
+    model = routed(family, 0)
+    for dtype in (torch.bfloat16, torch.float32):
+        with pytest.raises(SettingsError, match=r"answers otherwise.*: the typical difference"):
+            compare(probe_of(cast(model, dtype), dtype), routed(family, 1))
+    probe = probe_of(model)
+    model.model.layers[1].self_attn.o_proj.weight.data *= 1 + 1e-3
+    with pytest.raises(SettingsError, match="answers otherwise"):
+        compare(probe, model)
+    model = routed(family, 2)
+    probe = probe_of(model)
+    find_rotary_modules(model)[0].inv_freq.data /= 2
+    with pytest.raises(SettingsError, match="answers otherwise"):
+        compare(probe, model)
 
 
 def test_weights_that_are_no_numbers_are_told():
