@@ -60,13 +60,21 @@ def check_model(run: Run) -> None:
     """Prove without weights that what a recipe trains can be served, and say what the base's layers do not see.
 
     Raises:
-        SettingsError: If it cannot, or the base's class cannot do what the recipe asks for.
+        SettingsError: If it cannot, the base's class cannot do what the recipe asks for, or the names and shapes of a
+            folder's weights are not those of its config, or embed fewer tokens than the tokenizer has.
     """
+    from e2ray.core.model import check_weights
+    from e2ray.data.tokenizer import load_tokenizer, vocabulary_size
     from e2ray.twin import EXPORTED, check_base
 
     config = run.config
     if not isinstance(config.model, PretrainedModel):  # a built Llama is plain
         return
+    if config.model.is_folder:
+        source, size = config.data.tokenizer, None
+        if isinstance(source, PretrainedTokenizer) and source.is_folder:
+            size = vocabulary_size(load_tokenizer(source.path))
+        check_weights(config.model, vocab_size=size)
     lengths: dict[str, Sequence[int]] = {"positions": [run.longest]}
     if config.evaluate and config.evaluate.windows:
         lengths["evaluate.windows"] = config.evaluate.windows

@@ -117,9 +117,14 @@ def _models(run: Run, base: Any) -> dict[str, Any]:
     """Return the settings of both models, with the attention of the training where its device is at hand.
 
     One that the recipe names is taken as it is, and told where the training ran with another.
+
+    Raises:
+        SettingsError: If the base is not the one that the model was trained from.
     """
+    from e2ray.train.origin import refuse_other_base
     from e2ray.train.record import training_facts
 
+    remote("base", refuse_other_base, run.folder / "model", base, use_gpu=False)
     facts, named = training_facts(run.folder), run.config.model.attention
     same = facts.get("device", "").startswith("cuda") == wants_gpu(run.config.cluster)
     attention = {"attention": facts["attention"]} if facts and same and named == "auto" else {}

@@ -21,7 +21,7 @@ from e2ray.config.load import read_vouched_recipe
 from e2ray.config.model import PretrainedModel
 from e2ray.core.model import base_facts, build_model
 from e2ray.core.rope import RotaryHook
-from e2ray.data.tokenizer import behind, load_tokenizer, opening_tokens, prefix_tokens
+from e2ray.data.tokenizer import behind, load_tokenizer, opening_tokens, prefix_tokens, vocabulary_size
 from e2ray.evaluate.decoding import sampling
 from e2ray.evaluate.effective import request_scale
 from e2ray.evaluate.weights import read_scales
@@ -74,7 +74,9 @@ class Generator:
         self.base_context_length: int = settings.base_context_length
         self.tokenizer = load_tokenizer(place)
         self._prefix = prefix_tokens(self.tokenizer)
-        self.model = build_model(settings, dtype=dtype, device=self.device, vocab_size=len(self.tokenizer)).eval()
+        self.model = build_model(
+            settings, dtype=dtype, device=self.device, vocab_size=vocabulary_size(self.tokenizer)
+        ).eval()
         self.model.config.use_cache = True
         self.prefill_tokens = prefill_tokens
         self.hook = RotaryHook(self.model)

@@ -86,7 +86,7 @@ def pretrain(run: Run, shards: str | Path) -> Path:
             try:
                 write_status(folder, state="running", error=None, ended_at=None)
                 plain = run.config.model.model_copy(update={"lora": None})  # other runs share the base
-                _train(run, folder, shards, plain, settings, native)
+                _train(run, task_of(run, folder, shards, plain, settings, native))
             except BaseException as error:
                 stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
                 end_status(folder, "preempted" if stopped else "failed", str(error) or type(error).__name__)
@@ -139,13 +139,10 @@ def task_of(
     )
 
 
-def _train(
-    run: Run, folder: Path, shards: str | Path, model: Any, settings: TrainSettings, positions: PositionSettings
-) -> None:
-    """Train into `folder` and write its `model/`; continues from the folder's newest checkpoint."""
+def _train(run: Run, task: Any) -> None:
+    """Train into the task's folder and write its `model/`; continues from the folder's newest checkpoint."""
     from e2ray.train.launch import resources, train
 
-    task = task_of(run, folder, shards, model, settings, positions)
     resources(run.config.cluster)
     train(task, run.config.cluster)
     for line in remote("write model", _write_model, task, use_gpu=False):
@@ -178,9 +175,18 @@ def _saved_dtype(found: Path) -> Any:
 
 
 def train(run: Run, shards: str | Path, model: Any) -> None:
-    """Fine-tune with the run's position draws."""
-    if not (run.folder / "model").is_dir():
-        _train(run, run.folder, shards, model, run.config.train, run.config.positions)
+    """Fine-tune with the run's position draws.
+
+    Raises:
+        SettingsError: If a model of another training stands in the run's folder.
+    """
+    from e2ray.train.origin import refuse_other_training
+
+    task = task_of(run, run.folder, shards, model, run.config.train, run.config.positions)
+    if (run.folder / "model").is_dir():
+        refuse_other_training(task)
+    else:
+        _train(run, task)
 
 
 def export(run: Run, base: Any) -> Path:
@@ -315,7 +321,7 @@ def execute(config: RunConfig) -> None:
         if (run.folder / JOURNAL).exists():
             raise SettingsError(f"{run.folder}: holds a study of that name; choose another name for the training run")
         status = read_status(run.folder)
-        if status and status["state"] == "succeeded":
+        if status and status["state"] == "succeeded" and (run.folder / "config.yaml").exists():
             show(f"{run.folder} is finished: {brief(status.get('result', 'its status tells no result'))}")
             tell_unmeasured(run)
             return
@@ -369,6 +375,11 @@ def export_only(config: RunConfig) -> None:
 def _later_stage(run: Run, stage: str) -> None:
     if not (run.folder / "model").is_dir():
         raise SettingsError(f"{run.folder / 'model'}: no tuned model yet; run `e2ray train` with this recipe first")
+    if not (run.folder / "config.yaml").is_file():
+        raise SettingsError(
+            f"{run.folder / 'config.yaml'}: is lost; put it back from a copy, or run `e2ray train` with the recipe "
+            "that the model was trained with, which writes it anew"
+        )
     refuse_other_settings(run, besides=MENDABLE)
     tell_ignored(run, *MENDABLE)
     with files.lock(run.folder / ".lock", what="running this run"):

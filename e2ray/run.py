@@ -177,7 +177,7 @@ def refuse_other_settings(run: Run, *, besides: Sequence[str] = (), begun: bool 
     if begun is None:
         begun = (run.folder / "model").is_dir() or checkpoints_begun(run.folder / "checkpoints")
     if not begun or not path.exists():  # a run that failed before it trained may be mended under its name
-        return
+        return  # and without config.yaml checkpoints and model say themselves what they are of
     before = read_resolved(path).model_dump(mode="json")
     after = run.config.model_dump(mode="json")
     for settings, place in itertools.product((before, after), besides):

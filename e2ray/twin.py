@@ -23,8 +23,8 @@ from e2ray.core.model import check_attention, model_class, trained_config
 from e2ray.core.proof import seeded
 from e2ray.core.rope import find_rotary_modules, frequency_buffers
 from e2ray.core.sight import check_sight
-from e2ray.core.weights import first_line
-from e2ray.evaluate.serving import profile_folder, quietly, verify
+from e2ray.core.weights import first_line, quietly
+from e2ray.evaluate.serving import profile_folder, verify
 from e2ray.export import make_profile
 from e2ray.files import write_json
 

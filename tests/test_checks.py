@@ -7,13 +7,17 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from observed import without_ray
-from transformers import LlamaConfig
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from e2ray import checks, comparing, pipeline, tuning
 from e2ray.config.base import SettingsError
+from e2ray.config.data import ByteLevelBpe
 from e2ray.config.load import apply_override, validate
+from e2ray.data.tokenizer import load_tokenizer, train_byte_level_bpe, vocabulary_size
 from e2ray.run import resolve
 
 SMALL_TOKENIZER = {"kind": "byte_level_bpe", "vocab_size": 280, "training_bytes": 3000}
@@ -36,12 +40,12 @@ def config_of(recipe, *assignments):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A function that writes the config.json of a tiny checkpoint with some values in it changed."""
+    """A function that writes a tiny checkpoint with some values in its config.json changed."""
 
     def write(**changes):
         folder = tmp_path / "checkpoint"
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-        LlamaConfig(vocab_size=300, max_position_embeddings=32, **sizes).save_pretrained(folder)
+        LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=32, **sizes)).save_pretrained(folder)
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
         return {"kind": "pretrained", "path": str(folder)}
@@ -111,6 +115,77 @@ def test_what_this_machine_cannot_do_is_refused_where_a_run_starts_on_it(recipe,
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(SettingsError, match=message):
         checks.refuse_before_start(run)
+
+
+@pytest.fixture
+def weights(checkpoint):
+    """A function that writes a tiny checkpoint with weights, and returns the section of a recipe and their file."""
+
+    def write(**changes):
+        section = checkpoint(**changes)
+        model = LlamaForCausalLM(LlamaConfig.from_pretrained(section["path"]))
+        model.save_pretrained(section["path"])
+        return section, Path(section["path"]) / "model.safetensors"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda held: held.pop("lm_head.weight"), "1 of its weights are missing, lm_head.weight among them"),
+        (lambda held: held.update(more=torch.zeros(2)), "1 of its weights are left over, .* more among them"),
+        (lambda held: held.update({"model.norm.weight": torch.zeros(3)}), r"model.norm.weight has the shape \[3\]"),
+        (
+            lambda held: [held.update({f"module.{name}": held.pop(name)}) for name in list(held)],
+            "begin with 'module.', module.lm_head.weight among them, wanted lm_head.weight",
+        ),
+        (
+            lambda held: [held.update({f"module.{name}": held.pop(name)}) for name in list(held) if "head" not in name],
+            "begin with 'module.', module.model.*, wanted model.*; save the model that the wrapper holds",
+        ),
+    ],
+)
+def test_weights_that_are_not_whole_are_told_at_check(recipe, weights, capfd, change, message):
+    section, path = weights()
+    pipeline.check(config_of(recipe | {"model": section}))
+    held = load_file(path)
+    change(held)
+    save_file(held, path, {"format": "pt"})
+    capfd.readouterr()
+    with pytest.raises(SettingsError, match=rf"model\.path \S+checkpoint: .*{message}"):
+        pipeline.check(config_of(recipe | {"model": section}))
+    assert capfd.readouterr() == ("", "")  # nothing of transformers beside it
+
+
+def test_a_tokenizer_with_ids_beyond_the_embeddings_is_told_at_check(recipe, weights, tmp_path):
+    section, _ = weights(vocab_size=290)
+    made = train_byte_level_bpe(["word of a text"] * 9, ByteLevelBpe(vocab_size=270))
+    made.save_pretrained(tmp_path / "t")
+    path = tmp_path / "t" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    vocabulary[last] = 289  # ids with a gap
+    path.write_text(json.dumps(content))
+    recipe["data"]["tokenizer"] = {"kind": "pretrained", "path": str(tmp_path / "t")}
+    tokenizer = load_tokenizer(tmp_path / "t")
+    assert len(tokenizer) < vocabulary_size(tokenizer) == 290
+    pipeline.check(config_of(recipe | {"model": section}))
+    vocabulary[last] = 290
+    path.write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match="has 290 token embeddings, the tokenizer 291 tokens; name the model's own"):
+        pipeline.check(config_of(recipe | {"model": section}))
+
+
+@pytest.mark.parametrize(
+    ("told", "method"),
+    [({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"), ({"quant_method": "weird"}, "weird")],
+)
+def test_a_quantised_base_is_refused(recipe, checkpoint, told, method):
+    section = checkpoint(quantization_config=told)
+    with pytest.raises(SettingsError, match=rf"its weights are quantised \({method}\), wanted bf16, fp16 or fp32"):
+        pipeline.check(config_of(recipe | {"model": section}))
 
 
 def test_what_lora_does_otherwise_than_asked_for_is_told_in_one_line(recipe, checkpoint, capsys):

@@ -5,6 +5,8 @@ trained. A checkpoint that already carries a scaling is therefore refused until 
 to train on top of it or without it. Remote code is never run.
 """
 
+import hashlib
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -31,7 +32,7 @@ from e2ray.core.model_folder import probe_of, refuse_damaged
 from e2ray.core.probe import Probe, forward_of, refuse_other_answers
 from e2ray.core.proof import prove, seeded
 from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook, other_keys
-from e2ray.core.weights import first_line, load_weights
+from e2ray.core.weights import first_line, load_weights, non_finite, refuse_vocabulary
 
 # Rope types whose frequencies depend on the length of the text: no fixed model to train on top of.
 LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -43,6 +44,8 @@ __all__ = [
     "build_model",
     "check_adapters",
     "check_attention",
+    "check_weights",
+    "config_digest",
     "merged",
     "meta_model",
     "model_class",
@@ -341,6 +344,13 @@ def _load_config(settings: PretrainedModel) -> PreTrainedConfig:
                 "access rights, or download it and name the folder"
             )
         raise SettingsError(f"model.path {path}: {reason}") from None
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise SettingsError(
+            f"model.path {path}: its weights are quantised ({method or 'quantization_config'}), wanted bf16, fp16 or "
+            "fp32; take a checkpoint that is not, or save this one dequantised"
+        )
     if config.get_text_config() is not config:
         raise SettingsError(
             f"model.path {path}: {config.model_type} is a model of several modalities; choose a text-only checkpoint"
@@ -448,13 +458,36 @@ def _load_checkpoint(
         dtype=dtype,
         attn_implementation=attention,
     )
-    known = model.get_input_embeddings().weight.shape[0]
-    if vocab_size is not None and vocab_size > known:
+    refuse_vocabulary(model, vocab_size, key=f"model.path {settings.path}")
+    if wrong := non_finite(model, dtype):
         raise SettingsError(
-            f"model.path {settings.path}: has {known} token embeddings, the tokenizer {vocab_size} tokens; "
-            "name the model's own tokenizer"
+            f"model.path {settings.path}: {wrong} holds numbers that are not finite in {str(dtype)[6:]}; name a "
+            "checkpoint that is whole"
         )
     return model
+
+
+def check_weights(settings: Model, *, vocab_size: int | None) -> None:
+    """Raise SettingsError if a checkpoint's weights are not whole, by names and shapes alone: no values are read.
+
+    Args:
+        settings: A model to build has none.
+        vocab_size: Tokens of the tokenizer, None where it is not known yet.
+    """
+    if not isinstance(settings, PretrainedModel):
+        return
+    where, config = _location(settings.path, key="model.path"), trained_config(settings)
+    key = f"model.path {settings.path}"
+    model = load_weights(where, key=key, config=config, revision=settings.revision, device_map="meta")
+    refuse_vocabulary(model, vocab_size, key=key)
+
+
+def config_digest(config: PreTrainedConfig) -> str:
+    """Return 64 hexadecimal digits that name what a config says of a model, not where it is from or how it is run."""
+    told = config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"):
+        told.pop(key, None)
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _enable_checkpointing(model: PreTrainedModel) -> None:
@@ -464,10 +497,3 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
     else:  # the name in early transformers 5, deprecated in later ones
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     model.config.use_cache = False
-
-
-def non_finite(model: nn.Module, dtype: torch.dtype) -> str | None:
-    """Return the name of the first weight that holds a NaN or an infinity in a dtype, None where none does."""
-    return next(
-        (name for name, weight in model.named_parameters() if not bool(weight.to(dtype).isfinite().all())), None
-    )

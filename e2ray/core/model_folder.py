@@ -6,34 +6,44 @@ somewhere else, and nothing is known of it. Weights, configs, tokenizers and ser
 written; texts and pictures for people may be edited.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
 
 from e2ray import files
 from e2ray.config.base import SettingsError
-from e2ray.core.file_names import WEIGHTS, files_below, is_for_people, is_loaded
+from e2ray.core.file_names import files_below, is_for_people, is_loaded
 from e2ray.core.probe import Probe
 
 RECORD, MANIFEST, PROBE = "e2ray", "manifest.json", "probe.safetensors"
 FORMAT = 1
 
 
-def seal(folder: Path, probe: Probe | None) -> None:
+def seal(folder: Path, probe: Probe | None, *, training: Mapping[str, Any] | None = None) -> None:
     """Write the record of a model folder whose files are all there; call it before the folder gets its name.
 
     Args:
         folder: Of the model.
         probe: Of the model, None where none is known.
+        training: What the training was that made the model, plain data; None where none did.
     """
     record = folder / RECORD
     record.mkdir()
     if probe is not None:
         probe.save(record / PROBE)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    content = {"format": FORMAT, "files": files.fingerprints(folder, names)}
+    content: dict[str, Any] = {"format": FORMAT, "files": files.fingerprints(folder, names)}
+    if training is not None:
+        content["training"] = dict(training)
     files.write_json(record / MANIFEST, content | {"digest": files.digest(content)})
 
 
@@ -92,13 +102,36 @@ def weights_identity(path: str, revision: str | None, *, is_folder: bool) -> str
         assert config is not None, "a model that was loaded has a config"
         folder = Path(config).parent
     manifest = _manifest(folder)
-    names = sorted(each.name for each in folder.iterdir() if each.suffix in WEIGHTS and each.is_file())
+    names = weight_files(folder)
     found = files.fingerprints(folder, names) if manifest is None else {name: manifest[name] for name in names}
     return files.digest(found)
 
 
+def training_of(folder: Path) -> dict[str, Any] | None:
+    """Return what the training was that made the model of a folder, None where nothing is known of it."""
+    content = _content(folder)
+    return None if content is None else content.get("training")
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the files that a folder's weights are loaded from: one, or those that an index lists."""
+    for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if (folder / whole).is_file():
+            return [whole]
+        if (folder / index).is_file():
+            listed = files.read_json(folder / index, wanted="an index of weights")
+            return sorted(set(listed["weight_map"].values()))
+    return []
+
+
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the fingerprints of a folder's files by name, None where it has no record.
+    """Return the fingerprints of a folder's files by name, None where it has no record."""
+    content = _content(folder)
+    return None if content is None else dict(content["files"])
+
+
+def _content(folder: Path) -> dict[str, Any] | None:
+    """Return what a folder's record holds, None where it has none.
 
     Raises:
         SettingsError: If the record is damaged.
@@ -113,4 +146,4 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     told = content.pop("digest", None) if isinstance(content, dict) else None
     if told is None or files.digest(content) != told or content.get("format") != FORMAT:
         raise SettingsError(f"{path}: is damaged; restore it, or write {folder} anew with the command that made it")
-    return dict(content["files"])
+    return dict(content)

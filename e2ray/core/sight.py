@@ -12,6 +12,11 @@ from transformers import PreTrainedConfig
 
 from e2ray.config.base import SettingsError
 
+ONE_MASK = (
+    "mistral",
+    "ministral3",
+    "minimax",
+)  # model types whose mask asks the window alone, whatever layer_types say
 SLIDING, CHUNKED = "sliding_attention", "chunked_attention"
 
 
@@ -47,7 +52,8 @@ def sight(config: PreTrainedConfig) -> Sight:
         return getattr(config, name, None) if hasattr(type(config), name) else None
 
     count = config.num_hidden_layers
-    types = getattr(config, "layer_types", None) if hasattr(type(config), "layer_types") else None
+    typed = hasattr(type(config), "layer_types") and config.model_type not in ONE_MASK
+    types = getattr(config, "layer_types", None) if typed else None
     windows = {SLIDING: known("sliding_window"), CHUNKED: known("attention_chunk_size")}
     if types is None:  # one mask for all layers
         types = [SLIDING if windows[SLIDING] is not None else CHUNKED] * count

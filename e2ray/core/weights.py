@@ -5,12 +5,16 @@ at most. Both are another model than the one on the disk, so its own account of 
 that lies beside the weights and would be loaded with them is looked at before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from e2ray.config.base import SettingsError
@@ -37,15 +41,16 @@ def load_weights(where: str, *, key: str, config: PreTrainedConfig, revision: st
     _refuse_adapters(where, key, revision)
     _refuse_strange_index(where, key, revision)
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
-            where,
-            config=config,
-            revision=revision,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, with the name that the error of transformers lacks
-            **options,
-        )
+        with quietly():  # its report would say that left over weights can be ignored
+            model, told = AutoModelForCausalLM.from_pretrained(
+                where,
+                config=config,
+                revision=revision,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, with the name that the error of transformers lacks
+                **options,
+            )
     except Exception as error:  # missing or damaged files, no causal head: each its own exception
         raise SettingsError(
             f"{key}: its weights cannot be loaded ({first_line(error)}); name a complete checkpoint of a causal "
@@ -104,9 +109,10 @@ def _refuse_partial(told: Mapping[str, Any], key: str) -> None:
     """Raise SettingsError naming one parameter if a loading was not whole, by transformers' own account of it."""
     missing, left_over = sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
     if prefix := _wrapper(missing, left_over):
+        name = next(each for each in left_over if each.removeprefix(prefix) in missing)
         raise SettingsError(
-            f"{key}: the names of its weights begin with {prefix!r}, {prefix}{missing[0]} among them, wanted "
-            f"{missing[0]}; save the model that the wrapper holds"
+            f"{key}: the names of its weights begin with {prefix!r}, {name} among them, wanted "
+            f"{name.removeprefix(prefix)}; save the model that the wrapper holds"
         )
     for name, found, wanted in sorted(told["mismatched_keys"]):
         raise SettingsError(
@@ -138,3 +144,33 @@ def _untie_config(model: PreTrainedModel) -> None:
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not embeddings.weight:
         model.config.tie_word_embeddings = False
+
+
+def refuse_vocabulary(model: PreTrainedModel, vocab_size: int | None, *, key: str) -> None:
+    """Raise SettingsError if a tokenizer of so many tokens has some that a model does not embed."""
+    known = model.get_input_embeddings().weight.shape[0]
+    if vocab_size is not None and vocab_size > known:
+        raise SettingsError(
+            f"{key}: has {known} token embeddings, the tokenizer {vocab_size} tokens; name the model's own tokenizer"
+        )
+
+
+def non_finite(model: nn.Module, dtype: torch.dtype) -> str | None:
+    """Return the name of the first weight that holds a NaN or an infinity in a dtype, None where none does."""
+    return next(
+        (name for name, weight in model.named_parameters() if not bool(weight.to(dtype).isfinite().all())), None
+    )
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep transformers from drawing bars and telling of unknown keys; what was set before holds again afterwards."""
+    drawn, told = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(told)
+        if drawn:
+            transformers_logging.enable_progress_bar()

@@ -392,7 +392,7 @@ class _Build:
             "schema_version": SCHEMA_VERSION,
             "corpus_digest": corpus_digest,
             "tokenizer_hash": tokenizers.tokenizer_hash(self.tokenizer),
-            "vocab_size": len(self.tokenizer),
+            "vocab_size": tokenizers.vocabulary_size(self.tokenizer),
             "begin_token": tokenizers.begin_name(self.tokenizer),
             "end_token": self.tokenizer.eos_token_id,
             "window": settings.window,

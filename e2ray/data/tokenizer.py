@@ -125,6 +125,11 @@ def tokenizer_hash(tokenizer: Any) -> str:
     )
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """Return the number of embeddings that a tokenizer needs, its highest id and one; ids may have gaps."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
 def prefix_tokens(tokenizer: Any) -> list[int]:
     """Return the ids that a tokenizer puts before a text by itself, maybe none; what it appends is no part of them.
 

@@ -22,12 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from e2ray.config.base import SettingsError
-from e2ray.core.model import non_finite
 from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook, find_rotary_modules
-from e2ray.core.weights import load_weights
+from e2ray.core.weights import load_weights, non_finite, quietly
 from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.perplexity import paper_scale
 from e2ray.files import read_json
@@ -386,17 +384,3 @@ def _difference(one: Tensor, other: Tensor) -> float:
 def _typical(one: Float[Tensor, "tokens vocab"], other: Float[Tensor, "tokens vocab"]) -> float:
     """Return the largest difference of a token's logits, the median over the tokens."""
     return float((one - other).abs().amax(dim=1).median())
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep transformers from drawing bars and telling of unknown keys; what was set before holds again afterwards."""
-    drawn, told = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(told)
-        if drawn:
-            transformers_logging.enable_progress_bar()

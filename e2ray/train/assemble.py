@@ -8,14 +8,16 @@ from transformers import GenerationConfig
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model
-from e2ray.core.model import build_model, merged, non_finite
+from e2ray.core.model import build_model, merged
 from e2ray.core.model_folder import seal
 from e2ray.core.probe import Probe, forward_of, refuse_other_answers
 from e2ray.core.rope import RotaryHook
+from e2ray.core.weights import non_finite
 from e2ray.data.tokenizer import save_whole
 from e2ray.train import checkpoint, steps
 from e2ray.train.beside import base_folder, has_generation_settings, take_along
 from e2ray.train.loop import Diverged
+from e2ray.train.origin import origin
 
 
 def write_model(
@@ -68,7 +70,7 @@ def write_model(
         save_whole(tokenizer, aside)
         if source is not None:
             told += take_along(source, aside)
-        seal(aside, probe)
+        seal(aside, probe, training=origin(state["identity"]))
     return told
 
 

@@ -13,20 +13,13 @@ from typing import Any
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from transformers.utils import (
-    CONFIG_NAME,
-    GENERATION_CONFIG_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    cached_file,
-)
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
 
 from e2ray.config.model import Model, PretrainedModel
 from e2ray.core.file_names import ANY_WEIGHTS, CODE, INDEX, PICKLES, files_below, kind_left_behind
-from e2ray.core.model_folder import RECORD
+from e2ray.core.model_folder import RECORD, weight_files
 from e2ray.core.weights import first_line
 from e2ray.data.tokenizer import tokenizer_files
-from e2ray.files import read_json
 
 BASE_CARD = "README.base.md"
 CARDS = re.compile(r"^(README(?:\.base)*)\.md$")
@@ -71,7 +64,7 @@ def take_along(source: Path, target: Path) -> list[str]:
         source: Folder of the base.
         target: Folder of the new model, its config and tokenizer there already.
     """
-    anew, trained = {CONFIG_NAME, *tokenizer_files(source)}, _weights(source)
+    anew, trained = {CONFIG_NAME, *tokenizer_files(source)}, weight_files(source)
     told = []
     for name in files_below(source):
         if name in anew or name in trained or name.endswith(INDEX) or name.split("/")[0] in OF_AN_EXPORT:
@@ -84,14 +77,6 @@ def take_along(source: Path, target: Path) -> list[str]:
         else:
             told.append(f"{name}: {kind}, stays with the base model")
     return told
-
-
-def _weights(folder: Path) -> set[str]:
-    """Return the names of the safetensors that a folder's model is loaded from."""
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if (folder / SAFE_WEIGHTS_NAME).is_file() or not index.is_file():
-        return {SAFE_WEIGHTS_NAME}
-    return set(read_json(index, wanted="an index of weights")["weight_map"].values())
 
 
 def has_generation_settings(source: Path | None) -> bool:

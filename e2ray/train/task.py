@@ -40,18 +40,19 @@ class Task:
     ledger: bool = False  # whether each rank notes its rows and draws
     tokenizer: Path | None = None  # its folder, where the shards are a URI; else it lies among them
 
-    def identity(self, base_weights: str | None) -> dict[str, Any]:
+    def identity(self, base_weights: str | None, base_config: str | None) -> dict[str, Any]:
         """Return what this training is, plain data: all that its weights follow from, by names of the recipe.
 
         Args:
             base_weights: Digest of the weights it starts from, which counts in place of their path; None where they
                 follow from the seed.
+            base_config: Digest of their config as it is trained; None likewise.
         """
         model = self.model.model_dump(mode="json", exclude={"path", "revision", *_free("model")})
         return {
             "name": self.folder.name,
             "seed": self.seed,
-            "model": model | {"base_weights": base_weights, "vocab_size": self.vocab_size},
+            "model": model | {"base_weights": base_weights, "base_config": base_config, "vocab_size": self.vocab_size},
             "data": {
                 "rows": self.rows_digest,
                 "tokenizer": self.tokenizer_hash,

@@ -17,7 +17,6 @@ from transformers.utils.logging import disable_progress_bar
 from e2ray.config.base import SettingsError
 from e2ray.config.model import PretrainedModel
 from e2ray.core.model import build_model, known_probe, prove
-from e2ray.core.model_folder import weights_identity
 from e2ray.core.positions import draw
 from e2ray.core.proof import prove_apart
 from e2ray.data.order import local_indices
@@ -27,6 +26,7 @@ from e2ray.train.checkpoint import together
 from e2ray.train.engine import Engine, precision_of
 from e2ray.train.ledger import Ledger, rows_of
 from e2ray.train.loop import Answer, Batch, Skips, fit
+from e2ray.train.origin import base_identity
 from e2ray.train.record import Recorder, note_training, peak_memory_mib
 from e2ray.train.task import Task
 
@@ -203,11 +203,7 @@ def _identity(task: Task, engine: Engine) -> dict[str, Any] | None:
     """Return what the training is, on the first rank; the others need not read the weights again."""
     if engine.rank or not task.keep:
         return None
-    model = task.model
-    weights = None
-    if isinstance(model, PretrainedModel):
-        weights = weights_identity(model.path, model.revision, is_folder=model.is_folder)
-    return task.identity(weights)
+    return task.identity(*base_identity(task.model))
 
 
 def _tell(task: Task, engine: Engine) -> None:

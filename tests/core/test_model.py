@@ -422,3 +422,14 @@ def test_flash_attention_that_was_asked_for_loads_on_the_cpu_of_a_machine_that_t
     assert resolve_attention(settings, "cuda", dtype=torch.bfloat16) == "flash_attention_2"
     with pytest.raises(SettingsError, match="needs a GPU"):
         build_model(settings, dtype=torch.bfloat16, vocab_size=VOCAB_SIZE, device="cpu", runs_on="cpu")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+def test_weights_that_are_no_numbers_are_told_where_they_are_read(tmp_path, value):
+    """In a row of the embeddings that no text asks for, too."""
+    model = tiny_model("llama")
+    model.model.embed_tokens.weight.data[5, 3] = min(value, 3e38) if value == 1e39 else value
+    model.save_pretrained(tmp_path)
+    settings, dtype = PretrainedModel(path=str(tmp_path)), torch.float16 if value == 1e39 else torch.float32
+    with pytest.raises(SettingsError, match=r"model\.embed_tokens\.weight holds numbers that are not finite in float"):
+        build_model(settings, dtype=dtype)

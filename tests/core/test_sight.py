@@ -9,6 +9,7 @@ from transformers import (
     GptOssConfig,
     Llama4TextConfig,
     LlamaConfig,
+    MiniMaxConfig,
     MinistralConfig,
     MistralConfig,
     MixtralConfig,
@@ -37,6 +38,8 @@ CONFINED = {
     "gemma3": (Gemma3TextConfig, {"sliding_window": 8, "layer_types": [SLIDING] * 2, "head_dim": 16}, 15),
     "gpt-oss": (GptOssConfig, EXPERTS | {"sliding_window": 8, "layer_types": [SLIDING] * 2, "head_dim": 16}, 15),
     "llama4": (Llama4TextConfig, LLAMA4 | {"layer_types": [CHUNKED] * 2}, 12),
+    "minimax": (MiniMaxConfig, EXPERTS | {"sliding_window": 8, "layer_types": [FULL] * 2, "head_dim": 16}, 15),
+    "mistral with layer types": (MistralConfig, {"sliding_window": 8, "layer_types": [FULL] * 2}, 15),
 }
 WHOLE = {
     "mistral without a window": (MistralConfig, {"sliding_window": None}),

@@ -1,0 +1,63 @@
+"""What a written model was trained from: its settings and its base, kept with the model and held against what is asked.
+
+A folder `model/` under a run's name may be another run's, or the run's own under settings that have changed since; and
+the base it is compared with may have been replaced.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+from e2ray.config.model import Model, PretrainedModel
+from e2ray.core.model import config_digest, trained_config
+from e2ray.core.model_folder import training_of, weights_identity
+from e2ray.train.task import Task
+
+
+def base_identity(model: Model) -> tuple[str | None, str | None]:
+    """Return digests of the weights and the config that a training starts from; None each where the seed makes them."""
+    if not isinstance(model, PretrainedModel):
+        return None, None
+    weights = weights_identity(model.path, model.revision, is_folder=model.is_folder)
+    return weights, config_digest(trained_config(model))
+
+
+def origin(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a model's record says of its training.
+
+    Args:
+        identity: What the training was, as `Task.identity` gives it.
+    """
+    model = dict(identity["model"])
+    base = {"base_weights": model.pop("base_weights"), "base_config": model.pop("base_config")}
+    return {"settings": files.digest({**identity, "model": model}), **base}
+
+
+def refuse_other_training(task: Task) -> None:
+    """Raise SettingsError if the model that stands in a training's folder is none of it.
+
+    Nothing is said of models that keep no record of their training.
+    """
+    known, wanted = training_of(task.folder / "model"), origin(task.identity(None, None))
+    if known is not None and known["settings"] != wanted["settings"]:
+        raise SettingsError(
+            f"{task.folder / 'model'}: is of another training, with other settings, rows or another name; take the "
+            "recipe that it was trained with, or choose another name"
+        )
+
+
+def refuse_other_base(folder: Path, base: Model) -> None:
+    """Raise SettingsError if a base is not the one that the model of a folder was trained from."""
+    known = training_of(folder)
+    if known is None:
+        return
+    weights, config = base_identity(base)
+    for name, found in (("base_weights", weights), ("base_config", config)):
+        if known[name] != found:
+            what = "weights" if name == "base_weights" else "settings in config.json"
+            raise SettingsError(
+                f"model.path {getattr(base, 'path', '')}: has other {what} than the base that {folder} was trained "
+                "from, so they cannot be compared; put the base back as it was"
+            )

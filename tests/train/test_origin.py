@@ -1,0 +1,112 @@
+"""A model says what it was trained from, and another recipe or another base is told."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from e2ray.config.base import SettingsError
+from e2ray.config.model import LlamaModel, PretrainedModel
+from e2ray.config.positions import PositionSettings
+from e2ray.config.train import TrainSettings
+from e2ray.core.model_folder import seal
+from e2ray.train.origin import base_identity, origin, refuse_other_base, refuse_other_training
+from e2ray.train.task import Task
+
+SIZES = {"hidden_size": 32, "num_heads": 2, "num_key_value_heads": 2, "num_layers": 1, "intermediate_size": 48}
+
+
+@pytest.fixture
+def base(tmp_path):
+    folder = tmp_path / "base"
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return PretrainedModel(path=str(folder), base_context_length=24)
+
+
+@pytest.fixture
+def task(tmp_path, base):
+    return Task(
+        name="run",
+        folder=tmp_path / "run",
+        shards=tmp_path / "shards",
+        tokenizer_hash="a" * 64,
+        vocab_size=50,
+        window=24,
+        base_context_length=24,
+        seed=5,
+        model=base,
+        positions=PositionSettings.model_validate({"preset": "pose", "max_scale": 4}),
+        train=TrainSettings(steps=6, batch_sequences=4, lr=1e-2),
+        rows_digest="0" * 64,
+    )
+
+
+def write_model(task):
+    """Write what stands beside the weights of a model that the task has trained."""
+    folder = task.folder / "model"
+    folder.mkdir(parents=True)
+    seal(folder, None, training=origin(json.loads(json.dumps(task.identity(*base_identity(task.model))))))
+
+
+def test_a_model_of_the_very_training_passes(task):
+    write_model(task)
+    refuse_other_training(task)
+    refuse_other_training(replace(task, show_progress=False, prefetch_bytes=1))
+    refuse_other_base(task.folder / "model", task.model)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 6},
+        {"rows_digest": "1" * 64},
+        {"window": 12},
+        {"train": TrainSettings(steps=7, batch_sequences=4, lr=1e-2)},
+        {"positions": PositionSettings.model_validate({"preset": "pose", "max_scale": 2})},
+        {"model": LlamaModel(**SIZES, base_context_length=24)},
+    ],
+)
+def test_a_model_of_another_training_is_told(task, changes):
+    write_model(task)
+    with pytest.raises(SettingsError, match=r"run/model: is of another training, .*choose another name"):
+        refuse_other_training(replace(task, **changes))
+
+
+def test_a_model_of_another_run_is_told(task, tmp_path):
+    write_model(task)
+    task.folder.rename(tmp_path / "alien")
+    with pytest.raises(SettingsError, match=r"alien/model: is of another training"):
+        refuse_other_training(replace(task, folder=tmp_path / "alien"))
+
+
+def test_a_model_without_a_record_is_taken(task):
+    (task.folder / "model").mkdir(parents=True)
+    refuse_other_training(task)
+    refuse_other_base(task.folder / "model", task.model)
+    seal(task.folder / "model", None)
+    refuse_other_training(task)
+
+
+def test_another_base_is_told_by_its_weights_and_by_its_config(task, base, tmp_path):
+    write_model(task)
+    path = tmp_path / "base" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    with pytest.raises(
+        SettingsError, match=r"base: has other settings in config\.json than the base that .*run/model was trained"
+    ):
+        refuse_other_base(task.folder / "model", base)
+    path.write_text(json.dumps(config | {"transformers_version": "6.0", "_name_or_path": "/elsewhere"}, indent=9))
+    refuse_other_base(task.folder / "model", base)
+    (tmp_path / "base" / "consolidated.safetensors").write_bytes(b"unread")
+    refuse_other_base(task.folder / "model", base)
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.norm.weight"][3] += 1
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SettingsError, match="base: has other weights than"):
+        refuse_other_base(task.folder / "model", base)
