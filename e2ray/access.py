@@ -92,6 +92,7 @@ def keep_token_private(*, create: bool) -> str | None:
 
 def _new_token(path: Path) -> None:
     """Write a token that two processes may make at once: the first one's stays, and no one sees half of it."""
+    path = Path(os.path.realpath(path))  # of a link to a file that is not there yet
     aside = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

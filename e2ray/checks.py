@@ -4,7 +4,7 @@ Settings check themselves and each other when they are read (`config/`). Here st
 the model's config, the sources, shards that exist, the storage, this machine.
 """
 
-import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,18 +85,27 @@ def check_model(run: Run) -> None:
 
 
 def refuse_storage(run: Run) -> None:
-    """Raise SettingsError if the run's folder cannot be made or written to."""
+    """Raise SettingsError if the run's folder, or that of its shards, cannot be made or written to."""
+    _refuse_place(run.folder, key="storage", named=run.storage)
+    shards = run.config.data.shards
+    if shards is not None and _to_be_made(run.config.data):
+        folder = Path(shards).expanduser()
+        _refuse_place(folder, key="data.shards", named=folder)
+
+
+def _refuse_place(folder: Path, *, key: str, named: Path) -> None:
+    """Raise SettingsError if a folder cannot be made or written to, by the first of its parents that is there."""
     try:
-        parent = next(folder for folder in (run.folder, *run.folder.parents) if folder.exists())
-    except OSError as error:  # a name that is too long, a server that does not answer
+        parent = next(place for place in (folder, *folder.parents) if place.exists())
+        if not parent.is_dir():
+            kind = "a file" if parent.is_file() else "no folder"
+            raise SettingsError(f"{key}: {parent} is {kind}, wanted a folder or a place for one; choose another {key}")
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:  # a name that is too long, a server that does not answer, a disk that is read only
         raise SettingsError(
-            f"storage: {str(run.storage)[:200]} cannot be used ({error.strerror}); choose another storage"
+            f"{key}: {str(named)[:200]} cannot be used ({error.strerror}); choose another {key}"
         ) from None
-    if not parent.is_dir():
-        kind = "a file" if parent.is_file() else "no folder"
-        raise SettingsError(f"storage: {parent} is {kind}, wanted a folder or a place for one; choose another storage")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise SettingsError(f"storage: {parent} cannot be written to; choose another storage")
 
 
 def _to_be_made(data: DataSettings) -> bool:

@@ -221,6 +221,11 @@ def _generate(parsed: argparse.Namespace) -> None:
         try:
             data = sys.stdin.buffer.read() if parsed.prompt_file == "-" else Path(parsed.prompt_file).read_bytes()
             prompt = data.decode("utf-8")
+        except OSError as error:
+            raise SettingsError(
+                f"--prompt-file {parsed.prompt_file}: cannot be read ({error.strerror}); name a text file, or - for "
+                "standard input"
+            ) from None
         except UnicodeDecodeError as error:
             raise SettingsError(f"--prompt-file {parsed.prompt_file}: is not UTF-8 (byte {error.start})") from None
     from transformers.utils.logging import disable_progress_bar

@@ -24,8 +24,10 @@ import yaml
 from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from e2ray.config.base import SettingsError
+from e2ray.config.places import LOCAL, public
 from e2ray.core.file_names import files_below, kind_left_behind
 from e2ray.core.model_folder import RECORD, probe_of, recorded, refuse_damaged, seal
 from e2ray.core.rope import LOCAL_LAYER_TYPE, other_keys
@@ -35,12 +37,11 @@ from e2ray.evaluate.effective import row_scale
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.serving import Check, profile_folder, served_scale, verify
 from e2ray.evaluate.verdict import table
-from e2ray.files import atomic_folder, write_json, write_sealed, write_text
+from e2ray.files import atomic_folder, read_json, write_json, write_sealed, write_text
 from e2ray.train.beside import card_fields
 
 PICTURE = "evaluation.png"
 END_OF_PNG = bytes.fromhex("0000000049454e44ae426082")
-LOCAL = ("/", "./", "../", "~")  # how a path of a recipe begins
 PER_PAIR = ("llama3", "yarn")
 
 
@@ -126,12 +127,13 @@ def export(
                 progress(line)
         save_whole(model_folder, aside)
         serve_up_to(aside, max(base_context_length, *context_lengths))
+        _mend_configs(aside, base_context_length, max(base_context_length, *context_lengths))
         profiles = [
             make_profile(config, base_context_length, length, base_scaling=base_scaling, scale=chosen.get(length))
             for length in context_lengths
         ]
         for profile in profiles:
-            _write_profile(aside, profile, run.name, out_folder, base_context_length)
+            _write_profile(aside, profile, run.name, base_context_length)
         checks = verify(
             aside,
             base_context_length=base_context_length,
@@ -143,9 +145,10 @@ def export(
             write_sealed(aside / "scales.json", scales)
         if picture is not None:
             (aside / PICTURE).write_bytes(picture_of(Path(picture)))
-        card = model_card(
-            config, profiles, checks, base_context_length, evaluation, run, bool(picture), card_fields(model_folder)
-        )
+        of_base, unread = card_fields(model_folder)
+        if unread and progress is not None:
+            progress(unread)
+        card = model_card(config, profiles, checks, base_context_length, evaluation, run, bool(picture), of_base)
         write_text(aside / "README.md", card)
         seal(aside, probe_of(model_folder))
     return {
@@ -201,6 +204,24 @@ def _take_files(model_folder: Path, out_folder: Path) -> list[str]:
                 pass
         shutil.copyfile(model_folder / name, out_folder / name)
     return told
+
+
+def _mend_configs(folder: Path, base_context_length: int, longest: int) -> None:
+    """Take out of a base's small configs where it lay on its owner's disk, and let text be as long as is served."""
+    for name in ("tokenizer_config.json", GENERATION_CONFIG_NAME):
+        path = folder / name
+        known = read_json(path, wanted="settings of a base model") if path.is_file() else None
+        if not isinstance(known, dict):
+            continue
+        told = {
+            key: value
+            for key, value in known.items()
+            if key not in ("name_or_path", "_name_or_path", "tokenizer_file") or not str(value).startswith(LOCAL)
+        }
+        if name == GENERATION_CONFIG_NAME and told.get("max_length") == base_context_length:
+            told["max_length"] = longest
+        if told != known:
+            write_json(path, told)
 
 
 def make_profile(
@@ -332,9 +353,9 @@ def commands(profile: Profile, *, model: str, name: str) -> dict[str, str]:
     }
 
 
-def _write_profile(aside: Path, profile: Profile, name: str, out_folder: Path, base_context_length: int) -> None:
+def _write_profile(aside: Path, profile: Profile, name: str, base_context_length: int) -> None:
     folder = profile_folder(aside, profile.context_length)
-    lines = commands(profile, model=str(out_folder), name=f"{name}-{profile.context_length}")
+    lines = commands(profile, model=".", name=f"{name}-{profile.context_length}")
     write_json(folder / "config_override.json", profile.override)
     write_json(
         folder / "commands.json",
@@ -346,8 +367,8 @@ def _write_profile(aside: Path, profile: Profile, name: str, out_folder: Path, b
         why = f"was measured better at this length than W / L = {paper:g}, on the documents that chose it"
     write_text(
         folder / "README.md",
-        f"# Serving {profile.context_length} tokens\n\nScale {profile.scale:g} {why}. The paths below are those of the "
-        "export; change them if you move the folder.\n\n"
+        f"# Serving {profile.context_length} tokens\n\nScale {profile.scale:g} {why}. The commands below run in "
+        "the export's folder; a hub id, or the folder's path, works in place of `.`.\n\n"
         f"{_command_blocks(lines)}\n{_serving_notes(profile, base_context_length)}",
     )
 
@@ -452,25 +473,6 @@ def _evidence(evaluation: Mapping[str, Any] | None, has_picture: bool) -> str:
         return "Not evaluated."
     text = table([Cell(**row) for row in evaluation["rows"]], evaluation["verdict"]).rstrip()
     return f"{text}\n\n![NLL by window and scale]({PICTURE})" if has_picture else text
-
-
-def public(value: Any) -> Any:
-    """Return settings as others may read them: files and folders by their own names, URIs without a query."""
-    if isinstance(value, Mapping):
-        return {
-            key: [_source(each) for each in inner] if key == "paths" else public(inner) for key, inner in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [public(inner) for inner in value]
-    return _source(value) if (isinstance(value, str) and value.startswith(LOCAL)) or "://" in str(value) else value
-
-
-def _source(place: str) -> str:
-    """Return the last part of a path, or a URI without credentials and query."""
-    if "://" in place:
-        scheme, _, rest = place.partition("?")[0].partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
-    return place.rstrip("/").rpartition("/")[2] or place
 
 
 def _plain(value: Any) -> Any:

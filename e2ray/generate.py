@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from e2ray.config.base import SettingsError
+from e2ray.config.base import LARGEST_SCALE, SettingsError
 from e2ray.config.load import read_vouched_recipe
 from e2ray.config.model import PretrainedModel
 from e2ray.core.model import base_facts, build_model
@@ -91,6 +91,10 @@ class Generator:
         Raises:
             SettingsError: If the prompt is empty and the tokenizer has nothing to begin with.
         """
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise SettingsError("prompt: holds bytes that are no UTF-8; write it into a file as UTF-8") from None
         text = self.tokenizer.encode(prompt, add_special_tokens=False, verbose=False)
         tokens = behind(self._prefix, text) or opening_tokens(self.tokenizer, self._prefix)
         if not tokens:
@@ -134,8 +138,10 @@ class Generator:
         tokens = torch.tensor([self.tokens_of(prompt)], device=self.device)
         if scale is None:
             scale = self.scale_of(tokens.shape[1] + max_new_tokens)
-        if scale < 1:
-            raise SettingsError(f"scale: must be at least 1, got {scale:g}")
+        if not 1 <= scale <= LARGEST_SCALE:
+            raise SettingsError(f"scale: must be 1 to {LARGEST_SCALE}, got {scale:g}")
+        if not 0 <= seed < 2**63:
+            raise SettingsError(f"seed: must be at least 0 and below 2**63, got {seed}")
         how = sampling(temperature, top_p=top_p)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         left = threading.Event()

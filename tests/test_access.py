@@ -60,6 +60,14 @@ def test_a_token_named_elsewhere_is_looked_after_there(home, monkeypatch):
     assert "0644" in str(access.keep_token_private(create=False))
 
 
+def test_a_link_to_a_token_that_is_not_there_yet_is_followed(home):
+    path = home / ".ray" / "auth_token"
+    path.parent.mkdir()
+    path.symlink_to(home / "real_token")
+    access.keep_token_private(create=True)
+    assert mode(home / "real_token") == 0o600 and path.is_symlink() and len(path.read_text()) == 64
+
+
 def test_a_token_in_the_environment_needs_no_file(home, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
     assert access.keep_token_private(create=True) is None and list(home.iterdir()) == []

@@ -429,3 +429,20 @@ def test_the_line_of_a_check_is_all_that_a_person_sees(recipe, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     told, sound = done.stdout.splitlines()
     assert told.startswith("warning: train.warmup_steps: the warm-up of 7 steps") and sound.startswith("small: sound.")
+
+
+@pytest.mark.parametrize("key", ["storage", "data.shards"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("/dev/null/x", "/dev/null is no folder, wanted a folder or a place for one"),
+        ("{file}", "words is a file, wanted a folder or a place for one"),
+        ("{file}/x", "words is a file, wanted a folder or a place for one"),
+        ("/proc/xx", r"/proc/xx\S* cannot be used \(.*\)"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_at_check_by_its_setting(recipe, tmp_path, key, place, message):
+    (tmp_path / "words").write_text("words")
+    config = config_of(recipe, f"{key}={place.format(file=tmp_path / 'words')}")
+    with pytest.raises(SettingsError, match=rf"{key}: .*{message}.*; choose another {key}"):
+        pipeline.check(config)

@@ -239,14 +239,15 @@ def test_command_lines_parse_and_carry_the_profile(folders, tmp_path, name):
         words = shlex.split(lines[server])
         assert json.loads(words[words.index(flag) + 1]) == profile.server_override
         assert words[words.index(length_flag) + 1] == "256"
-        assert str(out) in words
+        assert "." in words and not any(str(tmp_path) in word for word in words)
         assert lines[server] in (out / "serving" / "256" / "README.md").read_text()
     assert shlex.split(lines["vllm"])[:2] == ["vllm", "serve"]
     assert shlex.split(lines["sglang"])[:3] == ["python", "-m", "sglang.launch_server"]
 
 
-def test_the_python_snippet_loads_the_scaled_model(folders, tmp_path):
+def test_the_python_snippet_loads_the_scaled_model(folders, tmp_path, monkeypatch):
     run_export(folders, tmp_path / "out", "yarn kept", context_lengths=(256,))
+    monkeypatch.chdir(tmp_path / "out")
     snippet = json.loads((tmp_path / "out" / "serving" / "256" / "commands.json").read_text())["transformers"]
     names = {}
     exec(snippet, names)  # what a user pastes
@@ -330,6 +331,27 @@ def test_missing_parts_of_a_model_folder_are_named(folders, tmp_path):
     with pytest.raises(SettingsError, match="would replace the model folder"):
         run_export(folders, folders / "llama")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_tells_of_the_owners_disk_or_of_the_old_length_does_not_leave_the_house(folders, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in (folders / "llama").iterdir():
+        if path.is_file():
+            (model / path.name).write_bytes(path.read_bytes())
+    told = json.loads((model / "tokenizer_config.json").read_text())
+    own = {"name_or_path": "/home/jane/base", "tokenizer_file": "/home/jane/base/tokenizer.json", "kept": "owner/name"}
+    (model / "tokenizer_config.json").write_text(json.dumps(told | own))
+    generation = {"max_length": L, "temperature": 0.6, "_name_or_path": "/home/jane/base"}
+    (model / "generation_config.json").write_text(json.dumps(generation))
+    run_export(tmp_path, tmp_path / "out", "model", base_scaling=None, context_lengths=(64, 128))
+    assert not [
+        path for path in (tmp_path / "out").rglob("*.*") if path.is_file() and b"/home/jane" in path.read_bytes()
+    ]
+    assert not [path for path in (tmp_path / "out").rglob("*.*") if str(tmp_path).encode() in path.read_bytes()]
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written == {"max_length": 128, "temperature": 0.6}
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["kept"] == "owner/name"
 
 
 FOREIGN = ["pytorch_model.bin", "state.PKL", "modeling_x.py", "opt.pth", "nested/notes.pickle"]

@@ -128,7 +128,12 @@ def test_an_error_of_the_model_reaches_the_caller(generator):
     ("prompt", "options", "message"),
     [
         (TEXT, {"max_new_tokens": 0}, "max new tokens: must be at least 1, got 0"),
-        (TEXT, {"scale": 0.5}, "scale: must be at least 1, got 0.5"),
+        (TEXT, {"scale": 0.5}, "scale: must be 1 to 1048576, got 0.5"),
+        (TEXT, {"scale": float("nan")}, "scale: must be 1 to 1048576, got nan"),
+        (TEXT, {"scale": 1e30}, r"scale: must be 1 to 1048576, got 1e\+30"),
+        (TEXT, {"seed": 2**64}, r"seed: must be at least 0 and below 2\*\*63, got 18446744073709551616"),
+        (TEXT, {"seed": -1}, r"seed: must be at least 0"),
+        ("a \udcff b", {}, "prompt: holds bytes that are no UTF-8; write it into a file as UTF-8"),
         (TEXT, {"temperature": -1}, "wanted temperature >= 0 and 0 < top_p <= 1"),
         (TEXT, {"temperature": float("nan")}, "wanted temperature >= 0 and 0 < top_p <= 1"),
         (TEXT, {"top_p": 0}, "wanted temperature >= 0 and 0 < top_p <= 1"),

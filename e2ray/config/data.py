@@ -14,7 +14,7 @@ READ_ONLY = frozenset(
 MAX_DOCUMENT_MIB = 1024
 MAX_UNPACK_RATIO = 256
 Paths = Annotated[
-    tuple[str, ...],
+    tuple[Text, ...],
     Field(min_length=1, strict=False, description="Files or globs (** allowed), absolute or from the working folder."),
 ]
 

@@ -46,6 +46,8 @@ def without_effect(config: RunConfig, base_context_length: int) -> list[str]:
         told += _train("pretrain", config.pretrain)
     if config.evaluate:
         told += _evaluate(config.evaluate)
+    if config.export and config.export.scale == "paper" and config.evaluate is None:
+        told.append(_idle("export.scale", "paper", "evaluate is null, so that no other scale is measured"))
     if config.compare:
         told += _compare(config.compare)
     if config.search:
@@ -189,6 +191,9 @@ def _compare(compare: CompareSettings) -> Iterator[str]:
         yield _idle("compare.best", compare.best, "the lane best is not among compare.lanes")
     if "pi_long" not in compare.lanes and compare.long_window_seeds != 1:
         reason = "the lane pi_long is not among compare.lanes"
+        yield _idle("compare.long_window_seeds", compare.long_window_seeds, reason)
+    elif compare.long_window_seeds > len(compare.seeds):
+        reason = f"compare.seeds has {len(compare.seeds)}"
         yield _idle("compare.long_window_seeds", compare.long_window_seeds, reason)
     if compare.retrieval:
         yield from _retrieval("compare.retrieval", compare.retrieval)

@@ -68,6 +68,9 @@ class EvaluateSettings(Settings):
         return value
 
 
+LONGEST_CONTEXT = 2**24  # tokens; float32, in which positions are scaled, has no larger whole numbers one by one
+
+
 class ExportSettings(Settings):
     """Context lengths that get a serving profile."""
 
@@ -85,4 +88,8 @@ class ExportSettings(Settings):
     def _increasing(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value is not None and (list(value) != sorted(set(value)) or value[0] < 2):
             raise ValueError(f"must be increasing and at least 2, got {list(value)}")
+        if value is not None and value[-1] > LONGEST_CONTEXT:
+            raise ValueError(
+                f"must be at most {LONGEST_CONTEXT}, beyond which positions are not exact, got {value[-1]}"
+            )
         return value

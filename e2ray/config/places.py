@@ -6,12 +6,16 @@ whatever else stands in it could be a key, and is neither taken nor shown.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_plus
 
-STORES = r"s3[an]?|gc?s|abfss?|hdfs|viewfs|hf|https?|ftp"
+PAIR = re.compile(r"[^/]*:[^/]*@")  # a name and what opens it, within one part of a path
+SECRET = re.compile(r"[?&;]\s*[\w.-]*(secret|token|key|sig|pass|pwd|cred|auth)[\w.-]*=", re.IGNORECASE)
+STORES = (
+    r"s3[an]?|gc?s|abfss?|wasbs?|adl|dbfs|hdfs|viewfs|hf|https?|s?ftp|oss|cosn?|obs|swift|r2|b2|ossfs|webdavs?|ks3|tos"
+)
 NEARLY = re.compile(rf"\s*({STORES}):(?!//).*[@?]", re.IGNORECASE | re.DOTALL)
 BUCKET = r"[\w.-]*"
 HOST = rf"({BUCKET}|\[[0-9a-f:.]+\])(:\d{{1,5}})?"
@@ -35,7 +39,7 @@ PARAMETERS = {  # of a URI that pyarrow takes and that hold no secret, and what 
     "project_id": r"[a-z0-9.:-]{1,64}",
     "region": r"[a-z0-9-]{1,30}",
     "replication": WHOLE,
-    "retry_limit_seconds": WHOLE,
+    "retry_limit_seconds": r"\d+(\.\d+)?",
     "scheme": r"https?",
     "smart_defaults": r"[a-z-]{1,30}",
     "tenant_id": r"[\w.-]{1,64}",
@@ -59,6 +63,7 @@ ENVIRONMENT = {
 FAMILY = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "viewfs": "hdfs"}
 SCHEME = r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}"
 IN_TEXT = re.compile(rf"({SCHEME}(?=:/)|(?<![a-z0-9])(?:{STORES})):/*(?=[^\s/])\S*", re.IGNORECASE)
+LOCAL = ("/", "./", "../", "~")  # how a path of a recipe begins
 MARKS, QUOTES = ".,:;)]}", "'\""  # that a sentence puts behind a URI
 ENCODINGS = 8  # one in the other; nobody means more
 HIDDEN = "credentials-not-shown"  # passes for a name itself, so that a message may be cleaned twice
@@ -82,12 +87,18 @@ def refusal(text: str) -> str | None:
     Refused are credentials in any spelling: anything in front of the host that is no plain name, parameters that are
     not known to be harmless, values that do not look like theirs, and what stands where none of it belongs.
     """
-    if ":" not in text:
+    decoded = _decoded(text) if "%" in text else text
+    if ":" not in decoded:
         return None
     found = _parts(text)
     if found is None:
-        nearly = NEARLY.match(text)
-        return nearly and f"is no URI, which begins with {nearly[1]}://; {_advice(nearly[1])}"
+        nearly = NEARLY.match(decoded)
+        if nearly:
+            return f"is no URI, which begins with {nearly[1]}://; {_advice(nearly[1])}"
+        before, mark, rest = decoded.partition("://")
+        meant = mark and ("/" not in before or re.search(rf"({STORES})$", before, re.IGNORECASE))
+        odd = (meant and PAIR.search(rest)) or SECRET.search(decoded)
+        return "holds another place, with what looks like credentials; " + _advice("") if odd else None
     scheme, rest = found
     place, _, query = rest.partition("?")
     problem = _place_problem(scheme, place) or _query_problem(query)
@@ -122,6 +133,8 @@ def _place_problem(scheme: str, place: str) -> str | None:
         return f"holds more than {'a name' if bucket else 'a host and a port'} between {scheme}:// and the next /"
     if "://" in path or ("@" in path and ":" in authority and _family(scheme) != "hdfs"):
         return "holds another place in its path"
+    if PAIR.search(path) or SECRET.search(path):
+        return "holds what looks like credentials in its path"
     return "holds a #, which is written %23" if "#" in place else None
 
 
@@ -159,7 +172,7 @@ def without_credentials(text: str) -> str:
     begin, last = 0, _behind_last_at(text)
     while found := IN_TEXT.search(text, begin):
         word = found[0].rstrip(f"{MARKS}{QUOTES}")
-        if "@" not in word or refusal(word) is None:  # else a quote is part of a key
+        if not ({"@", "?"} & set(word)) or refusal(word) is None:  # else a quote is part of a key
             word = re.split(f"[{QUOTES}]", word)[0].rstrip(MARKS)
         end = found.start() + len(word)
         uri = word if "://" in word else f"{found[1]}://{word[len(found[1]) + 1 :].lstrip('/')}"
@@ -176,3 +189,22 @@ def _behind_last_at(text: str) -> int:
     """Return the end of the word that holds the last @, 0 without one; a key may hold spaces and quotes."""
     found = re.compile(r"[^\s'\"]*").match(text, text.rfind("@") + 1)
     return found.end() if found and "@" in text else 0
+
+
+def public(value: Any) -> Any:
+    """Return settings as others may read them: files and folders by their own names, URIs without a query."""
+    if isinstance(value, Mapping):
+        return {
+            key: [_name_of(each) for each in inner] if key == "paths" else public(inner) for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [public(inner) for inner in value]
+    return _name_of(value) if isinstance(value, str) and (value.startswith(LOCAL) or "://" in value) else value
+
+
+def _name_of(place: str) -> str:
+    """Return the last part of a path, or a URI without credentials and query."""
+    scheme, mark, rest = place.partition("?")[0].partition("://")
+    if mark and scheme.lower() != "file":
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+    return place.rstrip("/").rpartition("/")[2] or place

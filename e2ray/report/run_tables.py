@@ -1,8 +1,9 @@
 """The tables of a report on runs: a row for each run, so that figures stand below each other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from e2ray.config.places import public
 from e2ray.evaluate.removed import base_name
 from e2ray.report.page import Column, Row, Table
 from e2ray.report.run_files import RunRecord, difference
@@ -40,7 +41,7 @@ def runs_table(records: Sequence[RunRecord]) -> Table:
                 [
                     record.name,
                     record.run.state,
-                    printable(model["path"]) if "path" in model else f"built, {model['num_layers']} layers",
+                    printable(public(model["path"])) if "path" in model else f"built, {model['num_layers']} layers",
                     tokens_text(record.base_context_length if record.cells else model["base_context_length"]),
                     tokens_text(settings["data"]["window"]),
                     settings_words({"positions": settings["positions"]}),
@@ -322,14 +323,14 @@ def _hardware(record: RunRecord) -> str:
     return f"{len(gpus)} x {printable(gpus[0])}" if gpus else f"{found['cpus']} CPUs"
 
 
-def settings_table(records: Sequence[RunRecord]) -> Table | None:
-    """Return the settings that differ between runs, None where none do."""
+def settings_table(records: Sequence[RunRecord], *, shown: Callable[[Any], Any] = lambda value: value) -> Table | None:
+    """Return the settings that differ between runs, None where none do; `shown` says how a value is written."""
     found = differing(records)
     if not found:
         return None
     columns = [Column("setting"), *(Column(record.name) for record in records)]
     rows = [
-        Row([printable(path), *(setting_text(value) for value in values)], "" if decides else "faint")
+        Row([printable(path), *(setting_text(shown(value)) for value in values)], "" if decides else "faint")
         for path, values, decides in found
     ]
     caption = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from e2ray.config.base import SettingsError
+from e2ray.config.places import public
 from e2ray.files import write_text
 from e2ray.report import markdown
 from e2ray.report.by_length import draw_by_length
@@ -90,7 +91,7 @@ def sections(records: Sequence[RunRecord]) -> list[Section]:
         found.append(Section("Suites", "suites", [suites_table(records), *_no_scores(records)]))
     found.append(Section("Cost", "cost", [cost_table(records)]))
     if len(records) > 1:
-        table = settings_table(records)
+        table = settings_table(records, shown=public)
         found.append(Section("Settings that differ", "settings", [table or Words("None but the names.")]))
     return [*found, Section("How it was measured", "method", measured_words(records))]
 

@@ -73,7 +73,7 @@ def verified(path: Path) -> Lines:
     found = read(path, advice=advice, must_be_sealed=known is not None and known.lines > 0)
     lines = len(found.values)
     if known is None:
-        if not lines and not found.torn:
+        if not lines and path.read_bytes()[:1] != b"{":  # else a torn first line
             raise SettingsError(f"{path}: is empty, its trials are lost; {copies}, or remove it to begin anew")
         return found
     if lines < known.lines:

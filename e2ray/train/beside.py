@@ -13,7 +13,13 @@ from typing import Any
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
+from transformers.utils import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    WEIGHTS_INDEX_NAME,
+    cached_file,
+)
 
 from e2ray.config.model import Model, PretrainedModel
 from e2ray.core.file_names import ANY_WEIGHTS, CODE, INDEX, PICKLES, files_below, kind_left_behind
@@ -22,6 +28,7 @@ from e2ray.core.weights import first_line
 from e2ray.data.tokenizer import tokenizer_files
 
 BASE_CARD = "README.base.md"
+INDEXES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
 CARDS = re.compile(r"^(README(?:\.base)*)\.md$")
 OF_AN_EXPORT = frozenset({RECORD, "serving", "scales.json", "evaluation.png"})  # where the base is one of ours
 OF_THE_BASE = frozenset(
@@ -64,18 +71,24 @@ def take_along(source: Path, target: Path) -> list[str]:
         source: Folder of the base.
         target: Folder of the new model, its config and tokenizer there already.
     """
-    anew, trained = {CONFIG_NAME, *tokenizer_files(source)}, weight_files(source)
+    ours = OF_AN_EXPORT if (source / RECORD).is_dir() else frozenset()
+    written = {CONFIG_NAME, *tokenizer_files(source), *weight_files(source), *INDEXES}
     told = []
     for name in files_below(source):
-        if name in anew or name in trained or name.endswith(INDEX) or name.split("/")[0] in OF_AN_EXPORT:
+        if name in written or name.split("/")[0] in ours:
             continue
-        kind = kind_left_behind(name)
+        kind = "an index of weights" if name.endswith(INDEX) else kind_left_behind(name)
         if kind is None:
             place = target / CARDS.sub(r"\1.base.md", name)  # a base that has one of its own keeps it
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, place)
         else:
             told.append(f"{name}: {kind}, stays with the base model")
+    for path in sorted(source.iterdir()):
+        if path.name.startswith("."):
+            told.append(f"{path.name}: hidden, stays with the base model")
+        elif path.is_symlink() and path.is_dir():
+            told.append(f"{path.name}: a link to a folder, stays with the base model")
     return told
 
 
@@ -84,19 +97,23 @@ def has_generation_settings(source: Path | None) -> bool:
     return source is not None and (source / GENERATION_CONFIG_NAME).is_file()
 
 
-def card_fields(folder: Path) -> dict[str, Any]:
+def card_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
     """Return the fields at the head of a base model's card that hold for what was trained from it; none without one.
+
+    With them comes a line where the card has a head that cannot be read.
 
     Args:
         folder: A model folder, where `take_along` has put the card.
     """
     path = folder / BASE_CARD
-    text = path.read_text(encoding="utf-8", errors="replace").lstrip("\ufeff") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace").lstrip("\ufeff \r\n") if path.is_file() else ""
     if not text.startswith("---"):
-        return {}
+        return {}, None
     head, closing, _ = text.removeprefix("---").partition("\n---")
     try:
         found = yaml.safe_load(head) if closing else None
     except yaml.YAMLError:
-        return {}
-    return {key: value for key, value in found.items() if key not in OF_THE_BASE} if isinstance(found, dict) else {}
+        found = None
+    if not isinstance(found, dict):
+        return {}, f"{path}: its head is no YAML between two lines of ---, so its fields do not enter the card"
+    return {key: value for key, value in found.items() if key not in OF_THE_BASE}, None

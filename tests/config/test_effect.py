@@ -139,6 +139,14 @@ NATIVE_CHOICE = (
             ["compare={lanes: [e2llm], best: best.yaml}"],
             "compare.best: best.yaml is without effect, since the lane best",
         ),
+        (
+            ["compare={lanes: [pi_long], seeds: [1], long_window_seeds: 5}"],
+            "compare.long_window_seeds: 5 is without effect, since compare.seeds has 1",
+        ),
+        (
+            ["export={scale: paper}", "evaluate=null"],
+            "export.scale: paper is without effect, since evaluate is null, so that no other scale is measured",
+        ),
         (["compare={lanes: [e2llm], long_window_seeds: 2}"], "compare.long_window_seeds: 2 is without effect"),
         (
             ["pretrain={steps: 3}", SEARCH, "search.sampler=random", "search.startup_trials=3"],

@@ -1,6 +1,7 @@
 """URIs in settings, on command lines and in messages: credentials are refused in any spelling and never shown."""
 
 import pickle
+import re
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import DataSettings
-from e2ray.config.places import is_uri, problems, refusal, without_credentials
+from e2ray.config.places import is_uri, problems, public, refusal, without_credentials
 from e2ray.data.folder import Folder
 
 SECRET = "wJalrXUtnFEMI"  # of letters alone, so that nothing but its place tells it from a name
@@ -195,3 +196,65 @@ def test_long_texts_cost_their_length(text):
     """At the square of it the last one would take an hour, and the time that a test has is ten minutes."""
     refusal(text)
     without_credentials(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3 ://AK:S3CR3T@b/x",
+        "\u00e9://AK:S3CR3T@b/x",
+        "://AK:S3CR3T@b/x",
+        "\uff53\uff13://AK:S3CR3T@b",
+        "/s3://AK:S3CR3T@b",
+        "~/s3://AK:S3CR3T@b",
+        "s3:///AK:S3CR3T@bucket/x",
+        "gs:///AK:S3CR3T@bucket/x",
+        "s3://bucket/AK:S3CR3T@x",
+        "s3://bucket/x&secret_key=S3CR3T",
+        "s3://bucket/x;session_token=S3CR3T",
+        "s3://bucket/x%3Fsecret_key%3DS3CR3T",
+        "dbfs:/x?token=S3CR3T",
+        "wasbs:c:S3CR3T@x",
+        "s3%3A%2F%2FAK%3AS3CR3T%40b",
+        "s3://b/x?secret_key='S3CR3T'",
+    ],
+)
+def test_credentials_in_odd_spellings_are_refused_and_hidden(text):
+    reason = refusal(text)
+    assert reason and "S3CR3T" not in reason
+    if re.match(r"[a-z0-9]+:", text):  # nobody shows the others, which are refused where they are read
+        assert "S3CR3T" not in without_credentials(f"data.shards: {text} is no place")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gs://bucket/x?retry_limit_seconds=5.5",
+        "s3://bucket/key=1/date=2024-01-01/x.parquet",
+        "s3://bucket/a&b/c;d",
+        "/data/100%25/x",
+        "/data/a:b/c@d",
+        "/data/token=3/x",
+        "C4:en",
+        "hdfs://user@name-node:8020/x",
+    ],
+)
+def test_places_that_look_odd_and_hold_no_credentials_pass(text):
+    assert refusal(text) is None
+
+
+def test_settings_for_others_name_things_and_not_where_they_lie():
+    told = public(
+        {
+            "model": {"path": "/home/jane/Llama-3/"},
+            "data": {
+                "corpus": [{"paths": ["texts/*.txt", "/data/books/**"]}],
+                "shards": "file:///tmp/runs/shards/1d4d",
+            },
+            "place": "s3://bucket/x?region=eu",
+            "lr": 0.1,
+        }
+    )
+    assert told["model"] == {"path": "Llama-3"} and told["data"]["shards"] == "1d4d"
+    assert told["data"]["corpus"] == [{"paths": ["*.txt", "**"]}] and told["place"] == "s3://bucket/x"
+    assert told["lr"] == 0.1

@@ -246,3 +246,11 @@ def test_a_journal_on_a_full_disk_ends_in_one_line_and_opens_again(small_disk, f
         journal.append_logs([{"b": "x" * 10_000}])
     (small_disk / "filler").unlink()
     assert Journal(small_disk / JOURNAL).read_logs(0) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("content", [b"\0" * 100, b"", b"x", b"\xff{"])
+def test_a_journal_without_one_whole_line_and_without_its_end_is_no_new_study(tmp_path, content):
+    (tmp_path / JOURNAL).write_bytes(content)
+    with pytest.raises(SettingsError, match=r"study\.journal: is empty, its trials are lost"):
+        Journal(tmp_path / JOURNAL)
+    assert (tmp_path / JOURNAL).read_bytes() == content

@@ -76,8 +76,21 @@ def test_all_but_weights_code_and_pickles_travels_as_it_is(base, target):
 
 
 def test_what_stays_behind_is_named_with_the_reason(base, target):
+    (base / "my.index.json").write_text("{}")
+    (base / "more").symlink_to(target)
     told = take_along(base, target)
-    assert sorted(told) == sorted(f"{name}: {kind}, stays with the base model" for name, kind in LEFT.items())
+    left = LEFT | {".git": "hidden", "my.index.json": "an index of weights", "more": "a link to a folder"}
+    assert sorted(told) == sorted(f"{name}: {kind}, stays with the base model" for name, kind in left.items())
+
+
+def test_names_of_an_export_travel_from_a_base_that_is_none(base, target):
+    for name in ("scales.json", "evaluation.png", "serving/config.pbtxt"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(name)
+    take_along(base, target)
+    assert all(
+        (target / name).read_text() == name for name in ("scales.json", "evaluation.png", "serving/config.pbtxt")
+    )
 
 
 def test_weights_that_the_index_lists_are_those_that_were_trained(base, target):
@@ -109,7 +122,7 @@ def test_an_export_of_ours_as_a_base_gives_no_profiles_of_its_own(base, target):
 
 def test_the_fields_of_the_bases_card_that_still_hold_are_kept(base, target):
     take_along(base, target)
-    assert card_fields(target) == {
+    assert card_fields(target)[0] == {
         "license": "llama3.1",
         "license_name": "a licence",
         "language": ["en", "de"],
@@ -121,9 +134,19 @@ def test_the_fields_of_the_bases_card_that_still_hold_are_kept(base, target):
 @pytest.mark.parametrize("card", ["", "# no fields", "---\nlicense: [", "---\n- a\n---\n", "---\nlicense: mit\n"])
 def test_a_card_without_readable_fields_gives_none(target, card):
     (target / "README.base.md").write_text(card)
-    assert card_fields(target) == {}
+    fields, told = card_fields(target)
+    assert fields == {} and (told is not None) is card.startswith("---")
+    assert told is None or told.endswith(
+        "README.base.md: its head is no YAML between two lines of ---, so its fields do not enter the card"
+    )
     (target / "README.base.md").unlink()
-    assert card_fields(target) == {}
+    assert card_fields(target) == ({}, None)
+
+
+@pytest.mark.parametrize("before", ["\n\n", "\ufeff", "\r\n \n"])
+def test_a_head_behind_blank_lines_is_one(target, before):
+    (target / "README.base.md").write_text(f"{before}---\nlicense: mit\n---\n")
+    assert card_fields(target) == ({"license": "mit"}, None)
 
 
 def test_a_base_is_called_by_its_own_name(tmp_path, monkeypatch):
