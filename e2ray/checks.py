@@ -70,11 +70,6 @@ def check_model(run: Run) -> None:
     config = run.config
     if not isinstance(config.model, PretrainedModel):  # a built Llama is plain
         return
-    if config.model.is_folder:
-        source, size = config.data.tokenizer, None
-        if isinstance(source, PretrainedTokenizer) and source.is_folder:
-            size = vocabulary_size(load_tokenizer(source.path))
-        check_weights(config.model, vocab_size=size)
     lengths: dict[str, Sequence[int]] = {"positions": [run.longest]}
     if config.evaluate and config.evaluate.windows:
         lengths["evaluate.windows"] = config.evaluate.windows
@@ -82,6 +77,11 @@ def check_model(run: Run) -> None:
         lengths[EXPORTED] = config.export.context_lengths
     for line in check_base(config.model, lengths, base_context_length=run.base_context_length):
         show(line)
+    if config.model.is_folder:
+        source, size = config.data.tokenizer, None
+        if isinstance(source, PretrainedTokenizer) and source.is_folder:
+            size = vocabulary_size(load_tokenizer(source.path))
+        check_weights(config.model, vocab_size=size)
 
 
 def refuse_storage(run: Run) -> None:
@@ -211,7 +211,10 @@ def best_of(config: RunConfig, compare: CompareSettings) -> RunConfig:
         SettingsError: If there is none, or its draws do not fit the window.
     """
     assert compare.best is not None, "CompareSettings has checked it"
-    found = load(compare.best)
+    try:
+        found = load(compare.best)
+    except (SettingsError, FileNotFoundError) as error:
+        raise SettingsError(f"compare.best: {error}") from None
     try:
         found.positions.check_window(config.data.window)
     except ValueError as error:

@@ -228,7 +228,7 @@ def pretraining(run, path):
     """What the pretraining is made with."""
     told = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_train", lambda *arguments: told.extend(arguments[3:]))
+        patch.setattr(pipeline, "_train", lambda run, task: told.extend([task.model, task.train, task.positions]))
         shutil.rmtree(run.base, ignore_errors=True)
         pipeline.pretrain(run, shards_of(run))
     return [each.model_dump() for each in told]

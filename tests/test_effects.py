@@ -7,6 +7,7 @@ until `SEEN` says what changes with it, a new section until `recipes` in `walk_r
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import observed
@@ -220,9 +221,24 @@ def silent(key, world, library):
                 continue
             if data == "refused":
                 assert "\n" not in told, told
-            elif data == before[at][0] and not any(line not in before[at][1] and setting in line for line in told):
+                if not names(told, setting, value):
+                    found.append(f"{setting} = {value!r} is refused without its name: {told}")
+            elif data == before[at][0] and not any(
+                line not in before[at][1] and names(line.partition(":")[0], setting) for line in told
+            ):
                 found.append(f"{setting} = {value!r} changes nothing of {observable} and is not told")
     return found
+
+
+def names(line, setting, value=None):
+    """Return whether a line names a setting: by its path, its own name, its section, or the value that it has."""
+    _, _, own = setting.rpartition(".")
+    section = setting.split(".")[-2] if "." in setting else own
+    words = (re.escape(setting), own.rstrip("s").replace("_", "[ _]"), section)
+    values = [re.escape(str(each)[:100]) for each in (value if isinstance(value, list | tuple) else [value])]
+    found = (rf"(^|[^\w]){word}s?($|[^\w])" for word in words)
+    shown = (rf"(^|[^\w]){each}($|[^\w]|x)" for each in values)
+    return any(re.search(pattern, line) for pattern in (*found, *shown))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from core.tiny import SIZES
 from test_export import save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from e2ray import pipeline
+from e2ray import files, pipeline
 from e2ray.config.load import validate
 from e2ray.evaluate.removed import sentence
 
@@ -34,7 +34,7 @@ def test_the_move_is_told_before_the_training_and_stands_in_verdict_and_card(ray
     }
     pipeline.execute(validate(recipe, source="test"))
     folder = tmp_path / "runs" / "small"
-    removed = json.loads((folder / "removed_scaling.json").read_text())
+    removed = files.read_vouched(folder / "removed_scaling.json", wanted="what removing the scaling did")
     assert (removed["scaling"], removed["factor"], removed["tokens"]) == ("yarn", 4.0, 128)
     assert removed["mean_difference"] > 0.01
     told = capsys.readouterr().out.splitlines()

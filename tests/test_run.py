@@ -215,7 +215,8 @@ def test_a_base_is_pretrained_without_the_adapters_of_the_recipe(small, monkeypa
     training = {"steps": 8, "batch_sequences": 8}
     recipe = small | {"pretrain": training, "train": training, "model": small["model"] | {"lora": {"rank": 4}}}
     run, trained = resolve(validate(recipe, source="test")), []
-    monkeypatch.setattr(pipeline, "_train", lambda run, folder, shards, model, *_: trained.append(model))
+    monkeypatch.setattr(pipeline, "task_of", lambda run, folder, shards, model, *_: model)
+    monkeypatch.setattr(pipeline, "_train", lambda run, model: trained.append(model))
     base = pipeline.base_of(run, "shards")
     assert [model.lora for model in trained] == [None]
     assert base.lora is not None  # the adapters are the fine-tuning's own

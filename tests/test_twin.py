@@ -203,6 +203,7 @@ def test_check_and_a_run_say_what_a_base_cannot_before_anything_else(small, tmp_
         with pytest.raises(SettingsError, match=r"so nothing beyond 63 tokens can change its logits"):
             stage(validate(recipe | several | {"name": f"small-{number}"}, source="test"))
     saved(tmp_path / "base", Gemma2Config, {"head_dim": 16, "sliding_window": 32}, {"rope_type": "default"})
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "base")).save_pretrained(tmp_path / "base")
     pipeline.check(validate(recipe, source="test"))
     told, sound = capsys.readouterr().out.splitlines()[-2:]
     assert "1 of its 2 layers see the nearest 32 tokens only" in told

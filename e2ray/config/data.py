@@ -118,7 +118,9 @@ class PasskeySource(_Source):
                 f"max_characters: must be at least min_characters ({self.min_characters}), got {self.max_characters}"
             )
         if self.max_characters >= 10 ** (self.digits - 1):
-            raise ValueError(f"digits: {self.digits} leave no number that the text is sure not to hold; raise it")
+            raise ValueError(
+                f"digits: {self.digits} leave no number that a text of max_characters is sure not to hold; raise it"
+            )
         return self
 
 

@@ -169,7 +169,7 @@ def problems(value: Any, path: str = "") -> Iterator[str]:
 def without_credentials(text: str) -> str:
     """Return a message in which no URI shows what it may not hold."""
     shown: list[str] = []
-    begin, last = 0, _behind_last_at(text)
+    begin, last_at, behind = 0, text.rfind("@"), _behind_last_at(text)
     while found := IN_TEXT.search(text, begin):
         word = found[0].rstrip(f"{MARKS}{QUOTES}")
         if not ({"@", "?"} & set(word)) or refusal(word) is None:  # else a quote is part of a key
@@ -179,7 +179,7 @@ def without_credentials(text: str) -> str:
         if refusal(uri):
             word = uri.partition("?")[0]
             if refusal(word) or word == uri:
-                word, end = f"{found[1]}://{HIDDEN}", max(end, last)
+                word, end = f"{found[1]}://{HIDDEN}", behind if last_at >= end else end
         shown += [text[begin : found.start()], word]
         begin = end
     return "".join([*shown, text[begin:]])

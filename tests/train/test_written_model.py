@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 MOST_REFUSED = 0.05
 pytestmark = [
     pytest.mark.usefixtures("one_rank"),
-    pytest.mark.filterwarnings("ignore:model.lora.targets.* share a weight:UserWarning"),
+    pytest.mark.filterwarnings("ignore:model.lora.targets.* (share a weight|lie in):UserWarning"),
     pytest.mark.filterwarnings("ignore:.torch.distributed.* is deprecated:FutureWarning"),  # DeepSpeed's own calls
 ]
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
