@@ -393,7 +393,7 @@ def test_a_long_value_is_cut_in_the_message():
         ),
         (
             ["data.corpus=[{kind: passkey, digits: 2}]"],
-            "data.corpus.0: digits: 2 leave no number that the text is sure not to hold",
+            "data.corpus.0: digits: 2 leave no number that a text of max_characters is sure not to hold",
         ),
         (
             ["data.corpus=[{kind: text, paths: [a], min_tokens: 9, max_tokens: 8}]"],
