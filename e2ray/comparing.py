@@ -216,6 +216,9 @@ def _run_job(job: Job, use_gpu: bool) -> None:
 
 
 def _base_model(job: Job, device: Any) -> tuple[Any, Any]:
+    """Return the base and a hook that reads it as the lane's untrained method does, as it is without one."""
+    from e2ray.config.methods import UNTRAINED
+    from e2ray.core.methods.registry import method_of
     from e2ray.core.model import build_model
     from e2ray.core.rope import RotaryHook
     from e2ray.train.engine import precision_of
@@ -224,7 +227,9 @@ def _base_model(job: Job, device: Any) -> tuple[Any, Any]:
     plain = task.model.model_copy(update={"lora": None, "gradient_checkpointing": False})
     dtype = precision_of(task.train, device)
     model = build_model(plain, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device=device).eval()
-    return model, RotaryHook(model)
+    untrained = UNTRAINED.get(job.lane)
+    method = method_of(untrained) if untrained else None
+    return model, RotaryHook(model, method, base_context_length=task.base_context_length)
 
 
 def _trained(job: Job, device: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -279,37 +284,37 @@ def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
     sums, rows = [], []
     for window in sorted({*windows, *lengths}):
         served = lane_scale(job.lane, window, length, job.max_scale)
-        with _extension(job, model, served, window) as untrained:
-            if window in windows:
-                scales = [1.0] if untrained else sorted({1.0, served})
-                for found in _window_sums(job, model, hook, documents, window, scales, device, missing):
-                    scale = served if untrained else found.scale
-                    sums.append(
-                        {
-                            "window": window,
-                            "scale": scale,
-                            "served": scale == served,
-                            "nll": found.nll.tolist(),
-                            "tokens": found.tokens.tolist(),
-                        }
-                    )
-            if window in lengths:
-                said: list[str] = []
-                with _noted(missing, window):
-                    rows += accuracy(
-                        model,
-                        hook,
-                        held_out,
-                        tokenizer,
-                        settings=job.asked.model_copy(update={"context_lengths": (window,)}),
-                        base_context_length=length,
-                        batch_tokens=settings.batch_tokens,
-                        device=device,
-                        scale=1.0 if untrained else served,
-                        kept=kept,
-                        progress=said.append,
-                    )
-                    missing += [line for line in said if line.startswith("left out")]
+        read_at = _scale_read(job, served, window)
+        if window in windows:
+            scales = [read_at] if job.config is None else sorted({1.0, served})
+            for found in _window_sums(job, model, hook, documents, window, scales, device, missing):
+                scale = served if job.config is None else found.scale
+                sums.append(
+                    {
+                        "window": window,
+                        "scale": scale,
+                        "served": scale == served,
+                        "nll": found.nll.tolist(),
+                        "tokens": found.tokens.tolist(),
+                    }
+                )
+        if window in lengths:
+            said: list[str] = []
+            with _noted(missing, window):
+                rows += accuracy(
+                    model,
+                    hook,
+                    held_out,
+                    tokenizer,
+                    settings=job.asked.model_copy(update={"context_lengths": (window,)}),
+                    base_context_length=length,
+                    batch_tokens=settings.batch_tokens,
+                    device=device,
+                    scale=read_at,
+                    kept=kept,
+                    progress=said.append,
+                )
+                missing += [line for line in said if line.startswith("left out")]
     return {"sums": sums, "retrieval": rows, "missing": missing}
 
 
@@ -357,15 +362,10 @@ def _noted(missing: list[str], window: int) -> Iterator[None]:
         missing.append(f"{window:,} tokens: {error}")
 
 
-@contextmanager
-def _extension(job: Job, model: Any, scale: float, window: int) -> Iterator[bool]:
-    """Put an untrained extension into the model for a while, and say whether there is one."""
-    from e2ray.core.scalings import EXTENSIONS, extended
+def _scale_read(job: Job, served: float, window: int) -> float:
+    """Return the scale that a window is read at: the served one, or what dynamic NTK makes of it."""
+    from e2ray.core.methods.ntk import DynamicNtk
 
-    if job.lane not in EXTENSIONS:
-        yield False
-        return
-    factor = job.max_scale if job.lane == "dynamic_ntk" else scale
-    length = job.shared[0].task.base_context_length
-    with extended(model, job.lane, scale=factor, base_context_length=length, window=window):
-        yield True
+    if job.lane != "dynamic_ntk":
+        return served
+    return DynamicNtk.scale_of(job.max_scale, window, job.shared[0].task.base_context_length)

@@ -21,7 +21,7 @@ TrainedLane = Literal[
     "endprompt",
     "best",
 ]
-UntrainedLane = Literal["linear", "ntk", "dynamic_ntk", "yarn"]
+UntrainedLane = Literal["linear", "ntk", "dynamic_ntk", "yarn", "ramp_power", "truncated"]  # kinds of config/methods.py
 UNTOUCHED = "base"  # the lane that is always there
 # Methods that train for one scale are served at it, whatever the length of the text.
 FIXED_SCALE = ("e2llm_fixed_scale", "pi_short", "pi_long", "pose", "randpos", "cream", "endprompt")

@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from e2ray.config.base import SettingsError
+from e2ray.core.methods.base import FrequencyMethod
+from e2ray.core.methods.linear import Linear
 
 # Layers with this type see nearby tokens only and have frequencies of their own; context extension leaves them alone.
 LOCAL_LAYER_TYPE = "sliding_attention"
@@ -39,18 +41,34 @@ class RotaryHook:
         rotary_modules: The hooked modules.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, method: FrequencyMethod | None = None, *, base_context_length: int | None = None
+    ) -> None:
         """Hook the rotary modules of `model`, which may be wrapped by peft or be a DeepSpeed engine.
+
+        Args:
+            model: Holds the rotary modules.
+            method: What a scale does to the frequencies; None: linear, which divides positions.
+            base_context_length: L in tokens, which every other method asks for.
 
         Raises:
             SettingsError: If the model has no rotary module that takes position ids.
         """
         self.rotary_modules = find_rotary_modules(model)
+        self.method = None if isinstance(method, Linear) else method
+        assert self.method is None or base_context_length is not None, "a method is measured by L"
+        self._length = base_context_length or 0
         self._scale: Tensor | None = None
         self._offsets: Tensor | None = None
+        self._rows: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        self._before: list[tuple[nn.Module, str, Tensor, str, Any]] = []
         self._handles = [
             module.register_forward_pre_hook(self._place, with_kwargs=True) for module in self.rotary_modules
         ]
+        if self.method is not None:
+            self._handles += [
+                module.register_forward_hook(self._give_back, always_call=True) for module in self.rotary_modules
+            ]
 
     def set(self, scale: Float[Tensor, "*batch"] | float, offsets: Int[Tensor, "batch window"] | None = None) -> None:
         """Use these scales and offsets in every forward pass from now on.
@@ -80,10 +98,12 @@ class RotaryHook:
                     f"scale and offsets must have one row per sequence, got {scale.shape[0]} and {offsets.shape[0]}"
                 )
         self._scale, self._offsets = scale, offsets
+        self._rows.clear()
 
     def clear(self) -> None:
         """Leave positions alone again."""
         self._scale = self._offsets = None
+        self._rows.clear()
 
     def remove(self) -> None:
         """Take the hook off the model for good."""
@@ -102,6 +122,7 @@ class RotaryHook:
             yield
         finally:
             self._scale, self._offsets = before
+            self._rows.clear()
 
     def _place(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -114,10 +135,42 @@ class RotaryHook:
             return None
         hidden = call.args[1]
         call.arguments["position_ids"] = self._positions(call.arguments["position_ids"], hidden.shape[0])
+        if self.method is not None:
+            self._put_frequencies(module, call.arguments.get("layer_type"))
         return call.args[1:], call.kwargs
+
+    def _put_frequencies(self, module: nn.Module, layer_type: str | None) -> None:
+        """Put each row's frequencies and temperature into a rotary module for one call.
+
+        The module multiplies positions [batch, tokens, 1] by its frequencies, so those of rows are [batch, 1, pairs].
+        """
+        assert self.method is not None and self._scale is not None
+        front = f"{layer_type}_" if layer_type and f"{layer_type}_inv_freq" in module._buffers else ""
+        name, temperature = f"{front}inv_freq", f"{front}attention_scaling"
+        base, attention = getattr(module, name), getattr(module, temperature)
+        if (id(module), name) not in self._rows:
+            scale = self._scale.to(base.device)
+            frequencies = self.method.frequencies(base, scale, self._length)
+            turned = self.method.temperature(scale.double()).float()
+            if scale.ndim:
+                frequencies, turned = frequencies[:, None, :], turned[:, None, None]
+            self._rows[id(module), name] = frequencies, turned * attention
+        self._before.append((module, name, base, temperature, attention))
+        frequencies, turned = self._rows[id(module), name]
+        setattr(module, name, frequencies)
+        setattr(module, temperature, turned)
+
+    def _give_back(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Put a module's own frequencies and temperature back behind a call, however it ended."""
+        if self._before and self._before[-1][0] is module:
+            _, name, base, temperature, attention = self._before.pop()
+            setattr(module, name, base)
+            setattr(module, temperature, attention)
 
     def _positions(self, ids: Int[Tensor, "rows tokens"], num_rows: int) -> Float[Tensor, "batch tokens"]:
         """Return (id + offset) / scale in float32 for a batch of `num_rows` rows; `ids` may be one row for all.
+
+        Undivided where a method acts on the frequencies.
 
         Values of ids are compared with the window only on the CPU, where that needs no synchronisation.
         """
@@ -141,6 +194,8 @@ class RotaryHook:
             rows = max(ids.shape[0], offsets.shape[0])
             ids = ids.long().expand(rows, -1)
             ids = ids + offsets.to(ids.device).expand(rows, -1).gather(1, ids)
+        if self.method is not None:
+            return ids.to(torch.float32)
         return ids.to(torch.float32) / (scale[:, None] if scale.ndim else scale)
 
 

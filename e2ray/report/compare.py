@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
+from e2ray.config.methods import UNTRAINED
+from e2ray.core.methods.registry import method_of
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
 from e2ray.evaluate.perplexity import BOS_POLICY
 from e2ray.evaluate.removed import base_name
@@ -26,10 +28,7 @@ from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, VERMILLION
 BASE, PAPER = "base", "e2llm"
 NAMES = {
     "base": "base, untouched",
-    "linear": "linear, untrained",
-    "ntk": "NTK, untrained",
-    "dynamic_ntk": "dynamic NTK, untrained",
-    "yarn": "YaRN, untrained",
+    **{lane: f"{method_of(method).label}, untrained" for lane, method in UNTRAINED.items()},
     "e2llm": "E2-LLM (paper's preset)",
     "e2llm_no_shift": "E2-LLM without shift",
     "e2llm_fixed_scale": "E2-LLM, one fixed scale",

@@ -1,0 +1,56 @@
+"""Methods that say for each pair what becomes of it: LongRoPE's searched lists and Giraffe's truncated basis."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from e2ray.config.base import SettingsError
+from e2ray.config.methods import FactorsMethod
+from e2ray.core.methods.base import Frequencies, FrequencyMethod, Scales, rotations, temperature_of
+
+SLOWEST, LEAST = 1 / 16, 1 / 8  # rotations in L that slow pairs are given, and below which they stand still
+
+
+class Factors(FrequencyMethod):
+    """F_j = factors[j] ** (-ln g / ln G) for a list found at scale G."""
+
+    label = "LongRoPE"
+    source = "LongRoPE (arXiv:2402.13753), LongRoPE2 (arXiv:2502.20082)"
+
+    def __init__(self, settings: FactorsMethod) -> None:
+        """Take the list, the scale that it was found for, and the temperature."""
+        self.settings = settings
+
+    def factors(self, base: Float[Tensor, " pairs"], scale: Scales, base_context_length: int) -> Frequencies:
+        """Return the list to the power that makes it whole at its own scale.
+
+        Raises:
+            SettingsError: If it is not as long as there are pairs.
+        """
+        listed = torch.tensor(self.settings.factors, dtype=torch.float64, device=base.device)
+        if len(listed) != len(base):
+            raise SettingsError(
+                f"positions.method.factors: has {len(listed)} numbers, the model's heads have {len(base)} pairs; give "
+                "one for each"
+            )
+        return listed ** (-scale.log() / math.log(self.settings.max_scale))[..., None]
+
+    def temperature(self, scale: Scales) -> Scales:
+        """Return the temperature that the settings name."""
+        return temperature_of(self.settings.temperature, scale)
+
+
+class Truncated(FrequencyMethod):
+    """Fast pairs stay, slow ones turn once in 16 L, and the slowest not at all: the same at every scale above 1."""
+
+    label = "truncated"
+    source = "Giraffe (arXiv:2308.10882), as its code has it"
+
+    def factors(self, base: Float[Tensor, " pairs"], scale: Scales, base_context_length: int) -> Frequencies:
+        """Return 1, what brings a pair to 1/16 rotation, or 0."""
+        turns = rotations(base, base_context_length)
+        slow = torch.where(turns >= LEAST, SLOWEST / turns, torch.zeros_like(turns))
+        kept = torch.where(turns >= 1, torch.ones_like(turns), slow)
+        return torch.where(scale[..., None] > 1, kept, torch.ones_like(kept))
