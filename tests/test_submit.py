@@ -344,9 +344,10 @@ def test_a_study_is_a_job_that_can_be_stopped_and_continued(head: Head, story: S
         assert head.get("/api/jobs/study-1")["status"] in ("PENDING", "RUNNING"), head.ray(
             "job", "logs", "study-1"
         ).stdout
-        return head.gauges().get("ray_e2ray_search_trials", {}).get("complete", 0) >= 2
+        shown = head.gauges()  # each gauge is exported by itself, a little before or behind the other
+        return shown.get("ray_e2ray_search_trials", {}).get("complete", 0) >= 2 and "ray_e2ray_search_best" in shown
 
-    wait_for("two complete trials on the Prometheus page", under_way)
+    wait_for("two complete trials and the best of them on the Prometheus page", under_way)
     assert head.gauges()["ray_e2ray_search_best"]["study"] > 0
     assert any(run.startswith("study-") for run in head.gauges()["ray_e2ray_loss"])
     actors = head.get("/logical/actors")["data"]["actors"].values()
