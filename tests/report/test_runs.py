@@ -241,3 +241,20 @@ def test_a_page_has_the_name_of_a_page(tmp_path):
     runs = open_runs([evaluated(tmp_path)])
     with pytest.raises(SettingsError, match=r"report\.pdf: the report is a page; give it a name that ends in \.html"):
         write_report(tmp_path / "report.pdf", runs)
+
+
+def test_a_report_names_files_and_not_where_they_lie(tmp_path):
+    folders = [
+        evaluated(tmp_path / f"home-of-{name}", name=name, data={
+            "corpus": [{"kind": "text", "paths": [f"/home/jane/{name}/*.txt"]}],
+            "tokenizer": {"kind": "pretrained", "path": f"/home/jane/tokenizers/{name}-tokenizer"},
+            "window": 32,
+            "shards": f"file:///home/jane/shards/of-{name}",
+        })
+        for name in ("one", "two")
+    ]  # fmt: skip
+    page = tmp_path / "report.html"
+    write_report(page, open_runs(folders))
+    for path in (page, page.with_suffix(".md")):
+        text = path.read_text()
+        assert "/home/jane" not in text and "one-tokenizer" in text and "of-two" in text
