@@ -21,10 +21,11 @@ from transformers import PreTrainedModel
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import TrainSettings
-from e2ray.core.losses import next_token_nll, plain_ids, predicted, token_nll
+from e2ray.core.losses import predicted
 from e2ray.core.positions import Draw
 from e2ray.core.probe import Forward, Probe, ask, refuse_other_answers
 from e2ray.core.rope import RotaryHook
+from e2ray.train.objectives import MicroBatch, objective_of
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -220,18 +221,16 @@ class Engine:
         """
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
-        share = None if places is None else self._share_of_a_token(places)
+        objective = objective_of(packed=places is not None)
+        weight = 1.0 if places is None else self._weight_of_a_token(places)
         self._adam.skipped = False
         losses = []
         for start in range(0, len(tokens), self.micro_sequences):
             part = slice(start, start + self.micro_sequences)
             rows, drawn = tokens[part].to(self.device, non_blocking=True), draw[part].to(self.device)
+            there = None if places is None else places[part].to(self.device, non_blocking=True)
             with self.hook.applied(drawn.scale, drawn.offsets):
-                if places is None or share is None:
-                    nll = next_token_nll(self.ds(input_ids=rows, use_cache=False).logits, rows)
-                    loss = nll.mean()
-                else:
-                    nll, loss = self._packed(rows, places[part].to(self.device, non_blocking=True), share)
+                nll, loss = objective(self._forward, MicroBatch(rows, there, weight))
                 self.ds.backward(telling(loss))
             if self.settings.zero_stage == 0:  # DeepSpeed tells no norm without ZeRO
                 self._norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters() if p.grad is not None])
@@ -239,22 +238,16 @@ class Engine:
             losses.append(nll.detach())
         return torch.cat(losses)
 
-    def _share_of_a_token(self, places: Int[Tensor, "rows window"]) -> float:
+    def _forward(
+        self, input_ids: Int[Tensor, "rows window"], **given: Tensor
+    ) -> Float[Tensor, "rows window vocabulary"]:
+        logits: Tensor = self.ds(input_ids=input_ids, use_cache=False, **given).logits
+        return logits
+
+    def _weight_of_a_token(self, places: Int[Tensor, "rows window"]) -> float:
         """Return what one predicted token weighs in a micro batch's loss, which is averaged over ranks and parts."""
         count = self.total(predicted(places).sum().double().to(self.device)).item()
         return self.num_workers * self.accumulation / max(count, 1.0)
-
-    def _packed(
-        self, rows: Int[Tensor, "rows window"], places: Int[Tensor, "rows window"], share: float
-    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, ""]]:
-        """Return each packed row's mean NLL over what it predicts, and the loss of them all.
-
-        The ids restart with every document, by which transformers keeps documents apart (`core/proof.py` proves it).
-        """
-        logits = self.ds(input_ids=rows, position_ids=plain_ids(places), use_cache=False).logits
-        wanted = predicted(places)
-        nll = token_nll(logits, rows) * wanted
-        return nll.sum(dim=1) / wanted.sum(dim=1).clamp(min=1), nll.sum() * share
 
     def _norm_of_this_update(self) -> Tensor | float:
         """Return the gradient's norm over all ranks while AdamW makes its step."""
