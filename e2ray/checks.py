@@ -283,7 +283,8 @@ def made_otherwise(data: DataSettings, manifest: Mapping[str, Any]) -> list[str]
     """
     if data.shards is None:
         return []
-    found, wanted = dict(manifest.get("settings", {})), data.made_with()
+    of_earlier_versions = {name: manifest[name] for name in ("pack", "validation_share", "seed") if name in manifest}
+    found, wanted = of_earlier_versions | manifest.get("settings", {}), data.made_with()
     for name, key in (("corpus", "sources"), ("validation_corpus", "validation_sources")):
         if key in manifest:
             found[name], wanted[name] = manifest[key], data.model_dump(mode="json", include={name})[name]
@@ -297,6 +298,8 @@ def made_otherwise(data: DataSettings, manifest: Mapping[str, Any]) -> list[str]
 
 def _same(found: Any, wanted: Any) -> bool:
     """Return whether two values are one; what settings say by now and an older manifest does not is left out."""
+    if found is None or wanted is None:
+        return found is wanted
     if isinstance(wanted, list):
         return len(found) == len(wanted) and all(map(_same, found, wanted))
     return bool({**wanted, **found} == wanted if isinstance(wanted, dict) else found == wanted)

@@ -220,7 +220,7 @@ def _base_model(job: Job, device: Any) -> tuple[Any, Any]:
     from e2ray.config.methods import UNTRAINED
     from e2ray.core.methods.registry import method_of
     from e2ray.core.model import build_model
-    from e2ray.core.rope import RotaryHook
+    from e2ray.core.rope import RotaryHook, refuse_scaled
     from e2ray.train.engine import precision_of
 
     task = job.shared[0].task
@@ -228,6 +228,8 @@ def _base_model(job: Job, device: Any) -> tuple[Any, Any]:
     dtype = precision_of(task.train, device)
     model = build_model(plain, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device=device).eval()
     untrained = UNTRAINED.get(job.lane)
+    if untrained:
+        refuse_scaled(model, job.lane)
     method = method_of(untrained) if untrained else None
     return model, RotaryHook(model, method, base_context_length=task.base_context_length)
 

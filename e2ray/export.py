@@ -27,7 +27,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from e2ray.config.base import SettingsError
-from e2ray.config.places import LOCAL, public
+from e2ray.config.places import public
 from e2ray.core.file_names import files_below, kind_left_behind
 from e2ray.core.model_folder import RECORD, probe_of, recorded, refuse_damaged, seal
 from e2ray.core.rope import LOCAL_LAYER_TYPE, other_keys
@@ -42,6 +42,8 @@ from e2ray.train.beside import card_fields
 
 PICTURE = "evaluation.png"
 END_OF_PNG = bytes.fromhex("0000000049454e44ae426082")
+NAMES_A_PLACE = re.compile(r"(name_or_path|file|path|dir|folder)s?$")
+LOCAL_PLACE = re.compile(r"[/~$]|\.{1,2}/|[A-Za-z]:\\|file:")
 PER_PAIR = ("llama3", "yarn")
 
 
@@ -213,15 +215,24 @@ def _mend_configs(folder: Path, base_context_length: int, longest: int) -> None:
         known = read_json(path, wanted="settings of a base model") if path.is_file() else None
         if not isinstance(known, dict):
             continue
-        told = {
-            key: value
-            for key, value in known.items()
-            if key not in ("name_or_path", "_name_or_path", "tokenizer_file") or not str(value).startswith(LOCAL)
-        }
+        told = _without_places(known)
         if name == GENERATION_CONFIG_NAME and told.get("max_length") == base_context_length:
             told["max_length"] = longest
         if told != known:
             write_json(path, told)
+
+
+def _without_places(value: Any) -> Any:
+    """Return settings without those that name a file or folder of somebody's disk, at any depth."""
+    if isinstance(value, list):
+        return [_without_places(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _without_places(each)
+        for key, each in value.items()
+        if not (NAMES_A_PLACE.search(str(key)) and isinstance(each, str) and LOCAL_PLACE.match(each))
+    }
 
 
 def make_profile(

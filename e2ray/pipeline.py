@@ -74,19 +74,24 @@ def prepare(run: Run, *, again: bool = False) -> str | Path:
 
 def pretrain(run: Run, shards: str | Path) -> Path:
     """Return the Hugging Face folder of the run's base model, pretrained now or before."""
+    from e2ray.train.origin import refuse_other_training
+
     folder, settings = run.base, run.config.pretrain
     assert settings is not None
+    plain = run.config.model.model_copy(update={"lora": None})  # other runs share the base
+    native = PositionSettings.model_validate({"preset": "native"})
+    task = task_of(run, folder, shards, plain, settings, native)
+    if (folder / "model").is_dir():
+        refuse_other_training(task)
     if not (folder / "model").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with files.lock(folder / ".lock", what="pretraining this base"):
-            native = PositionSettings.model_validate({"preset": "native"})
             killed = settle(folder)
             if killed:
                 show(f"{killed}; it goes on from what it left")
             try:
                 write_status(folder, state="running", error=None, ended_at=None)
-                plain = run.config.model.model_copy(update={"lora": None})  # other runs share the base
-                _train(run, task_of(run, folder, shards, plain, settings, native))
+                _train(run, task)
             except BaseException as error:
                 stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
                 end_status(folder, "preempted" if stopped else "failed", str(error) or type(error).__name__)
@@ -275,6 +280,7 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
     """Run the named stages in order on a cluster; their results lie in the run's folder and under storage."""
     from e2ray.data.shards import read_manifest
     from e2ray.train.launch import resources
+    from e2ray.train.origin import refuse_other_training
 
     training = bool({"pretrain", "train"} & set(stages))
     if "suites" in stages:
@@ -299,6 +305,9 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
             if removed := removed_of(run, shards, base):
                 show(sentence(removed))
             train(run, shards, base)
+        elif (run.folder / "model").is_dir():
+            task = task_of(run, run.folder, shards, base, run.config.train, run.config.positions)
+            refuse_other_training(task, by_rows=False)  # text that has changed since is measured, too
         if "evaluate" in stages and run.config.evaluate:
             evaluate(run, shards, base)
         if "suites" in stages and run.config.evaluate and run.config.evaluate.suites:

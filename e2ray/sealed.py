@@ -92,7 +92,7 @@ def read(path: Path, *, advice: Callable[[int], str], must_be_sealed: bool = Fal
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     *whole, torn = content.split(b"\n")
     matches = [SEALED.fullmatch(line) for line in whole]
-    has_seals = must_be_sealed or any(matches) or any(map(_is_nearly_sealed, whole))
+    has_seals = must_be_sealed or any(matches) or (len(whole) == 1 and _is_nearly_sealed(whole[0]))
     values, ends, end = [], [], End()
     for number, (line, match) in enumerate(zip(whole, matches, strict=True), start=1):
         damage = _damage(match, end) if has_seals else None

@@ -341,6 +341,7 @@ def test_what_tells_of_the_owners_disk_or_of_the_old_length_does_not_leave_the_h
             (model / path.name).write_bytes(path.read_bytes())
     told = json.loads((model / "tokenizer_config.json").read_text())
     own = {"name_or_path": "/home/jane/base", "tokenizer_file": "/home/jane/base/tokenizer.json", "kept": "owner/name"}
+    own |= {"special_tokens_map_file": "/home/jane/sp.json", "init": {"vocab_file": "~/home/jane/v.model"}}
     (model / "tokenizer_config.json").write_text(json.dumps(told | own))
     generation = {"max_length": L, "temperature": 0.6, "_name_or_path": "/home/jane/base"}
     (model / "generation_config.json").write_text(json.dumps(generation))

@@ -12,7 +12,9 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 PAIR = re.compile(r"[^/]*:[^/]*@")  # a name and what opens it, within one part of a path
-SECRET = re.compile(r"[?&;]\s*[\w.-]*(secret|token|key|sig|pass|pwd|cred|auth)[\w.-]*=", re.IGNORECASE)
+SECRET = re.compile(
+    r"[?&;]\s*([\w.-]*[_.-])?(secret|token|key|sig|signature|password|passwd|pwd|credentials?|auth)=", re.IGNORECASE
+)
 STORES = (
     r"s3[an]?|gc?s|abfss?|wasbs?|adl|dbfs|hdfs|viewfs|hf|https?|s?ftp|oss|cosn?|obs|swift|r2|b2|ossfs|webdavs?|ks3|tos"
 )
@@ -97,7 +99,7 @@ def refusal(text: str) -> str | None:
             return f"is no URI, which begins with {nearly[1]}://; {_advice(nearly[1])}"
         before, mark, rest = decoded.partition("://")
         meant = mark and ("/" not in before or re.search(rf"({STORES})$", before, re.IGNORECASE))
-        odd = (meant and PAIR.search(rest)) or SECRET.search(decoded)
+        odd = (meant and _has_pair(rest)) or (SECRET.search(decoded) and not decoded.startswith(LOCAL))
         return "holds another place, with what looks like credentials; " + _advice("") if odd else None
     scheme, rest = found
     place, _, query = rest.partition("?")
@@ -133,9 +135,14 @@ def _place_problem(scheme: str, place: str) -> str | None:
         return f"holds more than {'a name' if bucket else 'a host and a port'} between {scheme}:// and the next /"
     if "://" in path or ("@" in path and ":" in authority and _family(scheme) != "hdfs"):
         return "holds another place in its path"
-    if PAIR.search(path) or SECRET.search(path):
+    if _has_pair(path) or SECRET.search(path):
         return "holds what looks like credentials in its path"
     return "holds a #, which is written %23" if "#" in place else None
+
+
+def _has_pair(path: str) -> bool:
+    """Return whether a part of a path looks like a name and its key in front of an @; a time of day is none."""
+    return any(not re.search(r"\d:\d", pair[0]) for pair in PAIR.finditer(path))
 
 
 def _query_problem(query: str) -> str | None:
@@ -199,7 +206,8 @@ def public(value: Any) -> Any:
         }
     if isinstance(value, list | tuple):
         return [public(inner) for inner in value]
-    return _name_of(value) if isinstance(value, str) and (value.startswith(LOCAL) or "://" in value) else value
+    place = isinstance(value, str) and (value.startswith((*LOCAL, "file:", "$")) or "://" in value)
+    return _name_of(value) if place else value
 
 
 def _name_of(place: str) -> str:

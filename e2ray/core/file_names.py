@@ -26,12 +26,12 @@ ANY_WEIGHTS = frozenset(
 )
 CODE = frozenset(".py .pyc .ipynb .so .dll .dylib .exe .sh .bat .ps1 .js .jar .whl .c .cc .cpp .cu .rs .go".split())
 PICKLES = frozenset(".pkl .pickle .joblib .dill .npy".split())
-FOR_PEOPLE = re.compile(r".*\.(md|png)|(licen[cs]e|notice|copying|use_policy)\b.*", re.IGNORECASE)
+FOR_PEOPLE = re.compile(r".*\.(md|txt|pdf|png|jpe?g|svg)|(licen[cs]e|notice|copying|use_policy)\b.*", re.IGNORECASE)
 
 
 def is_for_people(name: str) -> bool:
     """Return whether a file is a text or picture that no program reads, so that it may be edited."""
-    return FOR_PEOPLE.fullmatch(PurePath(name).name) is not None
+    return FOR_PEOPLE.fullmatch(PurePath(name).name) is not None and not is_of_a_tokenizer(name)
 
 
 def is_of_a_tokenizer(name: str, more: Iterable[str] = ()) -> bool:

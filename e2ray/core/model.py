@@ -482,11 +482,20 @@ def check_weights(settings: Model, *, vocab_size: int | None) -> None:
     refuse_vocabulary(model, vocab_size, key=key)
 
 
+# What a config says beside the model that it makes.
+HARMLESS = frozenset(
+    "_name_or_path transformers_version dtype torch_dtype use_cache architectures bos_token_id eos_token_id "
+    "pad_token_id max_position_embeddings".split()
+)
+
+
 def config_digest(config: PreTrainedConfig) -> str:
-    """Return 64 hexadecimal digits that name what a config says of a model, not where it is from or how it is run."""
-    told = config.to_dict()
-    for key in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"):
-        told.pop(key, None)
+    """Return 64 hexadecimal digits that name what a config says of a model, not where it is from or how it is run.
+
+    What a class's defaults say is left out, so that those of a later version of transformers change nothing.
+    """
+    known = set(vars(type(config)())) - HARMLESS
+    told = {key: value for key, value in config.to_diff_dict().items() if key in known or key == "rope_parameters"}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 

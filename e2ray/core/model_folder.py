@@ -7,6 +7,7 @@ written; texts and pictures for people may be edited.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers.utils import (
 
 from e2ray import files
 from e2ray.config.base import SettingsError
-from e2ray.core.file_names import files_below, is_for_people, is_loaded
+from e2ray.core.file_names import WEIGHTS, files_below, is_for_people, is_loaded
 from e2ray.core.probe import Probe
 
 RECORD, MANIFEST, PROBE = "e2ray", "manifest.json", "probe.safetensors"
@@ -88,8 +89,8 @@ def probe_of(folder: Path) -> Probe | None:
     return Probe.read(folder / name)
 
 
-def weights_identity(path: str, revision: str | None, *, is_folder: bool) -> str:
-    """Return 64 hexadecimal digits that name a checkpoint's weights to the last bit.
+def weights_identity(path: str, revision: str | None, *, is_folder: bool) -> str | None:
+    """Return 64 hexadecimal digits that name a checkpoint's weights to the last bit, None where none are there yet.
 
     Args:
         path: Folder, or hub id of what was fetched before.
@@ -103,6 +104,8 @@ def weights_identity(path: str, revision: str | None, *, is_folder: bool) -> str
         folder = Path(config).parent
     manifest = _manifest(folder)
     names = weight_files(folder)
+    if not names:
+        return None
     found = files.fingerprints(folder, names) if manifest is None else {name: manifest[name] for name in names}
     return files.digest(found)
 
@@ -114,14 +117,28 @@ def training_of(folder: Path) -> dict[str, Any] | None:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the files that a folder's weights are loaded from: one, or those that an index lists."""
+    """Return the names of the files that a folder's weights are loaded from: one, or those that an index lists.
+
+    Without either of the names that loaders look for, all that may hold weights.
+
+    Raises:
+        SettingsError: If the index cannot be read.
+    """
+    with suppress(FileNotFoundError, SettingsError):  # whoever loads the model says so
+        config = files.read_json(folder / CONFIG_NAME, wanted="a model's config")
+        named = config.get("transformers_weights") if isinstance(config, dict) else None
+        if isinstance(named, str) and (folder / named).is_file():
+            return [named]
     for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if (folder / whole).is_file():
             return [whole]
         if (folder / index).is_file():
             listed = files.read_json(folder / index, wanted="an index of weights")
-            return sorted(set(listed["weight_map"].values()))
-    return []
+            found = listed.get("weight_map") if isinstance(listed, dict) else None
+            if not isinstance(found, dict):
+                raise SettingsError(f"{folder / index}: is damaged, wanted weight_map, the file of each parameter")
+            return sorted({str(name) for name in found.values() if (folder / str(name)).is_file()})
+    return sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS and path.is_file())
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

@@ -66,6 +66,8 @@ class RotaryHook:
             module.register_forward_pre_hook(self._place, with_kwargs=True) for module in self.rotary_modules
         ]
         if self.method is not None:
+            for module in self.rotary_modules:
+                _refuse_deaf(module)
             self._handles += [
                 module.register_forward_hook(self._give_back, always_call=True) for module in self.rotary_modules
             ]
@@ -199,6 +201,29 @@ class RotaryHook:
         return ids.to(torch.float32) / (scale[:, None] if scale.ndim else scale)
 
 
+def _refuse_deaf(module: nn.Module) -> None:
+    """Raise SettingsError if a rotary module makes its angles of something else than the frequencies that it holds."""
+    ids = torch.arange(4, device=next(module.buffers()).device)[None]
+    hidden = torch.zeros(1, 1, 1, device=ids.device)
+    for name, buffer in frequency_buffers(module).items():
+        if buffer.device.type == "meta":
+            continue
+        kind = {"layer_type": name.removesuffix("_inv_freq")} if name != "inv_freq" else {}
+        told = []
+        try:
+            for factor in (1.0, 0.5):
+                setattr(module, name, buffer * factor)
+                found = module(hidden, ids, **kind)
+                told.append(torch.view_as_real(found) if isinstance(found, Tensor) else torch.stack(list(found)))
+        finally:
+            setattr(module, name, buffer)
+        if torch.equal(*told):
+            raise SettingsError(
+                f"{type(module).__name__} computes its frequencies anew in each call, so they cannot be changed row by "
+                "row; take method linear, or another model"
+            )
+
+
 def other_keys(part: Mapping[str, Any]) -> dict[str, Any]:
     """Return what rope parameters say to other layers than the rotary module, such as Ministral's query scale.
 
@@ -207,6 +232,19 @@ def other_keys(part: Mapping[str, Any]) -> dict[str, Any]:
     told = {key: value for key, value in part.items() if key not in FREQUENCY_KEYS}
     length = "original_max_position_embeddings"
     return {**told, length: part[length]} if told and part.get(length) is not None else told
+
+
+def refuse_scaled(model: nn.Module, lane: str) -> None:
+    """Raise SettingsError if layers that see far carry a scaling already, which an untrained one would add to."""
+    for module in find_rotary_modules(model):
+        told = getattr(module, "rope_type", None)
+        kinds = told if isinstance(told, dict) else {"": told}
+        found = [each for kind, each in kinds.items() if kind != LOCAL_LAYER_TYPE and each != "default"]
+        if found:
+            raise SettingsError(
+                f"untrained {lane}: the model's rope is {found[0]}, wanted plain RoPE in all layers that see far; "
+                f"leave {lane} out"
+            )
 
 
 def find_rotary_modules(model: nn.Module) -> list[nn.Module]:

@@ -127,7 +127,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 def vocabulary_size(tokenizer: Any) -> int:
     """Return the number of embeddings that a tokenizer needs, its highest id and one; ids may have gaps."""
-    return 1 + max(tokenizer.get_vocab().values())
+    return max((1 + highest for highest in tokenizer.get_vocab().values()), default=len(tokenizer))
 
 
 def prefix_tokens(tokenizer: Any) -> list[int]:

@@ -114,6 +114,8 @@ def card_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
         found = yaml.safe_load(head) if closing else None
     except yaml.YAMLError:
         found = None
+    if closing and found is None and not head.strip("\r\n "):
+        return {}, None
     if not isinstance(found, dict):
         return {}, f"{path}: its head is no YAML between two lines of ---, so its fields do not enter the card"
     return {key: value for key, value in found.items() if key not in OF_THE_BASE}, None

@@ -28,7 +28,7 @@ from e2ray.train import steps
 from e2ray.train.engine import Engine, ParameterState
 from e2ray.train.loop import Diverged
 
-FORMAT = 2
+FORMAT = 3
 PROBE = "probe.safetensors"
 PART_BYTES = 2 * 2**30
 KINDS = ("weight", "exp_avg", "exp_avg_sq")

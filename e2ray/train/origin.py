@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model, PretrainedModel
+from e2ray.config.run import differences
 from e2ray.core.model import config_digest, trained_config
 from e2ray.core.model_folder import training_of, weights_identity
 from e2ray.train.task import Task
@@ -25,37 +25,50 @@ def base_identity(model: Model) -> tuple[str | None, str | None]:
 
 
 def origin(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a model's record says of its training.
+    """Return what a model's record says of its training: its settings, and digests of the base.
 
     Args:
         identity: What the training was, as `Task.identity` gives it.
     """
     model = dict(identity["model"])
     base = {"base_weights": model.pop("base_weights"), "base_config": model.pop("base_config")}
-    return {"settings": files.digest({**identity, "model": model}), **base}
+    return {"settings": {**identity, "model": model}, **base}
 
 
-def refuse_other_training(task: Task) -> None:
+def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:
     """Raise SettingsError if the model that stands in a training's folder is none of it.
 
     Nothing is said of models that keep no record of their training.
+
+    Args:
+        task: The training.
+        by_rows: Whether the rows have to be the same, too.
     """
-    known, wanted = training_of(task.folder / "model"), origin(task.identity(None, None))
-    if known is not None and known["settings"] != wanted["settings"]:
+    known, wanted = training_of(task.folder / "model"), origin(task.identity(None, None))["settings"]
+    told = {} if known is None else dict(known["settings"])
+    if not by_rows:
+        told.pop("data", None)
+        wanted.pop("data")
+    found = [] if known is None else differences(told, wanted, free=())
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise SettingsError(
-            f"{task.folder / 'model'}: is of another training, with other settings, rows or another name; take the "
-            "recipe that it was trained with, or choose another name"
+            f"{task.folder / 'model'}: is of another training: {found[0]}{more}; take the recipe that it was trained "
+            "with, or choose another name"
         )
 
 
 def refuse_other_base(folder: Path, base: Model) -> None:
-    """Raise SettingsError if a base is not the one that the model of a folder was trained from."""
+    """Raise SettingsError if a base is not the one that the model of a folder was trained from.
+
+    Weights of a hub id that are not on this machine yet are not looked at.
+    """
     known = training_of(folder)
     if known is None:
         return
     weights, config = base_identity(base)
     for name, found in (("base_weights", weights), ("base_config", config)):
-        if known[name] != found:
+        if found is not None and known[name] != found:
             what = "weights" if name == "base_weights" else "settings in config.json"
             raise SettingsError(
                 f"model.path {getattr(base, 'path', '')}: has other {what} than the base that {folder} was trained "

@@ -41,7 +41,11 @@ def cpu_seconds(beat: Beat) -> float | None:
     if process is None:
         return None
     total = 0.0
-    for each in (process, *process.children(recursive=True)):
+    try:
+        below = process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return None
+    for each in (process, *below):
         with suppress(psutil.NoSuchProcess):
             times = each.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system

@@ -118,7 +118,9 @@ class Vigil:
         longest = self._longest.get(beat.phase)
         unknown = longest is None or beat.phase in (MEASURING, STARTING)  # a resume loads more than a first start
         patient = max((FIRST if unknown else 1) * self.hang_s, LIMIT * (longest or 0.0))
-        return self.idle(beat, now) >= (self.hang_s if stopped or (unknown and deadlock) else patient)
+        if deadlock and unknown and beat.phase not in (MEASURING, STARTING):  # a model may come over a slow line
+            patient = max(self.hang_s, LIMIT * (longest or 0.0))
+        return self.idle(beat, now) >= (self.hang_s if stopped else patient)
 
 
 class Watchman:

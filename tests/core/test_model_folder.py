@@ -82,7 +82,14 @@ def test_what_was_put_in_and_would_be_read_is_named(folder, name):
 def test_a_card_may_be_edited_and_notes_may_be_added(folder):
     (folder / "README.md").write_text("another card")
     (folder / "LICENSE.txt").write_text("the same licence, wrapped")
-    for name in ("notes.txt", "results.json", "trainer_state.json", "evals/model.safetensors", ".cache.json"):
+    for name in (
+        "notes.txt",
+        "photo.jpg",
+        "results.json",
+        "trainer_state.json",
+        "evals/model.safetensors",
+        ".cache.json",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("mine")
     model_folder.refuse_damaged(folder)

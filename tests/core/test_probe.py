@@ -124,8 +124,8 @@ def test_a_token_that_rounding_sends_to_another_expert_is_no_other_model(family)
 @pytest.mark.parametrize("family", ROUTED)
 def test_other_weights_of_a_model_with_experts_are_told(family):
     model = routed(family, 0)
-    for dtype in (torch.bfloat16, torch.float32):
-        with pytest.raises(SettingsError, match=r"answers otherwise.*: the typical difference"):
+    for dtype, measure in ((torch.bfloat16, "typical"), (torch.float32, "root mean square")):
+        with pytest.raises(SettingsError, match=rf"answers otherwise.*: the {measure} difference"):
             compare(probe_of(cast(model, dtype), dtype), routed(family, 1))
     probe = probe_of(model)
     model.model.layers[1].self_attn.o_proj.weight.data *= 1 + 1e-3
@@ -136,6 +136,19 @@ def test_other_weights_of_a_model_with_experts_are_told(family):
     find_rotary_modules(model)[0].inv_freq.data /= 2
     with pytest.raises(SettingsError, match="answers otherwise"):
         compare(probe, model)
+
+
+def test_one_expert_that_is_not_the_trained_one_is_told_where_a_token_goes_to_it():
+    told = 0
+    for expert in range(8):
+        model = routed("mixtral", 0)
+        probe = probe_of(model)
+        model.model.layers[1].mlp.experts.down_proj.data[expert] = 0
+        try:
+            compare(probe, model)
+        except SettingsError:
+            told += 1
+    assert told >= 5  # no token of the probe goes to the others
 
 
 def test_weights_that_are_no_numbers_are_told():

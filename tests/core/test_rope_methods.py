@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, PhimoeConfig
 
+from e2ray.config.base import SettingsError
 from e2ray.config.methods import FactorsMethod, LinearMethod, NtkMethod, RampPowerMethod, TruncatedMethod, YarnMethod
 from e2ray.core.methods.registry import method_of
-from e2ray.core.rope import RotaryHook, find_rotary_modules, frequency_buffers
+from e2ray.core.rope import RotaryHook, find_rotary_modules, frequency_buffers, refuse_scaled
 
-from .tiny import FAMILIES, logits, random_tokens, tiny_config, tiny_model
+from .tiny import FAMILIES, SIZES, logits, random_tokens, tiny_config, tiny_model
 
 L, THETA = 64, 10_000.0
 METHODS = [
@@ -96,6 +98,21 @@ def test_a_call_that_fails_leaves_the_modules_frequencies():
         module(torch.zeros(2, 1, 1), torch.arange(6).reshape(3, 2))  # three rows of ids for two of scales
     assert all(torch.equal(buffer, before[name]) for name, buffer in frequency_buffers(module).items())
     assert module.attention_scaling == 1.0
+
+
+def test_a_module_that_computes_its_frequencies_anew_is_refused():
+    sizes = {"num_local_experts": 2, "rope_parameters": {"rope_type": "default", "rope_theta": THETA}}
+    model = AutoModelForCausalLM.from_config(PhimoeConfig(**SIZES | sizes)).eval()
+    RotaryHook(model).remove()
+    with pytest.raises(SettingsError, match="PhimoeRotaryEmbedding computes its frequencies anew in each call"):
+        hooked(model, YarnMethod())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_untrained_methods_want_plain_layers_that_see_far(family):
+    refuse_scaled(tiny_model(family), "yarn")
+    with pytest.raises(SettingsError, match="untrained yarn: the model's rope is linear, wanted plain RoPE"):
+        refuse_scaled(tiny_model(family, factor=2.0), "yarn")
 
 
 def test_a_kept_scaling_is_slowed_down_further():

@@ -73,8 +73,42 @@ def test_a_model_of_the_very_training_passes(task):
 )
 def test_a_model_of_another_training_is_told(task, changes):
     write_model(task)
-    with pytest.raises(SettingsError, match=r"run/model: is of another training, .*choose another name"):
+    with pytest.raises(SettingsError, match=r"run/model: is of another training: .*choose another name"):
         refuse_other_training(replace(task, **changes))
+
+
+def test_text_that_has_changed_since_may_be_measured(task):
+    write_model(task)
+    refuse_other_training(replace(task, rows_digest="1" * 64, window=12), by_rows=False)
+    with pytest.raises(SettingsError, match=r"another training: seed: 5 in the run, 6 asked for"):
+        refuse_other_training(replace(task, seed=6), by_rows=False)
+
+
+def test_weights_under_a_name_of_their_own_are_what_a_base_is_named_by(base, tmp_path):
+    folder = tmp_path / "base"
+    (folder / "model.safetensors").rename(folder / "own.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "own.safetensors"}))
+    before = base_identity(base)
+    weights = load_file(folder / "own.safetensors")
+    weights["model.norm.weight"][3] += 1
+    save_file(weights, folder / "own.safetensors", {"format": "pt"})
+    assert base_identity(base)[0] != before[0] and base_identity(base)[1] == before[1]
+
+
+def test_weights_that_are_not_there_yet_name_nothing(task, base, tmp_path):
+    write_model(task)
+    (tmp_path / "base" / "model.safetensors").unlink()
+    assert base_identity(base)[0] is None
+    refuse_other_base(task.folder / "model", base)
+
+
+@pytest.mark.parametrize("index", ["{}", "[1]", '{"weight_map": 3}'])
+def test_a_damaged_index_is_one_line(base, tmp_path, index):
+    (tmp_path / "base" / "model.safetensors").unlink()
+    (tmp_path / "base" / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(SettingsError, match=r"index\.json: is damaged, wanted weight_map"):
+        base_identity(base)
 
 
 def test_a_model_of_another_run_is_told(task, tmp_path):
@@ -101,7 +135,8 @@ def test_another_base_is_told_by_its_weights_and_by_its_config(task, base, tmp_p
         SettingsError, match=r"base: has other settings in config\.json than the base that .*run/model was trained"
     ):
         refuse_other_base(task.folder / "model", base)
-    path.write_text(json.dumps(config | {"transformers_version": "6.0", "_name_or_path": "/elsewhere"}, indent=9))
+    cosmetic = {"transformers_version": "6.0", "_name_or_path": "/elsewhere", "eos_token_id": 7, "some_note": "mine"}
+    path.write_text(json.dumps(config | cosmetic, indent=9))
     refuse_other_base(task.folder / "model", base)
     (tmp_path / "base" / "consolidated.safetensors").write_bytes(b"unread")
     refuse_other_base(task.folder / "model", base)

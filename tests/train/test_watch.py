@@ -93,6 +93,13 @@ def test_a_first_step_in_which_nothing_works_is_a_deadlock_and_one_that_works_ha
     assert hung <= hung_with_cpu(lambda name, second: 20 + share * second) < hung + 6
 
 
+@pytest.mark.parametrize("phase", [STARTING, MEASURING])
+def test_a_model_that_comes_over_a_slow_line_is_no_deadlock(phase):
+    beat = replace(FIRST_STEP, phase=phase)
+    hung = hung_with_cpu(lambda name, second: 0.015 * second, beats=(beat,))
+    assert 300 * FIRST <= hung < 300 * FIRST + 6
+
+
 def test_one_that_waits_for_a_worker_at_work_is_no_deadlock():
     beats = (FIRST_STEP, replace(FIRST_STEP, name="rank-1"))
     at_work = {"rank-0": 0.0, "rank-1": 1.0}
