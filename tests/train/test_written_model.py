@@ -97,7 +97,7 @@ def task_of(folder, draw):
         train=TrainSettings(
             steps=STEPS,
             batch_sequences=BATCH,
-            lr=3e-2,
+            lr=0.1 if draw["lora"] else 3e-2,  # adapters begin at nothing
             log_every=1,
             checkpoint_every=STEPS,
             zero_stage=max(1, draw["stage"]) if draw["precision"] == "bf16" else draw["stage"],
@@ -175,8 +175,12 @@ def check(folder, tokenizer, draw):
     base = loaded(folder / "base", rope_parameters=config.rope_parameters)
     written = loaded(task.folder / "model", dtype=dtype)
     learned, differs = (wanted - base).square().mean().sqrt(), (wanted - written).square().mean().sqrt()
-    assert learned > 0.05, "three updates changed nothing"
-    assert differs < (0.15 if dtype == torch.bfloat16 else 1e-4) * learned, (float(differs), float(learned))
+    assert learned > 0.02, "three updates changed nothing"
+    allowed = 1e-4 * learned
+    if dtype == torch.bfloat16:  # its own rounding, which comes in another order once adapters are merged
+        rounded = loaded(folder / "base", rope_parameters=config.rope_parameters, dtype=dtype)
+        allowed = max(0.15 * learned, 2 * (rounded - base).square().mean().sqrt())
+    assert differs < allowed, (float(differs), float(learned))
     return None
 
 
