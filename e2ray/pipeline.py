@@ -82,8 +82,8 @@ def pretrain(run: Run, shards: str | Path) -> Path:
     native = PositionSettings.model_validate({"preset": "native"})
     task = task_of(run, folder, shards, plain, settings, native)
     if (folder / "model").is_dir():
-        refuse_other_training(task)
-    if not (folder / "model").is_dir():
+        refuse_other_training(task, by_rows=False)  # text that was added since needs no other base
+    else:
         folder.mkdir(parents=True, exist_ok=True)
         with files.lock(folder / ".lock", what="pretraining this base"):
             killed = settle(folder)

@@ -44,17 +44,14 @@ def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:
         task: The training.
         by_rows: Whether the rows have to be the same, too.
     """
-    known, wanted = training_of(task.folder / "model"), origin(task.identity(None, None))["settings"]
-    told = {} if known is None else dict(known["settings"])
-    if not by_rows:
-        told.pop("data", None)
-        wanted.pop("data")
-    found = [] if known is None else differences(told, wanted, free=())
+    known, wanted = training_of(task.folder / "model"), origin(task.identity(None, None))
+    free = () if by_rows else ("data.rows",)
+    found = [] if known is None else differences(known["settings"], wanted["settings"], free=free)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise SettingsError(
             f"{task.folder / 'model'}: is of another training: {found[0]}{more}; take the recipe that it was trained "
-            "with, or choose another name"
+            "with, choose another name, or remove the folder to train anew"
         )
 
 

@@ -79,7 +79,9 @@ def test_a_model_of_another_training_is_told(task, changes):
 
 def test_text_that_has_changed_since_may_be_measured(task):
     write_model(task)
-    refuse_other_training(replace(task, rows_digest="1" * 64, window=12), by_rows=False)
+    refuse_other_training(replace(task, rows_digest="1" * 64), by_rows=False)
+    with pytest.raises(SettingsError, match=r"another training: data.tokenizer: .*or remove the folder to train anew"):
+        refuse_other_training(replace(task, rows_digest="1" * 64, tokenizer_hash="b" * 64), by_rows=False)
     with pytest.raises(SettingsError, match=r"another training: seed: 5 in the run, 6 asked for"):
         refuse_other_training(replace(task, seed=6), by_rows=False)
 
