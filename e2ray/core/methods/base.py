@@ -3,14 +3,21 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from e2ray.config.base import SettingsError
-from e2ray.config.methods import LogTemperature, NoTemperature, Temperature
+from e2ray.config.methods import (
+    FactorsMethod,
+    LogTemperature,
+    NoTemperature,
+    RampPowerMethod,
+    Temperature,
+    YarnMethod,
+)
 
 Scales = Float[Tensor, "*rows"]
 Frequencies = Float[Tensor, "*rows pairs"]
@@ -97,6 +104,21 @@ class FrequencyMethod(ABC):
             "attention_factor": float(self.temperature(torch.tensor(float(scale), dtype=torch.float64))),
             "original_max_position_embeddings": base_context_length,
         }
+
+
+Tempered = TypeVar("Tempered", YarnMethod, RampPowerMethod, FactorsMethod)
+
+
+class TemperedMethod(FrequencyMethod, Generic[Tempered]):
+    """A method whose settings name a temperature."""
+
+    def __init__(self, settings: Tempered) -> None:
+        """Take the settings."""
+        self.settings: Tempered = settings
+
+    def temperature(self, scale: Scales) -> Scales:
+        """Return the temperature that the settings name."""
+        return temperature_of(self.settings.temperature, scale)
 
 
 def kept_of(rope: Mapping[str, Any]) -> dict[str, Any]:

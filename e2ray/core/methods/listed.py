@@ -8,20 +8,16 @@ from torch import Tensor
 
 from e2ray.config.base import SettingsError
 from e2ray.config.methods import FactorsMethod
-from e2ray.core.methods.base import Frequencies, FrequencyMethod, Scales, rotations, temperature_of
+from e2ray.core.methods.base import Frequencies, FrequencyMethod, Scales, TemperedMethod, rotations
 
 SLOWEST, LEAST = 1 / 16, 1 / 8  # rotations in L that slow pairs are given, and below which they stand still
 
 
-class Factors(FrequencyMethod):
+class Factors(TemperedMethod[FactorsMethod]):
     """F_j = factors[j] ** (-ln g / ln G) for a list found at scale G."""
 
     label = "LongRoPE"
     source = "LongRoPE (arXiv:2402.13753), LongRoPE2 (arXiv:2502.20082)"
-
-    def __init__(self, settings: FactorsMethod) -> None:
-        """Take the list, the scale that it was found for, and the temperature."""
-        self.settings = settings
 
     def factors(self, base: Float[Tensor, " pairs"], scale: Scales, base_context_length: int) -> Frequencies:
         """Return the list to the power that makes it whole at its own scale.
@@ -36,10 +32,6 @@ class Factors(FrequencyMethod):
                 "one for each"
             )
         return listed ** (-scale.log() / math.log(self.settings.max_scale))[..., None]
-
-    def temperature(self, scale: Scales) -> Scales:
-        """Return the temperature that the settings name."""
-        return temperature_of(self.settings.temperature, scale)
 
 
 class Truncated(FrequencyMethod):

@@ -9,18 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from e2ray.config.methods import RampPowerMethod, YarnMethod
-from e2ray.core.methods.base import Frequencies, FrequencyMethod, Scales, kept_of, pair_of, rotations, temperature_of
+from e2ray.core.methods.base import Frequencies, Scales, TemperedMethod, kept_of, pair_of, rotations
 
 
-class Yarn(FrequencyMethod):
+class Yarn(TemperedMethod[YarnMethod]):
     """F_j = k_j + (1 - k_j) / g, with k_j falling from 1 to 0 between two places among the pairs."""
 
     label = "YaRN"
     source = "YaRN (arXiv:2309.00071)"
-
-    def __init__(self, settings: YarnMethod) -> None:
-        """Take where the ramp begins and ends, and the temperature."""
-        self.settings = settings
 
     def factors(self, base: Float[Tensor, " pairs"], scale: Scales, base_context_length: int) -> Frequencies:
         """Return the ramp between 1 and 1 / g.
@@ -32,10 +28,6 @@ class Yarn(FrequencyMethod):
         pairs = torch.arange(len(base), dtype=torch.float64, device=base.device)
         divided = ((pairs - first) / (last - first or 0.001)).clamp(0, 1)
         return (1 - divided) + divided / scale[..., None]
-
-    def temperature(self, scale: Scales) -> Scales:
-        """Return the temperature that the settings name."""
-        return temperature_of(self.settings.temperature, scale)
 
     def to_transformers(
         self, rope: Mapping[str, Any], base: Float[Tensor, " pairs"], scale: float, base_context_length: int
@@ -51,15 +43,11 @@ class Yarn(FrequencyMethod):
         }
 
 
-class RampPower(FrequencyMethod):
+class RampPower(TemperedMethod[RampPowerMethod]):
     """F_j = g ** -(q (q + 1) / (n (n + 1))): radices that grow from pair to pair."""
 
     label = "MrRoPE-Pro"
     source = "MrRoPE (arXiv:2601.22181), its Pro form"
-
-    def __init__(self, settings: RampPowerMethod) -> None:
-        """Take where the ramp begins and ends, and the temperature."""
-        self.settings = settings
 
     def factors(self, base: Float[Tensor, " pairs"], scale: Scales, base_context_length: int) -> Frequencies:
         """Return 1 up to the last fast pair, 1 / g from the first slow one on."""
@@ -70,7 +58,3 @@ class RampPower(FrequencyMethod):
         pairs = torch.arange(len(base), dtype=torch.float64, device=base.device)
         within = (pairs - last_fast).clamp(0, steps)
         return scale[..., None] ** (-within * (within + 1) / (steps * (steps + 1)))
-
-    def temperature(self, scale: Scales) -> Scales:
-        """Return the temperature that the settings name."""
-        return temperature_of(self.settings.temperature, scale)
