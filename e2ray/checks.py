@@ -4,6 +4,7 @@ Settings check themselves and each other when they are read (`config/`). Here st
 the model's config, the sources, shards that exist, the storage, this machine.
 """
 
+import resource
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -252,6 +253,12 @@ def unfit_here(run: Run) -> list[str]:
         told.append(
             f"cluster.object_store_mib: {cluster.object_store_mib} MiB do not fit into the {memory} MiB of memory; "
             "lower it"
+        )
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and limit < cluster.object_store_mib * 2**20:
+        told.append(
+            f"cluster.object_store_mib: {cluster.object_store_mib} MiB are one file, and files may not grow beyond "
+            f"{limit / 2**20:.3g} MiB here; raise the limit (`ulimit -f`)"
         )
     return told
 

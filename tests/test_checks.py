@@ -117,6 +117,21 @@ def test_what_this_machine_cannot_do_is_refused_where_a_run_starts_on_it(recipe,
         checks.refuse_before_start(run)
 
 
+@pytest.mark.parametrize(("store_mib", "limit_mib", "told"), [(80, 79, "79"), (300, 0.25, "0.25"), (80, 80, None)])
+def test_a_limit_of_files_that_rays_object_store_does_not_fit_into_is_refused(
+    recipe, limited, store_mib, limit_mib, told
+):
+    run = resolve(config_of(recipe, f"cluster.object_store_mib={store_mib}"))
+    with limited(int(limit_mib * 2**20)):
+        found = checks.unfit_here(run)
+    if told is None:
+        assert found == []
+        return
+    (line,) = found
+    wanted = f"cluster.object_store_mib: {store_mib} MiB are one file, and files may not grow beyond {told} MiB here"
+    assert line == wanted + "; raise the limit (`ulimit -f`)"
+
+
 @pytest.fixture
 def weights(checkpoint):
     """A function that writes a tiny checkpoint with weights, and returns the section of a recipe and their file."""
