@@ -64,6 +64,7 @@ def check_model(run: Run) -> None:
         SettingsError: If it cannot, the base's class cannot do what the recipe asks for, or the names and shapes of a
             folder's weights are not those of its config, or embed fewer tokens than the tokenizer has.
     """
+    from e2ray.core.methods.registry import method_of
     from e2ray.core.model import check_weights
     from e2ray.data.tokenizer import load_tokenizer, vocabulary_size
     from e2ray.twin import EXPORTED, check_base
@@ -76,7 +77,8 @@ def check_model(run: Run) -> None:
         lengths["evaluate.windows"] = config.evaluate.windows
     if config.export and config.export.context_lengths:
         lengths[EXPORTED] = config.export.context_lengths
-    for line in check_base(config.model, lengths, base_context_length=run.base_context_length):
+    method = method_of(config.positions.method)
+    for line in check_base(config.model, lengths, base_context_length=run.base_context_length, method=method):
         show(line)
     if config.model.is_folder:
         source, size = config.data.tokenizer, None

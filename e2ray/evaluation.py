@@ -37,6 +37,7 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
             all but retrieval written.
         ImplausibleError: If the tuned model cannot be the one that was trained; what was measured is written.
     """
+    from e2ray.core.methods.registry import method_of
     from e2ray.evaluate.by_length import length_cells
     from e2ray.evaluate.effective import effective_length, scale_table, sentences
     from e2ray.evaluate.perplexity import cell
@@ -57,7 +58,8 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     sums, passes, scored = _surface(run, shards, models)
     cells = [cell(each) for each in sums]
     removed = removed_of(run, shards, base)
-    found = verdict(cells, run.base_context_length, removed=removed)
+    label = method_of(run.config.positions.method).label
+    found = verdict(cells, run.base_context_length, removed=removed, method=label)
     weights = {"weights_digest": weights_digest(run.folder / "model")}
     found["protocol"] |= scored | weights
     said = found["sentences"]
@@ -226,7 +228,7 @@ def _score_share(
     numbers = range(share, len(documents), shares)
     if not numbers:
         return None
-    device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
+    device, hook, loaded = _loaded(run, model, opened.manifest["vocab_size"], use_gpu)
     if tell:
         tell(f"{name}: on {device.type}, {loaded.dtype}, {loaded.config._attn_implementation} attention")
     mine = [documents[number] for number in numbers]
@@ -247,18 +249,20 @@ def _score_share(
     )
 
 
-def _loaded(model: Any, vocab_size: int, seed: int, use_gpu: bool) -> tuple[Any, Any, Any]:
-    """Return (device, hook, model) ready to be measured."""
+def _loaded(run: Run, model: Any, vocab_size: int, use_gpu: bool) -> tuple[Any, Any, Any]:
+    """Return (device, hook, model) ready to be measured; scales mean what they meant in the run's training."""
     import torch
 
+    from e2ray.core.methods.registry import method_of
     from e2ray.core.model import build_model
     from e2ray.core.rope import RotaryHook
 
     device = torch.device("cuda" if use_gpu else "cpu")
     plain = model.model_copy(update={"lora": None, "gradient_checkpointing": False})
     dtype = torch.bfloat16 if use_gpu else torch.float32
-    built = build_model(plain, dtype=dtype, device=device, vocab_size=vocab_size, seed=seed).eval()
-    return device, RotaryHook(built), built
+    built = build_model(plain, dtype=dtype, device=device, vocab_size=vocab_size, seed=run.config.seed).eval()
+    method = method_of(run.config.positions.method)
+    return device, RotaryHook(built, method, base_context_length=run.base_context_length), built
 
 
 def _retrieval(run: Run, shards: str | Path, models: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -280,7 +284,7 @@ def _ask(run: Run, shards: str | Path, tokenizer: Path, name: str, model: Any, u
     settings = run.config.evaluate
     assert settings is not None and settings.retrieval and settings.windows
     opened = ShardSet.open(shards)
-    device, hook, loaded = _loaded(model, opened.manifest["vocab_size"], run.config.seed, use_gpu)
+    device, hook, loaded = _loaded(run, model, opened.manifest["vocab_size"], use_gpu)
     return accuracy(
         loaded,
         hook,
@@ -387,7 +391,7 @@ def _ask_suites(
     longest = settings.suites.max_context_length or run.longest
     told = {"tokenizer": str(tokenizer), "max_seq_lengths": list(settings.suites.written_lengths(longest)) or [4096]}
     selection = checked(settings.suites, told)
-    device, hook, loaded = _loaded(model, ShardSet.open(shards).manifest["vocab_size"], run.config.seed, use_gpu)
+    device, hook, loaded = _loaded(run, model, ShardSet.open(shards).manifest["vocab_size"], use_gpu)
     asked = ScaledLM(
         Loaded(loaded, hook, load_tokenizer(tokenizer), device, run.base_context_length, scales),
         max_context_length=longest,

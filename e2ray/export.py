@@ -1,36 +1,31 @@
 """From a trained model folder to a folder people serve: weights, one profile per context length, the evidence.
 
-A profile is nothing but rope parameters, since the weights know no scale. Where the base model's rope is plain, a
-profile is `linear` with factor W / L; on top of a kept llama3 or yarn scaling, which `linear` would replace and not
-stack on, it is `longrope` with one factor per pair of head dimensions. Nothing is believed: every profile is read
-back from the disk with plain transformers and compared with the rotary hook, which the model was trained with,
-before the folder appears under its name.
+A profile is nothing but rope parameters, since the weights know no scale (`profiles.py`). Nothing is believed: every
+one is read back from the disk with plain transformers and compared with the rotary hook, which the model was trained
+with, before the folder appears under its name.
 """
 
 import io
 import json
-import math
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from e2ray.config.base import SettingsError
+from e2ray.config.methods import LinearMethod, Method
 from e2ray.config.places import public
 from e2ray.core.file_names import files_below, kind_left_behind
-from e2ray.core.model_folder import RECORD, probe_of, recorded, refuse_damaged, seal
-from e2ray.core.rope import LOCAL_LAYER_TYPE, other_keys
+from e2ray.core.methods.registry import method_of
+from e2ray.core.model_folder import RECORD, probe_of, recorded, refuse_damaged, seal, training_of
 from e2ray.data.tokenizer import save_whole, serve_up_to
 from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.effective import row_scale
@@ -38,13 +33,13 @@ from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.serving import Check, profile_folder, served_scale, verify
 from e2ray.evaluate.verdict import table
 from e2ray.files import atomic_folder, read_json, write_json, write_sealed, write_text
+from e2ray.profiles import Profile, commands, make_profile
 from e2ray.train.beside import card_fields
 
 PICTURE = "evaluation.png"
 END_OF_PNG = bytes.fromhex("0000000049454e44ae426082")
 NAMES_A_PLACE = re.compile(r"(name_or_path|file|path|dir|folder)s?$")
 LOCAL_PLACE = re.compile(r"[/~$]|\.{1,2}/|[A-Za-z]:\\|file:")
-PER_PAIR = ("llama3", "yarn")
 
 
 @dataclass(frozen=True)
@@ -64,23 +59,6 @@ class RunFacts:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Profile:
-    """How one context length is served.
-
-    Attributes:
-        context_length: W in tokens.
-        scale: g, at least 1: W / L, or what was measured better.
-        override: What transformers has to read in place of the config's values.
-        server_override: The same for vLLM and SGLang, which need more keys for longrope.
-    """
-
-    context_length: int
-    scale: float
-    override: dict[str, Any]
-    server_override: dict[str, Any]
-
-
 def export(
     model_folder: str | Path,
     out_folder: str | Path,
@@ -92,6 +70,7 @@ def export(
     run: RunFacts,
     picture: str | Path | None = None,
     scales: Mapping[str, Any] | None = None,
+    method: Method | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a Hugging Face folder with one verified serving profile per context length and a model card.
@@ -107,6 +86,7 @@ def export(
         picture: evaluation.png, copied in.
         scales: The value of scales.json, copied in; a context length it names is served at its `served` scale, every
             other one at W / L.
+        method: What a scale meant in training; None: linear.
         progress: Takes one line per profile, and one per file that is left out.
 
     Returns:
@@ -123,6 +103,7 @@ def export(
     config = _read_config(model_folder)
     measured = {row["context_length"]: row_scale(row) for row in scales["lengths"]} if scales else {}
     chosen = {length: measured[length] for length in context_lengths if length in measured}
+    trained = method_of(method or LinearMethod())
     with atomic_folder(out_folder) as aside:
         for line in _take_files(model_folder, aside):
             if progress is not None:
@@ -131,7 +112,14 @@ def export(
         serve_up_to(aside, max(base_context_length, *context_lengths))
         _mend_configs(aside, base_context_length, max(base_context_length, *context_lengths))
         profiles = [
-            make_profile(config, base_context_length, length, base_scaling=base_scaling, scale=chosen.get(length))
+            make_profile(
+                config,
+                base_context_length,
+                length,
+                base_scaling=base_scaling,
+                scale=chosen.get(length),
+                method=trained,
+            )
             for length in context_lengths
         ]
         for profile in profiles:
@@ -141,6 +129,7 @@ def export(
             base_context_length=base_context_length,
             context_lengths=context_lengths,
             scales={profile.context_length: profile.scale for profile in profiles},
+            method=trained,
             progress=progress,
         )
         if scales:
@@ -152,7 +141,7 @@ def export(
             progress(unread)
         card = model_card(config, profiles, checks, base_context_length, evaluation, run, bool(picture), of_base)
         write_text(aside / "README.md", card)
-        seal(aside, probe_of(model_folder))
+        seal(aside, probe_of(model_folder), training=training_of(model_folder))
     return {
         "folder": str(out_folder),
         "profiles": {length: str(profile_folder(out_folder, length)) for length in context_lengths},
@@ -235,135 +224,6 @@ def _without_places(value: Any) -> Any:
     }
 
 
-def make_profile(
-    config: PreTrainedConfig,
-    base_context_length: int,
-    context_length: int,
-    *,
-    base_scaling: Literal["keep", "replace"] | None,
-    scale: float | None = None,
-) -> Profile:
-    """Return the profile that equals training at a scale.
-
-    Args:
-        config: Of the exported model, rope as during training.
-        base_context_length: L in tokens.
-        context_length: W in tokens.
-        base_scaling: The run's choice; a config that still carries a scaling demands `keep`.
-        scale: g >= 1; None takes W / L.
-
-    Raises:
-        SettingsError: If the config's scaling contradicts the choice, or cannot be stacked on.
-    """
-    paper = served_scale(context_length, base_context_length)
-    scale = paper if scale is None or math.isclose(scale, paper, rel_tol=1e-6) else scale
-    parts = _parts(config)
-    scaled = {key: _scaled(config, key, part, scale, base_context_length) for key, part in parts.items()}
-    kinds = {part["rope_type"] for part in parts.values()} - {"default", "proportional"}
-    if kinds and base_scaling != "keep":
-        raise SettingsError(
-            f"export: the model's config carries a rope scaling ({', '.join(sorted(kinds))}), model.base_scaling is "
-            f"{base_scaling}; wanted keep, the choice it was trained with"
-        )
-    rope = scaled[""] if "" in scaled else {**config.rope_parameters, **scaled}
-    override: dict[str, Any] = {"rope_parameters": rope}
-    server_override = json.loads(json.dumps(override))
-    if any(part["rope_type"] == "longrope" for part in scaled.values()):
-        # vLLM and SGLang do not multiply longrope's length, and know the attention factor by other names.
-        override["max_position_embeddings"] = server_override["max_position_embeddings"] = context_length
-        servers = server_override["rope_parameters"]
-        for part in [servers] if "" in scaled else [servers[key] for key in scaled]:
-            part["short_mscale"] = part["long_mscale"] = part["attention_factor"]
-    elif "" not in scaled:
-        # Neither vLLM (Gemma3) nor SGLang (any model with a rope per layer type) multiplies the length here.
-        server_override["max_position_embeddings"] = max(context_length, base_context_length)
-    else:
-        factor = max(part.get("factor", 1.0) for part in parts.values())
-        reached = max(base_context_length, context_length / scale)  # what the server multiplies by the scale
-        multiplied = math.ceil(reached / factor)
-        if multiplied != config.max_position_embeddings:
-            server_override["max_position_embeddings"] = multiplied
-    return Profile(context_length, scale, override, server_override)
-
-
-def _parts(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:
-    """Return the rope parameters that a scale acts on by layer type, "" where all layers share them."""
-    rope = config.rope_parameters
-    if "rope_type" in rope:
-        return {"": rope}
-    return {key: part for key, part in rope.items() if isinstance(part, dict) and key != LOCAL_LAYER_TYPE}
-
-
-def _scaled(
-    config: PreTrainedConfig, layer_type: str, part: Mapping[str, Any], scale: float, base_context_length: int
-) -> dict[str, Any]:
-    """Return rope parameters whose angles are those of `part` divided by `scale`; all keys written out.
-
-    What other layers read in them stays as it was in training.
-    """
-    kind, base_frequency = part["rope_type"], float(part["rope_theta"])
-    partial = {key: part[key] for key in ("partial_rotary_factor",) if part.get(key) is not None}
-    partial |= other_keys(part)
-    if kind in ("default", "linear"):
-        factor = float(part.get("factor", 1.0)) * scale
-        return {"rope_type": "linear", "factor": factor, "rope_theta": base_frequency, **partial}
-    if kind == "proportional":
-        factor = float(part.get("factor", 1.0)) * scale
-        return {"rope_type": kind, "factor": factor, "rope_theta": base_frequency, **partial}
-    if kind not in PER_PAIR:
-        raise SettingsError(
-            f"export: the frequencies of a {kind} scaling change with the length of the text, so nothing can be put "
-            "on top of it; train with model.base_scaling: replace"
-        )
-    inv_freq, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu", layer_type=layer_type or None)
-    # Readers compute the powers in float32: with the same roundings in here, they cancel.
-    powers = base_frequency ** (torch.arange(len(inv_freq), dtype=torch.float32) / len(inv_freq))
-    factors = (scale / (powers.double() * inv_freq.double())).tolist()
-    softmax = {key: part[key] for key in ("mscale_all_dim",) if part.get(key)}  # of DeepSeek's layers, with the factor
-    return {
-        "rope_type": "longrope",
-        "factor": float(part["factor"]) if softmax else scale,
-        "rope_theta": base_frequency,
-        "short_factor": factors,
-        "long_factor": factors,
-        "attention_factor": float(attention_factor),
-        "original_max_position_embeddings": base_context_length,
-        **softmax,
-        **partial,
-    }
-
-
-def commands(profile: Profile, *, model: str, name: str) -> dict[str, str]:
-    """Return the command lines that serve a profile: a Python snippet, and one shell line per server.
-
-    Args:
-        profile: What to serve.
-        model: Folder or hub id, as the user types it.
-        name: Name the servers answer to.
-    """
-    override = json.dumps(profile.server_override)
-    length = str(profile.context_length)
-    keywords = "".join(f"\n    {key}={value!r}," for key, value in profile.override.items())
-    return {
-        "transformers": (
-            "from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"folder = {model!r}\n"
-            f"config = AutoConfig.from_pretrained(\n    folder,{keywords}\n)\n"
-            "model = AutoModelForCausalLM.from_pretrained(folder, config=config)\n"
-            "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        ),
-        "vllm": shlex.join(
-            ["vllm", "serve", model, "--served-model-name", name, "--hf-overrides", override, "--max-model-len", length]
-        ),
-        "sglang": shlex.join(
-            [
-                *("python", "-m", "sglang.launch_server", "--model-path", model, "--served-model-name", name),
-                *("--json-model-override-args", override, "--context-length", length),
-            ]
-        ),
-    }
-
-
 def _write_profile(aside: Path, profile: Profile, name: str, base_context_length: int) -> None:
     folder = profile_folder(aside, profile.context_length)
     lines = commands(profile, model=".", name=f"{name}-{profile.context_length}")
@@ -385,9 +245,12 @@ def _write_profile(aside: Path, profile: Profile, name: str, base_context_length
 
 
 def _command_blocks(lines: Mapping[str, str]) -> str:
+    llama_cpp = lines["llama.cpp"]
+    told = f" {llama_cpp}" if llama_cpp.startswith("cannot") else f"\n\n```sh\n{llama_cpp}\n```"
     return (
         f"transformers 5 or newer:\n\n```python\n{lines['transformers']}```\n\n"
-        f"vLLM:\n\n```sh\n{lines['vllm']}\n```\n\nSGLang:\n\n```sh\n{lines['sglang']}\n```\n"
+        f"vLLM:\n\n```sh\n{lines['vllm']}\n```\n\nSGLang:\n\n```sh\n{lines['sglang']}\n```\n\n"
+        f"llama.cpp, with a GGUF file that its converter made of this folder:{told}\n"
     )
 
 
@@ -399,8 +262,11 @@ def _serving_notes(profile: Profile, base_context_length: int) -> str:
             f"`max_position_embeddings` is {length}: servers multiply it by the factor, so do not raise it, or the "
             "factor would count twice."
         )
+    elif rope.get("rope_type") == "yarn":
+        room = f"`max_position_embeddings` is {length}: for `yarn` vLLM multiplies the original length and SGLang none."
     else:
-        kind = "`longrope`" if "rope_type" in rope else "a model with rope parameters per layer type"
+        known = {"longrope": "`longrope`", "default": "a plain RoPE of another base frequency"}
+        kind = known.get(rope.get("rope_type", ""), "a model with rope parameters per layer type")
         room = f"`max_position_embeddings` is {length} here, since servers do not multiply it for {kind}."
     return (
         f"- {room}\n"

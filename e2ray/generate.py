@@ -19,7 +19,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from e2ray.config.base import LARGEST_SCALE, SettingsError
 from e2ray.config.load import read_vouched_recipe
 from e2ray.config.model import PretrainedModel
+from e2ray.core.methods.registry import method_of
 from e2ray.core.model import base_facts, build_model
+from e2ray.core.model_folder import trained_method
 from e2ray.core.rope import RotaryHook
 from e2ray.data.tokenizer import behind, load_tokenizer, opening_tokens, prefix_tokens, vocabulary_size
 from e2ray.evaluate.decoding import sampling
@@ -34,6 +36,7 @@ class Generator:
 
     Attributes:
         base_context_length: L in tokens.
+        hook: Reads a scale as the training did, as far as the folder's record tells; else as linear.
         scales: The content of scales.json, or None without one.
         tokenizer: Of the model.
     """
@@ -79,7 +82,8 @@ class Generator:
         ).eval()
         self.model.config.use_cache = True
         self.prefill_tokens = prefill_tokens
-        self.hook = RotaryHook(self.model)
+        method = method_of(trained_method(place))
+        self.hook = RotaryHook(self.model, method, base_context_length=self.base_context_length)
 
     def scale_of(self, num_tokens: int) -> float:
         """Return the scale that a request of `num_tokens` tokens, prompt and answer together, is read with."""

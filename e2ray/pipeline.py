@@ -229,6 +229,7 @@ def _export(run: Run, base: Any) -> None:
         run=facts,
         picture=run.folder / "evaluation.png" if evaluation is not None else None,
         scales=_measured_scales(run),
+        method=run.config.positions.method,
         progress=show,
     )
 

@@ -19,14 +19,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import PretrainedModel
+from e2ray.core.methods.base import FrequencyMethod
 from e2ray.core.model import check_attention, model_class, trained_config
 from e2ray.core.proof import seeded
 from e2ray.core.rope import find_rotary_modules, frequency_buffers
 from e2ray.core.sight import check_sight
 from e2ray.core.weights import first_line, quietly
 from e2ray.evaluate.serving import profile_folder, verify
-from e2ray.export import make_profile
 from e2ray.files import write_json
+from e2ray.profiles import make_profile
 
 EXPORTED = "export.context_lengths"
 VOCABULARY = 256
@@ -37,7 +38,11 @@ HEADS = 4  # of a twin at most, to one head of keys and values
 
 
 def check_base(
-    settings: PretrainedModel, lengths: Mapping[str, Sequence[int]], *, base_context_length: int
+    settings: PretrainedModel,
+    lengths: Mapping[str, Sequence[int]],
+    *,
+    base_context_length: int,
+    method: FrequencyMethod | None = None,
 ) -> list[str]:
     """Prove on a twin of a base model that every context length can be served as it is trained.
 
@@ -45,6 +50,7 @@ def check_base(
         settings: The base model; its weights are not read.
         lengths: Context lengths, W in tokens, by the setting that asks for them; those of EXPORTED are served.
         base_context_length: L in tokens.
+        method: What a scale means in the training; None: linear.
 
     Returns:
         Lines a user has to know: what the layers do not see, and where no twin can be made of the model, so that its
@@ -72,7 +78,7 @@ def check_base(
                 "profiles are proven after the training only"
             )
         else:
-            _verify(small, settings, served, base_context_length)
+            _verify(small, settings, served, base_context_length, method)
     return [line for line in told if line]
 
 
@@ -128,7 +134,11 @@ def _way_out(settings: PretrainedModel) -> str:
 
 
 def _verify(
-    config: PreTrainedConfig, settings: PretrainedModel, lengths: Sequence[int], base_context_length: int
+    config: PreTrainedConfig,
+    settings: PretrainedModel,
+    lengths: Sequence[int],
+    base_context_length: int,
+    method: FrequencyMethod | None,
 ) -> None:
     """Save a twin with a profile for each context length and verify it as an export."""
     with tempfile.TemporaryDirectory(prefix="e2ray-") as place:
@@ -137,9 +147,13 @@ def _verify(
             AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
         try:
             for length in lengths:
-                profile = make_profile(config, base_context_length, length, base_scaling=settings.base_scaling)
+                profile = make_profile(
+                    config, base_context_length, length, base_scaling=settings.base_scaling, method=method
+                )
                 write_json(profile_folder(folder, length) / "config_override.json", profile.override)
-            verify(folder, base_context_length=base_context_length, context_lengths=lengths, tokens=TOKENS)
+            verify(
+                folder, base_context_length=base_context_length, context_lengths=lengths, method=method, tokens=TOKENS
+            )
         except Exception as error:  # the model's own code, given rope parameters that it does not expect
             found = str(error) if isinstance(error, SettingsError) else f"{type(error).__name__}: {first_line(error)}"
             raise SettingsError(

@@ -38,7 +38,7 @@ def main() -> int:
     for row in evaluation["verdict"]["windows"]:
         if row["window"] > evaluation["verdict"]["windows"][0]["window"]:
             name = f"window {row['window']}: tuned at W/L minus the better of base untouched and base at W/L, nats"
-            difference = row["tuned"] - min(row["base_untouched"], row["base_linear"])
+            difference = row["tuned"] - min(row["base_untouched"], row["base_untrained"])
             goals.append(goal(name, difference, at_most=0.0))
     runs = {
         "seconds": seconds,

@@ -15,7 +15,7 @@ from observed import VOCABULARY, Clock, shards_of
 from e2ray import comparing, evaluation, pipeline
 from e2ray.core import model as models
 from e2ray.evaluate import suites as asking
-from e2ray.export import make_profile
+from e2ray.profiles import make_profile
 from e2ray.search import progress, tune
 from e2ray.search.study import Measured, Study
 from e2ray.search.trial import share

@@ -27,9 +27,10 @@ from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.serving import verify
 from e2ray.evaluate.verdict import verdict
-from e2ray.export import RunFacts, commands, export, make_profile
+from e2ray.export import RunFacts, export
 from e2ray.files import read_vouched
 from e2ray.generate import Generator
+from e2ray.profiles import commands, make_profile
 
 L = 64
 LENGTHS = (32, 192, 1024)

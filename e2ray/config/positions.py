@@ -1,4 +1,4 @@
-"""One family of position draws as data: scale distribution x placement x jump distribution.
+"""One family of position draws as data: scale distribution x placement x jump distribution x frequency method.
 
 Every published short-window method is a point of this family (a preset), so that a search can move
 between published methods and past them. The densities are written in the docstrings; `core/positions.py`
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from e2ray.config.base import LARGEST_SCALE, Settings
+from e2ray.config.methods import LinearMethod, Method
 
 MaxScale = Annotated[
     float, Field(ge=1, le=LARGEST_SCALE, description="Largest scale G; serves contexts up to G * L tokens.")
@@ -202,7 +203,7 @@ Placement = Annotated[
 
 
 def preset(name: str, max_scale: float) -> dict[str, Any]:
-    """Return the settings of a published method as plain data (`scale`, `placement`, `per`).
+    """Return the settings of a method as plain data (`scale`, `placement`, `per`, `method`); `e2yarn` is ours.
 
     Args:
         name: One of `PRESETS`.
@@ -225,13 +226,14 @@ def preset(name: str, max_scale: float) -> dict[str, Any]:
         "endprompt": {"scale": fixed, "placement": {"kind": "terminal"}},
         "pi": {"scale": fixed, "placement": {"kind": "none"}},
         "native": {"scale": {"kind": "fixed", "max_scale": 1.0}, "placement": {"kind": "none"}},
+        "e2yarn": {"scale": uniform_int, "placement": {"kind": "prefix", "prefix": 4}, "method": {"kind": "yarn"}},
     }
     if name not in presets:
         raise ValueError(f"must be one of {', '.join(presets)}, got {name!r}")
     return presets[name]
 
 
-PRESETS = ("e2llm", "pose", "randpos", "cream", "clex", "endprompt", "pi", "native")
+PRESETS = ("e2llm", "pose", "randpos", "cream", "clex", "endprompt", "pi", "native", "e2yarn")
 
 
 def _with_presets(schema: dict[str, Any]) -> None:
@@ -244,6 +246,7 @@ def _with_presets(schema: dict[str, Any]) -> None:
         "max_scale": {"type": "number", "minimum": 1, "description": "The scale it trains for; native takes none."},
         "placement": properties["placement"],
         "per": properties["per"],
+        "method": properties["method"],
     }
     native = {"properties": {"preset": {"const": "native"}}}
     preset_form = shared | {"properties": named, "required": ["preset"], "anyOf": [native, {"required": ["max_scale"]}]}
@@ -256,7 +259,7 @@ class PositionSettings(Settings):
     """How positions are drawn for training rows.
 
     Either `preset` and `max_scale`, or `scale` and `placement`. A preset is expanded at once, so the
-    resolved settings hold only what it stands for; `placement` or `per` beside a preset replace its own.
+    resolved settings hold only what it stands for; `placement`, `per` or `method` beside a preset replace its own.
     """
 
     model_config = ConfigDict(json_schema_extra=_with_presets)
@@ -266,6 +269,7 @@ class PositionSettings(Settings):
     per: Literal["sequence", "step"] = Field(
         "sequence", description="One draw per training row, or one shared by all rows of a step."
     )
+    method: Method = Field(LinearMethod(), description="What a scale does to the frequencies of the pairs.")
 
     @model_validator(mode="before")
     @classmethod

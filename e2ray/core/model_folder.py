@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -22,11 +23,13 @@ from transformers.utils import (
 
 from e2ray import files
 from e2ray.config.base import SettingsError
+from e2ray.config.methods import LinearMethod, Method
 from e2ray.core.file_names import WEIGHTS, files_below, is_for_people, is_loaded
 from e2ray.core.probe import Probe
 
 RECORD, MANIFEST, PROBE = "e2ray", "manifest.json", "probe.safetensors"
 FORMAT = 1
+METHODS: TypeAdapter[Method] = TypeAdapter(Method)
 
 
 def seal(folder: Path, probe: Probe | None, *, training: Mapping[str, Any] | None = None) -> None:
@@ -114,6 +117,13 @@ def training_of(folder: Path) -> dict[str, Any] | None:
     """Return what the training was that made the model of a folder, None where nothing is known of it."""
     content = _content(folder)
     return None if content is None else content.get("training")
+
+
+def trained_method(folder: Path) -> Method:
+    """Return what a scale meant in the training of a folder's model; linear where nothing is known of it."""
+    settings = (training_of(folder) or {}).get("settings", {})
+    told = settings.get("positions", {}).get("method")  # of trainings that knew none other than linear, None
+    return LinearMethod() if told is None else METHODS.validate_python(told)
 
 
 def weight_files(folder: Path) -> list[str]:

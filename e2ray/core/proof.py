@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from e2ray.config.base import SettingsError
-from e2ray.core.rope import RotaryHook, frequency_buffers, inverse_frequencies_divided
+from e2ray.core.rope import RotaryHook, frequency_buffers
 
 # A power of two, by which float32 numbers are divided without rounding: both sides of the proof are then equal.
 PROOF_SCALE = 4.0
@@ -32,10 +32,11 @@ def prove(
 ) -> None:
     """Prove on the loaded model that positions are what a draw says, in the very mode that is trained.
 
-    Inverse frequencies are float32; scale 1 without offsets equals the untouched model; a scale equals dividing
-    the inverse frequencies by it; a scale and a shift behind a prefix each change the logits; under both the
-    last token still depends on the first. The bound for "equal" is the difference between two runs of the
-    untouched model, which is 0 on all but non-deterministic ones. The hook is cleared afterwards.
+    Inverse frequencies are float32; scale 1 without offsets equals the untouched model; a scale equals its
+    frequencies and temperature written into the modules, as a config's would be; a scale and a shift behind a prefix
+    each change the logits; under both the last token still depends on the first. The bound for "equal" is the
+    difference between two runs of the untouched model, which is 0 on all but non-deterministic ones. The hook is
+    cleared afterwards.
 
     Args:
         forward: Logits of token ids, int64 [1, tokens] without mask and positions, as in a training step.
@@ -73,13 +74,13 @@ def prove(
     _demand(bool(untouched.isfinite().all()), "its logits are not finite", model)
     noise = 4 * _difference(untouched, logits(None))
     scaled, shifted = logits(PROOF_SCALE), logits(1.0, shift)
-    with inverse_frequencies_divided(model, PROOF_SCALE):
+    with hook.in_place(PROOF_SCALE):
         divided = logits(None)
     both, both_other = logits(PROOF_SCALE, shift), logits(PROOF_SCALE, shift, other)
     identity = _difference(untouched, logits(1.0, torch.zeros_like(shift)))
     _demand(identity <= noise, f"scale 1 without offsets changes its logits by {identity:.2g}", model)
     reference = _difference(scaled, divided)
-    _demand(reference <= noise, f"scale {PROOF_SCALE} differs from divided frequencies by {reference:.2g}", model)
+    _demand(reference <= noise, f"scale {PROOF_SCALE} differs from its frequencies in place by {reference:.2g}", model)
     _demand(_difference(scaled, untouched) > noise, "a scale does not change its logits", model)
     _demand(_difference(shifted, untouched) > noise, "a shift behind a prefix does not change its logits", model)
     reach = _difference(both[-1], both_other[-1])

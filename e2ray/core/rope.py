@@ -39,6 +39,7 @@ class RotaryHook:
 
     Attributes:
         rotary_modules: The hooked modules.
+        method: What a scale does to the frequencies.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class RotaryHook:
             base_context_length: L in tokens, which every other method asks for.
 
         Raises:
-            SettingsError: If the model has no rotary module that takes position ids.
+            SettingsError: If the model has no rotary module that takes position ids, or cannot carry the method.
         """
         self.rotary_modules = find_rotary_modules(model)
-        self.method = None if isinstance(method, Linear) else method
-        assert self.method is None or base_context_length is not None, "a method is measured by L"
+        self.method = method or Linear()
+        self._divides = isinstance(self.method, Linear)
+        assert self._divides or base_context_length is not None, "a method is measured by L"
         self._length = base_context_length or 0
         self._scale: Tensor | None = None
         self._offsets: Tensor | None = None
@@ -65,9 +67,10 @@ class RotaryHook:
         self._handles = [
             module.register_forward_pre_hook(self._place, with_kwargs=True) for module in self.rotary_modules
         ]
-        if self.method is not None:
+        if not self._divides:
             for module in self.rotary_modules:
                 _refuse_deaf(module)
+                self.method.refuse_pairs(*(len(buffer) for buffer in frequency_buffers(module).values()))
             self._handles += [
                 module.register_forward_hook(self._give_back, always_call=True) for module in self.rotary_modules
             ]
@@ -126,6 +129,43 @@ class RotaryHook:
             self._scale, self._offsets = before
             self._rows.clear()
 
+    @torch.no_grad()
+    def wanted_frequencies(self, buffer: Float[Tensor, " pairs"], scale: float) -> Float[Tensor, " pairs"]:
+        """Return the inverse frequencies, float64, that a module's own ones are to act as at a scale."""
+        whole = torch.tensor(float(scale), dtype=torch.float64, device=buffer.device)
+        return buffer.double() * self.method.factors(buffer.double(), whole, self._length)
+
+    def wanted_attention(self, factor: float, scale: float) -> float:
+        """Return what a module of this attention factor multiplies cosines and sines by at a scale, of float32."""
+        turned = self.method.temperature(torch.tensor(float(scale), dtype=torch.float64))
+        return float((turned * factor).float())
+
+    @contextmanager
+    def in_place(self, scale: float) -> Iterator[None]:
+        """Write a scale's frequencies and temperature into the modules within the block, and leave positions alone.
+
+        This is what rope parameters in a model's config do: the reference for what `set` does row by row.
+        """
+        before = self._scale, self._offsets
+        self.clear()
+        saved = []
+        try:
+            for module in self.rotary_modules:
+                for name, buffer in frequency_buffers(module).items():
+                    attention = name.removesuffix("inv_freq") + "attention_scaling"
+                    saved.append((module, buffer, buffer.clone(), attention, getattr(module, attention, None)))
+                    buffer.copy_(self.wanted_frequencies(buffer, scale))
+                    if saved[-1][-1] is not None:
+                        setattr(module, attention, self.wanted_attention(saved[-1][-1], scale))
+            yield
+        finally:
+            for module, buffer, frequencies, attention, factor in saved:
+                buffer.copy_(frequencies)
+                if factor is not None:
+                    setattr(module, attention, factor)
+            self._scale, self._offsets = before
+            self._rows.clear()
+
     def _place(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -137,7 +177,7 @@ class RotaryHook:
             return None
         hidden = call.args[1]
         call.arguments["position_ids"] = self._positions(call.arguments["position_ids"], hidden.shape[0])
-        if self.method is not None:
+        if not self._divides:
             self._put_frequencies(module, call.arguments.get("layer_type"))
         return call.args[1:], call.kwargs
 
@@ -146,17 +186,17 @@ class RotaryHook:
 
         The module multiplies positions [batch, tokens, 1] by its frequencies, so those of rows are [batch, 1, pairs].
         """
-        assert self.method is not None and self._scale is not None
+        assert self._scale is not None
         front = f"{layer_type}_" if layer_type and f"{layer_type}_inv_freq" in module._buffers else ""
         name, temperature = f"{front}inv_freq", f"{front}attention_scaling"
         base, attention = getattr(module, name), getattr(module, temperature)
         if (id(module), name) not in self._rows:
             scale = self._scale.to(base.device)
             frequencies = self.method.frequencies(base, scale, self._length)
-            turned = self.method.temperature(scale.double()).float()
+            turned = (self.method.temperature(scale.double()) * attention).float()
             if scale.ndim:
                 frequencies, turned = frequencies[:, None, :], turned[:, None, None]
-            self._rows[id(module), name] = frequencies, turned * attention
+            self._rows[id(module), name] = frequencies, turned
         self._before.append((module, name, base, temperature, attention))
         frequencies, turned = self._rows[id(module), name]
         setattr(module, name, frequencies)
@@ -196,7 +236,7 @@ class RotaryHook:
             rows = max(ids.shape[0], offsets.shape[0])
             ids = ids.long().expand(rows, -1)
             ids = ids + offsets.to(ids.device).expand(rows, -1).gather(1, ids)
-        if self.method is not None:
+        if not self._divides:
             return ids.to(torch.float32)
         return ids.to(torch.float32) / (scale[:, None] if scale.ndim else scale)
 
@@ -273,26 +313,3 @@ def frequency_buffers(module: nn.Module) -> dict[str, Tensor]:
         for name, buffer in module.named_buffers(recurse=False)
         if name.endswith("inv_freq") and "original" not in name and not name.startswith(LOCAL_LAYER_TYPE)
     }
-
-
-@contextmanager
-def inverse_frequencies_divided(model: nn.Module, scale: float) -> Iterator[None]:
-    """Divide a model's inverse frequencies by `scale` in place within the block.
-
-    This is what a linear scaling in a model's config does: an independent reference for the hook.
-
-    Raises:
-        SettingsError: If the model has no rotary module.
-    """
-    saved = [
-        (buffer, buffer.clone())
-        for module in find_rotary_modules(model)
-        for buffer in frequency_buffers(module).values()
-    ]
-    try:
-        for buffer, _ in saved:
-            buffer.div_(scale)
-        yield
-    finally:
-        for buffer, before in saved:
-            buffer.copy_(before)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from e2ray.config.base import SettingsError
-from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook, find_rotary_modules
+from e2ray.core.methods.base import FrequencyMethod
+from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook, find_rotary_modules, frequency_buffers
 from e2ray.core.weights import load_weights, non_finite, quietly
 from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.perplexity import paper_scale
@@ -103,6 +104,7 @@ def verify(
     base_context_length: int,
     context_lengths: Sequence[int],
     scales: Mapping[int, float] | None = None,
+    method: FrequencyMethod | None = None,
     seed: int = 0,
     tokens: int = COMPARED_TOKENS,
     progress: Progress | None = None,
@@ -119,6 +121,7 @@ def verify(
         base_context_length: L in tokens.
         context_lengths: W in tokens.
         scales: g by W; W / L where it names none.
+        method: What a scale meant in training; None: linear.
         seed: Of the random tokens.
         tokens: How many of them at each place, cut to W.
         progress: Takes one line per profile.
@@ -138,7 +141,7 @@ def verify(
         wrong = non_finite(model, torch.float32)
         if wrong:
             raise SettingsError(f"{folder}: {wrong} holds numbers that are not finite; export a model that is whole")
-        hook = RotaryHook(model)
+        hook = RotaryHook(model, method, base_context_length=base_context_length)
         wanted = {
             length: _wanted(model, hook, length, chosen[length], min(tokens, length), seed)
             for length in context_lengths
@@ -228,7 +231,7 @@ def _compare(served: PreTrainedModel, hook: RotaryHook, length: int, scale: floa
     for module, reference in zip(modules, hook.rotary_modules, strict=True):
         _same_frequencies(module, reference, hook, length, scale)
         with hook.applied(scale):
-            rotary = max(rotary, _rotary_difference(module, reference, length, scale, f"serving/{length}"))
+            rotary = max(rotary, _rotary_difference(module, reference, hook, length, scale))
     where = f"differ from the trained model's at scale {scale:g} by"
     largest = typical = noise = 0.0
     for text in wanted:
@@ -276,7 +279,10 @@ def _same_frequencies(served: nn.Module, reference: nn.Module, hook: RotaryHook,
     Raises:
         SettingsError: If a frequency is off by more than a few ulps, or an attention factor at all.
     """
-    trained = {name: buffer.double() for name, buffer in _frequencies(reference).items()}
+    trained = {
+        name: buffer.double() if name.startswith(LOCAL_LAYER_TYPE) else hook.wanted_frequencies(buffer, scale)
+        for name, buffer in _frequencies(reference).items()
+    }
     for reach in [*(2**power for power in range((length - 1).bit_length())), length]:
         ids = torch.tensor([[0, reach - 1]])
         for kind in _layer_types(served):
@@ -290,12 +296,12 @@ def _same_frequencies(served: nn.Module, reference: nn.Module, hook: RotaryHook,
                     f"{float(wanted.max()):g}); refused"
                 )
         for name, buffer in _frequencies(served).items():
-            divided = trained[name] / (1.0 if name.startswith(LOCAL_LAYER_TYPE) else scale)
-            off = (buffer.double() - divided).abs()
-            if not bool((off <= FREQUENCY_ULPS * ULP * divided).all()):
+            off = (buffer.double() - trained[name]).abs()
+            if not bool((off <= FREQUENCY_ULPS * ULP * trained[name]).all()):
+                most = float((off / trained[name]).max())
                 raise SettingsError(
                     f"serving/{length}: loaded back, its frequencies differ from the trained model's at scale "
-                    f"{scale:g} by {float((off / divided).max()):.2g} of their value in a text of {reach} tokens, "
+                    f"{scale:g} by {most:.2g} of their value in a text of {reach} tokens, "
                     f"wanted at most {FREQUENCY_ULPS * ULP:.2g}; refused"
                 )
 
@@ -323,24 +329,26 @@ def _turns(module: nn.Module, ids: Int[Tensor, "one tokens"], kind: Mapping[str,
     return [part[0] for part in parts]
 
 
-def _rotary_difference(served: nn.Module, reference: nn.Module, length: int, scale: float, name: str) -> float:
+def _rotary_difference(served: nn.Module, reference: nn.Module, hook: RotaryHook, length: int, scale: float) -> float:
     """Return the largest difference of cosines and sines at positions 0 to `length` - 1, all layer types.
 
     Raises:
         SettingsError: If they differ by more than float32 angles explain.
     """
     largest = 0.0
+    wanted = [(hook.wanted_frequencies(each, scale), each) for each in frequency_buffers(reference).values()]
+    fastest = max(float((frequencies / each.max()).max()) for frequencies, each in wanted)
     for start in range(0, length, POSITIONS_PER_CHUNK):
         ids = torch.arange(start, min(length, start + POSITIONS_PER_CHUNK))[None]
-        allowed = ROTARY_TOLERANCE + ANGLE_TOLERANCE * ids[0, :, None] / scale
+        allowed = ROTARY_TOLERANCE + ANGLE_TOLERANCE * ids[0, :, None] * fastest
         for kind in _layer_types(served):
             for one, other in zip(_turns(served, ids, kind), _turns(reference, ids, kind), strict=True):
                 difference = (one - other).abs()
                 if not bool((difference <= allowed).all()):
                     position = start + int((difference - allowed).amax(dim=1).argmax())
                     raise SettingsError(
-                        f"{name}: loaded back, its rotation at position {position} differs from the trained model's "
-                        f"at scale {scale:g} by {float(difference.max()):.2g}; refused"
+                        f"serving/{length}: loaded back, its rotation at position {position} differs from the trained "
+                        f"model's at scale {scale:g} by {float(difference.max()):.2g}; refused"
                     )
                 largest = max(largest, float(difference.max()))
     return largest

@@ -8,6 +8,7 @@ scale, which nobody had measured before.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from e2ray.core.methods.linear import Linear
 from e2ray.evaluate.perplexity import BOS_POLICY, Cell, paper_scale
 from e2ray.evaluate.removed import base_name, scaling_of, sentence
 
@@ -18,7 +19,11 @@ Table = dict[tuple[str, int, float], Cell]
 
 
 def verdict(
-    cells: Sequence[Cell], base_context_length: int, *, removed: Mapping[str, Any] | None = None
+    cells: Sequence[Cell],
+    base_context_length: int,
+    *,
+    removed: Mapping[str, Any] | None = None,
+    method: str = Linear.label,
 ) -> dict[str, Any]:
     """Return what the cells say about the tuned model against the base, as plain data and as sentences.
 
@@ -26,17 +31,18 @@ def verdict(
         cells: Cells of the models `tuned` and `base`; either may miss some, what needs them is then None.
         base_context_length: L in tokens.
         removed: What removing the base's own scaling did (`evaluate.removed`); None where the base is the checkpoint.
+        method: What both models are read by at a scale, as a label.
 
     Returns:
         `windows` (per W: tuned at the paper's scale W / L and at its best scale, base untouched, base at W / L, which
-        is linear scaling without training, base at its best; gains are base minus tuned, in nats per token),
+        is the method without training, base at its best; gains are base minus tuned, in nats per token),
         `below_base_everywhere`, `short_cost` (at W = L and scale 1), `unscaled` (the field's open question: the tuned
         model at scale 1 beyond L), `reads_unscaled`, `protocol`, `removed_scaling` and `sentences`.
     """
     table = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
     windows = [_window_row(table, window, base_context_length) for window in sorted({cell.window for cell in cells})]
     longer = [row for row in windows if row["window"] > base_context_length]
-    gains = [row[key] for row in longer for key in ("gain_over_untouched", "gain_over_linear")]
+    gains = [row[key] for row in longer for key in ("gain_over_untouched", "gain_over_untrained")]
     unscaled = [_unscaled_row(table, row["window"], base_context_length) for row in longer]
     rises = [row["rise_over_base_window"] for row in unscaled]
     first = cells[0] if cells else None
@@ -47,6 +53,7 @@ def verdict(
         "short_cost": _short_cost(table, base_context_length),
         "unscaled": unscaled,
         "reads_unscaled": None if not rises or None in rises else all(rise <= READ_TOLERANCE for rise in rises),
+        "method": method,
         "protocol": {
             "method": "sliding window, token-weighted over documents",
             "stride": first and max(cell.stride for cell in cells),
@@ -81,7 +88,7 @@ def _minus(left: float | None, right: float | None) -> float | None:
 
 def _window_row(table: Table, window: int, base_context_length: int) -> dict[str, Any]:
     scale = paper_scale(window, base_context_length)
-    tuned, untouched, linear = (
+    tuned, untouched, untrained = (
         _nll(table, model, window, g) for model, g in (("tuned", scale), ("base", 1.0), ("base", scale))
     )
     tuned_best, base_best = _best(table, "tuned", window), _best(table, "base", window)
@@ -94,11 +101,11 @@ def _window_row(table: Table, window: int, base_context_length: int) -> dict[str
         "tuned_best": tuned_best_nll,
         "tuned_best_scale": None if tuned_best is None else tuned_best.scale,
         "base_untouched": untouched,
-        "base_linear": linear,
+        "base_untrained": untrained,
         "base_best": base_best_nll,
         "base_best_scale": None if base_best is None else base_best.scale,
         "gain_over_untouched": _minus(untouched, tuned),
-        "gain_over_linear": _minus(linear, tuned),
+        "gain_over_untrained": _minus(untrained, tuned),
         "gain_over_base_best": _minus(base_best_nll, tuned),
         "best_over_paper_scale": _minus(tuned, tuned_best_nll),
     }
@@ -126,7 +133,7 @@ def _sentences(found: dict[str, Any]) -> list[str]:
     length = found["base_context_length"]
     longer = [row for row in found["windows"] if row["window"] > length]
     name = base_name(scaling_of(found["removed_scaling"]))
-    lines = _against_base(longer, found["below_base_everywhere"], name)
+    lines = _against_base(longer, found["below_base_everywhere"], name, found["method"])
     better = [row for row in longer if (row["best_over_paper_scale"] or 0) > 0]
     if better:
         row = max(better, key=lambda row: row["best_over_paper_scale"])
@@ -152,13 +159,13 @@ def _sentences(found: dict[str, Any]) -> list[str]:
     return [*lines, sentence(found["removed_scaling"])] if found["removed_scaling"] else lines
 
 
-def _against_base(longer: list[dict[str, Any]], below_everywhere: bool | None, name: str) -> list[str]:
+def _against_base(longer: list[dict[str, Any]], below_everywhere: bool | None, name: str, method: str) -> list[str]:
     """Return the sentence on the tuned model at W / L against both bases; none where nothing was measured."""
     bases = "the untouched base and the base" if name == "base" else f"the {name}, at scale 1 and"
-    measured = [row for row in longer if None not in (row["gain_over_untouched"], row["gain_over_linear"])]
+    measured = [row for row in longer if None not in (row["gain_over_untouched"], row["gain_over_untrained"])]
     if not measured:
         return []
-    gains = {row["window"]: min(row["gain_over_untouched"], row["gain_over_linear"]) for row in measured}
+    gains = {row["window"]: min(row["gain_over_untouched"], row["gain_over_untrained"]) for row in measured}
     behind = [window for window, gain in gains.items() if gain <= 0]
     if behind:
         return [
@@ -167,7 +174,7 @@ def _against_base(longer: list[dict[str, Any]], below_everywhere: bool | None, n
         ]
     rest = "" if below_everywhere else " Other windows miss a cell."
     return [
-        f"Served at scale W/L, the tuned model is below {bases} under untrained linear "
+        f"Served at scale W/L, the tuned model is below {bases} under untrained {method} "
         f"scaling at {_window_words(list(gains))}, by at least {min(gains.values()):.3f} nats per token.{rest}"
     ]
 
@@ -194,7 +201,7 @@ def table(cells: Sequence[Cell], verdict: Mapping[str, Any]) -> str:
     rows = [header]
     for row in verdict["windows"]:
         window, scale, best = row["window"], row["paper_scale"], row["tuned_best_scale"]
-        gains = (row["gain_over_untouched"], row["gain_over_linear"])
+        gains = (row["gain_over_untouched"], row["gain_over_untrained"])
         rows.append(
             [
                 str(window),

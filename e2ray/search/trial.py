@@ -27,6 +27,7 @@ from e2ray.config.evaluate import EvaluateSettings
 from e2ray.config.model import LlamaModel
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.config.run import RunConfig
+from e2ray.core.methods.registry import method_of
 from e2ray.core.model import build_model, made_ready
 from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import ShardSet, local_batches
@@ -392,7 +393,9 @@ def examine_base(shared: Shared, device: torch.device) -> tuple[list[dict[str, A
     plain = task.model.model_copy(update={"lora": None, "gradient_checkpointing": False})
     dtype = precision_of(task.train, device)
     model = build_model(plain, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device=device)
-    examiner, hook = Examiner(shared, ShardSet.open(task.shards), device), RotaryHook(model)
+    examiner = Examiner(shared, ShardSet.open(task.shards), device)
+    method = method_of(task.positions.method)
+    hook = RotaryHook(model, method, base_context_length=task.base_context_length)
     return examiner.cells(model.eval(), hook, examiner.surface), examiner.found(model, hook)
 
 

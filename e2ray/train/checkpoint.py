@@ -27,6 +27,7 @@ from e2ray.core.probe import Probe
 from e2ray.train import steps
 from e2ray.train.engine import Engine, ParameterState
 from e2ray.train.loop import Diverged
+from e2ray.train.task import completed
 
 FORMAT = 3
 PROBE = "probe.safetensors"
@@ -252,7 +253,7 @@ def refuse_other_training(checkpoint: Path, state: Mapping[str, Any], identity: 
         state: Its state.json.
         identity: What the training is, plain data: all that its weights follow from.
     """
-    found = differences(dict(state["identity"]), dict(identity), free=())
+    found = differences(completed(state["identity"]), dict(identity), free=())
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise SettingsError(

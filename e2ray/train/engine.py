@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from e2ray.config.base import SettingsError
 from e2ray.config.train import TrainSettings
 from e2ray.core.losses import predicted
+from e2ray.core.methods.base import FrequencyMethod
 from e2ray.core.positions import Draw
 from e2ray.core.probe import Forward, Probe, ask, refuse_other_answers
 from e2ray.core.rope import RotaryHook
@@ -128,15 +129,33 @@ class SkippingAdamW(torch.optim.AdamW):
 class Engine:
     """A model under DeepSpeed with the rotary hook on it."""
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Wrap `model` (its weights in `dtype`); torch.distributed must be initialised."""
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        method: FrequencyMethod | None = None,
+        base_context_length: int | None = None,
+    ) -> None:
+        """Wrap `model` (its weights in `dtype`); torch.distributed must be initialised.
+
+        Args:
+            model: What is trained.
+            settings: How.
+            device: Where.
+            dtype: Of the weights in a forward.
+            method: What a scale does to the frequencies; None: linear.
+            base_context_length: L in tokens, which every other method asks for.
+        """
         self.settings = settings
         self.device = device
         self.rank = dist.get_rank()
         self.num_workers = dist.get_world_size()
         self.micro_sequences, self.accumulation = micro_batch(settings, self.num_workers)
         self.names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-        self.hook = RotaryHook(model)
+        self.hook = RotaryHook(model, method, base_context_length=base_context_length)
         self._norm: Tensor | None = None
         self._adam = SkippingAdamW(
             parameter_groups(model, settings.weight_decay),
@@ -177,8 +196,8 @@ class Engine:
 
     def probe(self) -> Probe:
         """Return what the model answers to fixed tokens, without dropout; every rank must call this."""
-        with self._quiet() as (forward, vocab_size, dtype):
-            return ask(forward, self.hook, vocab_size=vocab_size, dtype=dtype, device=self.device)
+        with self._quiet() as (forward, hook, vocab_size, dtype):
+            return ask(forward, hook, vocab_size=vocab_size, dtype=dtype, device=self.device)
 
     def refuse_other_answers(self, probe: Probe, *, what: str) -> None:
         """Raise SettingsError if the model answers otherwise than one whose probe this is; every rank must call this.
@@ -187,18 +206,23 @@ class Engine:
             probe: Of the model that it should be.
             what: What errors name.
         """
-        with self._quiet() as (forward, _, _):
-            refuse_other_answers(probe, forward, self.hook, self.ds.module, device=self.device, what=what)
+        with self._quiet() as (forward, hook, _, _):
+            refuse_other_answers(probe, forward, hook, self.ds.module, device=self.device, what=what)
 
     @contextmanager
-    def _quiet(self) -> Iterator[tuple[Forward, int, torch.dtype]]:
-        """Give (forward, tokens of the vocabulary, dtype of the weights) of the model in evaluation mode."""
+    def _quiet(self) -> Iterator[tuple[Forward, RotaryHook, int, torch.dtype]]:
+        """Give (forward, hook, tokens of the vocabulary, dtype of the weights) of the model in evaluation mode.
+
+        The hook is linear whatever the method, since whoever asks a written model knows none.
+        """
         embeddings = self.ds.module.get_input_embeddings().weight
+        hook = RotaryHook(self.ds.module)
         self.ds.eval()
         try:
-            yield self.logits, getattr(embeddings, "ds_shape", embeddings.shape)[0], embeddings.dtype
+            yield self.logits, hook, getattr(embeddings, "ds_shape", embeddings.shape)[0], embeddings.dtype
         finally:
             self.ds.train()
+            hook.remove()
 
     def update(
         self,

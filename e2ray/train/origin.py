@@ -13,7 +13,7 @@ from e2ray.config.model import Model, PretrainedModel
 from e2ray.config.run import differences
 from e2ray.core.model import config_digest, trained_config
 from e2ray.core.model_folder import training_of, weights_identity
-from e2ray.train.task import Task
+from e2ray.train.task import Task, completed
 
 
 def base_identity(model: Model) -> tuple[str | None, str | None]:
@@ -46,7 +46,7 @@ def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:
     """
     known, wanted = training_of(task.folder / "model"), origin(task.identity(None, None))
     free = () if by_rows else ("data.rows",)
-    found = [] if known is None else differences(known["settings"], wanted["settings"], free=free)
+    found = [] if known is None else differences(completed(known["settings"]), wanted["settings"], free=free)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise SettingsError(

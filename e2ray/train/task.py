@@ -1,10 +1,12 @@
 """What one training is told. It travels through processes that train nothing, so this module loads little."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from e2ray.config.data import SHUFFLE_SHARDS
+from e2ray.config.methods import LinearMethod
 from e2ray.config.model import Model
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import FREE_ON_RESUME
@@ -14,6 +16,12 @@ from e2ray.config.train import TrainSettings
 def _free(section: str) -> set[str]:
     """Return the settings of a section that a run may be continued with other values of."""
     return {path.partition(".")[2] for path in FREE_ON_RESUME if path.startswith(f"{section}.")}
+
+
+def completed(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a training was with what earlier versions left unsaid: the frequency method, which was linear."""
+    method = {"method": LinearMethod().model_dump(mode="json")}
+    return {**identity, "positions": method | identity["positions"]}
 
 
 @dataclass(frozen=True)

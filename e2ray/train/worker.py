@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import PretrainedModel
+from e2ray.core.methods.registry import method_of
 from e2ray.core.model import build_model, known_probe, prove
 from e2ray.core.positions import draw
 from e2ray.core.proof import prove_apart
@@ -78,7 +79,14 @@ def begin(task: Task, *, device: torch.device, model: nn.Module | None = None) -
             task.model, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu", runs_on=device
         )
     model.train()
-    engine = Engine(model, task.train, device=device, dtype=dtype)
+    engine = Engine(
+        model,
+        task.train,
+        device=device,
+        dtype=dtype,
+        method=method_of(task.positions.method),
+        base_context_length=task.base_context_length,
+    )
     if (probe := known_probe(task.model)) is not None and isinstance(task.model, PretrainedModel):
         engine.refuse_other_answers(probe, what=f"model.path {task.model.path}")
     prove(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)

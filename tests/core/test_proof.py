@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from e2ray.config.base import SettingsError
+from e2ray.config.methods import UNTRAINED, FactorsMethod, LogTemperature, NtkMethod, YarnMethod
 from e2ray.config.model import LlamaModel, LoraSettings
+from e2ray.core.methods.registry import method_of
 from e2ray.core.model import build_model, prove
 from e2ray.core.proof import prove_apart
 from e2ray.core.rope import RotaryHook
@@ -22,9 +24,42 @@ def test_the_proof_holds_for_every_family(family):
     run_proof(tiny_model(family).train())
 
 
+METHODS = [settings for kind, settings in UNTRAINED.items() if kind not in ("linear", "dynamic_ntk")] + [
+    YarnMethod(fast=8, slow=0.5, temperature=LogTemperature(coefficient=0.3)),
+    FactorsMethod(factors=tuple(1 + n for n in range(8)), max_scale=16),
+]
+
+
+def hooked(model, method):
+    return RotaryHook(model, method_of(method), base_context_length=16)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.kind)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_proof_holds_for_every_family_under_every_method(family, method):
+    model = tiny_model(family).train()
+    run_proof(model, hooked(model, method))
+
+
+@pytest.mark.parametrize("method", [None, YarnMethod(), NtkMethod()], ids=str)
 @pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
-def test_the_proof_holds_on_top_of_a_kept_scaling(rope):
-    run_proof(tiny_model("llama", rope_parameters=SCALED[rope]))
+def test_the_proof_holds_on_top_of_a_kept_scaling(rope, method):
+    model = tiny_model("llama", rope_parameters=SCALED[rope])
+    run_proof(model, None if method is None else hooked(model, method))
+
+
+def test_the_proof_refuses_a_method_whose_temperature_stays_out():
+    model = tiny_model("llama")
+    hook = hooked(model, YarnMethod())
+    (module,) = hook.rotary_modules
+
+    def leave_out(*_):
+        if hook._scale is not None:
+            module.attention_scaling = 1.0
+
+    module.register_forward_pre_hook(leave_out)
+    with pytest.raises(SettingsError, match=r"scale 4.0 differs from its frequencies in place"):
+        run_proof(model, hook)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -55,7 +90,7 @@ def test_the_proof_refuses_a_hook_that_was_removed():
     model = tiny_model("llama")
     hook = RotaryHook(model)
     hook.remove()
-    with pytest.raises(SettingsError, match=r"scale 4.0 differs from divided frequencies"):
+    with pytest.raises(SettingsError, match=r"scale 4.0 differs from its frequencies in place"):
         run_proof(model, hook)
 
 

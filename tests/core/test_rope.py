@@ -8,9 +8,18 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.core.positions import draw, positions
-from e2ray.core.rope import RotaryHook, find_rotary_modules, frequency_buffers, inverse_frequencies_divided
+from e2ray.core.rope import RotaryHook, find_rotary_modules, frequency_buffers
 
-from .tiny import FAMILIES, LLAMA3, SLIDING_WINDOW, VOCAB_SIZE, logits, random_tokens, tiny_model
+from .tiny import (
+    FAMILIES,
+    LLAMA3,
+    SLIDING_WINDOW,
+    VOCAB_SIZE,
+    inverse_frequencies_divided,
+    logits,
+    random_tokens,
+    tiny_model,
+)
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order; logits are of order 1 to 10
@@ -200,12 +209,17 @@ def test_applied_restores_what_was_set_before_even_after_an_error():
     assert torch.equal(logits(model, tokens), before)
 
 
-def test_divided_frequencies_are_restored_after_an_error():
+def test_frequencies_in_place_are_restored_after_an_error():
     model = tiny_model("llama")
+    hook = RotaryHook(model)
+    hook.set(2.0)
     before = find_rotary_modules(model)[0].inv_freq.clone()
-    with pytest.raises(RuntimeError, match="in the block"), inverse_frequencies_divided(model, 3.0):
+    with hook.in_place(3.0):
+        assert torch.equal(find_rotary_modules(model)[0].inv_freq, before / 3)
+    with pytest.raises(RuntimeError, match="in the block"), hook.in_place(3.0):
         raise RuntimeError("in the block")
     assert torch.equal(find_rotary_modules(model)[0].inv_freq, before)
+    assert hook._scale == 2.0
 
 
 def test_a_model_with_learned_positions_cannot_be_hooked():

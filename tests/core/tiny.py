@@ -1,5 +1,7 @@
 """Tiny random models of the families the hook is proven on; nothing is downloaded."""
 
+from contextlib import contextmanager
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -10,6 +12,8 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from e2ray.core.rope import find_rotary_modules, frequency_buffers
 
 VOCAB_SIZE = 97
 SLIDING_WINDOW = 16  # of the Mistral and of Gemma3's local layers
@@ -93,3 +97,20 @@ def logits(model, tokens, **kwargs):
     """Return logits without gradients and without a cache, the state of training."""
     with torch.no_grad():
         return model(tokens, use_cache=False, **kwargs).logits
+
+
+@contextmanager
+def inverse_frequencies_divided(model, scale):
+    """Divide a model's inverse frequencies in place within the block, as transformers' linear scaling does."""
+    saved = [
+        (buffer, buffer.clone())
+        for module in find_rotary_modules(model)
+        for buffer in frequency_buffers(module).values()
+    ]
+    try:
+        for buffer, _ in saved:
+            buffer.div_(scale)
+        yield
+    finally:
+        for buffer, before in saved:
+            buffer.copy_(before)

@@ -3,10 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from core.tiny import inverse_frequencies_divided
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from e2ray.config.base import SettingsError
-from e2ray.core.rope import RotaryHook, inverse_frequencies_divided
+from e2ray.core.rope import RotaryHook
 from e2ray.evaluate import by_length
 from e2ray.evaluate.by_length import length_cells, length_passes, merged_passes, token_nlls
 from e2ray.evaluate.perplexity import DivergedWeights

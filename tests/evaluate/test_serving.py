@@ -4,13 +4,22 @@ import json
 
 import pytest
 import torch
-from core.tiny import FAMILIES, SIZES, tiny_config, tiny_model
-from transformers import Ministral3Config, Ministral3ForCausalLM, MixtralConfig, MixtralForCausalLM
+from core.tiny import FAMILIES, SCALED, SIZES, tiny_config, tiny_model
+from transformers import (
+    Ministral3Config,
+    Ministral3ForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 from e2ray.config.base import SettingsError
+from e2ray.config.methods import FactorsMethod, LogTemperature, NoTemperature, NtkMethod, RampPowerMethod, YarnMethod
+from e2ray.core.methods.registry import method_of
 from e2ray.evaluate import serving
 from e2ray.evaluate.serving import compared_layers, verify
-from e2ray.export import make_profile
+from e2ray.profiles import make_profile
 
 L = 64
 SCALES = (1.0, 1.5, 2.0, 3.0, 7.0, 16.0)
@@ -18,22 +27,24 @@ SHARP = 0.2  # spread of the weights under which rounding alone moves logits by 
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 
 
-def served(folder, family, *, scales=SCALES, change=None, base_scaling=None, **changes):
+def served(folder, family, *, scales=SCALES, change=None, base_scaling=None, method=None, **changes):
     """Save a tiny model with a profile for each scale, changed by `change`, and return what verifying says."""
     tiny_model(family, **changes).save_pretrained(folder)
-    return verified(folder, tiny_config(family, **changes), scales=scales, change=change, base_scaling=base_scaling)
+    config = tiny_config(family, **changes)
+    return verified(folder, config, scales=scales, change=change, base_scaling=base_scaling, method=method)
 
 
-def verified(folder, config, *, scales, change=None, base_scaling=None, base=L):
+def verified(folder, config, *, scales, change=None, base_scaling=None, base=L, method=None):
     lengths = {int(scale * base): scale for scale in scales}
+    made = method and method_of(method)
     for length, scale in lengths.items():
-        override = make_profile(config, base, length, base_scaling=base_scaling, scale=scale).override
+        override = make_profile(config, base, length, base_scaling=base_scaling, scale=scale, method=made).override
         rope = override["rope_parameters"]
         if change is not None:
             change(rope["full_attention"] if "full_attention" in rope else rope)
         (folder / "serving" / str(length)).mkdir(parents=True, exist_ok=True)
         (folder / "serving" / str(length) / "config_override.json").write_text(json.dumps(override))
-    return verify(folder, base_context_length=base, context_lengths=list(lengths), scales=lengths)
+    return verify(folder, base_context_length=base, context_lengths=list(lengths), scales=lengths, method=made)
 
 
 @pytest.mark.parametrize("spread", [0.02, SHARP])
@@ -45,6 +56,62 @@ def test_a_good_profile_passes_at_every_scale_however_sharp_the_weights(family, 
         assert check.logit_difference <= 2 * check.logit_noise + 1e-5
         if check.scale in (1.0, 2.0, 16.0):  # dividing by a power of two rounds nothing
             assert check.max_logit_difference == 0.0
+
+
+METHODS = {
+    "ntk": NtkMethod(),
+    "yarn": YarnMethod(),
+    "yarn, other ends, none": YarnMethod(fast=6, slow=0.4, temperature=NoTemperature()),
+    "yarn, colder": YarnMethod(fast=6, slow=0.4, temperature=LogTemperature(coefficient=-0.05)),
+    "ramp_power": RampPowerMethod(fast=6, slow=0.4),
+    "factors": FactorsMethod(factors=tuple(1 + 1.7 * n for n in range(8)), max_scale=16),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_profile_of_every_method_passes_at_every_scale(family, method, tmp_path):
+    checks = served(tmp_path, family, method=METHODS[method], initializer_range=SHARP)
+    for check in checks:
+        assert check.logit_difference <= 4 * check.logit_noise + 1e-5
+
+
+@pytest.mark.parametrize("method", ["yarn", "ramp_power", "factors"])
+@pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
+def test_methods_on_top_of_a_kept_scaling_pass(rope, method, tmp_path):
+    served(tmp_path, "llama", method=METHODS[method], base_scaling="keep", rope_parameters=SCALED[rope])
+
+
+@pytest.mark.parametrize("method", [None, "ntk", "yarn", "ramp_power"])
+def test_a_class_that_knows_longrope_alone_is_served_by_it(method, tmp_path):
+    config = Phi3Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0})
+    Phi3ForCausalLM(config).save_pretrained(tmp_path)
+    verified(tmp_path, config, scales=(1.0, 3.0, 16.0), method=method and METHODS[method])
+    for path in tmp_path.glob("serving/*/config_override.json"):
+        wanted = "default" if method == "ntk" else "longrope"
+        assert json.loads(path.read_text())["rope_parameters"]["rope_type"] == wanted
+
+
+WRONG = {
+    "another scale": ("yarn", lambda rope: rope.update(factor=rope["factor"] * 1.001), "its frequencies differ"),
+    "no attention factor": ("yarn, colder", lambda rope: rope.pop("attention_factor"), "its attention factor differs"),
+    "a later ramp": ("yarn, colder", lambda rope: rope.update(beta_fast=2), "its frequencies differ"),
+    "another base frequency": ("ntk", lambda rope: rope.update(rope_theta=rope["rope_theta"] * 1.01), "frequencies"),
+    "one factor of a pair": ("factors", lambda rope: rope["long_factor"].__setitem__(3, 9.0), "its frequencies differ"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_profile_of_a_method_that_is_a_little_wrong_is_refused(name, tmp_path):
+    method, change, message = WRONG[name]
+    with pytest.raises(SettingsError, match=message):
+        served(tmp_path, "llama", method=METHODS[method], scales=(4.0,), change=change)
+
+
+def test_a_profile_of_another_method_is_refused(tmp_path):
+    served(tmp_path, "llama", scales=(4.0,))
+    with pytest.raises(SettingsError, match=r"differs? from the trained model's at scale 4"):
+        verify(tmp_path, base_context_length=L, context_lengths=[4 * L], method=method_of(YarnMethod()))
 
 
 @pytest.mark.parametrize("scale", [3.0, 7.0])

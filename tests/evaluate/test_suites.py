@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from core.tiny import inverse_frequencies_divided
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from pydantic import ValidationError
@@ -15,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from e2ray.config.base import SettingsError
 from e2ray.config.suites import SuiteSettings
-from e2ray.core.rope import inverse_frequencies_divided
 from e2ray.evaluate import suites
 from e2ray.evaluate.harness import RefusedError, ScaledLM
 from e2ray.generate import Generator

@@ -28,10 +28,10 @@ def test_each_window_is_compared_at_the_papers_scale_and_at_the_best():
     row = verdict(hand_made(), L)["windows"][2]
     assert (row["window"], row["paper_scale"]) == (256, 4.0)
     assert (row["tuned"], row["tuned_best"], row["tuned_best_scale"]) == (3.37, 3.30, 2.0)
-    assert (row["base_untouched"], row["base_linear"]) == (5.00, 4.60)
+    assert (row["base_untouched"], row["base_untrained"]) == (5.00, 4.60)
     assert (row["base_best"], row["base_best_scale"]) == (4.40, 2.0)
     assert row["gain_over_untouched"] == pytest.approx(1.63)
-    assert row["gain_over_linear"] == pytest.approx(1.23)
+    assert row["gain_over_untrained"] == pytest.approx(1.23)
     assert row["gain_over_base_best"] == pytest.approx(1.03)
     assert row["best_over_paper_scale"] == pytest.approx(0.07)
 
@@ -73,7 +73,7 @@ def test_what_was_not_measured_is_none_and_shown_as_missing():
     cells = [c for c in hand_made() if not (c.model == "base" and c.window == 256)]
     found = verdict(cells, L)
     assert found["below_base_everywhere"] is None
-    assert found["windows"][2]["gain_over_linear"] is None
+    assert found["windows"][2]["gain_over_untrained"] is None
     assert "Other windows miss a cell." in found["sentences"][0]
     line = next(line for line in table(cells, found).splitlines() if line.startswith("|      256"))
     assert [text.strip() for text in line.split("|")[1:-1]] == [

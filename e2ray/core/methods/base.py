@@ -30,11 +30,13 @@ class FrequencyMethod(ABC):
         label: What tables and pictures call it.
         source: Paper or program it is from.
         needs_length: Whether its frequencies depend on the length of a text.
+        num_pairs: Of heads that it is made for, None where it fits any.
     """
 
     label: ClassVar[str]
     source: ClassVar[str]
     needs_length: ClassVar[bool] = False
+    num_pairs: int | None = None
 
     @abstractmethod
     def factors(self, base: Float[Tensor, " pairs"], scale: Scales, base_context_length: int) -> Frequencies:
@@ -52,6 +54,15 @@ class FrequencyMethod(ABC):
     def temperature(self, scale: Scales) -> Scales:
         """Return T(g), what cosines and sines are multiplied by, in the dtype and shape of `scale`."""
         return torch.ones_like(scale)
+
+    def refuse_pairs(self, *pairs: int) -> None:
+        """Raise SettingsError if the method does not fit rotary modules of so many pairs each."""
+        for count in pairs:
+            if self.num_pairs not in (None, count):
+                raise SettingsError(
+                    f"positions.method.factors: has {self.num_pairs} numbers, the model's heads have {count} pairs; "
+                    "give one for each"
+                )
 
     def frequencies(self, base: Float[Tensor, " pairs"], scale: Scales, base_context_length: int) -> Frequencies:
         """Return the inverse frequencies under a scale, float32, rounded once.

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from e2ray.config.base import SettingsError
 from e2ray.config.methods import FactorsMethod
 from e2ray.core.methods.base import Frequencies, FrequencyMethod, Scales, TemperedMethod, rotations
 
@@ -19,18 +18,19 @@ class Factors(TemperedMethod[FactorsMethod]):
     label = "LongRoPE"
     source = "LongRoPE (arXiv:2402.13753), LongRoPE2 (arXiv:2502.20082)"
 
+    def __init__(self, settings: FactorsMethod) -> None:
+        """Take the list."""
+        super().__init__(settings)
+        self.num_pairs = len(settings.factors)
+
     def factors(self, base: Float[Tensor, " pairs"], scale: Scales, base_context_length: int) -> Frequencies:
         """Return the list to the power that makes it whole at its own scale.
 
         Raises:
             SettingsError: If it is not as long as there are pairs.
         """
+        self.refuse_pairs(len(base))
         listed = torch.tensor(self.settings.factors, dtype=torch.float64, device=base.device)
-        if len(listed) != len(base):
-            raise SettingsError(
-                f"positions.method.factors: has {len(listed)} numbers, the model's heads have {len(base)} pairs; give "
-                "one for each"
-            )
         return listed ** (-scale.log() / math.log(self.settings.max_scale))[..., None]
 
 
