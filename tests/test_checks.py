@@ -132,6 +132,23 @@ def test_a_limit_of_files_that_rays_object_store_does_not_fit_into_is_refused(
     assert line == wanted + "; raise the limit (`ulimit -f`)"
 
 
+@pytest.mark.parametrize("said", ["step-7", "nothing", "", None])
+def test_checkpoints_that_nobody_points_to_are_told_before_any_worker_starts(recipe, said):
+    config = config_of(recipe)
+    checkpoints = resolve(config).folder / "checkpoints"
+    (checkpoints / "step-4").mkdir(parents=True)
+    if said is not None:
+        (checkpoints / "latest").write_text(said)
+    for ask in (pipeline.check, lambda config: checks.refuse_before_start(resolve(config))):
+        with pytest.raises(SettingsError, match=r"`echo step-4 > .+/checkpoints/latest'?` names the newest one"):
+            ask(config)
+    (checkpoints / "latest").write_text("step-4")
+    pipeline.check(config)
+    (checkpoints / "latest").unlink()
+    (checkpoints.parent / "model").mkdir()  # which is what a finished run is read from
+    checks.refuse_before_start(resolve(config))
+
+
 @pytest.fixture
 def weights(checkpoint):
     """A function that writes a tiny checkpoint with weights, and returns the section of a recipe and their file."""

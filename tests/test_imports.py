@@ -20,6 +20,7 @@ LAYERS = (
     "train",
     "search",
     "report",
+    "profiles",
     "export",
     "twin",
     "plan",

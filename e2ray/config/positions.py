@@ -233,7 +233,8 @@ def preset(name: str, max_scale: float) -> dict[str, Any]:
     return presets[name]
 
 
-PRESETS = ("e2llm", "pose", "randpos", "cream", "clex", "endprompt", "pi", "native", "e2yarn")
+PUBLISHED = ("e2llm", "pose", "randpos", "cream", "clex", "endprompt", "pi", "native")
+PRESETS = (*PUBLISHED, "e2yarn")
 
 
 def _with_presets(schema: dict[str, Any]) -> None:
@@ -242,7 +243,7 @@ def _with_presets(schema: dict[str, Any]) -> None:
     properties = schema.pop("properties")
     resolved = shared | {"properties": properties, "required": schema.pop("required")}
     named = {
-        "preset": {"enum": list(PRESETS), "description": "A published method."},
+        "preset": {"enum": list(PRESETS), "description": "A published method, or one of ours."},
         "max_scale": {"type": "number", "minimum": 1, "description": "The scale it trains for; native takes none."},
         "placement": properties["placement"],
         "per": properties["per"],

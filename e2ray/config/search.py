@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from e2ray.config.base import Settings
-from e2ray.config.positions import PRESETS
+from e2ray.config.positions import PRESETS, PUBLISHED
 from e2ray.config.retrieval import RetrievalSettings
 
 Value = bool | int | float | str | None
@@ -98,9 +98,7 @@ class SearchSettings(Settings):
     weights: Weights = Weights()
     retrieval: RetrievalSettings = RetrievalSettings()
     early_stopping: Stopping | None = Field(AshaStopping(), description="null runs every trial to its end.")
-    baselines: tuple[str, ...] = Field(
-        PRESETS, strict=False, description="Published methods that are tried first, in full."
-    )
+    baselines: tuple[str, ...] = Field(PUBLISHED, strict=False, description="Presets that are tried first, in full.")
     repeats: int = Field(3, ge=1, description="Seeds of the paper's preset, which measure the noise of a trial.")
     sampler: Literal["tpe", "random"] = Field("tpe", description="How Optuna proposes trials.")
     startup_trials: int = Field(10, ge=0, description="Sampled trials before tpe follows what was found.")

@@ -33,6 +33,7 @@ UNSEARCHED = (  # the budget, by which trials are compared, and what changes no 
     "train.precision",
     "train.micro_batch_sequences",
 )
+RAMPED = ("yarn", "ramp_power")  # methods with two ends and a temperature
 RANDOM_POINTS = 200  # of a space that are tried before any trial
 SHOWN_LENGTH = 200
 
@@ -315,7 +316,7 @@ def _classes(annotation: Any) -> list[type[BaseModel]]:
 
 
 def family(positions: PositionSettings, *, window: int, lr: float) -> Space:
-    """Return the default space: the whole family of position draws, and a factor of 3 around the learning rate.
+    """Return the default space: the family of draws, the methods they are read by, a factor of 3 around the learning rate.
 
     Args:
         positions: The recipe's, whose largest scale every trial keeps.
@@ -323,6 +324,7 @@ def family(positions: PositionSettings, *, window: int, lr: float) -> Space:
         lr: The recipe's learning rate.
     """
     scale, placement, jump = "positions.scale.", "positions.placement.", "positions.placement.jump."
+    method, heat = "positions.method.", "positions.method.temperature."
     kinds = ["uniform_int", "uniform", "log_uniform", "power", "beta", "fixed"]
     if positions.max_scale != int(positions.max_scale):
         kinds.remove("uniform_int")
@@ -357,6 +359,11 @@ def family(positions: PositionSettings, *, window: int, lr: float) -> Space:
         jump + "a": FloatRange(low=0.3, high=5.0, log=True, when=where(jumps, "beta")),
         jump + "b": FloatRange(low=0.3, high=5.0, log=True, when=where(jumps, "beta")),
         "positions.per": Choice(options=("sequence", "step")),
+        method + "kind": Choice(options=("linear", "yarn", "ramp_power", "ntk")),
+        method + "fast": FloatRange(low=4.0, high=64.0, log=True, when=where(method + "kind", *RAMPED)),
+        method + "slow": FloatRange(low=0.25, high=3.0, log=True, when=where(method + "kind", *RAMPED)),
+        heat + "kind": Choice(options=("log", "none"), when=where(method + "kind", *RAMPED)),
+        heat + "coefficient": FloatRange(low=0.0, high=0.3, when=where(heat + "kind", "log")),
     }
     if "head_middle_tail" in placements:
         space[placement + "tokens"] = IntRange(

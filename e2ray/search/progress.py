@@ -27,7 +27,14 @@ def positions_in_words(positions: Mapping[str, Any]) -> str:
     jump = placement.get("jump")
     if jump and jump["kind"] != "uniform":
         text += f" {jump['kind']}{_arguments(jump, ())}"
-    return text + (", per step" if positions["per"] == "step" else "")
+    text += ", per step" if positions["per"] == "step" else ""
+    method = dict(positions.get("method") or {"kind": "linear"})  # of studies that knew none other
+    if method["kind"] == "linear":
+        return text
+    heat = method.pop("temperature", None) or {}
+    degree = {"log": f" T {heat.get('coefficient', 0):.2g}", "none": " T 0"}.get(heat.get("kind", ""), "")
+    listed = {key: value for key, value in method.items() if not isinstance(value, list | tuple)}
+    return f"{text}, {method['kind']}{_arguments(listed, ())}{degree}"
 
 
 def _arguments(section: Mapping[str, Any], besides: Sequence[str]) -> str:

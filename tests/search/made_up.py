@@ -9,7 +9,7 @@ import random
 import statistics
 from dataclasses import replace
 
-from e2ray.config.positions import PRESETS, PositionSettings, preset
+from e2ray.config.positions import PositionSettings, preset
 from e2ray.search.record import StudyFacts, TrialRecord
 from e2ray.search.results import results
 
@@ -191,7 +191,7 @@ def failed(record, reason):
 def made_up_records(about, *, repeats=3, retrieval=False, surface=True):
     """Eight baselines, further seeds of the paper's preset, then sampled trials: a third pruned, a few failed."""
     rng, records = random.Random(7), []
-    kinds = [(name, 0 if name == "e2llm" else None) for name in PRESETS]
+    kinds = [(name, 0 if name == "e2llm" else None) for name in PUBLISHED]
     for name, repeat in [*kinds, *(("e2llm", repeat) for repeat in range(1, repeats))]:
         positions = PositionSettings.model_validate(preset(name, float(G))).model_dump(mode="json")
         own = name in ("e2llm",) and "positions.scale.kind" in about.space

@@ -16,6 +16,11 @@ def test_draws_in_words():
     scale = {"kind": "power", "max_scale": 16, "exponent": -0.75, "native_share": 0.25}
     placement = {"kind": "random_breaks", "num_breaks": 3}
     assert words(scale=scale, placement=placement) == "power(-0.75) 25% native, random_breaks(3)"
+    assert words(preset="e2yarn", max_scale=8) == "uniform_int, prefix(4), yarn(32, 1) T 0.1"
+    colder = {"kind": "ramp_power", "fast": 8.5, "temperature": {"kind": "none"}}
+    assert words(preset="pi", max_scale=8, method=colder) == "fixed(8), none, ramp_power(8.5, 1) T 0"
+    listed = {"kind": "factors", "factors": [1.0, 2.0], "max_scale": 8.0}
+    assert words(preset="pi", max_scale=8, method=listed) == "fixed(8), none, factors(8) T 0.1"
     assert len({words(preset=name, max_scale=16) for name in PRESETS}) == len(PRESETS)
 
 
