@@ -137,6 +137,7 @@ def test_checkpoints_that_nobody_points_to_are_told_before_any_worker_starts(rec
     config = config_of(recipe)
     checkpoints = resolve(config).folder / "checkpoints"
     (checkpoints / "step-4").mkdir(parents=True)
+    (checkpoints / "step-4" / "manifest.json").write_text("{}")
     if said is not None:
         (checkpoints / "latest").write_text(said)
     for ask in (pipeline.check, lambda config: checks.refuse_before_start(resolve(config))):

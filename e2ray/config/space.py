@@ -316,7 +316,7 @@ def _classes(annotation: Any) -> list[type[BaseModel]]:
 
 
 def family(positions: PositionSettings, *, window: int, lr: float) -> Space:
-    """Return the default space: the family of draws, the methods they are read by, a factor of 3 around the learning rate.
+    """Return the default space: the family of draws, the methods that read them, 3 times around the learning rate.
 
     Args:
         positions: The recipe's, whose largest scale every trial keeps.
