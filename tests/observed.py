@@ -22,7 +22,9 @@ import torch
 from e2ray import cluster, comparing, evaluation, pipeline
 from e2ray.config.positions import PositionSettings
 from e2ray.core import model as models
+from e2ray.core.methods.registry import method_of
 from e2ray.core.positions import draw
+from e2ray.core.rope import RotaryHook
 from e2ray.data import corpus, stream
 from e2ray.data import prepare as preparing
 from e2ray.data.corpus import list_items
@@ -169,6 +171,18 @@ def adapters(run, path):
     return [trained, [str(each) for each in scaling], dropout, recomputing]
 
 
+def frequencies(run, path):
+    """What a rotary module holds at some scales, and what it multiplies cosines and sines by."""
+    told = task(run)
+    built = worker.build_model(told.model, dtype=torch.float32, vocab_size=told.vocab_size, seed=told.seed)
+    hook = RotaryHook(built, method_of(told.positions.method), base_context_length=told.base_context_length)
+    found = []
+    for scale in (1.0, 1.5, 4.0):
+        with hook.in_place(scale):
+            found += [[module.inv_freq.tolist(), module.attention_scaling] for module in hook.rotary_modules]
+    return found
+
+
 def attention(run, path):
     """The attention of a CPU and of a GPU on which flash attention is installed."""
     with pytest.MonkeyPatch.context() as patch:
@@ -194,7 +208,14 @@ def updates(run, path):
     settings = settings_of(run, path).model_copy(update={"steps": 3, "log_every": 1, "checkpoint_every": 3})
     told = task(run, path)
     built = worker.build_model(told.model, dtype=torch.float32, vocab_size=told.vocab_size, seed=told.seed)
-    made = engine.Engine(built.train(), settings, device=torch.device("cpu"), dtype=torch.float32)
+    made = engine.Engine(
+        built.train(),
+        settings,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        method=method_of(told.positions.method),
+        base_context_length=told.base_context_length,
+    )
     read = local_batches(
         told.shards,
         seed=told.seed,

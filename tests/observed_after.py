@@ -14,6 +14,7 @@ from observed import VOCABULARY, Clock, shards_of
 
 from e2ray import comparing, evaluation, pipeline
 from e2ray.core import model as models
+from e2ray.core.methods.registry import method_of
 from e2ray.evaluate import suites as asking
 from e2ray.profiles import make_profile
 from e2ray.search import progress, tune
@@ -109,7 +110,8 @@ def profiles(run, path):
     base_in_place(run)
     settings = run.config.export
     config = models.AutoConfig.from_pretrained(run.folder / "model")
-    options = {"base_scaling": getattr(run.config.model, "base_scaling", None)}
+    method = method_of(run.config.positions.method)
+    options = {"base_scaling": getattr(run.config.model, "base_scaling", None), "method": method}
     made = [make_profile(config, run.base_context_length, each, **options) for each in settings.context_lengths]
     return [asdict(each) for each in made]
 
@@ -199,7 +201,7 @@ def shared(run, path):
 
 def _value(plan):
     told = json.dumps([plan.config.positions.model_dump(), plan.config.train.lr, plan.config.seed])
-    return int(hashlib.sha256(told.encode()).hexdigest()[:6], 16) / 16**6
+    return int(hashlib.sha256(told.encode()).hexdigest()[6:12], 16) / 16**6
 
 
 def _cells(run, windows, value):

@@ -15,7 +15,7 @@ import observed_after
 import pytest
 from observed import without_ray
 from walk import Place, extremes, is_section, places, put, read
-from walk_recipes import JUMPS, PLACEMENTS, SCALES, recipe, recipes, write_world
+from walk_recipes import JUMPS, METHODS, PLACEMENTS, SCALES, TEMPERATURES, recipe, recipes, write_world
 
 from e2ray import checks
 from e2ray.config.base import SettingsError
@@ -38,6 +38,7 @@ DRAWN = {
     name: "draws"
     for name in ("num_breaks", "pin_first", "pin_last", "tokens", "sigma", "num_chunks", "jump", "placement")
 }
+METHOD = dict.fromkeys(("fast", "slow", "factors", "max_scale", "coefficient", "temperature"), "frequencies")
 TRAINED = {
     "steps": "rates",
     "max_skipped_steps": "patience",
@@ -92,8 +93,9 @@ SEEN = {
     | dict.fromkeys(("documents", "min_characters", "max_characters", "digits", "seed"), "shards"),
     "PretrainedTokenizer": {"path": "shards", "revision": "shards"},
     "ByteLevelBpe": {"vocab_size": "shards", "training_bytes": "shards"},
-    "PositionSettings": DRAWN,
+    "PositionSettings": DRAWN | {"method": "frequencies"},
     **dict.fromkeys([*SCALES, "ChoiceScale", "ScaleWeight", *PLACEMENTS, *JUMPS], DRAWN),
+    **dict.fromkeys([*METHODS, *TEMPERATURES], METHOD),
     "TrainSettings": TRAINED,
     "ClusterSettings": dict.fromkeys(
         (

@@ -164,6 +164,15 @@ PLACEMENTS = {
     "TerminalPlacement": {"kind": "terminal", "tokens": 4, "jump": {"kind": "uniform"}},
     "ChunksPlacement": {"kind": "chunks", "num_chunks": 4},
 }
+METHODS = {
+    "LinearMethod": {"kind": "linear"},
+    "NtkMethod": {"kind": "ntk"},
+    "YarnMethod": {"kind": "yarn", "fast": 4.0, "slow": 0.5, "temperature": {"kind": "log", "coefficient": 0.2}},
+    "RampPowerMethod": {"kind": "ramp_power", "fast": 2.0, "slow": 0.25, "temperature": {"kind": "none"}},
+    "FactorsMethod": {"kind": "factors", "factors": [1.0, 2.0, 3.0, 4.0], "max_scale": 8.0},
+    "TruncatedMethod": {"kind": "truncated"},
+}
+TEMPERATURES = {"NoTemperature": {"kind": "none"}, "LogTemperature": {"kind": "log", "coefficient": 0.2}}
 SPACE = {
     "FloatRange": ("train.lr", {"kind": "float", "low": 1e-4, "high": 1e-2}),
     "IntRange": ("train.warmup_steps", {"kind": "int", "low": 1, "high": 5}),
@@ -231,6 +240,10 @@ def recipes(folder):
         found[f"positions.placement:{name}"] = [(section, {})]
     for name, section in JUMPS.items():
         found[f"positions.placement.jump:{name}"] = [(section, {"positions.placement": {"kind": "random_breaks"}})]
+    for name, section in METHODS.items():
+        found[f"positions.method:{name}"] = [(section, {})]
+    for name, section in TEMPERATURES.items():
+        found[f"positions.method.temperature:{name}"] = [(section, {"positions.method": METHODS["YarnMethod"]})]
     for name, (path, section) in SPACE.items():
         found[f"search.space{{}}:{name}"] = [(None, searched | {"search.space": {path: section}})]
     return found | source_recipes(folder)

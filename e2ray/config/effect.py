@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from e2ray.config.compare import CompareSettings
 from e2ray.config.data import DataSettings, HuggingFaceSource, PretrainedTokenizer
 from e2ray.config.evaluate import EvaluateSettings
+from e2ray.config.methods import RampPowerMethod, YarnMethod
 from e2ray.config.model import PretrainedModel
 from e2ray.config.positions import (
     BetaScale,
@@ -29,6 +30,7 @@ from e2ray.config.run import RunConfig
 from e2ray.config.search import SearchSettings
 from e2ray.config.train import TrainSettings
 
+PUBLISHED_FAST = YarnMethod().fast  # which recipes for short windows take as it is
 HUB_ID = "it belongs to a hub id, and {path} is a folder"
 
 
@@ -108,6 +110,13 @@ def _positions(positions: PositionSettings, window: int, base_context_length: in
         if isinstance(scale, PowerScale | BetaScale):
             yield _idle("positions.scale.kind", scale.kind, "max_scale 1 leaves no other scale")
     without_scale = "lower native_share" if scale.native_share == 1 else "raise max_scale, shorten data.window"
+    method, turns = positions.method, base_context_length / (2 * math.pi)  # of the fastest pair of plain RoPE within L
+    if isinstance(method, YarnMethod | RampPowerMethod) and method.fast > max(turns, PUBLISHED_FAST):
+        yield _idle(
+            "positions.method.fast",
+            f"{method.fast:g}",
+            f"no pair turns more often than {turns:.3g} times within L, from which on none is kept whole",
+        )
     room = math.floor(max(0.0, largest * base_context_length - window))
     shifts = room > 0
     if isinstance(placement, NonePlacement):
