@@ -32,7 +32,7 @@ LEFT_KEYS: dict[str, Any] = {
 NO_COST = {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None}
 MAY_DIFFER = (
     *("cluster", "export", "search"),
-    *("compare.lanes", "compare.untrained", "compare.seeds", "compare.long_window_seeds"),
+    *("compare.lanes", "compare.untrained", "compare.own", "compare.seeds", "compare.long_window_seeds"),
 )
 
 
@@ -49,6 +49,7 @@ class Job:
         max_scale: G.
         asked: The retrieval grid, or None.
         out: The file that it leaves.
+        own: Whether the recipe says what the lane is, and not its name.
     """
 
     lane: str
@@ -58,6 +59,15 @@ class Job:
     max_scale: float
     asked: Any
     out: Path
+    own: bool = False
+
+    @property
+    def told(self) -> dict[str, Any] | None:
+        """What the lane trains with, plain data, where its name does not say it."""
+        if not self.own or self.config is None:
+            return None
+        objective = self.config.train.objective.model_dump(mode="json")
+        return {"positions": self.config.positions.model_dump(mode="json"), "objective": objective}
 
 
 def compare(config: RunConfig) -> None:
@@ -116,6 +126,11 @@ def _left(job: Job) -> dict[str, Any]:
     if (found["lane"], found["seed"]) != (job.lane, job.seed):
         name = f"{found['lane']}, seed {found['seed']}"
         raise SettingsError(f"{job.out}: is of the job {name}, wanted {job.lane}, seed {job.seed}; {AGAIN}")
+    if found.get("told") != job.told:
+        raise SettingsError(
+            f"{job.out}: was made when compare.own said something else of {job.lane}; {AGAIN}, or give the lane "
+            "another name"
+        )
     return found
 
 
@@ -160,6 +175,13 @@ def _jobs(run: Run, settings: CompareSettings) -> Iterator[Job]:
         for seed in seeds:
             one = config.model_copy(update={"seed": seed})
             jobs.append(Job(lane, seed, shared, one, largest, settings.retrieval, folder / f"{lane}-{seed}.json"))
+    for name, own in settings.own.items():
+        train = run.config.train.model_copy(update={"objective": own.objective} if own.objective else {})
+        config = run.config.model_copy(update={"positions": own.positions, "train": train})
+        for seed in settings.seeds[: own.seeds]:
+            one = config.model_copy(update={"seed": seed})
+            out = folder / f"own-{name}-{seed}.json"
+            jobs.append(Job(name, seed, short, one, largest, settings.retrieval, out, own=True))
     for name in (UNTOUCHED, *settings.untrained):
         jobs.append(Job(name, 0, short, None, largest, settings.retrieval, folder / f"{name}-0.json"))
     yield from jobs
@@ -196,6 +218,7 @@ def _run_job(job: Job, use_gpu: bool) -> None:
     device = torch.device("cuda" if use_gpu else "cpu")
     began = time.perf_counter()
     result: dict[str, Any] = {"lane": job.lane, "seed": job.seed, **NO_COST, "sums": [], "retrieval": [], "missing": []}
+    result["told"] = job.told
     try:
         if job.config is None:
             model, hook = _base_model(job, device)
@@ -285,7 +308,7 @@ def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
     kept = PromptFolder(job.out.parent / "prompts", opened.manifest["digest"])
     sums, rows = [], []
     for window in sorted({*windows, *lengths}):
-        served = lane_scale(job.lane, window, length, job.max_scale)
+        served = _served(job, window, length)
         read_at = _scale_read(job, served, window)
         if window in windows:
             scales = [read_at] if job.config is None else sorted({1.0, served})
@@ -362,6 +385,13 @@ def _noted(missing: list[str], window: int) -> Iterator[None]:
         yield
     except SettingsError as error:
         missing.append(f"{window:,} tokens: {error}")
+
+
+def _served(job: Job, window: int, base_context_length: int) -> float:
+    """Return the scale that a lane serves a window at."""
+    if job.own and job.config is not None:
+        return job.config.positions.serve_at(window / base_context_length)
+    return lane_scale(job.lane, window, base_context_length, job.max_scale)
 
 
 def _scale_read(job: Job, served: float, window: int) -> float:

@@ -25,6 +25,7 @@ def recipe(small):
             "lanes": ["e2llm", "pi_long"],
             "untrained": ["linear"],
             "seeds": [1, 2],
+            "own": {"under yarn": {"positions": {"preset": "e2yarn", "max_scale": 4}, "objective": {"distill": 0.5}}},
             "retrieval": {"context_lengths": [32, 128], "depths": [0.5], "trials": 2},  # 32 tokens hold no question
         },
     }
@@ -35,7 +36,9 @@ def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_clust
     comparing.compare(validate(recipe, source="test"))
     folder = Path(recipe["storage"]) / "small"
     left = {path.stem: json.loads(path.read_text()) for path in (folder / "lanes").glob("*.json")}
-    assert sorted(left) == ["base-0", "e2llm-1", "e2llm-2", "linear-0", "pi_long-1"]
+    assert sorted(left) == [
+        *("base-0", "e2llm-1", "e2llm-2", "linear-0", "own-under yarn-1", "own-under yarn-2", "pi_long-1")
+    ]
     assert {one["tokens"] for one in left.values()} == {0, 6 * 8 * 32}  # long rows, as many tokens
     for name, one in left.items():
         assert {sums["window"] for sums in one["sums"] if sums["served"]} == {32, 64, 128}, name
@@ -55,12 +58,12 @@ def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_clust
     assert at("e2llm-1", 128) != at("e2llm-2", 128)
 
     rows = json.loads((folder / "comparison.json").read_text())["rows"]
-    assert [row["lane"] for row in rows] == ["base", "linear", "e2llm", "pi_long"]
+    assert [row["lane"] for row in rows] == ["base", "linear", "e2llm", "pi_long", "under yarn"]
     assert (folder / "comparison.png").stat().st_size > 0
     table, missing = (folder / "comparison.md").read_text().split("What is missing:")
     assert "| E2-LLM (paper's preset) |" in table
     assert "all: 32 tokens: " in missing
-    assert json.loads((folder / "status.json").read_text())["result"] == "compared 5 jobs"
+    assert json.loads((folder / "status.json").read_text())["result"] == "compared 7 jobs"
 
     # What is not there or failed is done again, and lanes may be added or left out; nothing else may change.
     gone, failed = (folder / "lanes" / name for name in ("e2llm-2.json", "linear-0.json"))
@@ -69,11 +72,15 @@ def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_clust
     gone.unlink()
     failed.write_text(json.dumps({**left["linear-0"], "sums": [], "failed": "it does not fit into memory"}))
     recipe["compare"] |= {"lanes": ["e2llm"], "untrained": ["linear"]}
+    recipe["compare"]["own"]["under yarn"]["seeds"] = 1
     capsys.readouterr()
     comparing.compare(validate(recipe, source="test"))
-    assert "4 jobs, 2 of them done before" in capsys.readouterr().out
+    assert "5 jobs, 3 of them done before" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert {path: json.loads(path.read_text())["sums"] for path in lost} == lost
+    recipe["compare"]["own"]["under yarn"]["objective"] = None
+    with pytest.raises(SettingsError, match=r"own-under yarn-1\.json: was made when compare\.own said something else"):
+        comparing.compare(validate(recipe, source="test"))
     recipe["train"]["lr"] = 2e-3
     with pytest.raises(SettingsError, match=r"train\.lr: 0\.001 in the run, 0\.002 asked for"):
         comparing.compare(validate(recipe, source="test"))
@@ -96,7 +103,7 @@ def test_a_recipe_that_compares_nothing_is_refused(recipe, changes, message):
     [
         ({"lanes": ["e2llm", "e2llm"]}, "compare.lanes: must name each once"),
         ({"lanes": ["yarns"]}, "compare.lanes"),
-        ({"lanes": []}, "compare.lanes"),
+        ({"lanes": []}, "lanes: is empty and so is own"),
         ({"seeds": [1, 1]}, "compare.seeds: must name each once"),
     ],
 )

@@ -1,12 +1,13 @@
 """Which methods are compared, each a lane: the same loop, tokens, documents and questions for all."""
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from e2ray.config.base import Seed, Settings, Text
 from e2ray.config.positions import PositionSettings
 from e2ray.config.retrieval import RetrievalSettings
+from e2ray.config.train import ObjectiveSettings
 
 TrainedLane = Literal[
     "e2llm",
@@ -22,9 +23,18 @@ TrainedLane = Literal[
     "best",
 ]
 UntrainedLane = Literal["linear", "ntk", "dynamic_ntk", "yarn", "ramp_power", "truncated"]  # kinds of config/methods.py
+LANE_NAME = r"^[A-Za-z0-9][A-Za-z0-9 _.,+-]{0,59}$"  # it names files
 UNTOUCHED = "base"  # the lane that is always there
 # Methods that train for one scale are served at it, whatever the length of the text.
 FIXED_SCALE = ("e2llm_fixed_scale", "pi_short", "pi_long", "pose", "randpos", "cream", "endprompt")
+
+
+class OwnLane(Settings):
+    """A trained lane of any draws, read by any method, for any objective."""
+
+    positions: PositionSettings = Field(description="Draws, and the method that reads them.")
+    objective: ObjectiveSettings | None = Field(None, description="What is descended; null: what the recipe says.")
+    seeds: int | None = Field(None, ge=1, description="First ones of compare.seeds; null: all.")
 
 
 class CompareSettings(Settings):
@@ -33,12 +43,14 @@ class CompareSettings(Settings):
     lanes: tuple[TrainedLane, ...] = Field(
         tuple(lane for lane in get_args(TrainedLane) if lane != "best"),
         strict=False,
-        min_length=1,
         description="Trained lanes. e2llm is the paper's preset; pi_long trains on rows of max_scale * L real tokens, "
         "all others on rows of data.window; best takes draws and learning rate from the recipe named below.",
     )
     untrained: tuple[UntrainedLane, ...] = Field(
         get_args(UntrainedLane), strict=False, description="Extensions of the base model that need no training."
+    )
+    own: dict[Annotated[str, Field(pattern=LANE_NAME)], OwnLane] = Field(
+        {}, description="Further trained lanes, by the name that tables show."
     )
     best: Text | None = Field(None, description="Recipe that a study has found, for the lane best.")
     seeds: tuple[Seed, ...] = Field((101, 102, 103), strict=False, min_length=1, description="Of each trained lane.")
@@ -56,6 +68,11 @@ class CompareSettings(Settings):
 
     @model_validator(mode="after")
     def _check_best(self) -> "CompareSettings":
+        taken = [name for name in self.own if name in (*get_args(TrainedLane), *get_args(UntrainedLane), UNTOUCHED)]
+        if taken:
+            raise ValueError(f"own: {taken[0]} is the name of a lane that is built in; choose another")
+        if not self.lanes and not self.own:
+            raise ValueError("lanes: is empty and so is own, there is nothing to train; name a lane")
         if "best" in self.lanes and self.best is None:
             raise ValueError("best: is null, the lane best needs the recipe of a study; name it or leave the lane out")
         return self

@@ -294,6 +294,26 @@ class PositionSettings(Settings):
         """The largest scale that can be drawn."""
         return self.scale.max_scale
 
+    def serve_at(self, ratio: float) -> float:
+        """Return the scale that a model of these draws reads a text with which is `ratio` times as long as L.
+
+        Where few scales are drawn it is the smallest of them that reaches the text, else the largest; where one may be
+        any in a range, or is always 1, it is the paper's, W / L.
+
+        Args:
+            ratio: W / L, above 0.
+        """
+        drawn: set[float] = set()
+        if isinstance(self.scale, FixedScale):
+            drawn = {self.scale.max_scale}
+        elif isinstance(self.scale, ChoiceScale):
+            drawn = {choice.scale for choice in self.scale.choices}
+        if drawn and self.scale.native_share:
+            drawn |= {1.0}
+        if not drawn or max(drawn) == 1:
+            return max(1.0, ratio)
+        return min((scale for scale in drawn if scale >= ratio * (1 - 1e-9)), default=max(drawn))
+
     def check_window(self, window: int) -> None:
         """Raise ValueError if the placement does not fit a window of `window` tokens."""
         placement, wanted = self.placement, None

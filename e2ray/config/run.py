@@ -143,6 +143,11 @@ class RunConfig(Settings):
                 )
 
     def _check_compare(self, compare: CompareSettings) -> None:
+        for name, own in compare.own.items():
+            try:
+                own.positions.check_window(self.data.window)
+            except ValueError as error:
+                raise ValueError(f"compare.own: {name}: {_first(error)}; leave it out, or change it") from None
         for lane in compare.lanes:
             if lane != "best":
                 try:

@@ -7,10 +7,37 @@ from pydantic import Field, model_validator
 from e2ray.config.base import Settings
 
 
+class ObjectiveSettings(Settings):
+    """What a training descends: the sum of its parts, each times its weight."""
+
+    next_token: float = Field(1.0, ge=0, le=1000, description="Weight of the next token's NLL.")
+    distill: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Weight of KL(base || model) per token, the base reading the same row at scale 1 without a shift.",
+    )
+    distance_weights: bool = Field(
+        False, description="Whether tokens weigh the more the rarer the drawn reach of their context is."
+    )
+
+    @model_validator(mode="after")
+    def _anything(self) -> "ObjectiveSettings":
+        if not self.next_token and not self.distill:
+            raise ValueError("next_token and distill are both 0, so nothing is trained for; raise one of them")
+        return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the next token's NLL alone."""
+        return self == ObjectiveSettings()
+
+
 class TrainSettings(Settings):
     """Optimizer, schedule and engine of one training."""
 
     steps: int = Field(ge=1, le=10**9, description="Optimizer updates.")
+    objective: ObjectiveSettings = Field(ObjectiveSettings(), description="What is descended.")
     batch_sequences: int = Field(16, ge=1, le=10**6, description="Rows of one update over all workers.")
     micro_batch_sequences: int = Field(
         16, ge=1, description="Rows of one forward on one worker at most; the rest is gradient accumulation."

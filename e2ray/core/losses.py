@@ -78,6 +78,29 @@ def token_nll(
     return _TokenNll.apply(logits, tokens[:, 1:])
 
 
+def token_kl(
+    logits: Float[Tensor, "batch tokens vocabulary"], teacher: Float[Tensor, "batch tokens vocabulary"]
+) -> Float[Tensor, "batch predictions"]:
+    """Return KL(teacher || student) of every token but each row's first, from the logits that predict it.
+
+    Args:
+        logits: The student's, of any floating type.
+        teacher: Of the same shape; no gradient reaches it.
+
+    Returns:
+        float32 [batch, tokens - 1], nats, differentiable once in `logits`.
+
+    Raises:
+        ValueError: If the shapes disagree or rows have fewer than two tokens.
+    """
+    if logits.shape != teacher.shape or logits.ndim != 3 or logits.shape[1] < 2:
+        raise ValueError(
+            "logits of student and teacher must be [batch, tokens, vocabulary] with at least 2 tokens, got "
+            f"{list(logits.shape)} and {list(teacher.shape)}"
+        )
+    return _TokenKl.apply(logits, teacher.detach())
+
+
 def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield (rows, predictions) that cover all but each row's last logits, whole rows where they are small."""
     num_rows, num_tokens, vocab_size = logits.shape
@@ -110,5 +133,29 @@ class _TokenNll(torch.autograd.Function):
             part = logits[chunk].float().softmax(dim=-1)
             index = wanted[chunk].unsqueeze(-1)
             part.scatter_(-1, index, part.gather(-1, index) - 1)
+            result[chunk] = part.mul_(gradient[chunk].unsqueeze(-1))
+        return result, None
+
+
+class _TokenKl(torch.autograd.Function):
+    """KL divergence by chunks; its gradient, softmax(student) - softmax(teacher), is computed in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, teacher: Tensor) -> Tensor:
+        apart = torch.empty(*logits.shape[:1], logits.shape[1] - 1, dtype=torch.float32, device=logits.device)
+        for chunk in _chunks(logits):
+            student, wanted = logits[chunk].float().log_softmax(dim=-1), teacher[chunk].float().log_softmax(dim=-1)
+            apart[chunk] = (wanted.exp() * (wanted - student)).sum(dim=-1)
+        ctx.save_for_backward(logits, teacher)
+        return apart
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, teacher = ctx.saved_tensors  # type: ignore[attr-defined]
+        result = torch.empty_like(logits)
+        result[:, -1] = 0
+        for chunk in _chunks(logits):
+            part = logits[chunk].float().softmax(dim=-1) - teacher[chunk].float().softmax(dim=-1)
             result[chunk] = part.mul_(gradient[chunk].unsqueeze(-1))
         return result, None

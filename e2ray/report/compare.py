@@ -25,7 +25,7 @@ from e2ray.files import atomic_path, write_json, write_text
 from e2ray.report.drawing import label_ends, label_points, new_figure, tidy
 from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, VERMILLION
 
-BASE, PAPER = "base", "e2llm"
+BASE, PAPER, YARN = "base", "e2llm", "yarn"
 NAMES = {
     "base": "base, untouched",
     **{lane: f"{method_of(method).label}, untrained" for lane, method in UNTRAINED.items()},
@@ -79,8 +79,9 @@ def write_comparison(
         "bos": BOS_POLICY,
         "missing": missing_lines(found),
     }
-    text = tables(rows, base_context_length, windows, protocol)
-    content = {"base_context_length": base_context_length, "protocol": protocol, "rows": rows}
+    best = winners(found, windows)
+    text = tables(rows, base_context_length, windows, protocol, best=best)
+    content = {"base_context_length": base_context_length, "protocol": protocol, "rows": rows, "best": best}
     write_json(folder / "comparison.json", content)
     write_text(folder / "comparison.md", text)
     with atomic_path(folder / "comparison.png") as aside:
@@ -95,14 +96,16 @@ def summary(
     *,
     removed_scaling: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one row per lane, in the order of `NAMES`.
+    """Return one row per lane, in the order of `NAMES`, then those that the recipe defines.
 
     Each has `lane`, `name`, `seeds`, `nll` (per window: `mean`, `half` (95 % over seeds, None for one), `unscaled`
-    (g = 1), `over_paper` with `low` and `high` (mean minus the paper's preset, 95 % over documents)), `long` and
+    (g = 1), `over_paper` with `low` and `high` (mean minus the paper's preset, 95 % over documents), `over_yarn` (the
+    same against untrained YaRN, `mean`, `low` and `high`)), `long` and
     `short` (`mean`, `half`), `retrieval` (per task and context length: `share` found, `low` and `high`, `trials`),
     `tokens`, `step_s`, `train_s`, `peak_mib` (None for a lane without training). What was not measured is None.
     """
-    lanes = [lane for lane in NAMES if any(one["lane"] == lane for one in found)]
+    known = dict.fromkeys(one["lane"] for one in found)
+    lanes = [*(lane for lane in NAMES if lane in known), *(lane for lane in known if lane not in NAMES)]
     by_lane = {lane: [one for one in found if one["lane"] == lane] for lane in lanes}
     means = {lane: {w: _by_document(jobs, w) for w in windows} for lane, jobs in by_lane.items()}
     base = _job_nll(by_lane[BASE][0], base_context_length) if BASE in by_lane else None
@@ -112,7 +115,7 @@ def summary(
         long = [_mean([_job_nll(job, w) for w in windows if w > base_context_length]) for job in jobs]
         at_l = [_job_nll(job, base_context_length) for job in jobs]
         short = [None if value is None or base is None else value - base for value in at_l]
-        nll = {}
+        nll: dict[str, dict[str, Any]] = {}
         for window in windows:
             paper = means.get(PAPER, {}).get(window)
             low, high = _paired(means[lane][window], paper) if lane != PAPER else (None, None)
@@ -121,11 +124,13 @@ def summary(
             there = _mean([_job_nll(job, window) for job in by_lane.get(PAPER, [])])
             over = None if here["mean"] is None or there is None else here["mean"] - there
             nll[str(window)] = here | {"unscaled": unscaled, "over_paper": over, "low": low, "high": high}
+            if YARN in means and lane != YARN:
+                nll[str(window)]["over_yarn"] = difference(means[lane][window], means[YARN][window])
         trained = [job for job in jobs if job["steps"]]
         rows.append(
             {
                 "lane": lane,
-                "name": base_name(removed_scaling, untouched=True) if lane == BASE else NAMES[lane],
+                "name": base_name(removed_scaling, untouched=True) if lane == BASE else NAMES.get(lane, lane),
                 "seeds": [job["seed"] for job in trained],
                 "nll": nll,
                 "long": _spread(long),
@@ -144,7 +149,7 @@ def missing_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for whatever jobs could not do, with the job's name and the reason; once where all say the same."""
     said: dict[str, list[str]] = {}
     for job in found:
-        name = NAMES[job["lane"]] + (f", seed {job['seed']}" if job["seed"] else "")
+        name = NAMES.get(job["lane"], job["lane"]) + (f", seed {job['seed']}" if job["seed"] else "")
         for line in [*job["missing"], *([job["failed"]] if "failed" in job else [])]:
             said.setdefault(line, []).append(name)
     lines = []
@@ -182,6 +187,39 @@ def _paired(
     difference = (one[0][draws].sum(axis=1) - other[0][draws].sum(axis=1)) / one[1][draws].sum(axis=1)
     low, high = np.quantile(difference, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return float(low), float(high)
+
+
+def difference(
+    one: tuple[np.ndarray, np.ndarray] | None, other: tuple[np.ndarray, np.ndarray] | None
+) -> dict[str, float | None]:
+    """Return `mean`, `low` and `high` of the first minus the second, paired by document; None where one is missing."""
+    if one is None or other is None:
+        return {"mean": None, "low": None, "high": None}
+    low, high = _paired(one, other)
+    return {"mean": float((one[0].sum() - other[0].sum()) / one[1].sum()), "low": low, "high": high}
+
+
+def winners(found: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> list[dict[str, Any]]:
+    """Return for each window its best lane, the next one, and whether they are told apart.
+
+    Each row has `window`, `lane` and `nll` of the best, `next`, `behind` (`mean`, `low`, `high` of the next minus the
+    best, 95 % over documents) and `apart` (whether that interval is above 0). What was not measured is None.
+    """
+    rows: list[dict[str, Any]] = []
+    names = dict.fromkeys(one["lane"] for one in found)
+    lanes = {lane: [one for one in found if one["lane"] == lane] for lane in names}
+    for window in windows:
+        known = {lane: figures for lane, jobs in lanes.items() if (figures := _by_document(jobs, window)) is not None}
+        ranked = sorted(known, key=lambda lane: known[lane][0].sum() / known[lane][1].sum())
+        if not ranked:
+            rows.append({"window": window, "lane": None, "nll": None, "next": None, "behind": None, "apart": None})
+            continue
+        best, second = ranked[0], ranked[1] if len(ranked) > 1 else None
+        behind = None if second is None else difference(known[second], known[best])
+        apart = None if behind is None or behind["low"] is None else behind["low"] > 0
+        nll = float(known[best][0].sum() / known[best][1].sum())
+        rows.append({"window": window, "lane": best, "nll": nll, "next": second, "behind": behind, "apart": apart})
+    return rows
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -226,6 +264,8 @@ def tables(
     base_context_length: int,
     windows: Sequence[int],
     protocol: Mapping[str, Any],
+    *,
+    best: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the comparison as Markdown tables: NLL, differences, retrieval, cost. What has no figure reads `missing`.
 
@@ -234,6 +274,7 @@ def tables(
         base_context_length: L in tokens.
         windows: W asked for, in tokens.
         protocol: `stride`, `documents`, `tokens`, `bos` and `missing`, as comparison.json holds it.
+        best: As `winners` returns it.
     """
     parts = [
         f"NLL, nats per token, by window, each lane at the scale that it is served with: windows slide by "
@@ -250,6 +291,18 @@ def tables(
         parts += [
             f"NLL minus that of {NAMES[PAPER]}, and its 95 % interval over documents; negative is better.",
             _over_table(rows, windows),
+        ]
+    if any(row["lane"] == YARN for row in rows) and any(row["train_s"] is not None for row in rows):
+        parts += [
+            f"NLL of trained lanes minus that of {NAMES[YARN]}, and its 95 % interval over documents; negative is "
+            "better.",
+            _over_yarn_table(rows, windows),
+        ]
+    if best:
+        parts += [
+            "The best lane of each window, how far the next one is behind it, and whether the two are told apart (95 % "
+            "over documents).",
+            _winners_table(rows, best),
         ]
     for task in dict.fromkeys(task for row in rows for task in row["retrieval"]):
         parts += [
@@ -288,6 +341,32 @@ def _over_table(rows: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> st
             interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
             cells.append("missing" if over is None else f"{over:+.3f}{interval}")
         lines.append([row["name"], *cells])
+    return _markdown(lines)
+
+
+def _over_yarn_table(rows: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> str:
+    lines = [["lane", *(f"{w:,}" for w in windows)]]
+    for row in (row for row in rows if row["train_s"] is not None):
+        lines.append([row["name"], *(_signed(row["nll"][str(window)]["over_yarn"]) for window in windows)])
+    return _markdown(lines)
+
+
+def _signed(found: Mapping[str, float | None]) -> str:
+    if found["mean"] is None:
+        return "missing"
+    return f"{found['mean']:+.3f}" + ("" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]")
+
+
+def _winners_table(rows: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]]) -> str:
+    names = {row["lane"]: row["name"] for row in rows}
+    lines = [["window", "best lane", "NLL", "next lane", "behind by", "told apart"]]
+    for one in best:
+        if one["lane"] is None:
+            lines.append([f"{one['window']:,}", *["missing"] * 5])
+            continue
+        apart = {None: "one document", True: "yes", False: "no"}[one["apart"]]
+        rest = ["none", "", ""] if one["next"] is None else [names[one["next"]], _signed(one["behind"]), apart]
+        lines.append([f"{one['window']:,}", names[one["lane"]], f"{one['nll']:.3f}", *rest])
     return _markdown(lines)
 
 

@@ -300,12 +300,20 @@ class Workbench:
     def _engine_for(self, task: Task) -> None:
         """Make the engine one that has trained nothing: the last trial's put back, or where it differs a new one."""
         seeded = task.model.lora is not None or isinstance(task.model, LlamaModel)  # weights that follow the seed
-        wanted = (task.model, task.seed if seeded else None, task.train.model_dump(include=BUILT_FROM))
+        wanted = (
+            task.model,
+            task.seed if seeded else None,
+            task.train.model_dump(include=BUILT_FROM),
+            task.positions.method,
+            None if task.train.objective.is_plain else (task.train.objective, task.positions),
+        )
         if self.engine is not None and self._built == wanted:
             self.engine.load(iter(self._fresh), optimizer_step=0)
             return
         self.end()
-        self.engine = begin(task, device=self.device, model=self._model(task))
+        model = self._model(task)
+        assert self._base is not None, "a model is made of it"
+        self.engine = begin(task, device=self.device, model=model, base=self._base[1])
         self._built, self._fresh = wanted, list(self.engine.fresh_states())
 
     def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:

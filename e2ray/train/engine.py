@@ -26,7 +26,7 @@ from e2ray.core.methods.base import FrequencyMethod
 from e2ray.core.positions import Draw
 from e2ray.core.probe import Forward, Probe, ask, refuse_other_answers
 from e2ray.core.rope import RotaryHook
-from e2ray.train.objectives import MicroBatch, objective_of
+from e2ray.train.objectives import MicroBatch, Objective, objective_of
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -156,6 +156,8 @@ class Engine:
         self.micro_sequences, self.accumulation = micro_batch(settings, self.num_workers)
         self.names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
         self.hook = RotaryHook(model, method, base_context_length=base_context_length)
+        self.objective: Objective | None = None  # what is descended; None: the next token's NLL
+        self.figures: dict[str, Tensor] = {}  # of the last update, beside the NLL: [rows] each
         self._norm: Tensor | None = None
         self._adam = SkippingAdamW(
             parameter_groups(model, settings.weight_decay),
@@ -245,22 +247,37 @@ class Engine:
         """
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
-        objective = objective_of(packed=places is not None)
+        objective = self.objective or objective_of(packed=places is not None)
         weight = 1.0 if places is None else self._weight_of_a_token(places)
         self._adam.skipped = False
-        losses = []
+        outcomes = []
         for start in range(0, len(tokens), self.micro_sequences):
             part = slice(start, start + self.micro_sequences)
             rows, drawn = tokens[part].to(self.device, non_blocking=True), draw[part].to(self.device)
             there = None if places is None else places[part].to(self.device, non_blocking=True)
             with self.hook.applied(drawn.scale, drawn.offsets):
-                nll, loss = objective(self._forward, MicroBatch(rows, there, weight))
-                self.ds.backward(telling(loss))
+                outcome = objective(self._forward, MicroBatch(rows, there, weight, drawn))
+                self.ds.backward(telling(outcome.loss))
             if self.settings.zero_stage == 0:  # DeepSpeed tells no norm without ZeRO
                 self._norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters() if p.grad is not None])
             self.ds.step()
-            losses.append(nll.detach())
-        return torch.cat(losses)
+            outcomes.append(outcome)
+        self.figures = {
+            name: torch.cat([each.figures[name].detach() for each in outcomes]) for name in outcomes[0].figures
+        }
+        return torch.cat([each.nll.detach() for each in outcomes])
+
+    def untouched_logits(
+        self, input_ids: Int[Tensor, "rows window"], **given: Tensor
+    ) -> Float[Tensor, "rows window vocabulary"]:
+        """Return the logits of the base that adapters lie on, at scale 1 without a shift or dropout; no gradient."""
+        module: Any = self.ds.module
+        self.ds.eval()
+        try:
+            with torch.no_grad(), self.hook.applied(1.0), module.disable_adapter():
+                return self._forward(input_ids, **given)
+        finally:
+            self.ds.train()
 
     def _forward(
         self, input_ids: Int[Tensor, "rows window"], **given: Tensor

@@ -4,7 +4,7 @@ A search trial and a training job are this same function, so that the same setti
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -73,6 +73,10 @@ class TrainingEngine(Protocol):
         """Make one update and return each row's mean NLL over what it predicts, float32 [rows]."""
 
     @property
+    def figures(self) -> Mapping[str, Tensor]:
+        """Means of each row that the last update found beside the NLL, float32 [rows], by name."""
+
+    @property
     def skipped(self) -> bool:
         """Whether the last update changed nothing, the same on every rank."""
 
@@ -104,6 +108,7 @@ class Meter:
 
     def _reset(self) -> None:
         self.sums = torch.zeros(self.BUCKETS + 1, 3, dtype=torch.float64, device=self.engine.device)
+        self.figures: dict[str, Tensor] = {}  # sum of a figure over rows, and of the rows' weights
         self.since, self.waited, self.steps, self.skipped, self.rows = time.perf_counter(), 0.0, 0, 0, 0
 
     def add(self, batch: Batch, nll: Float[Tensor, " rows"], waited: float, *, skipped: bool = False) -> None:
@@ -120,6 +125,10 @@ class Meter:
         self.rows += len(nll) * self.engine.num_workers
         columns = torch.stack([nll.double() * weights, weights, scale.double() * weights], dim=1)
         self.sums.index_add_(0, bucket, columns)
+        for name, values in self.engine.figures.items():
+            known = weights * values.isfinite()
+            part = torch.stack([(values.nan_to_num(0.0, 0.0, 0.0).double() * known).sum(), known.sum()])
+            self.figures[name] = self.figures[name] + part if name in self.figures else part
         self.sums[self.BUCKETS, 0] += waited
         self.waited += waited
         self.steps += 1
@@ -132,6 +141,7 @@ class Meter:
         no such row, and the norm of a step that was skipped.
         """
         sums = self.engine.total(self.sums).cpu()
+        figures = {name: self.engine.total(self.figures[name]).tolist() for name in sorted(self.figures)}
         waited = float(sums[self.BUCKETS, 0]) / self.engine.num_workers
         loss, rows, scale = (sums[: self.BUCKETS, column] for column in range(3))
         seconds = time.perf_counter() - self.since
@@ -148,6 +158,7 @@ class Meter:
             "loss_by_scale": {str(2**k): float(loss[k] / rows[k]) for k in range(self.BUCKETS) if rows[k] > 0},
             "data_wait_s": waited / self.steps,
             "skipped_steps": self.skipped,
+            **{name: total / weight if weight else None for name, (total, weight) in figures.items()},
         }
         self._reset()
         return dict(files.finite(metrics))

@@ -1,18 +1,21 @@
-"""What is trained: an objective makes of a forward and a micro batch a loss to descend, and a figure of each row.
+"""What a training descends: a forward and a batch in, a loss and figures of each row out.
 
-An objective knows nothing of optimizers, ranks and draws: the engine applies the draw, runs it on each micro batch, and
-goes down its loss. The loss of a micro batch is averaged over ranks and micro batches, so where rows predict different
-numbers of tokens an objective is told what one of them weighs.
+The engine knows none of them; one that needs more than the forward, such as a teacher, is made with it. The loss is
+what one micro batch adds to the mean over all rows and ranks.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from e2ray.core.losses import next_token_nll, plain_ids, predicted, token_nll
+from e2ray.config.train import ObjectiveSettings
+from e2ray.core.losses import next_token_nll, plain_ids, predicted, token_kl, token_nll
+from e2ray.core.positions import Draw
+from e2ray.core.reach import reaches
 
 Forward = Callable[..., Float[Tensor, "rows window vocabulary"]]  # of input_ids, and position_ids by keyword
 
@@ -26,38 +29,121 @@ class MicroBatch:
         places: Each token's index in its document where rows are packed, below 0 for one that fills a row; None where a
             row is one text.
         token_weight: What one predicted token weighs in the loss where rows are packed.
+        draw: The rows' scales and offsets; None where nobody asks for them.
     """
 
     tokens: Int[Tensor, "rows window"]
     places: Int[Tensor, "rows window"] | None = None
     token_weight: float = 1.0
+    draw: Draw | None = None
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """What a forward is told beside the tokens.
+
+        The ids of packed rows restart with every document, by which transformers keeps documents apart
+        (`core/proof.py` proves it).
+        """
+        return {} if self.places is None else {"position_ids": plain_ids(self.places)}
+
+    def total(self, values: Float[Tensor, "rows predictions"]) -> Float[Tensor, ""]:
+        """Return what a figure of each predicted token adds to the loss."""
+        return values.mean(dim=1).mean() if self.places is None else values.sum() * self.token_weight
+
+    def by_row(self, values: Float[Tensor, "rows predictions"]) -> Float[Tensor, " rows"]:
+        """Return each row's mean of a figure over what it predicts; what is not predicted has to be 0."""
+        if self.places is None:
+            return values.mean(dim=1)
+        return values.sum(dim=1) / predicted(self.places).sum(dim=1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an objective found.
+
+    Attributes:
+        nll: float32 [rows], each row's mean NLL over what it predicts, whatever is descended.
+        loss: What is descended.
+        figures: Further means of each row, float32 [rows], by the name they are logged under.
+    """
+
+    nll: Float[Tensor, " rows"]
+    loss: Float[Tensor, ""]
+    figures: Mapping[str, Float[Tensor, " rows"]] = field(default_factory=dict)
 
 
 class Objective(Protocol):
     """One thing to train for."""
 
-    def __call__(self, forward: Forward, batch: MicroBatch) -> tuple[Float[Tensor, " rows"], Float[Tensor, ""]]:
-        """Return each row's mean NLL, float32, and the loss."""
+    def __call__(self, forward: Forward, batch: MicroBatch) -> Outcome:
+        """Return what a micro batch shows."""
 
 
-def next_token(forward: Forward, batch: MicroBatch) -> tuple[Float[Tensor, " rows"], Float[Tensor, ""]]:
+def next_token(forward: Forward, batch: MicroBatch) -> Outcome:
     """Return the NLL of rows of one text each, and their mean."""
     nll = next_token_nll(forward(batch.tokens), batch.tokens)
-    return nll, nll.mean()
+    return Outcome(nll, nll.mean())
 
 
-def packed_next_token(forward: Forward, batch: MicroBatch) -> tuple[Float[Tensor, " rows"], Float[Tensor, ""]]:
-    """Return each packed row's mean NLL over what it predicts, and the weighted sum of all.
-
-    The ids restart with every document, by which transformers keeps documents apart (`core/proof.py` proves it).
-    """
+def packed_next_token(forward: Forward, batch: MicroBatch) -> Outcome:
+    """Return each packed row's mean NLL over what it predicts, and the weighted sum of all."""
     assert batch.places is not None, "packed rows say where their tokens stand"
-    logits = forward(batch.tokens, position_ids=plain_ids(batch.places))
-    wanted = predicted(batch.places)
-    nll = token_nll(logits, batch.tokens) * wanted
-    return nll.sum(dim=1) / wanted.sum(dim=1).clamp(min=1), nll.sum() * batch.token_weight
+    nll = token_nll(forward(batch.tokens, **batch.given), batch.tokens) * predicted(batch.places)
+    return Outcome(batch.by_row(nll), batch.total(nll))
+
+
+class Mixture:
+    """Next token and self-distillation, mixed by weights, each token by how rare its reach is.
+
+    The teacher is the base reading the same row at scale 1 without a shift: the row is short, so it knows the answer.
+    Per token KL(teacher || student). Relatives of the first are arXiv:2604.14339 and arXiv:2604.06070; the weights are
+    in the manner of EXACT (arXiv:2605.10544), over drawn distances.
+    """
+
+    def __init__(
+        self,
+        settings: ObjectiveSettings,
+        *,
+        teacher: Forward | None = None,
+        weights: Float[Tensor, " buckets"] | None = None,
+    ) -> None:
+        """Take what is mixed.
+
+        Args:
+            settings: The weights.
+            teacher: The base at scale 1, without a gradient; asked for where `settings.distill` is above 0.
+            weights: Of tokens by their reach, as `core.reach.weights` gives them; None weighs all alike.
+        """
+        assert teacher is not None or not settings.distill, "a distillation has a teacher"
+        self.settings, self.teacher, self.weights = settings, teacher, weights
+
+    def __call__(self, forward: Forward, batch: MicroBatch) -> Outcome:
+        """Return each row's NLL, its distance from the teacher, and the mixed loss."""
+        taught = None
+        if self.teacher is not None and self.settings.distill:
+            with torch.no_grad():
+                taught = self.teacher(batch.tokens, **batch.given)
+        logits = forward(batch.tokens, **batch.given)
+        wanted = None if batch.places is None else predicted(batch.places)
+        weights = self._weights(batch)
+        nll = token_nll(logits, batch.tokens)
+        nll = nll if wanted is None else nll * wanted
+        loss = self.settings.next_token * batch.total(nll * weights)
+        figures = {}
+        if taught is not None:
+            apart = token_kl(logits, taught)
+            apart = apart if wanted is None else apart * wanted
+            loss = loss + self.settings.distill * batch.total(apart * weights)
+            figures["distill_loss"] = batch.by_row(apart)
+        return Outcome(batch.by_row(nll), loss, figures)
+
+    def _weights(self, batch: MicroBatch) -> Float[Tensor, "rows predictions"] | float:
+        if self.weights is None:
+            return 1.0
+        assert batch.draw is not None, "weights by distance need the draw"
+        return self.weights[reaches(batch.draw.offsets, batch.places)]
 
 
 def objective_of(*, packed: bool) -> Objective:
-    """Return what a training of such rows descends."""
+    """Return the next-token objective of such rows, which trainings descend unless told otherwise."""
     return packed_next_token if packed else next_token

@@ -10,7 +10,7 @@ from e2ray.config.methods import LinearMethod
 from e2ray.config.model import Model
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import FREE_ON_RESUME
-from e2ray.config.train import TrainSettings
+from e2ray.config.train import ObjectiveSettings, TrainSettings
 
 
 def _free(section: str) -> set[str]:
@@ -19,9 +19,10 @@ def _free(section: str) -> set[str]:
 
 
 def completed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a training was with what earlier versions left unsaid: the frequency method, which was linear."""
+    """Return what a training was with what earlier versions left unsaid: linear scales and the next token's NLL."""
     method = {"method": LinearMethod().model_dump(mode="json")}
-    return {**identity, "positions": method | identity["positions"]}
+    objective = {"objective": ObjectiveSettings().model_dump(mode="json")}
+    return {**identity, "positions": method | identity["positions"], "train": objective | identity["train"]}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from e2ray.core.methods.registry import method_of
 from e2ray.core.model import build_model, known_probe, prove
 from e2ray.core.positions import draw
 from e2ray.core.proof import prove_apart
+from e2ray.core.reach import weights
 from e2ray.data.order import local_indices
 from e2ray.data.shards import Rows
 from e2ray.train import checkpoint, steps
@@ -27,9 +28,11 @@ from e2ray.train.checkpoint import together
 from e2ray.train.engine import Engine, precision_of
 from e2ray.train.ledger import Ledger, rows_of
 from e2ray.train.loop import Answer, Batch, Skips, fit
+from e2ray.train.objectives import Forward, Mixture
 from e2ray.train.origin import base_identity
 from e2ray.train.record import Recorder, note_training, peak_memory_mib
 from e2ray.train.task import Task
+from e2ray.train.teacher import adapters_alone, frozen
 
 
 def use_cores(threads: int | None, local_workers: int) -> None:
@@ -61,16 +64,17 @@ def drawn(
         yield Batch(torch.from_numpy(rows.tokens.astype(np.int64)), positions, places, torch.tensor(rows.ids))
 
 
-def begin(task: Task, *, device: torch.device, model: nn.Module | None = None) -> Engine:
+def begin(task: Task, *, device: torch.device, model: nn.Module | None = None, base: nn.Module | None = None) -> Engine:
     """Return the engine of a task, its positions proven on the loaded model.
 
     Args:
         task: What to train.
         device: Where; torch.distributed must be initialised with a backend for it.
         model: The task's model on the CPU where it is loaded already; the engine takes it over.
+        base: The same without adapters where it is loaded, too, and stays as it is; a distillation's teacher.
 
     Raises:
-        SettingsError: If the model cannot be hooked or fails the proof.
+        SettingsError: If the model cannot be hooked or fails the proof, or no teacher fits into the memory.
     """
     disable_progress_bar()
     dtype = precision_of(task.train, device)
@@ -79,6 +83,9 @@ def begin(task: Task, *, device: torch.device, model: nn.Module | None = None) -
             task.model, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu", runs_on=device
         )
     model.train()
+    teacher = None
+    if task.train.objective.distill and not adapters_alone(model):
+        teacher = frozen(model if base is None else base, device=device, copied=base is None)
     engine = Engine(
         model,
         task.train,
@@ -89,11 +96,36 @@ def begin(task: Task, *, device: torch.device, model: nn.Module | None = None) -
     )
     if (probe := known_probe(task.model)) is not None and isinstance(task.model, PretrainedModel):
         engine.refuse_other_answers(probe, what=f"model.path {task.model.path}")
+    set_out(engine, task, teacher=teacher)
+    return engine
+
+
+def set_out(engine: Engine, task: Task, *, teacher: Forward | None = None) -> None:
+    """Prove a task's positions on an engine of its method, and set what it descends.
+
+    Args:
+        engine: It has trained nothing.
+        task: What to train.
+        teacher: Of a distillation; None where adapters lie on it.
+
+    Raises:
+        SettingsError: If a proof fails.
+    """
+    device = engine.device
     prove(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)
     if task.packed:
         refuse_flash_of_rows(engine)
         prove_apart(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)
-    return engine
+    settings = task.train.objective
+    if settings.is_plain:
+        return
+    by_reach = None
+    if settings.distance_weights:
+        options = {"seed": task.seed, "window": task.window, "base_context_length": task.base_context_length}
+        by_reach = weights(task.positions, **options).to(device)
+    if settings.distill and teacher is None:
+        teacher = engine.untouched_logits
+    engine.objective = Mixture(settings, teacher=teacher, weights=by_reach)
 
 
 def refuse_flash_of_rows(engine: Engine) -> None:

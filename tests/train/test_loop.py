@@ -24,6 +24,7 @@ class Recording:
 
     def __init__(self, bad=()):
         self.rates, self.draws, self.bad, self.skipped = [], [], dict(bad), False
+        self.figures = {}
 
     @property
     def grad_norm(self):
@@ -142,6 +143,22 @@ def test_an_interval_without_any_finite_row_has_no_mean():
     _, lines, _ = run(Recording({4: [math.nan] * ROWS}), settings(log_every=1))
     assert (lines[4]["loss"], lines[4]["scale_mean"], lines[4]["loss_by_scale"]) == (None, None, {})
     assert lines[3]["loss"] is not None is not lines[5]["loss"]
+
+
+class Telling(Recording):
+    """One that finds a second figure: a hundredth of the NLL, and nothing finite at the steps named."""
+
+    def update(self, tokens, drawn, **options):
+        nll = super().update(tokens, drawn, **options)
+        self.figures = {"apart": nll / 100}
+        return nll
+
+
+def test_further_figures_are_logged_apart_as_means_over_the_same_rows():
+    _, lines, _ = run(Telling(), settings())
+    assert lines and all(line["apart"] == pytest.approx(line["loss"] / 100) for line in lines)
+    _, lines, _ = run(Telling(bad={0: [math.nan] * 4}), settings(max_skipped_steps=2))
+    assert all(line["apart"] == pytest.approx(line["loss"] / 100) for line in lines)
 
 
 def test_what_an_evaluation_finds_is_logged_as_a_number_or_null():

@@ -1,0 +1,133 @@
+"""Self-distillation on a real engine: who teaches, what it reads, and that nothing of it is trained."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from e2ray.config.base import SettingsError
+from e2ray.config.model import LlamaModel, LoraSettings
+from e2ray.config.positions import PositionSettings
+from e2ray.config.train import ObjectiveSettings, TrainSettings
+from e2ray.core.losses import token_kl
+from e2ray.core.model import build_model
+from e2ray.core.positions import draw
+from e2ray.train import teacher, worker
+from e2ray.train.teacher import adapters_alone
+
+WINDOW, VOCABULARY, ROWS = 24, 50, 4
+CPU = torch.device("cpu")
+SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_key_value_heads": 2, "intermediate_size": 48}
+LORA = LoraSettings(rank=4, dropout=0.2)
+pytestmark = pytest.mark.usefixtures("one_rank")
+
+
+@pytest.fixture
+def task(tmp_path):
+    return worker.Task(
+        name="run",
+        folder=tmp_path / "run",
+        shards=tmp_path / "shards",
+        tokenizer_hash="a" * 64,
+        vocab_size=VOCABULARY,
+        window=WINDOW,
+        base_context_length=WINDOW,
+        seed=5,
+        model=LlamaModel(**SIZES, base_context_length=WINDOW, initializer_range=0.3, tie_embeddings=False),
+        positions=PositionSettings.model_validate({"preset": "e2yarn", "max_scale": 4}),
+        train=TrainSettings(
+            steps=6, batch_sequences=ROWS, micro_batch_sequences=2, lr=1e-2, log_every=1, checkpoint_every=3,
+            zero_stage=1, objective=ObjectiveSettings(next_token=0, distill=1),
+        ),
+        rows_digest="0" * 64,
+        show_progress=False,
+    )  # fmt: skip
+
+
+def tokens():
+    return torch.randint(VOCABULARY, (ROWS, WINDOW), generator=torch.Generator().manual_seed(2))
+
+
+def drawn(task, step=0):
+    return draw(task.positions, seed=1, step=step, indices=range(ROWS), window=WINDOW, base_context_length=WINDOW)
+
+
+def base_logits(task, text):
+    model = build_model(
+        task.model.model_copy(update={"lora": None}), dtype=torch.float32, vocab_size=VOCABULARY, seed=task.seed
+    )
+    with torch.no_grad():
+        return model.eval()(input_ids=text, use_cache=False).logits
+
+
+@pytest.mark.filterwarnings("ignore:.*(all_gather_into|reduce_scatter)_tensor:FutureWarning")
+@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("lora", [None, LORA, LoraSettings(rank=2, trainable=("embed_tokens", "lm_head"))])
+def test_the_teacher_is_the_base_reading_the_row_as_it_stands_before_and_after_updates(task, lora, stage):
+    task = replace(
+        task,
+        model=task.model.model_copy(update={"lora": lora, "gradient_checkpointing": True}),
+        train=task.train.model_copy(update={"zero_stage": stage}),
+    )
+    engine = worker.begin(task, device=CPU)
+    text, wanted = tokens(), base_logits(task, tokens())
+    for step in range(3):
+        with engine.hook.applied(drawn(task).scale, drawn(task).offsets):
+            found = engine.objective.teacher(text)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        assert not found.requires_grad and engine.ds.module.training
+        engine.update(text, drawn(task, step), lr=1e-2)
+
+
+def test_the_figure_is_the_distance_of_the_student_under_its_draw_from_the_base_at_scale_1(task):
+    engine = worker.begin(task, device=CPU)
+    given = drawn(task)
+    with engine.hook.applied(given.scale, given.offsets):
+        student = engine.logits(tokens())
+    wanted = token_kl(student, base_logits(task, tokens())).mean(dim=1)
+    engine.update(tokens(), given, lr=1e-2)
+    torch.testing.assert_close(engine.figures["distill_loss"], wanted, rtol=1e-4, atol=1e-6)
+    assert (wanted > 0).any()
+
+
+def test_distilling_alone_brings_the_student_nearer(task):
+    engine = worker.begin(task, device=CPU)
+    found = [engine.update(tokens(), drawn(task), lr=3e-3).mean() and engine.figures["distill_loss"].mean().item()
+             for _ in range(12)]  # fmt: skip
+    assert found[-1] < 0.5 * found[0]
+
+
+def test_rows_at_scale_1_without_a_shift_have_nothing_to_learn_from_their_teacher(task):
+    task = replace(task, positions=PositionSettings.model_validate({"preset": "native"}))
+    engine = worker.begin(task, device=CPU)
+    engine.update(tokens(), drawn(task), lr=0.0)
+    assert engine.figures["distill_loss"].abs().max() < 1e-6
+
+
+def test_only_adapters_can_be_switched_off(task):
+    for lora, alone in ((None, False), (LORA, True), (LoraSettings(rank=2, trainable=("embed_tokens",)), True)):
+        model = build_model(task.model.model_copy(update={"lora": lora}), dtype=torch.float32, vocab_size=VOCABULARY)
+        assert adapters_alone(model) is alone
+    tied = task.model.model_copy(
+        update={"tie_embeddings": True, "lora": LoraSettings(rank=2, targets=("q_proj", "lm_head"))}
+    )
+    with pytest.warns(UserWarning, match="lm_head"):
+        assert not adapters_alone(build_model(tied, dtype=torch.float32, vocab_size=VOCABULARY))
+
+
+def test_a_teacher_without_memory_is_refused_with_the_next_move(task, monkeypatch):
+    monkeypatch.setattr(teacher.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    wanted = r"^train\.objective\.distill: a teacher needs \S+ GiB .* train adapters .* or set distill to 0$"
+    with pytest.raises(SettingsError, match=wanted):
+        worker.begin(task, device=CPU)
+    lora = replace(task, model=task.model.model_copy(update={"lora": LORA}))
+    worker.begin(lora, device=CPU)
+
+
+def test_weights_by_distance_are_those_of_the_draws(task):
+    settings = ObjectiveSettings(distance_weights=True)
+    task = replace(task, train=task.train.model_copy(update={"objective": settings}))
+    engine = worker.begin(task, device=CPU)
+    assert engine.objective.teacher is None and engine.objective.weights.max() > 1.5
+    engine.update(tokens(), drawn(task), lr=1e-2)
+    assert engine.figures == {}
