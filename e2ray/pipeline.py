@@ -155,9 +155,11 @@ def _train(run: Run, task: Any) -> None:
 
 
 def _write_model(task: Any) -> list[str]:
+    from e2ray.train import steps
     from e2ray.train.assemble import write_model
 
-    found = task.folder / "checkpoints" / f"step-{task.train.steps}"
+    found = steps.latest(task.folder / "checkpoints")
+    assert found is not None, "a training that ends has saved its last step"
     return write_model(
         task.model,
         found,

@@ -32,6 +32,7 @@ from e2ray.data.order import Reader
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.data.unpack import Limits
 from e2ray.train import engine, launch, record, worker
+from e2ray.train.lookout import pays_too_much
 from e2ray.train.loop import Diverged, Skips, fit
 from e2ray.train.schedule import learning_rate
 
@@ -207,15 +208,7 @@ def updates(run, path):
     """The weights after a few updates."""
     settings = settings_of(run, path).model_copy(update={"steps": 3, "log_every": 1, "checkpoint_every": 3})
     told = task(run, path)
-    built = worker.build_model(told.model, dtype=torch.float32, vocab_size=told.vocab_size, seed=told.seed)
-    made = engine.Engine(
-        built.train(),
-        settings,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        method=method_of(told.positions.method),
-        base_context_length=told.base_context_length,
-    )
+    made = worker.begin(replace(told, train=settings), device=torch.device("cpu"))
     read = local_batches(
         told.shards,
         seed=told.seed,
@@ -270,7 +263,13 @@ def left_behind(run, path):
     worker.run(told, device=torch.device("cpu"), open_rows=open_rows)
     names = sorted(str(each.relative_to(told.folder)) for each in told.folder.glob("*/*") if "events" not in each.name)
     shutil.rmtree(told.folder / "checkpoints")
-    return [names, [line["step"] for line in record.read_metrics(told.folder)]]
+    return [names, [[line["step"], line.get("watch_nll")] for line in record.read_metrics(told.folder)]]
+
+
+def ends(run, path):
+    """Which prices at L end a training."""
+    settings = settings_of(run, path.removesuffix(".stop"))
+    return [pays_too_much(settings, {"step": 1, "price_at_base": price}, 32) for price in (1e-10, 0.01, 50.0)]
 
 
 class Clock:

@@ -158,6 +158,7 @@ def jobs(run, path):
         [
             *(job.lane, job.seed, job.out.name, job.max_scale),
             job.config and [job.config.train.lr, job.config.positions.model_dump(), job.config.data.window],
+            job.config and job.config.train.objective.model_dump(),
             job.asked and job.asked.model_dump(),
         ]
         for job in found

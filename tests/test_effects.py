@@ -59,6 +59,10 @@ TRAINED = {
     "keep_checkpoints": "left_behind",
     "log_every": "left_behind",
     "progress_s": "progress_lines",
+    "objective": "updates",
+    "watch_every": "left_behind",
+    "watch_documents": "left_behind",
+    "stop": "ends",
 }
 # Class -> setting -> the observable in observed.py that must change with it; there is no default.
 SEEN = {
@@ -97,6 +101,9 @@ SEEN = {
     **dict.fromkeys([*SCALES, "ChoiceScale", "ScaleWeight", *PLACEMENTS, *JUMPS], DRAWN),
     **dict.fromkeys([*METHODS, *TEMPERATURES], METHOD),
     "TrainSettings": TRAINED,
+    "ObjectiveSettings": dict.fromkeys(("next_token", "distill", "distance_weights"), "updates"),
+    "StopSettings": {"price_at_base": "ends"},
+    "OwnLane": dict.fromkeys(("positions", "objective", "seeds"), "jobs"),
     "ClusterSettings": dict.fromkeys(
         (
             *("num_workers", "use_gpu", "cpus_per_worker", "autoscaling", "wait_s", "max_failures", "object_store_mib"),
@@ -118,7 +125,9 @@ SEEN = {
         "suites",
     ),
     "ExportSettings": {"context_lengths": "profiles", "scale": "served"},
-    "CompareSettings": dict.fromkeys(("lanes", "untrained", "best", "seeds", "long_window_seeds", "retrieval"), "jobs"),
+    "CompareSettings": dict.fromkeys(
+        ("lanes", "untrained", "own", "best", "seeds", "long_window_seeds", "retrieval"), "jobs"
+    ),
     "SearchSettings": {
         **dict.fromkeys(("trials", "space", "trial", "mode", "weights", "retrieval", "early_stopping"), "study"),
         **dict.fromkeys(("baselines", "repeats", "sampler", "startup_trials", "surface"), "study"),
@@ -132,6 +141,9 @@ SEEN = {
 # The same class elsewhere: a run's own grid is asked for above, here that it arrives.
 SEEN_AT = {
     "compare.retrieval": "jobs",
+    "compare.own{}": "jobs",
+    "train.stop": "ends",
+    "pretrain.stop": "ends",
     "search.retrieval": "shared",
     "pretrain": "pretraining",
     "data.validation_corpus[]": "held_out",

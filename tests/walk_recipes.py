@@ -111,6 +111,9 @@ def recipe(folder):
             "checkpoint_every": 2,
             "log_every": 1,
             "progress_s": 10.0,
+            "watch_every": 2,
+            "watch_documents": 2,
+            "stop": {"price_at_base": 5.0},
         },
         "evaluate": {
             "windows": [32, 48],
@@ -173,6 +176,7 @@ METHODS = {
     "TruncatedMethod": {"kind": "truncated"},
 }
 TEMPERATURES = {"NoTemperature": {"kind": "none"}, "LogTemperature": {"kind": "log", "coefficient": 0.2}}
+OBJECTIVES = {name: {"next_token": 0.5, "distill": 0.25, "distance_weights": True} for name in ("train", "pretrain")}
 SPACE = {
     "FloatRange": ("train.lr", {"kind": "float", "low": 1e-4, "high": 1e-2}),
     "IntRange": ("train.warmup_steps", {"kind": "int", "low": 1, "high": 5}),
@@ -246,7 +250,29 @@ def recipes(folder):
         found[f"positions.method.temperature:{name}"] = [(section, {"positions.method": METHODS["YarnMethod"]})]
     for name, (path, section) in SPACE.items():
         found[f"search.space{{}}:{name}"] = [(None, searched | {"search.space": {path: section}})]
-    return found | source_recipes(folder)
+    for name, section in OBJECTIVES.items():
+        found[f"{name}.objective:ObjectiveSettings"] = [(section, {"pretrain": TRAINING} if name == "pretrain" else {})]
+    for name in ("train", "pretrain"):
+        watching = TRAINING | {"watch_every": 2}
+        found[f"{name}.stop:StopSettings"] = [({"price_at_base": 5.0}, {"pretrain": watching})]
+    return found | source_recipes(folder) | own_lanes(found)
+
+
+def own_lanes(found):
+    """Return the recipes in which the draws of a comparison's own lane are walked, and its objective."""
+    lane = {"positions": {"preset": "e2llm", "max_scale": 4}, "objective": OBJECTIVES["train"], "seeds": 2}
+    compared = {"compare": COMPARE | {"own": {"mine": lane}}}
+    made = {
+        "compare.own{}:OwnLane": [(None, compared)],
+        "compare.own{}.objective:ObjectiveSettings": [(None, compared)],
+    }
+    for name, cases in found.items():
+        if name.startswith("positions"):
+            made[f"compare.own{{}}.{name}"] = [
+                (case[0], compared | {f"compare.own{{}}.{path}": value for path, value in case[1].items()})
+                for case in cases
+            ]
+    return made
 
 
 def source_recipes(folder):

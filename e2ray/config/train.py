@@ -33,6 +33,14 @@ class ObjectiveSettings(Settings):
         return self == ObjectiveSettings()
 
 
+class StopSettings(Settings):
+    """What ends a training before its last step; what it has by then is its result."""
+
+    price_at_base: float = Field(
+        gt=0, le=100, description="Nats per token that NLL at L may rise above that of the model before its first step."
+    )
+
+
 class TrainSettings(Settings):
     """Optimizer, schedule and engine of one training."""
 
@@ -65,6 +73,14 @@ class TrainSettings(Settings):
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; the last step is always saved.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl; losses are means over them.")
+    watch_every: int | None = Field(
+        None,
+        ge=1,
+        description="Steps between looks at held-out documents: NLL at L, at the longest window, and half-way between; "
+        "null: none.",
+    )
+    watch_documents: int = Field(4, ge=1, description="Held-out documents that are looked at, the first long ones.")
+    stop: StopSettings | None = Field(None, description="What ends a training early; null: nothing.")
     progress_s: float = Field(5.0, gt=0, description="Seconds between progress lines.")
 
     @model_validator(mode="after")
@@ -74,6 +90,13 @@ class TrainSettings(Settings):
                 f"checkpoint_every must be a multiple of log_every ({self.log_every}), so that no logged mean spans "
                 f"a restart, got {self.checkpoint_every}"
             )
+        if self.watch_every is not None and self.watch_every % self.log_every:
+            raise ValueError(
+                f"watch_every must be a multiple of log_every ({self.log_every}), whose lines hold what is seen, got "
+                f"{self.watch_every}"
+            )
+        if self.stop is not None and self.watch_every is None:
+            raise ValueError("stop: watch_every is null, so nothing is seen that could end the training; set it")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
         if self.offload == "all" and self.zero_stage != 3:

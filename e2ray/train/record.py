@@ -305,8 +305,9 @@ class Recorder:
         for key, value in metrics.items():
             if isinstance(value, int | float) and key != "step":
                 self.board.add_scalar(f"train/{key}", value, step)
-        for bucket, value in metrics["loss_by_scale"].items():
-            self.board.add_scalar(f"loss_by_scale/{bucket}", value, step)
+        for group in ("loss_by_scale", "watch_nll"):
+            for name, value in metrics.get(group, {}).items():
+                self.board.add_scalar(f"{group}/{name}", value, step)
         self.metrics = metrics
         if self.gauges:
             self.gauges(metrics)

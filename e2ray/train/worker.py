@@ -27,6 +27,7 @@ from e2ray.train import checkpoint, steps
 from e2ray.train.checkpoint import together
 from e2ray.train.engine import Engine, precision_of
 from e2ray.train.ledger import Ledger, rows_of
+from e2ray.train.lookout import lookout_of, pays_too_much
 from e2ray.train.loop import Answer, Batch, Skips, fit
 from e2ray.train.objectives import Forward, Mixture
 from e2ray.train.origin import base_identity
@@ -173,10 +174,19 @@ def run(
     checkpoints = task.folder / "checkpoints"
     identity = together(partial(_identity, task, engine), doing="reading the base model")[0] or {}
     found = steps.latest(checkpoints)
-    state = checkpoint.load(engine, found, identity=identity) if found else {"step": 0, "tokens": 0}
+    state: dict[str, Any] = {"step": 0, "tokens": 0}
+    if found:
+        state = checkpoint.load(engine, found, identity=identity)
     start = state["step"]
     if engine.rank == 0:
         _tell(task, engine)
+    if task.train.stop is not None and state.get("stopped"):
+        return int(start)
+    lookout = lookout_of(engine, task)
+    if lookout is not None and found:
+        lookout.resume(state.get("watched"))
+    elif lookout is not None:
+        lookout.begin()
     recorder = _recorder(task, start, gauges) if engine.rank == 0 else None
     ledger = Ledger(task.folder, rank=engine.rank, start_step=start) if task.ledger else None
     rows = drawn(
@@ -187,7 +197,7 @@ def run(
         start_step=start,
         ledger=ledger,
     )
-    seen = {"tokens": state["tokens"]}
+    seen = {"tokens": state["tokens"], "stopped": False}
     skips = Skips(state.get("skipped_steps", 0), state.get("skipped_in_a_row", 0))
 
     def record(metrics: dict[str, Any]) -> Answer:
@@ -195,7 +205,20 @@ def run(
         if recorder:
             peak = peak_memory_mib(device)
             recorder.report(metrics if peak is None else metrics | {"peak_memory_mib": round(peak, 1)})
-        return report(metrics)
+        answer = report(metrics)
+        reason = pays_too_much(task.train, metrics, task.base_context_length)
+        if reason is None:
+            return answer
+        seen["stopped"] = True
+        if engine.rank == 0:
+            print(f"{task.name}: {reason}", flush=True)
+        return "stop"
+
+    def look(step: int) -> dict[str, Any]:
+        told = {} if evaluate is None else evaluate(engine, step)
+        if lookout is not None and (step % (task.train.watch_every or 1) == 0 or step == task.train.steps):
+            told |= lookout.metrics(step)
+        return told
 
     def note_skipped(step: int, batch: Batch, nll: Tensor) -> None:
         assert batch.ids is not None
@@ -213,6 +236,8 @@ def run(
             "tokens": seen["tokens"],
             "skipped_steps": skips.total,
             "skipped_in_a_row": skips.in_a_row,
+            "watched": lookout.facts() if lookout else None,
+            "stopped": seen["stopped"],
             "identity": identity,
             "dtype": str(precision_of(task.train, device)).removeprefix("torch."),
         }
@@ -228,7 +253,7 @@ def run(
             start_step=start,
             report=record,
             save=save,
-            evaluate=partial(evaluate, engine) if evaluate else None,
+            evaluate=look,
             progress=recorder.progress if recorder else None,
             note_skipped=note_skipped,
             skips=skips,

@@ -1,0 +1,138 @@
+"""Looking on while a model trains: NLL of a few held-out documents at L and at longer windows, and what L has cost.
+
+Every window scores the same last tokens of the same documents, read at the scale that the draws serve it at. The price
+is NLL at L minus that of the model before its first step.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from e2ray.config.base import SettingsError
+from e2ray.config.train import TrainSettings
+from e2ray.data.shards import ShardSet
+from e2ray.evaluate.by_length import token_nlls
+from e2ray.evaluate.documents import select_documents
+from e2ray.train.engine import Engine
+from e2ray.train.task import Task
+
+NLL, PRICE = "watch_nll", "price_at_base"
+
+
+def watched_windows(base_context_length: int, max_scale: float) -> tuple[int, ...]:
+    """Return L, the longest window that is trained for, and one half-way between them in powers."""
+    ends = (1.0, max_scale**0.5, max_scale)
+    return tuple(sorted({round(base_context_length * scale) for scale in ends}))
+
+
+class Lookout:
+    """What looks at a model in training; every rank has one and takes part in each look.
+
+    Attributes:
+        windows: W in tokens, ascending; the first is L.
+        base: NLL by window before the first step, None until it is known.
+        last: What the newest look found, None before it.
+    """
+
+    def __init__(self, engine: Engine, task: Task, documents: Sequence[np.ndarray]) -> None:
+        """Choose the documents, the first ones that are long enough.
+
+        Args:
+            engine: What is looked at.
+            task: Its training.
+            documents: Held-out documents, integer tokens each.
+
+        Raises:
+            SettingsError: If none fills the window of L tokens.
+        """
+        self.engine, self.task = engine, task
+        lengths = [len(document) for document in documents]
+        wanted = watched_windows(task.base_context_length, task.positions.max_scale)
+        self.windows = tuple(window for window in wanted if window <= max(lengths, default=0))
+        if not self.windows:
+            raise SettingsError(
+                f"train.watch_every: the longest held-out document has {max(lengths, default=0)} tokens, wanted the "
+                f"{wanted[0]} of L at least; name longer ones in data.validation_corpus, or set it to null"
+            )
+        chosen = select_documents(
+            documents, minimum_tokens=self.windows[-1], limit=task.train.watch_documents, cut=self.windows[-1]
+        )
+        share = slice(None) if task.train.zero_stage == 3 else slice(engine.rank, None, engine.num_workers)
+        self.documents = list(chosen)[share]  # of ZeRO 3 every rank takes part in each forward
+        self.base: dict[str, float] | None = None
+        self.last: dict[str, Any] | None = None
+
+    @property
+    def scored(self) -> int:
+        """S, tokens that every window scores at its end."""
+        return max(1, self.windows[0] // 2)
+
+    def look(self) -> dict[str, float]:
+        """Return NLL by window, nats per token; every rank must call this and gets the same."""
+        hook = self.engine.hook
+        found = {}
+        for window in self.windows:
+            sums = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
+            if self.documents:
+                nll = token_nlls(
+                    self.engine.ds.module,
+                    hook,
+                    [document[-window:] for document in self.documents],
+                    window=window,
+                    scale=self.task.positions.serve_at(window / self.task.base_context_length),
+                    batch_tokens=window,
+                    device=self.engine.device,
+                )[:, -self.scored :]
+                sums += torch.tensor([nll.sum(dtype=np.float64), nll.size], dtype=torch.float64)
+            total, count = self.engine.total(sums).tolist()
+            found[str(window)] = total / count
+        return found
+
+    def metrics(self, step: int) -> dict[str, Any]:
+        """Return what joins a logged step's metrics: `watch_nll` by window, and `price_at_base` in nats per token."""
+        assert self.base is not None, "the first look is before the first step"
+        found, first = self.look(), str(self.windows[0])
+        self.last = {"step": step, NLL: found, PRICE: found[first] - self.base[first]}
+        return {key: self.last[key] for key in (NLL, PRICE)}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"base": self.base, "last": self.last}
+
+    def begin(self) -> None:
+        """Look at the model before its first step; every rank must call this."""
+        self.base = self.look()
+
+    def resume(self, facts: Mapping[str, Any] | None) -> None:
+        """Take up what a checkpoint has kept.
+
+        Raises:
+            SettingsError: If it was made without a look at these windows.
+        """
+        if facts is None or facts["base"].keys() != {*map(str, self.windows)}:
+            raise SettingsError(
+                "train.watch_every: the checkpoint was made without a look at these windows before the first step, so "
+                "no price can be told; set it as it was, or choose another name"
+            )
+        self.base, self.last = dict(facts["base"]), facts["last"]
+
+
+def lookout_of(engine: Engine, task: Task) -> Lookout | None:
+    """Return what a training is watched with, None where it is not."""
+    if task.train.watch_every is None:
+        return None
+    opened = ShardSet.open(task.shards, window=task.window, tokenizer_hash=task.tokenizer_hash)
+    return Lookout(engine, task, [tokens for _, tokens in opened.validation_documents()])
+
+
+def pays_too_much(settings: TrainSettings, metrics: Mapping[str, Any], base_context_length: int) -> str | None:
+    """Return what to say where a step's metrics end a training by `train.stop`, None where they do not."""
+    price = metrics.get(PRICE)
+    if settings.stop is None or price is None or price <= settings.stop.price_at_base:
+        return None
+    return (
+        f"step {metrics['step']}: NLL at {base_context_length} tokens is {price:.3f} nats above the base's, "
+        f"train.stop.price_at_base is {settings.stop.price_at_base:g}: it ends here"
+    )

@@ -1,0 +1,162 @@
+"""Looking on while a model trains: what is scored, what joins metrics and checkpoints, and a run that pays too much."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from e2ray.config.base import SettingsError
+from e2ray.config.model import LlamaModel
+from e2ray.config.positions import PositionSettings
+from e2ray.config.train import StopSettings, TrainSettings
+from e2ray.core.losses import token_nll
+from e2ray.data.shards import Rows
+from e2ray.train import steps, worker
+from e2ray.train.checkpoint import read_state
+from e2ray.train.lookout import Lookout, watched_windows
+from e2ray.train.record import read_metrics
+
+WINDOW, VOCABULARY = 24, 50
+SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_key_value_heads": 2, "intermediate_size": 48}
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_rank")
+
+
+def documents():
+    rng = np.random.default_rng(4)
+    return [rng.integers(0, VOCABULARY, length) for length in (20, 150, 96, 400, 99)]
+
+
+@pytest.fixture
+def task(tmp_path):
+    return worker.Task(
+        name="run",
+        folder=tmp_path / "run",
+        shards=tmp_path / "shards",
+        tokenizer_hash="a" * 64,
+        vocab_size=VOCABULARY,
+        window=WINDOW,
+        base_context_length=WINDOW,
+        seed=5,
+        model=LlamaModel(**SIZES, base_context_length=WINDOW, initializer_range=0.3),
+        positions=PositionSettings.model_validate({"preset": "e2yarn", "max_scale": 4}),
+        train=TrainSettings(
+            steps=8, batch_sequences=4, micro_batch_sequences=2, lr=1e-2, log_every=1, checkpoint_every=4, zero_stage=1,
+            watch_every=2, watch_documents=3,
+        ),
+        rows_digest="0" * 64,
+        show_progress=False,
+    )  # fmt: skip
+
+
+def rows(start, stop, *, batch):
+    for step in range(start, stop):
+        tokens = np.random.default_rng(step).integers(0, VOCABULARY, (batch, WINDOW), dtype=np.int32)
+        yield Rows(np.arange(batch), tokens, None)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setattr(
+        worker, "lookout_of", lambda engine, task: task.train.watch_every and Lookout(engine, task, documents())
+    )
+
+    def start(task, until=None):
+        task.folder.mkdir(exist_ok=True)
+        return worker.run(
+            task,
+            device=CPU,
+            open_rows=partial(rows, batch=task.train.batch_sequences),
+            report=lambda metrics: "stop" if metrics["step"] == until else None,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("length", "largest", "windows"), [(128, 16, (128, 512, 2048)), (100, 2, (100, 141, 200)), (64, 1, (64,))]
+)
+def test_windows_are_l_the_longest_and_one_half_way(length, largest, windows):
+    assert watched_windows(length, largest) == windows
+
+
+def test_every_window_scores_the_same_last_tokens_at_the_scale_it_is_served_with(task):
+    engine = worker.begin(task, device=CPU)
+    found = Lookout(engine, task, documents()).look()
+    assert list(found) == ["24", "48", "96"]
+    chosen = [document[:96] for document in documents() if len(document) >= 96][:3]
+    for window, scale in ((24, 1.0), (48, 2.0), (96, 4.0)):
+        text = torch.from_numpy(np.stack([document[-window:] for document in chosen]))
+        with torch.no_grad(), engine.hook.applied(scale):
+            logits = engine.ds.module.eval()(input_ids=text, use_cache=False).logits
+        assert found[str(window)] == pytest.approx(token_nll(logits, text)[:, -12:].mean().item(), rel=1e-5)
+
+
+def test_windows_that_no_document_fills_are_left_out_and_without_any_it_is_refused(task):
+    engine = worker.begin(task, device=CPU)
+    assert list(Lookout(engine, task, [np.zeros(50, dtype=np.int64)]).look()) == ["24", "48"]
+    with pytest.raises(SettingsError, match=r"^train\.watch_every: the longest .* has 20 tokens, wanted the 24 of L"):
+        Lookout(engine, task, [np.zeros(20, dtype=np.int64)])
+
+
+def test_what_is_seen_joins_the_metrics_and_the_checkpoint_and_changes_no_weight(task, run):
+    run(task)
+    lines = read_metrics(task.folder)
+    assert [line["step"] for line in lines if "watch_nll" in line] == [2, 4, 6, 8]
+    state = read_state(steps.latest(task.folder / "checkpoints"))
+    base, last = state["watched"]["base"], state["watched"]["last"]
+    assert last == {"step": 8, "watch_nll": lines[-1]["watch_nll"], "price_at_base": lines[-1]["price_at_base"]}
+    assert last["price_at_base"] == pytest.approx(last["watch_nll"]["24"] - base["24"])
+    blind = replace(
+        task, folder=task.folder.parent / "blind", train=task.train.model_copy(update={"watch_every": None})
+    )
+    run(blind)
+    assert [line["loss"] for line in read_metrics(blind.folder)] == [line["loss"] for line in lines]
+
+
+def test_a_restart_holds_the_price_against_the_model_before_its_first_step(task, run):
+    run(task)
+    wanted = read_metrics(task.folder)
+    broken = replace(task, folder=task.folder.parent / "again")
+    run(broken, until=4)
+    run(broken)
+    for one, other in zip(read_metrics(broken.folder), wanted, strict=True):
+        assert (one["loss"], one.get("price_at_base")) == (other["loss"], other.get("price_at_base"))
+
+
+def test_a_restart_that_cannot_know_the_price_is_refused(task, run):
+    blind = replace(task, train=task.train.model_copy(update={"watch_every": None}))
+    run(blind, until=4)
+    with pytest.raises(SettingsError, match=r"^train\.watch_every: the checkpoint was made without a look"):
+        run(task)
+
+
+def test_a_run_that_pays_too_much_at_l_ends_with_what_it_has_and_is_not_gone_on_with(task, run, capsys):
+    """Rows of noise teach nothing, and a high learning rate costs."""
+    fresh = task.model.model_copy(update={"initializer_range": 0.02})  # which knows no better than chance
+    task = replace(task, model=fresh, train=task.train.model_copy(update={"lr": 0.3}))
+    limited = replace(task, train=task.train.model_copy(update={"stop": StopSettings(price_at_base=1e-3)}))
+    done = run(limited)
+    assert 0 < done < 8 and done % 2 == 0
+    assert "nats above the base's, train.stop.price_at_base is 0.001: it ends here" in capsys.readouterr().out
+    assert [line["price_at_base"] > 1e-3 for line in read_metrics(task.folder) if "watch_nll" in line][-1:] == [True]
+    assert steps.latest(task.folder / "checkpoints").name == f"step-{done}"
+    before = read_metrics(task.folder)
+    assert run(limited) == done and read_metrics(task.folder) == before
+    assert run(task) == 8  # who takes the limit away goes on
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"watch_every": 15}, r"watch_every must be a multiple of log_every \(10\)"),
+        ({"stop": {"price_at_base": 0.1}}, r"stop: watch_every is null, so nothing is seen"),
+        ({"watch_every": 10, "stop": {"price_at_base": 0.0}}, "greater than 0"),
+    ],
+)
+def test_settings_that_see_nothing_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        TrainSettings.model_validate({"steps": 20, "log_every": 10, "checkpoint_every": 20} | changes)
