@@ -80,6 +80,8 @@ def _add_options(target: argparse.ArgumentParser, command: str) -> None:
         dest="overrides",
         help="replace one setting; may be given many times",
     )
+    if command == "check":
+        target.add_argument("--measure", action="store_true", help="load the base and find out how far it reads")
     if command == "tune":
         target.add_argument("--resume", action="store_true", help="continue the study of this name, or begin it")
     if command == "plan":
@@ -196,7 +198,7 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
         case "export":
             pipeline.export_only(config)
         case "check":
-            pipeline.check(config)
+            pipeline.check(config, measure=parsed.measure)
         case "tune":
             from e2ray import tuning
 

@@ -138,6 +138,40 @@ def _models(run: Run, base: Any) -> dict[str, Any]:
     }
 
 
+def base_length_of(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
+    """Return how far the base reads at scale 1, measured now or before.
+
+    Args:
+        run: The run; its folder keeps the result.
+        shards: Its shards; held-out documents are read.
+        base: Settings of the base model.
+    """
+    from e2ray.evaluate.base_length import FILE
+
+    path = run.folder / FILE
+    if not path.exists():
+        use_gpu = wants_gpu(run.config.cluster)
+        files.write_sealed(path, remote("base length", measure_length, run, shards, base, use_gpu, use_gpu=use_gpu))
+    return dict(files.read_vouched(path, wanted="how far the base reads"))
+
+
+def measure_length(run: Run, shards: str | Path, base: Any, use_gpu: bool) -> dict[str, Any]:
+    """Return what `measure_base` finds on the run's held-out documents; needs no cluster."""
+    from e2ray.data.shards import ShardSet
+    from e2ray.evaluate.base_length import measure_base
+
+    opened = ShardSet.open(shards)
+    device, hook, loaded = _loaded(run, base, opened.manifest["vocab_size"], use_gpu)
+    return measure_base(
+        loaded,
+        hook,
+        [tokens for _, tokens in opened.validation_documents()],
+        base_context_length=run.base_context_length,
+        batch_tokens=run.config.evaluate.batch_tokens if run.config.evaluate else 1,
+        device=device,
+    )
+
+
 def removed_of(run: Run, shards: str | Path, base: Any) -> dict[str, Any] | None:
     """Return how far the base moved when its scaling was removed, measured now or before; None where none was.
 

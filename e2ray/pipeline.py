@@ -5,7 +5,7 @@ result stands is not run again, so the same command continues a run wherever it 
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.config.run import MENDABLE, RunConfig
 from e2ray.config.train import TrainSettings
 from e2ray.evaluate.removed import sentence
-from e2ray.evaluation import SAMPLES, SUITES, check_suites, evaluate, removed_of, suites
+from e2ray.evaluation import SAMPLES, SUITES, base_length_of, check_suites, evaluate, removed_of, suites
 from e2ray.run import (
     Run,
     ray_address,
@@ -307,6 +307,8 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
         if "train" in stages:
             if removed := removed_of(run, shards, base):
                 show(sentence(removed))
+            if isinstance(run.config.model, PretrainedModel) and not (run.folder / "model").is_dir():
+                tell_base_length(base_length_of(run, shards, base))  # of one pretrained here L is known
             train(run, shards, base)
         elif (run.folder / "model").is_dir():
             task = task_of(run, run.folder, shards, base, run.config.train, run.config.positions)
@@ -417,10 +419,14 @@ def _measured_with(before: RunConfig, now: RunConfig, stage: str) -> dict[str, A
     return {"evaluate": (measured.evaluate or now.evaluate).model_copy(update={"suites": suites})}
 
 
-def check(config: RunConfig) -> None:
+def check(config: RunConfig, *, measure: bool = False) -> None:
     """Check what can be checked without a cluster: model, sources, shards that are made already, tokenizer, storage.
 
     A setting that is without effect is told, as at the start of the run.
+
+    Args:
+        config: The recipe.
+        measure: Whether to load the base on this machine and find out how far it reads.
 
     Raises:
         SettingsError: For the first thing that a run would stumble over.
@@ -441,6 +447,8 @@ def check(config: RunConfig) -> None:
         show(f"warning: {line}")
     for line in [] if ray_address() else checks.unfit_here(run):
         show(f"warning: on this machine: {line}")
+    if measure:
+        tell_base_length(_measured_here(run))
     train_settings = config.train
     tokens = train_settings.steps * train_settings.batch_sequences * config.data.window
     show(
@@ -458,6 +466,35 @@ def check(config: RunConfig) -> None:
             f"settings, {config.search.fixed_trials} of them published methods and repeats; "
             + (f"stopped early at {', '.join(map(str, rungs))} steps" if rungs else "none is stopped early")
         )
+
+
+def tell_base_length(found: Mapping[str, Any]) -> None:
+    """Say how far the base reads, a warning where its config claims more."""
+    from e2ray.evaluate.base_length import told
+
+    show(told(found))
+
+
+def _measured_here(run: Run) -> dict[str, Any]:
+    """Return how far the base reads, measured in this process on shards that are made already.
+
+    Raises:
+        SettingsError: If there are none yet, or the base is still to be pretrained.
+    """
+    import torch
+
+    from e2ray.data.prepare import shards_digest
+    from e2ray.evaluation import measure_length
+
+    data = run.config.data
+    if not isinstance(run.config.model, PretrainedModel):
+        raise SettingsError("--measure: the base is pretrained by the run at L, so that there is nothing to find out")
+    assert data.tokenizer is not None, "resolve fills it in"
+    made = run.storage / "shards" / shards_digest(data, tokenizer_source=data.tokenizer)[:16]
+    shards = data.shards or made
+    if checks.standing_shards(run) is None:
+        raise SettingsError(f"--measure: reads held-out text, and {shards} is not made yet; run `e2ray prepare` first")
+    return measure_length(run, shards, run.config.model, torch.cuda.is_available())
 
 
 def plan_coverage(config: RunConfig, out: str | None) -> None:

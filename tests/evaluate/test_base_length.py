@@ -1,0 +1,96 @@
+"""How far a base reads by itself: on models trained to read so far and no further, and in words."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from e2ray.core.rope import RotaryHook
+from e2ray.evaluate.base_length import base_windows, measure_base, read_up_to, told
+
+VOCABULARY = 32
+
+
+def text(length, rng, period):
+    """Noise that repeats itself after `period` tokens, so that who looks back further knows what comes."""
+    noise = rng.integers(2, VOCABULARY, period)
+    return np.tile(noise, length // period + 1)[:length]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model that has learned to look back 16 tokens, on rows of 32."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
+    found, rng = LlamaForCausalLM(config), np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(found.parameters(), lr=3e-3)
+    for _ in range(250):
+        rows = torch.from_numpy(np.stack([text(32, rng, 12) for _ in range(16)]))
+        loss = found(input_ids=rows, labels=rows).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return found.eval()
+
+
+def measured(model, claimed):
+    rng = np.random.default_rng(7)
+    return measure_base(
+        model,
+        RotaryHook(model),
+        [text(600, rng, 12) for _ in range(4)],
+        base_context_length=claimed,
+        batch_tokens=1024,
+        device="cpu",
+    )
+
+
+def test_a_base_that_claims_what_it_reads_is_told_so(model):
+    found = measured(model, 32)
+    assert 32 <= found["measured"] < 64 and not found["is_longest"]
+    assert told(found).startswith(f"base: reads {found['measured']} tokens at scale 1 (NLL by window 8: ")
+
+
+def test_a_base_that_claims_more_than_it_reads_is_warned_of_with_the_setting(model):
+    found = measured(model, 256)
+    assert 32 <= found["measured"] <= 64
+    wanted = (
+        rf"^warning: base: reads {found['measured']} tokens .*, L is 256; .* set model\.base_context_length to \d+$"
+    )
+    assert re.search(wanted, told(found))
+
+
+def test_a_base_that_claims_less_is_no_warning(model):
+    found = measured(model, 16)
+    assert found["measured"] == 32 and found["is_longest"]
+    assert told(found).startswith("base: reads 32 tokens at least at scale 1")
+
+
+def test_without_long_text_nothing_is_claimed(model):
+    found = measure_base(
+        model, RotaryHook(model), [np.zeros(9, int)], base_context_length=64, batch_tokens=64, device="cpu"
+    )
+    assert found["measured"] is None and "was not measured" in told(found)
+
+
+def test_a_window_that_reads_a_little_worse_is_still_read():
+    seen = ((8, 3.0), (16, 2.5), (24, 2.53), (32, 2.515), (48, 2.7), (64, 2.6))
+    rows = [{"window": window, "nll": nll} for window, nll in seen]
+    assert read_up_to(rows) == 32
+    assert read_up_to(rows[:1]) == 8
+
+
+def test_windows_are_parts_of_l_that_documents_fill():
+    assert base_windows(128, 10_000) == (16, 32, 64, 96, 128, 160, 192, 256)
+    assert base_windows(128, 130) == (16, 32, 64, 96, 128)
+    assert base_windows(16, 100) == (8, 12, 16, 20, 24, 32)
