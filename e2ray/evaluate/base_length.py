@@ -1,7 +1,7 @@
 """How far a base reads by itself, found on held-out text before anything is trained.
 
 All methods divide by L, and a config may claim more than its weights read, or less. So NLL is measured at scale 1 with
-windows up to 2 L, all over the same tokens, and the longest that reads no worse than the best one says how far it reads.
+windows up to 2 L, all over the same tokens; the longest that reads no worse than the best one says how far it reads.
 """
 
 from collections.abc import Mapping, Sequence
