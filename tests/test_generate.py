@@ -8,6 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from e2ray import cli
 from e2ray.config.base import SettingsError
+from e2ray.config.methods import YarnMethod
+from e2ray.core.methods.registry import method_of
+from e2ray.core.model_folder import seal
 from e2ray.data.tokenizer import load_tokenizer
 from e2ray.evaluate.weights import weights_digest
 from e2ray.export import RunFacts, export
@@ -48,6 +51,32 @@ def test_without_measured_scales_it_is_the_papers(run):
     assert (plain.base_context_length, plain.scales) == (L, None)
     assert plain.scale_of(L) == 1.0
     assert plain.scale_of(3 * L) == 3.0
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_model_that_was_trained_under_yarn_reads_a_scale_by_it(run, tmp_path, exported):
+    folder = tmp_path / "model"
+    shutil.copytree(run / "model", folder)
+    method = YarnMethod(fast=6, slow=0.4)
+    shutil.rmtree(folder / "e2ray", ignore_errors=True)
+    seal(folder, None, training={"settings": {"positions": {"method": method.model_dump(mode="json")}}})
+    if exported:
+        export(
+            folder, tmp_path / "out", base_context_length=L, context_lengths=(4 * L,), base_scaling=None,
+            evaluation=None, run=RunFacts("demo"), method=method,
+        )  # fmt: skip
+        folder = tmp_path / "out"
+    written = Generator(folder, device="cpu").generate(TEXT, max_new_tokens=12, scale=4.0)
+    rope = method_of(method).to_transformers({"rope_theta": 10_000.0}, torch.empty(0), 4.0, L)
+    config = AutoConfig.from_pretrained(folder, rope_parameters=rope)
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config).eval()
+    tokenizer = Generator(folder, device="cpu").tokenizer
+    tokens = tokenizer(TEXT, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        wanted = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
+    assert written == tokenizer.decode(wanted[0, tokens.shape[1] :], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("prompt", ["the dog", TEXT, TEXT * 2], ids=["short", "one chunk", "chunks"])

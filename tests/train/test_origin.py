@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from e2ray.config.base import SettingsError
+from e2ray.config.methods import LinearMethod
 from e2ray.config.model import LlamaModel, PretrainedModel
 from e2ray.config.positions import PositionSettings
-from e2ray.config.train import TrainSettings
-from e2ray.core.model_folder import seal
+from e2ray.config.train import ObjectiveSettings, TrainSettings
+from e2ray.core.model_folder import seal, trained_method
 from e2ray.train.origin import base_identity, origin, refuse_other_base, refuse_other_training
 from e2ray.train.task import Task
 
@@ -147,3 +148,37 @@ def test_another_base_is_told_by_its_weights_and_by_its_config(task, base, tmp_p
     save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
     with pytest.raises(SettingsError, match="base: has other weights than"):
         refuse_other_base(task.folder / "model", base)
+
+
+def without(told, *paths):
+    """Return a record as an earlier version wrote it, which knew no such settings."""
+    told = json.loads(json.dumps(told))
+    for path in paths:
+        *parents, last = path.split(".")
+        place = told
+        for part in parents:
+            place = place[part]
+        del place[last]
+    return told
+
+
+def test_what_earlier_versions_left_unsaid_was_linear_and_the_next_token(task):
+    told = origin(task.identity(*base_identity(task.model)))
+    folder = task.folder / "model"
+    folder.mkdir(parents=True)
+    seal(folder, None, training=without(told, "settings.positions.method", "settings.train.objective"))
+    refuse_other_training(task)
+    assert trained_method(folder) == LinearMethod()
+    yarn = PositionSettings.model_validate({"preset": "pose", "max_scale": 4, "method": {"kind": "yarn"}})
+    with pytest.raises(SettingsError, match=r"is of another training: positions\.method\.\w+: .* in the run"):
+        refuse_other_training(replace(task, positions=yarn))
+    distilled = task.train.model_copy(update={"objective": ObjectiveSettings(distill=1)})
+    with pytest.raises(SettingsError, match=r"train\.objective\.distill: 0\.0 in the run, 1\.0 asked for"):
+        refuse_other_training(replace(task, train=distilled))
+
+
+def test_a_model_tells_by_which_method_it_reads_a_scale(task):
+    method = {"kind": "yarn", "fast": 20, "temperature": {"kind": "log", "coefficient": 0.2}}
+    positions = PositionSettings.model_validate({"preset": "pose", "max_scale": 4, "method": method})
+    write_model(replace(task, positions=positions))
+    assert trained_method(task.folder / "model") == positions.method
