@@ -20,7 +20,9 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe
 from e2ray.config.model import LoraSettings, PretrainedModel
 from e2ray.config.positions import PositionSettings
-from e2ray.config.train import TrainSettings
+from e2ray.config.train import ObjectiveSettings, TrainSettings
+from e2ray.core.methods.registry import method_of
+from e2ray.core.model_folder import trained_method
 from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import Rows
 from e2ray.data.tokenizer import train_byte_level_bpe
@@ -54,6 +56,15 @@ DRAWS = {
     "precision": st.sampled_from(["fp32", "bf16"]),
     "stage": st.integers(0, 3),
     "seed": st.integers(0, 9),
+    "method": st.sampled_from(
+        [
+            {"kind": "linear"},
+            {"kind": "yarn", "fast": 3, "slow": 0.3},
+            {"kind": "ntk"},
+            {"kind": "ramp_power", "fast": 3},
+        ]
+    ),
+    "objective": st.sampled_from([{}, {"distill": 0.5}, {"distance_weights": True}]),
 }
 
 
@@ -93,8 +104,9 @@ def task_of(folder, draw):
             gradient_checkpointing=draw["checkpointing"],
             lora=draw["lora"],
         ),
-        positions=PositionSettings.model_validate({"preset": "e2llm", "max_scale": 4}),
+        positions=PositionSettings.model_validate({"preset": "e2llm", "max_scale": 4, "method": draw["method"]}),
         train=TrainSettings(
+            objective=ObjectiveSettings(**draw["objective"]),
             steps=STEPS,
             batch_sequences=BATCH,
             lr=0.1 if draw["lora"] else 3e-2,  # adapters begin at nothing
@@ -126,9 +138,9 @@ def answers(forward, hook):
     return torch.stack(found)
 
 
-def loaded(folder, **options):
+def loaded(folder, method, **options):
     model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-    hook = RotaryHook(model)
+    hook = RotaryHook(model, method_of(method), base_context_length=WINDOW)
     found = answers(lambda tokens: model(input_ids=tokens, use_cache=False).logits, hook)
     hook.remove()
     return found
@@ -172,13 +184,14 @@ def check(folder, tokenizer, draw):
         tokenizer=tokenizer,
     )
     config = AutoModelForCausalLM.from_pretrained(task.folder / "model").config  # its rope is that of the training
-    base = loaded(folder / "base", rope_parameters=config.rope_parameters)
-    written = loaded(task.folder / "model", dtype=dtype)
+    assert trained_method(task.folder / "model") == task.positions.method
+    base = loaded(folder / "base", task.positions.method, rope_parameters=config.rope_parameters)
+    written = loaded(task.folder / "model", task.positions.method, dtype=dtype)
     learned, differs = (wanted - base).square().mean().sqrt(), (wanted - written).square().mean().sqrt()
     assert learned > 0.02, "three updates changed nothing"
     allowed = 1e-4 * learned
     if dtype == torch.bfloat16:  # its own rounding, which comes in another order once adapters are merged
-        rounded = loaded(folder / "base", rope_parameters=config.rope_parameters, dtype=dtype)
+        rounded = loaded(folder / "base", task.positions.method, rope_parameters=config.rope_parameters, dtype=dtype)
         allowed = max(0.15 * learned, 2 * (rounded - base).square().mean().sqrt())
     assert differs < allowed, (float(differs), float(learned))
     return None
