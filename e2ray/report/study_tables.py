@@ -29,6 +29,7 @@ from e2ray.report.study_terms import (
 )
 from e2ray.search.record import StudyResults, TrialRecord
 from e2ray.search.results import KEPT_GAIN_SHARE, MIN_TRIALS, base_long
+from e2ray.search.surrogate import COVERED, WIDEST
 
 ORDER = ("long-first", "balanced", "short-first")
 FOLDED_FROM = 60  # trials; a longer table hides behind a line
@@ -150,6 +151,35 @@ def ranges(results: StudyResults) -> list[Part]:
         "kinds follow it too."
         if within is not None
         else "Undetermined throughout: without the noise nobody can say which trials are as good as the best."
+    )
+    return [Table(columns, rows, caption), *_surrogate(results)]
+
+
+def _surrogate(results: StudyResults) -> list[Part]:
+    """Return the table of what a surrogate of all full trials says; nothing without one."""
+    found = results.ranges.get("surrogate")
+    if found is None:
+        return []
+    rows = []
+    for path in results.facts.space:
+        row = found["parameters"].get(path)
+        if row is None:
+            rows.append(Row([path, "no full trial has it", "", "", ""], "faint"))
+            continue
+        words = ", ".join(map(number, row["kinds"])) if "kinds" in row else range_words(row)
+        cells = [path, words, _share(row["share"]), _share(row["coverage"]), "yes" if row["determined"] else "no"]
+        rows.append(Row(cells, "" if row["determined"] else "faint"))
+    columns = [
+        Column("Setting"), Column("Predicted within one noise", "wide"), Column("Of what was searched", "number"),
+        Column("Held by refits", "number"), Column("Determined"),
+    ]  # fmt: skip
+    ranks = found["left_out_spearman"]
+    said = "not computable" if ranks is None else f"{ranks:.2f}"
+    caption = (
+        f"A Gaussian process fitted to {plural(found['trials'], 'full trial')}: where its prediction stays within one "
+        "noise of the lowest, all other settings as in the best trial. Held by refits: the share of the fits with one "
+        f"trial left out whose interval has the best place. Determined: at most {WIDEST:.0%} of what was searched, "
+        f"held by at least {COVERED:.0%}. Rank correlation of left-out trials with their prediction: {said}."
     )
     return [Table(columns, rows, caption)]
 

@@ -138,7 +138,8 @@ class StudyResults:
             qualifies.
         ranges: The content of ranges.json, under `parameters` by dotted path: {"kind", "trials", "undetermined",
             "low", "high" or "kinds" (kind -> count), "importance", "importance_spread"}, beside `within` (nats: the
-            noise SD used), `best` (number), `trials` (within it).
+            noise SD used), `best` (number), `trials` (within it) and `surrogate` (what `surrogate.intervals` says, or
+            None).
         correlations: One {"step", "spearman", "trials", "sampled_spearman", "sampled_trials"} per rung: rank
             correlation of its values with the final ones, of all trials that ran to the end and of the sampled ones.
         importances: Importance of each setting, by dotted path, for being among the best quarter of the complete

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from e2ray.search.ranks import spearman
 from e2ray.search.record import Noise, StudyFacts, StudyResults, TrialRecord
+from e2ray.search.surrogate import Trial, intervals
 
 KEPT_GAIN_SHARE = 0.8  # of long-first's gain over the base, kept by short-first
 CENTRAL_SHARE = 0.8  # of the good trials' values, inside a range
@@ -48,7 +50,8 @@ def results(
         noise=measured,
         front=points,
         chosen=choose(ordered, facts, points),
-        ranges=ranges(ordered, facts, measured, importances, importance_spread),
+        ranges=ranges(ordered, facts, measured, importances, importance_spread)
+        | {"surrogate": surrogate(ordered, facts, measured)},
         correlations=correlations(ordered, facts),
         importances=dict(importances),
         importance_spread=dict(importance_spread or {}),
@@ -210,6 +213,17 @@ def ranges(
     }
 
 
+def surrogate(records: Iterable[TrialRecord], facts: StudyFacts, noise: Noise) -> dict[str, Any] | None:
+    """Return what a surrogate fitted to all full trials says of each setting, as `surrogate.intervals` gives it.
+
+    None without the noise or with too few trials. Baselines that the space cannot express are left out.
+    """
+    if noise.value is None:
+        return None
+    known = [Trial(record.params, _value(record)) for record in compared(records) if record.params and record.value]
+    return intervals(facts.space, known, within=noise.value)
+
+
 def _ends(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else list(interval)
 
@@ -281,20 +295,3 @@ def _ranked(records: Sequence[TrialRecord], step: int) -> float | None:
     if len(records) < MIN_RANKED:
         return None
     return spearman([record.values[step] for record in records], [_value(record) for record in records])
-
-
-def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation of paired numbers, -1 to 1, ties sharing their mean rank.
-
-    None where one side does not vary, which has no correlation.
-    """
-    first, second = _centred_ranks(left), _centred_ranks(right)
-    spread = math.sqrt(float(first @ first) * float(second @ second))
-    return min(1.0, max(-1.0, float(first @ second) / spread)) if spread else None
-
-
-def _centred_ranks(values: Sequence[float]) -> np.ndarray:
-    """Return ranks minus their mean, exact halves, float64 [values]; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return np.asarray(ranks - (len(values) + 1) / 2)

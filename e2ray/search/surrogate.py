@@ -1,0 +1,179 @@
+"""What a study says of settings between its trials: a surrogate of its weighted number, and the intervals it gives.
+
+A Gaussian process (scikit-learn) is fitted to all trials that ran to the end. It knows which settings are active: a
+choice is a coordinate for each of its options, and a conditional setting that does not apply stands still at one place,
+so that it tells no two trials apart. For each setting, all others as in the best trial, its interval is where the
+prediction stays within one noise of the lowest. Left out one by one, trials say how far that can be believed: how much
+of the ranks of what was measured the others predict, and how often the interval of the others holds the best place of
+all.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+from e2ray.search.ranks import spearman
+
+MIN_TRIALS = 8  # under which nothing is fitted
+PLACES = 65  # of a range at which the surrogate is asked
+WIDEST = 0.5  # share of a range that a determined interval has at most
+COVERED = 0.8  # share of the refits, one trial left out each, that have the best place in their interval
+IDLE = 0.5  # where a setting that does not apply stands, on the way from 0 to 1
+
+Space = Mapping[str, Mapping[str, Any]]
+Points = Float64[np.ndarray, "trials coordinates"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a surrogate is fitted to: the values of a trial's active settings, and its weighted number."""
+
+    params: Mapping[str, Any]
+    value: float
+
+
+class Surrogate:
+    """A Gaussian process over the settings of a space."""
+
+    def __init__(self, space: Space, trials: Sequence[Trial]) -> None:
+        """Fit to trials.
+
+        Args:
+            space: Searched settings by dotted path, as ranges.json has them: `kind`, `low`, `high`, `log`, `options`.
+            trials: At least `MIN_TRIALS`.
+        """
+        self.space, self.trials = space, list(trials)
+        self.columns = [(path, option) for path in space for option in _options(space[path])]
+        self.points = np.array([self.point(trial.params) for trial in trials])
+        self.values = np.array([trial.value for trial in trials])
+        self.centre, self.spread = float(self.values.mean()), float(self.values.std()) or 1.0
+        kernel = ConstantKernel(1.0, (0.05, 50.0)) * Matern([1.0] * len(self.columns), (0.1, 50.0), nu=2.5)
+        process = GaussianProcessRegressor(kernel + WhiteKernel(0.05, (1e-4, 1.0)), random_state=0)
+        self.process = _fitted(process, self.points, (self.values - self.centre) / self.spread)
+
+    def point(self, params: Mapping[str, Any]) -> list[float]:
+        """Return the coordinates of a trial, 0 to 1 each."""
+        return [_place(self.space[path], option, params.get(path)) for path, option in self.columns]
+
+    def predict(self, points: Points) -> Float64[np.ndarray, " trials"]:
+        """Return the predicted weighted number at some coordinates."""
+        return np.asarray(self.process.predict(points)) * self.spread + self.centre
+
+    def without(self, left_out: int) -> "Surrogate":
+        """Return the surrogate of all trials but one, under the same kernel."""
+        other = object.__new__(Surrogate)
+        kept = [number for number in range(len(self.trials)) if number != left_out]
+        other.space, other.columns = self.space, self.columns
+        other.trials = [self.trials[number] for number in kept]
+        other.points, other.values = self.points[kept], self.values[kept]
+        other.centre, other.spread = self.centre, self.spread
+        process = GaussianProcessRegressor(self.process.kernel_, optimizer=None)
+        other.process = _fitted(process, other.points, (other.values - self.centre) / self.spread)
+        return other
+
+    def along(self, path: str, start: Mapping[str, Any]) -> Float64[np.ndarray, " places"]:
+        """Return the predicted weighted number at every place of a setting, all others as in `start`."""
+        parameter = self.space[path]
+        places = parameter["options"] if parameter["kind"] == "choice" else grid(parameter)
+        return self.predict(np.array([self.point({**start, path: value}) for value in places]))
+
+
+def _fitted(process: GaussianProcessRegressor, points: Points, values: np.ndarray) -> GaussianProcessRegressor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: the setting says nothing
+        return process.fit(points, values)
+
+
+def _options(parameter: Mapping[str, Any]) -> list[Any]:
+    return list(parameter["options"]) if parameter["kind"] == "choice" else [None]
+
+
+def _place(parameter: Mapping[str, Any], option: Any, value: Any) -> float:
+    """Return where a value stands on its coordinate, 0 to 1."""
+    if parameter["kind"] == "choice":
+        return 0.0 if value is None else float(value == option)
+    if value is None:
+        return IDLE
+    low, high = parameter["low"], parameter["high"]
+    if parameter.get("log"):
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return float((value - low) / (high - low))
+
+
+def grid(parameter: Mapping[str, Any]) -> list[float]:
+    """Return the places of a numeric setting's range at which a surrogate is asked, ascending, ends included."""
+    low, high = parameter["low"], parameter["high"]
+    shares = np.linspace(0, 1, PLACES)
+    found = low * (high / low) ** shares if parameter.get("log") else low + (high - low) * shares
+    if parameter["kind"] == "int":
+        return sorted({round(value) for value in found})
+    return [float(value) for value in np.clip(found, low, high)]
+
+
+def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> dict[str, Any] | None:
+    """Return what a surrogate says of each setting; None with too few trials or none of any difference.
+
+    Args:
+        space: Searched settings by dotted path.
+        trials: That ran to the end, the repeats of one among them left out.
+        within: One noise of a trial, in terms of the weighted number.
+
+    Returns:
+        `trials`, `left_out_spearman` (of what was measured and what all other trials predict) and `parameters`, by
+        dotted path: `low` and `high`, or `kinds` (options), where the prediction stays within; `share` of the range or
+        of the options that is; `coverage` (share of the refits with one trial left out whose interval holds the best
+        place of all); `determined` (a share of at most `WIDEST`, and a coverage of at least `COVERED`). None for a
+        setting that no trial has.
+    """
+    if len(trials) < MIN_TRIALS or len({trial.value for trial in trials}) == 1:
+        return None
+    whole = Surrogate(space, trials)
+    refits = [whole.without(number) for number in range(len(trials))]
+    predicted = [float(refit.predict(whole.points[[number]])[0]) for number, refit in enumerate(refits)]
+    return {
+        "trials": len(trials),
+        "left_out_spearman": spearman(predicted, [trial.value for trial in trials]),
+        "parameters": {path: _interval(path, whole, refits, within) for path in space},
+    }
+
+
+def _interval(path: str, whole: Surrogate, refits: Sequence[Surrogate], within: float) -> dict[str, Any] | None:
+    having = [trial for trial in whole.trials if path in trial.params]
+    if not having:
+        return None
+    start = min(having, key=lambda trial: trial.value).params
+    found: dict[str, Any]
+    parameter, curve = whole.space[path], whole.along(path, start)
+    chosen, best = _within(curve, within, choice=parameter["kind"] == "choice"), int(curve.argmin())
+    held = [best in _within(refit.along(path, start), within, choice=parameter["kind"] == "choice") for refit in refits]
+    coverage = sum(held) / len(held)
+    if parameter["kind"] == "choice":
+        options = [parameter["options"][number] for number in chosen]
+        share, found = len(options) / len(parameter["options"]), {"kinds": options}
+    else:
+        places = grid(parameter)
+        low, high = places[chosen[0]], places[chosen[-1]]
+        ends = [_place(parameter, None, value) for value in (low, high)]
+        share, found = ends[1] - ends[0], {"low": low, "high": high}
+    return {**found, "share": share, "coverage": coverage, "determined": share <= WIDEST and coverage >= COVERED}
+
+
+def _within(curve: Float64[np.ndarray, " places"], within: float, *, choice: bool) -> list[int]:
+    """Return the places where a curve is within some distance of its least: all of a choice, else those beside it."""
+    good, best = curve <= curve.min() + within, int(curve.argmin())
+    if choice:
+        return [int(number) for number in np.flatnonzero(good)]
+    first, last = best, best
+    while first > 0 and good[first - 1]:
+        first -= 1
+    while last < len(curve) - 1 and good[last + 1]:
+        last += 1
+    return list(range(first, last + 1))

@@ -1,0 +1,96 @@
+"""Intervals from a surrogate: on made-up objectives whose good values are known, some settings conditional."""
+
+import math
+import random
+
+import pytest
+
+from e2ray.search.surrogate import MIN_TRIALS, Trial, grid, intervals
+
+SPACE = {
+    "lr": {"kind": "float", "low": 1e-4, "high": 1e-2, "log": True},
+    "share": {"kind": "float", "low": 0.0, "high": 0.8, "log": False},
+    "kind": {"kind": "choice", "options": ["linear", "yarn", "ntk"]},
+    "slow": {"kind": "float", "low": 0.25, "high": 4.0, "log": True, "when": {"kind": ["yarn"]}},
+    "breaks": {"kind": "int", "low": 1, "high": 16, "log": True},
+    "idle": {"kind": "float", "low": -1.0, "high": 1.0, "log": False},
+}
+NOISE = 0.02
+
+
+def value(params, rng):
+    """The best is lr 1e-3, yarn, slow 1; share matters little, breaks and idle not at all."""
+    found = 0.25 * (math.log10(params["lr"]) + 3) ** 2 + 0.01 * params["share"]
+    found += {"linear": 0.4, "yarn": 0.0, "ntk": 0.25}[params["kind"]]
+    if params["kind"] == "yarn":
+        found += 0.3 * math.log(params["slow"], 4) ** 2
+    return 2.0 + found + rng.gauss(0, NOISE)
+
+
+def trials(count=45, seed=1):
+    rng, found = random.Random(seed), []
+    for _ in range(count):
+        params = {
+            "lr": 10 ** rng.uniform(-4, -2),
+            "share": rng.uniform(0, 0.8),
+            "kind": rng.choice(SPACE["kind"]["options"]),
+            "breaks": rng.randint(1, 16),
+            "idle": rng.uniform(-1, 1),
+        }
+        if params["kind"] == "yarn":
+            params["slow"] = 4 ** rng.uniform(-1, 1)
+        found.append(Trial(params, value(params, rng)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def found():
+    return intervals(SPACE, trials(), within=NOISE)
+
+
+def test_settings_that_matter_are_determined_about_their_best(found):
+    told = found["parameters"]
+    assert told["lr"]["determined"] and told["lr"]["low"] < 1e-3 < told["lr"]["high"]
+    assert told["kind"] == {"kinds": ["yarn"], "share": 1 / 3, "coverage": 1.0, "determined": True}
+    assert told["slow"]["low"] < 1.0 < told["slow"]["high"] and told["slow"]["share"] < 0.7
+    assert found["left_out_spearman"] > 0.8
+
+
+def test_settings_that_do_not_matter_are_not(found):
+    for path in ("breaks", "idle"):
+        assert found["parameters"][path]["share"] > 0.5 and not found["parameters"][path]["determined"]
+
+
+def test_a_conditional_setting_is_judged_where_it_applies():
+    """With the same numbers where it is idle, slow says nothing of the trials that have none."""
+    given = trials()
+    moved = [Trial(trial.params, trial.value + (5.0 if trial.params["kind"] == "linear" else 0.0)) for trial in given]
+    told = intervals(SPACE, moved, within=NOISE)["parameters"]
+    assert told["kind"]["kinds"] == ["yarn"] and told["slow"]["low"] < 1.0 < told["slow"]["high"]
+
+
+def test_the_same_trials_give_the_same_intervals(found):
+    assert intervals(SPACE, trials(), within=NOISE) == found
+
+
+def test_noise_alone_determines_nothing():
+    rng = random.Random(3)
+    given = [Trial(trial.params, 2.0 + rng.gauss(0, NOISE)) for trial in trials()]
+    told = intervals(SPACE, given, within=2 * NOISE)["parameters"]
+    assert not any(each["determined"] for each in told.values())
+
+
+def test_too_few_trials_or_none_that_differ_say_nothing():
+    assert intervals(SPACE, trials()[: MIN_TRIALS - 1], within=NOISE) is None
+    assert intervals(SPACE, [Trial(trial.params, 1.0) for trial in trials()], within=NOISE) is None
+
+
+def test_a_setting_that_no_trial_has_is_left_out():
+    given = [trial for trial in trials(80) if trial.params["kind"] != "yarn"]
+    assert intervals(SPACE, given, within=NOISE)["parameters"]["slow"] is None
+
+
+def test_grids_reach_both_ends_and_are_whole_where_the_setting_is():
+    assert grid(SPACE["lr"])[0] == pytest.approx(1e-4) and grid(SPACE["lr"])[-1] == pytest.approx(1e-2)
+    assert grid(SPACE["breaks"]) == sorted(set(grid(SPACE["breaks"]))) and grid(SPACE["breaks"])[-1] == 16
+    assert all(isinstance(place, int) for place in grid(SPACE["breaks"]))
