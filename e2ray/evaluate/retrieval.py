@@ -18,6 +18,7 @@ from torch import nn
 
 from e2ray.config.base import SettingsError
 from e2ray.config.retrieval import RetrievalSettings
+from e2ray.core.losses import token_nll
 from e2ray.core.rope import RotaryHook
 from e2ray.data.tokenizer import Encoder, encoder_of
 from e2ray.evaluate.haystack import ContextLengthError, Haystack
@@ -42,7 +43,25 @@ class Written:
     contained: float
 
 
-def hits(
+@dataclass(frozen=True)
+class Answered:
+    """What a model makes of one prompt's answer in one forward.
+
+    Attributes:
+        found: Whether greedy generation would write exactly its tokens, then something else.
+        nll: Mean NLL of its tokens behind the question, nats.
+    """
+
+    found: bool
+    nll: float
+
+
+def hits(model: nn.Module, hook: RotaryHook, prompts: Sequence[Prompt], encoder: Encoder, **options: Any) -> list[bool]:
+    """Return for each prompt whether it is `found`; arguments and errors are those of `answers`."""
+    return [answered.found for answered in answers(model, hook, prompts, encoder, **options)]
+
+
+def answers(
     model: nn.Module,
     hook: RotaryHook,
     prompts: Sequence[Prompt],
@@ -51,8 +70,8 @@ def hits(
     scale: float,
     batch_tokens: int,
     device: torch.device | str,
-) -> list[bool]:
-    """Return for each prompt whether greedy generation would write exactly its answer's tokens, then something else.
+) -> list[Answered]:
+    """Return for each prompt whether greedy generation would write its answer, and how likely the answer is.
 
     Args:
         model: A causal language model of transformers in its own precision; it is put into evaluation mode meanwhile.
@@ -71,21 +90,21 @@ def hits(
     if len(lengths) > 1:
         raise ValueError(f"prompts must be of one context length, got {sorted(lengths)}")
     size = max(1, batch_tokens // max(lengths, default=1))
-    found: list[bool] = []
+    found: list[Answered] = []
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), hook.applied(float(scale)):
             for start in range(0, len(prompts), size):
-                found += _hits(model, prompts[start : start + size], encoder, scale, device)
+                found += _answered(model, prompts[start : start + size], encoder, scale, device)
     finally:
         model.train(was_training)
     return found
 
 
-def _hits(
+def _answered(
     model: nn.Module, batch: Sequence[Prompt], encoder: Encoder, scale: float, device: torch.device | str
-) -> list[bool]:
+) -> list[Answered]:
     tokens = torch.from_numpy(np.stack([prompt.tokens for prompt in batch])).to(device)
     num_answers = torch.tensor([prompt.num_answer_tokens for prompt in batch], device=device)
     widest = max(prompt.num_answer_tokens for prompt in batch)
@@ -100,7 +119,10 @@ def _hits(
     not_asked = torch.arange(widest, device=right.device) < widest - num_answers[:, None]
     whole = (right | not_asked).all(dim=1).tolist()
     behind = said[:, -1].tolist()
-    return [one and not goes_on(encoder, _answer(p), last) for one, p, last in zip(whole, batch, behind, strict=True)]
+    found = [one and not goes_on(encoder, _answer(p), last) for one, p, last in zip(whole, batch, behind, strict=True)]
+    asked = tokens[:, -widest - 1 :]  # the last of the question in front, which predicts the first of the answer
+    nll = token_nll(logits, asked).masked_fill(not_asked, 0.0).double().sum(dim=1) / num_answers.to(device)
+    return [Answered(one, mean) for one, mean in zip(found, nll.tolist(), strict=True)]
 
 
 def _answer(prompt: Prompt) -> list[int]:
@@ -174,10 +196,11 @@ def accuracy(
         progress: Takes one line per task and context length, also for one that is left out.
 
     Returns:
-        Rows {task, context_length, depth, scale, found, trials, tokens, greedy, agreed, contained}: `found` of `trials`
-        answers, in prompts of `tokens` tokens each; `depth` is None where the task has no single one. Of `greedy`
-        prompts that were generated, `agreed` said what the forward pass had said, and held `contained` of their
-        references on average (None without any). What no prompt can fill has no row.
+        Rows {task, context_length, depth, scale, found, answer_nll, trials, tokens, greedy, agreed, contained}: `found`
+        of `trials` answers, `answer_nll` nats per token of an answer behind its question, in prompts of `tokens` tokens
+        each; `depth` is None where the task has no single one. Of `greedy` prompts that were generated, `agreed` said
+        what the forward pass had said, and held `contained` of their references on average (None without any). What no
+        prompt can fill has no row.
 
     Raises:
         SettingsError: If no context length is named or none can be filled, the tokenizer cannot write the keys, or the
@@ -211,7 +234,7 @@ def accuracy(
                 continue
             served = paper_scale(length, base_context_length) if scale is None else scale
             try:
-                found = hits(model, hook, asked, encoder, scale=served, batch_tokens=batch_tokens, device=device)
+                found = answers(model, hook, asked, encoder, scale=served, batch_tokens=batch_tokens, device=device)
                 check = partial(write, model, hook, encoder=encoder, scale=served, device=device)
                 rows += _rows(check, asked, found, scale=served, settings=settings)
             except (MemoryError, RuntimeError) as error:
@@ -222,7 +245,8 @@ def accuracy(
             what = "" if task == "passkey" else f"{task}, "
             _tell(
                 progress,
-                f"retrieval: {what}context length {length}, scale {served:g}: {sum(found)} of {len(found)} keys found",
+                f"retrieval: {what}context length {length}, scale {served:g}: "
+                f"{sum(one.found for one in found)} of {len(found)} keys found",
             )
     if not rows and missing:
         raise missing[0]
@@ -236,7 +260,7 @@ def accuracy(
 def _rows(
     check: Callable[[Prompt], Written],
     asked: Sequence[Prompt],
-    found: Sequence[bool],
+    found: Sequence[Answered],
     *,
     scale: float,
     settings: RetrievalSettings,
@@ -252,11 +276,12 @@ def _rows(
                 "context_length": len(cell[0].tokens),
                 "depth": cell[0].depth,
                 "scale": scale,
-                "found": sum(scored),
+                "found": sum(one.found for one in scored),
+                "answer_nll": sum(one.nll for one in scored) / len(scored),
                 "trials": len(cell),
                 "tokens": len(cell[0].tokens),
                 "greedy": len(written),
-                "agreed": sum(one.exact == hit for one, hit in zip(written, scored, strict=False)),
+                "agreed": sum(one.exact == hit.found for one, hit in zip(written, scored, strict=False)),
                 "contained": sum(one.contained for one in written) / len(written) if written else None,
             }
         )

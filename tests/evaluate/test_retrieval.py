@@ -20,7 +20,7 @@ from e2ray.data.passkey import PASSKEY, PASSKEY_QUESTION
 from e2ray.data.tokenizer import encoder_of, prefix_tokens, train_byte_level_bpe
 from e2ray.evaluate.haystack import ContextLengthError
 from e2ray.evaluate.prompts import prompts
-from e2ray.evaluate.retrieval import accuracy, hits, write
+from e2ray.evaluate.retrieval import accuracy, answers, hits, write
 from e2ray.evaluate.tasks import TASKS
 
 TEXTS = [
@@ -556,6 +556,20 @@ def test_one_forward_says_what_greedy_generation_writes(tokenizer, scale):
     assert find(model, asked, tokenizer, scale=2 * scale) != wanted  # the scale is not lost on the way
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_an_answers_nll_is_that_of_its_tokens_alone(tokenizer, scale):
+    model = tiny_llama(len(tokenizer))
+    asked = make(held_out(tokenizer), tokenizer, trials=2)
+    hook = RotaryHook(model)
+    found = answers(model, hook, asked, encoder_of(tokenizer), scale=scale, batch_tokens=10_000, device="cpu")
+    for one, prompt in zip(found, asked, strict=True):
+        text, size = torch.from_numpy(prompt.tokens)[None].long(), prompt.num_answer_tokens
+        with torch.no_grad(), hook.applied(scale):
+            logits = model(input_ids=text, use_cache=False).logits[0, -size - 1 : -1]
+        wanted = torch.nn.functional.cross_entropy(logits, text[0, -size:])
+        assert one.nll == pytest.approx(wanted.item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("batch_tokens", [1, CONTEXT_LENGTH, 5 * CONTEXT_LENGTH + 1, 10**6])
 def test_batches_give_the_same_answers_and_hold_no_more_than_asked(tokenizer, batch_tokens):
     made = make(held_out(tokenizer), tokenizer)
@@ -611,6 +625,8 @@ def test_a_perfect_reader_has_all_keys_in_every_cell(tokenizer):
     rows = measure(
         Reader(copy, len(tokenizer)), held_out(tokenizer), tokenizer, lines=lines, windows=(128, 256), trials=2
     )
+    sure = math.log(math.e + len(tokenizer) - 1) - 1  # of the right token, by 1 more than of each other one
+    assert all(row.pop("answer_nll") == pytest.approx(sure, rel=1e-5) for row in rows)
     assert rows == [
         {
             "task": "passkey",
