@@ -2,10 +2,19 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from transformers import AutoModelForCausalLM, PhimoeConfig
 
 from e2ray.config.base import SettingsError
-from e2ray.config.methods import FactorsMethod, LinearMethod, NtkMethod, RampPowerMethod, TruncatedMethod, YarnMethod
+from e2ray.config.methods import (
+    UNTRAINED,
+    FactorsMethod,
+    LinearMethod,
+    NtkMethod,
+    RampPowerMethod,
+    TruncatedMethod,
+    YarnMethod,
+)
 from e2ray.core.methods.registry import method_of
 from e2ray.core.rope import RotaryHook, find_rotary_modules, frequency_buffers, refuse_scaled
 
@@ -150,3 +159,26 @@ def test_gradients_are_those_of_the_rows_alone(checkpointing):
 def test_the_config_of_tiny_models_is_plain():
     """The reference of these tests stands on it."""
     assert tiny_config("llama").rope_parameters["rope_type"] == "default"
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch itself
+@pytest.mark.parametrize("method", ["linear", "yarn", "ntk", "ramp_power"])
+def test_compiled_layers_keep_one_graph_over_scales_and_read_the_same(method):
+    """Layers are compiled one by one, as DeepSpeed and transformers do; angles are made outside of them."""
+    model, tokens = tiny_model("llama").train(), random_tokens(2, 16)
+    counter = CompileCounter()
+    hook = RotaryHook(model, method_of(UNTRAINED[method]), base_context_length=16)
+    draws = [torch.tensor(scales) for scales in ([1.0, 4.0], [2.0, 7.5], [16.0, 1.0])]
+    wanted = []
+    for scale in draws:
+        hook.set(scale)
+        wanted.append(model(tokens, use_cache=False).logits.detach())
+    for layer in model.model.layers:
+        layer.compile(fullgraph=True, backend=counter)
+    for scale, plain in zip(draws, wanted, strict=True):
+        hook.set(scale)
+        logits = model(tokens, use_cache=False).logits
+        logits.sum().backward()
+        torch.testing.assert_close(logits.detach(), plain, rtol=1e-5, atol=1e-5)
+    assert counter.frame_count <= len(model.model.layers)
+    torch._dynamo.reset()
