@@ -2,9 +2,9 @@
 
 python jobs/bench_compare.py --keep runs
 
-Runs `jobs/compare.py` with `jobs/recipes/compare-cpu.yaml`, its base included: a screen of all lanes, then the best
+Runs `jobs/compare.py` with `jobs/recipes/compare-methods-cpu.yaml`, its base included: a screen of all lanes, then the best
 three of the screened ones and the paper's preset under all seeds. Tables and picture are kept under
-jobs/results/compare-cpu. The same command goes on with what was stopped; the lanes' time is what each took, over the
+jobs/results/compare-methods-cpu. The same command goes on with what was stopped; the lanes' time is what each took, over the
 workers, so that it does not matter how often. Then, each in a process of its own, the seconds of a training step by the
 length of its rows, all of as many tokens, and the memory of a step of one row, the least that rows of a length can be
 trained with.
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))  # runs from a source tree too
 
 from benchmarking import RESULTS, finish, goal, parser, watched
 
-RECIPE = "jobs/recipes/compare-cpu.yaml"
+RECIPE = "jobs/recipes/compare-methods-cpu.yaml"
 BASE_SECONDS_AT_MOST = 3 * 3600
 LANE_SECONDS_AT_MOST = 100 * 60
 PASSKEY_AT_LEAST = 0.9
@@ -46,7 +46,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         storage = parsed.keep.absolute() if parsed.keep else Path(name)
         storage.mkdir(parents=True, exist_ok=True)
-        folder = storage / "compare-cpu"
+        folder = storage / "compare-methods-cpu"
         recipe = yaml.safe_load((ROOT / RECIPE).read_text())
         peak = _compare(storage, Path(name) / "screen.log", ())
         rows = json.loads((folder / "comparison.json").read_text())["rows"]
@@ -76,7 +76,7 @@ def main() -> int:
             goals=_goals(rows, best, base=base, lanes=seconds),
             check=parsed.check,
         )
-        kept = RESULTS / "compare-cpu"
+        kept = RESULTS / "compare-methods-cpu"
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
         for name in KEPT:

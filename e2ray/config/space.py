@@ -316,7 +316,7 @@ def _classes(annotation: Any) -> list[type[BaseModel]]:
 
 
 def family(positions: PositionSettings, *, window: int, lr: float) -> Space:
-    """Return the default space: the family of draws, the methods that read them, 3 times around the learning rate.
+    """Return the default space: the family of draws, methods, objectives, and a factor of 3 around the learning rate.
 
     Args:
         positions: The recipe's, whose largest scale every trial keeps.
@@ -364,6 +364,8 @@ def family(positions: PositionSettings, *, window: int, lr: float) -> Space:
         method + "slow": FloatRange(low=0.25, high=3.0, log=True, when=where(method + "kind", *RAMPED)),
         heat + "kind": Choice(options=("log", "none"), when=where(method + "kind", *RAMPED)),
         heat + "coefficient": FloatRange(low=0.0, high=0.3, when=where(heat + "kind", "log")),
+        "train.objective.distill": FloatRange(low=0.0, high=1.0),
+        "train.objective.distance_weights": Choice(options=(False, True)),
     }
     if "head_middle_tail" in placements:
         space[placement + "tokens"] = IntRange(
