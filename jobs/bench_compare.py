@@ -4,10 +4,10 @@ python jobs/bench_compare.py --keep runs
 
 Runs `jobs/compare.py` with `jobs/recipes/compare-methods-cpu.yaml`, its base included: a screen of all lanes, then the
 best three of the screened ones and the paper's preset under all seeds. Tables and picture are kept under
-jobs/results/compare-methods-cpu. The same command goes on with what was stopped; the lanes' time is what each took, over
-the workers, so that it does not matter how often. Then, each in a process of its own, the seconds of a training step by
-the length of its rows, all of as many tokens, and the memory of a step of one row, the least that rows of a length can
-be trained with.
+jobs/results/compare-methods-cpu. The same command goes on with what was stopped; the time of the lanes is the sum of
+what each took, over the workers. Then, each in a process of its own, the seconds of a training step by the length of
+its rows, all of as many tokens, and the memory of a step of one row, the least that rows of a length can be trained
+with.
 """
 
 import json
