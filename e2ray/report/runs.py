@@ -32,6 +32,7 @@ from e2ray.report.run_tables import (
     suites_table,
 )
 from e2ray.report.run_words import findings, incomparable, measured_words
+from e2ray.report.watched import draw_watched, watched_lines
 
 
 def write_report(page: Path, runs: Sequence[RunFolder]) -> Path:
@@ -71,7 +72,7 @@ def write_report(page: Path, runs: Sequence[RunFolder]) -> Path:
 def _remove_others(folder: Path, kept: set[str]) -> None:
     """Remove pictures of an earlier report that this one does not have."""
     for path in folder.glob("*.png"):
-        if path.name not in kept and re.fullmatch(r"(nll|surface|position|retrieval)-[0-9]+\.png", path.name):
+        if path.name not in kept and re.fullmatch(r"(nll|surface|position|watched|retrieval)-[0-9]+\.png", path.name):
             path.unlink()
 
 
@@ -83,6 +84,7 @@ def sections(records: Sequence[RunRecord]) -> list[Section]:
         Section("NLL by window", "nll", _nll(records)),
         Section("Window and scale", "surface", _surfaces(records)),
         *([Section("NLL by position", "position", positions)] if (positions := _positions(records)) else []),
+        *([Section("While it trained", "watched", watched)] if (watched := _watched(records)) else []),
         Section("How far it reads", "reach", [reach_table(records), scales_table(records)]),
     ]
     if any(record.retrieval for record in records):
@@ -146,6 +148,24 @@ def _positions(records: Sequence[RunRecord]) -> list[Part]:
         for record in records
         if record.by_length
     ]
+
+
+def _watched(records: Sequence[RunRecord]) -> list[Part]:
+    parts: list[Part] = []
+    for record in records:
+        looks = watched_lines(record.metrics)
+        if not looks:
+            continue
+        price = looks[-1].get("price_at_base")
+        told = "" if price is None else f" At the last look NLL at L was {price:+.3f} nats against the base."
+        parts.append(
+            Picture(
+                png(draw_watched(record.metrics)),
+                f"NLL of {record.name} on held-out text while it trained, by window",
+                f"{record.name}: every window scores the same last tokens of the same few documents.{told}",
+            )
+        )
+    return parts
 
 
 def _retrieval(records: Sequence[RunRecord]) -> list[Part]:

@@ -1,0 +1,42 @@
+"""The picture of what was seen while a model trained: NLL at L and at longer windows, step by step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from e2ray.report.drawing import GREEN, PURPLE, label_ends, new_figure, tidy
+from e2ray.report.evaluation import BLUE, GREY, ORANGE, VERMILLION
+
+COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE)
+
+
+def watched_lines(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the lines of metrics.jsonl that hold a look at held-out documents."""
+    return [line for line in metrics if line.get("watch_nll")]
+
+
+def draw_watched(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return the curves, one for each window.
+
+    Args:
+        metrics: Lines of metrics.jsonl, of which at least one holds a look.
+    """
+    looks = watched_lines(metrics)
+    figure = new_figure(3.4)
+    axis = figure.subplots()
+    ends = []
+    for window, colour in zip(sorted(map(int, looks[0]["watch_nll"])), COLOURS, strict=False):
+        points = [(line["step"], line["watch_nll"][str(window)]) for line in looks]
+        known = [(step, nll) for step, nll in points if nll is not None]
+        if known:
+            axis.plot(*zip(*known, strict=True), color=colour, linewidth=1.8, marker="o", markersize=3)
+            ends.append((*known[-1], f"{window:,} tokens", colour))
+    last = max(step for step, *_ in ends) if ends else 1
+    axis.set_xlim(0, last * 1.22)
+    axis.axvline(last, color=GREY, linewidth=0.6, linestyle=":")
+    axis.set_xlabel("update")
+    axis.set_ylabel("NLL (nats per token)")
+    tidy(axis, "Held-out text while it trained, each window at the scale it is served with")
+    label_ends(axis, ends)
+    return figure
