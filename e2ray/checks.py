@@ -73,6 +73,7 @@ def check_model(run: Run) -> None:
     from e2ray.twin import EXPORTED, check_base
 
     config = run.config
+    refuse_method(run)
     if not isinstance(config.model, PretrainedModel):  # a built Llama is plain
         return
     lengths: dict[str, Sequence[int]] = {"positions": [run.longest]}
@@ -88,6 +89,29 @@ def check_model(run: Run) -> None:
         if isinstance(source, PretrainedTokenizer) and source.is_folder:
             size = vocabulary_size(load_tokenizer(source.path))
         check_weights(config.model, vocab_size=size)
+
+
+def refuse_method(run: Run) -> None:
+    """Raise SettingsError if the model's heads do not fit the method, or a served length cannot be told to servers."""
+    from e2ray.core.methods.linear import Linear
+    from e2ray.core.methods.registry import method_of
+    from e2ray.core.model import meta_model
+    from e2ray.core.rope import find_rotary_modules, frequency_buffers
+    from e2ray.profiles import make_profile
+
+    config, method = run.config, method_of(run.config.positions.method)
+    if isinstance(method, Linear):
+        return
+    model = meta_model(config.model)
+    for module in find_rotary_modules(model):
+        method.refuse_pairs(*(len(buffer) for buffer in frequency_buffers(module).values()))
+    if isinstance(config.model, PretrainedModel) or not config.export:  # of a checkpoint its twin tells
+        return
+    for length in config.export.context_lengths or ():
+        try:
+            make_profile(model.config, run.base_context_length, length, base_scaling=None, method=method)
+        except SettingsError as error:
+            raise SettingsError(f"positions.method: {error}; or set export: null") from None
 
 
 def refuse_storage(run: Run) -> None:

@@ -150,6 +150,35 @@ def test_checkpoints_that_nobody_points_to_are_told_before_any_worker_starts(rec
     checks.refuse_before_start(resolve(config))
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            {"kind": "factors", "factors": [1.0, 2.0, 3.0], "max_scale": 4},
+            r"^positions\.method\.factors: has 3 numbers, .* 8 pairs",
+        ),
+        ({"kind": "truncated"}, r"^positions\.method: truncated: .* which no rope type .* or set export: null$"),
+    ],
+)
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_method_that_the_model_or_its_servers_cannot_carry_is_told_at_check(
+    recipe, checkpoint, method, message, pretrained
+):
+    recipe["positions"]["method"] = method
+    recipe["export"] = {"context_lengths": [32, 128]}
+    if pretrained:
+        recipe["model"] = checkpoint()
+        message = (
+            message.replace("8 pairs", r"\d+ pairs")
+            .replace(r"^positions\.method: truncated", "truncated")
+            .replace("or set export: null$", "")
+        )
+    with pytest.raises(SettingsError, match=message):
+        pipeline.check(config_of(recipe))
+    recipe["positions"]["method"] = {"kind": "yarn"}
+    pipeline.check(config_of(recipe))
+
+
 @pytest.fixture
 def weights(checkpoint):
     """A function that writes a tiny checkpoint with weights, and returns the section of a recipe and their file."""

@@ -1,6 +1,7 @@
 """Which methods are compared, each a lane: the same loop, tokens, documents and questions for all."""
 
-from typing import Annotated, Any, Literal, get_args
+import re
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,7 +24,7 @@ TrainedLane = Literal[
     "best",
 ]
 UntrainedLane = Literal["linear", "ntk", "dynamic_ntk", "yarn", "ramp_power", "truncated"]  # kinds of config/methods.py
-LANE_NAME = r"^[A-Za-z0-9][A-Za-z0-9 _.,+-]{0,59}$"  # it names files
+LANE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,+-]{0,59}")
 UNTOUCHED = "base"  # the lane that is always there
 # Methods that train for one scale are served at it, whatever the length of the text.
 FIXED_SCALE = ("e2llm_fixed_scale", "pi_short", "pi_long", "pose", "randpos", "cream", "endprompt")
@@ -49,15 +50,24 @@ class CompareSettings(Settings):
     untrained: tuple[UntrainedLane, ...] = Field(
         get_args(UntrainedLane), strict=False, description="Extensions of the base model that need no training."
     )
-    own: dict[Annotated[str, Field(pattern=LANE_NAME)], OwnLane] = Field(
-        {}, description="Further trained lanes, by the name that tables show."
-    )
+    own: dict[str, OwnLane] = Field({}, description="Further trained lanes, by the name that tables show.")
     best: Text | None = Field(None, description="Recipe that a study has found, for the lane best.")
     seeds: tuple[Seed, ...] = Field((101, 102, 103), strict=False, min_length=1, description="Of each trained lane.")
     long_window_seeds: int = Field(1, ge=1, description="Seeds of pi_long, the expensive lane: the first ones.")
     retrieval: RetrievalSettings | None = Field(
         RetrievalSettings(), description="What each lane is asked, at the scale it is served with; null: nothing."
     )
+
+    @field_validator("own")
+    @classmethod
+    def _names(cls, value: dict[str, OwnLane]) -> dict[str, OwnLane]:
+        for name in value:
+            if not LANE_NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name[:80]!r} is no name of a lane, wanted at most 60 letters, digits, spaces and _ . , + -: "
+                    "it names files"
+                )
+        return value
 
     @field_validator("lanes", "untrained", "seeds")
     @classmethod
