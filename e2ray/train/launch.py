@@ -263,6 +263,7 @@ def _work(config: dict[str, Any]) -> None:
             report=heart.marking(ray.train.report if watch is None else report_measured, "reporting", leads_to),
             gauges=gauges(task.name),
             evaluate=heart.marking(watch.open(device), MEASURING) if watch else None,
+            looking=lambda look: heart.marking(look, MEASURING),
         )
     except (Diverged, DivergedWeights) as error:
         if watch is None:

@@ -36,6 +36,9 @@ from e2ray.train.task import Task
 from e2ray.train.teacher import adapters_alone, frozen
 
 
+Look = Callable[[int], dict[str, Any]]
+
+
 def use_cores(threads: int | None, local_workers: int) -> None:
     """Use that many threads; None shares this machine's cores among its workers, whatever Ray reserved for each."""
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
@@ -155,6 +158,7 @@ def run(
     report: Callable[[dict[str, Any]], Answer] = lambda metrics: None,
     gauges: Callable[[dict[str, Any]], None] | None = None,
     evaluate: Callable[[Engine, int], dict[str, Any]] | None = None,
+    looking: Callable[[Look], Look] = lambda look: look,
 ) -> int:
     """Train this rank's part of a task to its end and return the updates made in all.
 
@@ -165,6 +169,7 @@ def run(
         report: Called on every rank with a logged step's metrics; may answer "stop".
         gauges: Called on rank 0 with the same.
         evaluate: Called on every rank with a logged step; its numbers, if any, join that step's metrics.
+        looking: Put around the looks of `train.watch_every`, which may take long.
 
     Raises:
         SettingsError: If the model cannot be hooked, fails the proof, or a checkpoint or shard is damaged.
@@ -217,7 +222,7 @@ def run(
     def look(step: int) -> dict[str, Any]:
         told = {} if evaluate is None else evaluate(engine, step)
         if lookout is not None and (step % (task.train.watch_every or 1) == 0 or step == task.train.steps):
-            told |= lookout.metrics(step)
+            told |= looking(lookout.metrics)(step)
         return told
 
     def note_skipped(step: int, batch: Batch, nll: Tensor) -> None:
