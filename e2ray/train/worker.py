@@ -35,7 +35,6 @@ from e2ray.train.record import Recorder, note_training, peak_memory_mib
 from e2ray.train.task import Task
 from e2ray.train.teacher import adapters_alone, frozen
 
-
 Look = Callable[[int], dict[str, Any]]
 
 

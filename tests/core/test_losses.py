@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from e2ray.core import losses
-from e2ray.core.losses import next_token_nll, plain_ids, predicted, token_nll
+from e2ray.core.losses import next_token_nll, plain_ids, predicted, token_kl, token_nll
 
 SHAPES = [(1, 2, 3), (3, 17, 29), (2, 64, 101)]
 
@@ -94,3 +94,30 @@ def test_first_tokens_of_documents_and_what_fills_a_row_are_not_predicted():
     places = torch.tensor([[0, 1, 2, 0, 1, 0, -1, -2], [0, 1, 2, 3, 4, 5, 6, 7]])
     assert predicted(places).tolist() == [[True, True, False, True, False, False, False], [True] * 7]
     assert plain_ids(places).tolist() == [[0, 1, 2, 0, 1, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk_elements", [1, 150, 2**24])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kl_and_gradient_equal_float64_divergence_whatever_the_chunks(shape, chunk_elements, dtype, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk_elements)
+    logits, _ = example(shape, dtype)
+    teacher = (3 * torch.randn(shape, generator=torch.Generator().manual_seed(5))).to(dtype).requires_grad_()
+    exact, taught = logits.detach().double().requires_grad_(), teacher.detach().double()
+    wanted = F.kl_div(exact.log_softmax(-1), taught.log_softmax(-1), reduction="none", log_target=True).sum(-1)[:, :-1]
+    weights = torch.linspace(-1, 2, wanted.numel(), dtype=torch.float64).view_as(wanted)
+    (wanted * weights).sum().backward()
+    found = token_kl(logits, teacher)
+    assert found.dtype == torch.float32 and bool((found >= -1e-6).all())
+    torch.testing.assert_close(found.double(), wanted.detach(), rtol=1e-5, atol=5e-6)
+    (found * weights.float()).sum().backward()
+    rtol = 1e-4 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=rtol, atol=2e-6 if rtol < 1e-3 else 1e-3)
+    assert teacher.grad is None and (logits.grad[:, -1] == 0).all()
+
+
+def test_a_student_that_says_what_its_teacher_says_is_at_no_distance():
+    logits, _ = example((3, 17, 29))
+    assert token_kl(logits, logits).abs().max() < 1e-6
+    with pytest.raises(ValueError, match="logits of student and teacher must be"):
+        token_kl(logits, logits[:, :5])

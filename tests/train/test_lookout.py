@@ -102,7 +102,10 @@ def test_windows_that_no_document_fills_are_left_out_and_without_any_it_is_refus
         Lookout(engine, task, [np.zeros(20, dtype=np.int64)])
 
 
-def test_what_is_seen_joins_the_metrics_and_the_checkpoint_and_changes_no_weight(task, run):
+@pytest.mark.filterwarnings("ignore:.*(all_gather_into|reduce_scatter)_tensor:FutureWarning")
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_what_is_seen_joins_the_metrics_and_the_checkpoint_and_changes_no_weight(task, run, stage):
+    task = replace(task, train=task.train.model_copy(update={"zero_stage": stage}))
     run(task)
     lines = read_metrics(task.folder)
     assert [line["step"] for line in lines if "watch_nll" in line] == [2, 4, 6, 8]
