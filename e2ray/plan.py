@@ -10,6 +10,8 @@ from pathlib import Path
 from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.core.coverage import SEEN_PAIRS_PER_ROW, Coverage, ScaleCoverage, measure, percent
+from e2ray.core.methods.linear import Linear
+from e2ray.core.methods.registry import method_of
 from e2ray.evaluate.perplexity import default_scales, paper_scale
 from e2ray.report.coverage import write_coverage
 
@@ -60,6 +62,12 @@ def coverage(
         raise SettingsError(f"the coverage cannot be measured: {error}") from None
     for line in lines(found, name):
         show(line)
+    label = method_of(positions.method).label
+    if label != Linear.label:
+        show(
+            f"Read by {label}: distances are counted as pairs see them that a scale divides in full; pairs that it "
+            "leaves alone see them undivided, as the base does."
+        )
     if out is not None:
         write_coverage(out, found, title=f"Distances that {name} will show the model, rows of R = {window:,} tokens")
         show(f"picture: {out}")

@@ -104,6 +104,16 @@ def test_distances_that_the_base_model_never_met_are_told():
     assert len(sentences(found(native, scales=(1,)))) == 1
 
 
+@pytest.mark.parametrize(("preset", "told"), [("e2llm", False), ("e2yarn", True)])
+def test_what_distances_mean_under_another_method_is_told(preset, told):
+    said = []
+    coverage(
+        PositionSettings.model_validate({"preset": preset, "max_scale": 4}),
+        name="x", window=32, base_context_length=32, steps=4, batch_sequences=4, seed=0, show=said.append,
+    )  # fmt: skip
+    assert any(line.startswith("Read by YaRN: distances are counted as pairs see them") for line in said) is told
+
+
 def test_a_shared_draw_is_told():
     _, shown = plan(positions("clex"))
     assert shown[-1].endswith("the first 800 of the run's 800 rows (100 draws, each shared by a step).")
