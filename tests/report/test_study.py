@@ -14,7 +14,6 @@ from e2ray.report.study import PICTURES, write_study
 from e2ray.report.study_pictures import draw_pareto, draw_rungs, draw_surfaces
 from e2ray.report.study_tables import measurement, searched_words
 from e2ray.report.study_terms import (
-    chance_correlation,
     correlation_words,
     count,
     difference,
@@ -26,6 +25,7 @@ from e2ray.report.study_terms import (
     settings_words,
 )
 from e2ray.report.study_words import conclusion, findings
+from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import Noise
 from e2ray.search.results import results as follow
 
