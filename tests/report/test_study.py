@@ -388,6 +388,11 @@ def test_settings_are_said_in_words():
     )
     choices = {"kind": "choice", "choices": [{"scale": 1.0, "weight": 2.0}, {"scale": 8.0, "weight": 1.0}]}
     clex = {"kind": "sorted_random", "pin_first": True, "pin_last": False}
+    yarn = {"kind": "yarn", "fast": 32.0, "slow": 1.0, "temperature": {"kind": "log", "coefficient": 0.1}}
+    assert settings_words({"positions": {"method": yarn}}) == "read by yarn, fast 32, slow 1, temperature log, 0.1"
+    listed = {"kind": "factors", "factors": [1.0, 2.0], "max_scale": 8.0, "temperature": {"kind": "none"}}
+    assert settings_words({"positions": {"method": listed}}) == "read by factors, listed at 8, temperature none"
+    assert settings_words({"positions": {"method": {"kind": "linear"}, "per": "step"}}) == "per step"
     assert settings_words({"positions": {"scale": choices, "placement": clex, "per": "step"}}) == (
         "scale: choice, 1 (weight 2), 8 (weight 1); placement: sorted random, pin first; per step"
     )
