@@ -134,7 +134,7 @@ def is_ahead(row: Mapping[str, Any]) -> bool:
 
 
 def reaches_all(row: Mapping[str, Any], yarn: Mapping[str, Any], *, shortest: int = 0) -> bool:
-    """Return whether a lane is ahead, rises little at L, and finds as many passkeys as untrained YaRN at each length."""
+    """Return whether a lane is ahead, rises little at L, and finds as many passkeys as untrained YaRN."""
     rise = row["short"]["mean"]
     mine, theirs = row["retrieval"].get("passkey", {}), yarn["retrieval"].get("passkey", {})
     finds = all(
