@@ -100,11 +100,20 @@ def refuse_method(run: Run) -> None:
     from e2ray.profiles import make_profile
 
     config, method = run.config, method_of(run.config.positions.method)
-    if isinstance(method, Linear):
+    lanes = config.compare.own if config.compare else {}
+    own = {name: method_of(lane.positions.method) for name, lane in lanes.items()}
+    if isinstance(method, Linear) and all(isinstance(each, Linear) for each in own.values()):
         return
     model = meta_model(config.model)
-    for module in find_rotary_modules(model):
-        method.refuse_pairs(*(len(buffer) for buffer in frequency_buffers(module).values()))
+    pairs = [len(buffer) for module in find_rotary_modules(model) for buffer in frequency_buffers(module).values()]
+    method.refuse_pairs(*pairs)
+    for name, each in own.items():
+        try:
+            each.refuse_pairs(*pairs)
+        except SettingsError as error:
+            raise SettingsError(f"compare.own.{name}.{error}") from None
+    if isinstance(method, Linear):
+        return
     if isinstance(config.model, PretrainedModel) or not config.export:  # of a checkpoint its twin tells
         return
     for length in config.export.context_lengths or ():
@@ -235,7 +244,7 @@ def long_rows(run: Run) -> tuple[int, int]:
 
 
 def best_of(config: RunConfig, compare: CompareSettings) -> RunConfig:
-    """Return the recipe that the lane best trains with: draws and learning rate of the recipe a study has found.
+    """Return the recipe that the lane best trains with: draws, objective and learning rate of one a study has found.
 
     Raises:
         SettingsError: If there is none, or its draws do not fit the window.
@@ -251,7 +260,7 @@ def best_of(config: RunConfig, compare: CompareSettings) -> RunConfig:
         raise SettingsError(
             f"compare.best: {compare.best}: {error}; leave the lane out or take another recipe"
         ) from None
-    train = config.train.model_copy(update={"lr": found.train.lr})
+    train = config.train.model_copy(update={"lr": found.train.lr, "objective": found.train.objective})
     return config.model_copy(update={"positions": found.positions, "train": train})
 
 

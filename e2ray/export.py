@@ -24,6 +24,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.methods import LinearMethod, Method
 from e2ray.config.places import public
 from e2ray.core.file_names import files_below, kind_left_behind
+from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
 from e2ray.core.model_folder import RECORD, probe_of, recorded, refuse_damaged, seal, training_of
 from e2ray.data.tokenizer import save_whole, serve_up_to
@@ -36,6 +37,7 @@ from e2ray.files import atomic_folder, read_json, write_json, write_sealed, writ
 from e2ray.profiles import Profile, commands, make_profile
 from e2ray.train.beside import card_fields
 
+LINEAR = LinearMethod()
 PICTURE = "evaluation.png"
 END_OF_PNG = bytes.fromhex("0000000049454e44ae426082")
 NAMES_A_PLACE = re.compile(r"(name_or_path|file|path|dir|folder)s?$")
@@ -50,12 +52,14 @@ class RunFacts:
         name: Of the run; the title of the card and the name served.
         base_model: Hub id of the base model, or a description of it; None for a model built from its sizes.
         settings: Resolved settings of the run, plain data.
+        method: What a scale meant in training.
         facts: Further lines, e.g. {"steps": 1200, "tokens trained on": 4915200}.
     """
 
     name: str
     base_model: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    method: Method = LINEAR
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -70,7 +74,6 @@ def export(
     run: RunFacts,
     picture: str | Path | None = None,
     scales: Mapping[str, Any] | None = None,
-    method: Method | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a Hugging Face folder with one verified serving profile per context length and a model card.
@@ -86,7 +89,6 @@ def export(
         picture: evaluation.png, copied in.
         scales: The value of scales.json, copied in; a context length it names is served at its `served` scale, every
             other one at W / L.
-        method: What a scale meant in training; None: linear.
         progress: Takes one line per profile, and one per file that is left out.
 
     Returns:
@@ -103,7 +105,7 @@ def export(
     config = _read_config(model_folder)
     measured = {row["context_length"]: row_scale(row) for row in scales["lengths"]} if scales else {}
     chosen = {length: measured[length] for length in context_lengths if length in measured}
-    trained = method_of(method or LinearMethod())
+    trained = method_of(run.method)
     with atomic_folder(out_folder) as aside:
         for line in _take_files(model_folder, aside):
             if progress is not None:
@@ -301,6 +303,8 @@ def model_card(
         **({"base_model": run.base_model, "base_model_relation": "finetune"} if is_hub_id else {}),
         "tags": list(dict.fromkeys([*tags, *own] if isinstance(tags, list) else own)),
     }
+    method = method_of(run.method)
+    read_by = "" if isinstance(method, Linear) else f" that act on the frequencies as in {method.source}"
     facts = {
         "base model": run.base_model or "built from its sizes",
         "base context length": f"{base_context_length} tokens",
@@ -309,7 +313,8 @@ def model_card(
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {run.name}",
         "One checkpoint for every context length: it was trained on short windows with sampled position scales "
-        "(E2-LLM, arXiv:2401.06951), and its weights know no scale. Pick the profile of the context length you need.",
+        f"(E2-LLM, arXiv:2401.06951){read_by}, and its weights know no scale. Pick the profile of the context length "
+        "you need.",
         "\n".join(f"- {key}: {value}" for key, value in facts.items()),
         "## Serving\n\n" + _serving_table(checks) + "\n\n" + _serving_example(profiles[-1], run.name),
         "## Evidence\n\n" + _evidence(evaluation, has_picture),

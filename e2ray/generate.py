@@ -21,7 +21,7 @@ from e2ray.config.load import read_vouched_recipe
 from e2ray.config.model import PretrainedModel
 from e2ray.core.methods.registry import method_of
 from e2ray.core.model import base_facts, build_model
-from e2ray.core.model_folder import trained_method
+from e2ray.core.model_folder import trained_method, training_of
 from e2ray.core.rope import RotaryHook
 from e2ray.data.tokenizer import behind, load_tokenizer, opening_tokens, prefix_tokens, vocabulary_size
 from e2ray.evaluate.decoding import sampling
@@ -73,6 +73,9 @@ class Generator:
         if scales.is_file():
             self.scales = read_scales(scales, model=place)
             settings = _agreed(settings, folder, self.scales)
+        trained = (training_of(place) or {}).get("settings", {}).get("base_context_length")
+        if trained is not None:  # a recipe may say otherwise than the model's config
+            settings = settings.model_copy(update={"base_context_length": trained})
         assert settings.base_context_length is not None
         self.base_context_length: int = settings.base_context_length
         self.tokenizer = load_tokenizer(place)

@@ -187,11 +187,13 @@ def train(run: Run, shards: str | Path, model: Any) -> None:
     Raises:
         SettingsError: If a model of another training stands in the run's folder.
     """
-    from e2ray.train.origin import refuse_other_training
+    from e2ray.train.origin import ended_early, refuse_other_training
 
     task = task_of(run, run.folder, shards, model, run.config.train, run.config.positions)
     if (run.folder / "model").is_dir():
         refuse_other_training(task)
+        if line := ended_early(task):
+            show(line)
     else:
         _train(run, task)
 
@@ -207,6 +209,7 @@ def export(run: Run, base: Any) -> Path:
 
 
 def _export(run: Run, base: Any) -> None:
+    from e2ray.core.model_folder import training_of
     from e2ray.export import RunFacts
     from e2ray.export import export as write_export
     from e2ray.train.beside import base_name
@@ -214,12 +217,15 @@ def _export(run: Run, base: Any) -> None:
     evaluation = _evaluation(run)
     settings, model = run.config.export, run.config.model
     assert settings is not None and settings.context_lengths
-    steps = run.config.train.steps
+    made = training_of(run.folder / "model") or {}
+    steps = made.get("step", run.config.train.steps)
+    tokens = made.get("tokens", steps * run.config.train.batch_sequences * run.config.data.window)
     facts = RunFacts(
         name=run.config.name,
         base_model=base_name(model),
         settings=run.config.model_dump(mode="json", exclude={"storage"}),
-        facts={"steps": steps, "tokens": steps * run.config.train.batch_sequences * run.config.data.window},
+        method=run.config.positions.method,
+        facts={"steps": steps, "tokens": tokens} | ({"ended by": "train.stop"} if made.get("stopped") else {}),
     )
     write_export(
         run.folder / "model",
@@ -231,7 +237,6 @@ def _export(run: Run, base: Any) -> None:
         run=facts,
         picture=run.folder / "evaluation.png" if evaluation is not None else None,
         scales=_measured_scales(run),
-        method=run.config.positions.method,
         progress=show,
     )
 
@@ -242,6 +247,7 @@ def _evaluation(run: Run) -> dict[str, Any] | None:
     Raises:
         SettingsError: If it is damaged, or was measured with other weights than the run's.
     """
+    from e2ray.evaluate.verdict import as_now
     from e2ray.evaluate.weights import refuse_other_weights
 
     path = run.folder / "evaluation.json"
@@ -252,7 +258,7 @@ def _evaluation(run: Run) -> dict[str, Any] | None:
         raise SettingsError(f"{path}: is damaged; wanted rows and verdict; run `e2ray evaluate` again")
     protocol = found["verdict"].get("protocol") or {}
     refuse_other_weights({path: protocol.get("weights_digest")}, run.folder / "model")
-    return found
+    return found | {"verdict": as_now(found["verdict"])}
 
 
 def _measured_scales(run: Run) -> dict[str, Any] | None:
@@ -307,7 +313,8 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
         if "train" in stages:
             if removed := removed_of(run, shards, base):
                 show(sentence(removed))
-            if isinstance(run.config.model, PretrainedModel) and not (run.folder / "model").is_dir():
+            is_new = isinstance(run.config.model, PretrainedModel) and not (run.folder / "model").is_dir()
+            if is_new and run.config.evaluate:
                 tell_base_length(base_length_of(run, shards, base))  # of one pretrained here L is known
             train(run, shards, base)
         elif (run.folder / "model").is_dir():

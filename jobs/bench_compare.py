@@ -92,9 +92,10 @@ def _compare(storage: Path, log: Path, changes: Sequence[str]) -> float:
 
 
 def screened(rows: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> list[str]:
-    """Return the three of a recipe's own lanes that read best beyond L, over all windows alike."""
-    known = [row for row in rows if row["lane"] in own and row["long"]["mean"] is not None]
-    return [row["lane"] for row in sorted(known, key=lambda row: row["long"]["mean"])[:3]]
+    """Return the three of a recipe's own lanes that read best beyond L, those first that rise little at L."""
+    known = [row for row in rows if row["lane"] in own and None not in (row["long"]["mean"], row["short"]["mean"])]
+    ranked = sorted(known, key=lambda row: (row["short"]["mean"] > RISE_AT_MOST, row["long"]["mean"]))
+    return [row["lane"] for row in ranked[:3]]
 
 
 def _took(path: Path) -> float:
@@ -109,6 +110,7 @@ def _goals(rows: list[dict[str, Any]], best: Sequence[str], *, base: float, lane
     inside = next(iter(by_lane["base"]["retrieval"]["passkey"].values()))["share"]
     ahead = [lane for lane in best if is_ahead(by_lane[lane])]
     winning = [lane for lane in best if reaches_all(by_lane[lane], by_lane["yarn"])]
+    beyond = [lane for lane in best if reaches_all(by_lane[lane], by_lane["yarn"], shortest=WINDOWS[0] + 1)]
     return [
         goal("passkey of the base inside L", inside, at_least=PASSKEY_AT_LEAST),
         goal("seconds of pretraining", base, at_most=BASE_SECONDS_AT_MOST),
@@ -116,6 +118,7 @@ def _goals(rows: list[dict[str, Any]], best: Sequence[str], *, base: float, lane
         goal("seeds of the best three and of the paper's preset", min(_seeds(by_lane, best)), at_least=3),
         goal("of the best three, ahead of untrained YaRN and the preset at 2 L to 16 L", len(ahead), at_least=1),
         goal("of those, with a small rise at L and as many passkeys as untrained YaRN", len(winning), at_least=1),
+        goal("the same, passkeys counted beyond L alone", len(beyond), at_least=1),
     ]
 
 
@@ -130,11 +133,15 @@ def is_ahead(row: Mapping[str, Any]) -> bool:
     return all(high is not None and high < 0 for high in highest)
 
 
-def reaches_all(row: Mapping[str, Any], yarn: Mapping[str, Any]) -> bool:
-    """Return whether a lane is ahead, rises little at L, and finds at least as many passkeys as untrained YaRN."""
+def reaches_all(row: Mapping[str, Any], yarn: Mapping[str, Any], *, shortest: int = 0) -> bool:
+    """Return whether a lane is ahead, rises little at L, and finds as many passkeys as untrained YaRN."""
     rise = row["short"]["mean"]
     mine, theirs = row["retrieval"].get("passkey", {}), yarn["retrieval"].get("passkey", {})
-    finds = all(length in mine and mine[length]["share"] >= told["share"] for length, told in theirs.items())
+    finds = all(
+        length in mine and mine[length]["share"] >= told["share"]
+        for length, told in theirs.items()
+        if int(length) >= shortest
+    )
     return is_ahead(row) and rise is not None and rise <= RISE_AT_MOST and bool(theirs) and finds
 
 

@@ -63,7 +63,7 @@ def test_a_model_that_was_trained_under_yarn_reads_a_scale_by_it(run, tmp_path, 
     if exported:
         export(
             folder, tmp_path / "out", base_context_length=L, context_lengths=(4 * L,), base_scaling=None,
-            evaluation=None, run=RunFacts("demo"), method=method,
+            evaluation=None, run=RunFacts("demo", method=method),
         )  # fmt: skip
         folder = tmp_path / "out"
     written = Generator(folder, device="cpu").generate(TEXT, max_new_tokens=12, scale=4.0)

@@ -176,7 +176,7 @@ METHODS = {
     "TruncatedMethod": {"kind": "truncated"},
 }
 TEMPERATURES = {"NoTemperature": {"kind": "none"}, "LogTemperature": {"kind": "log", "coefficient": 0.2}}
-OBJECTIVES = {name: {"next_token": 0.5, "distill": 0.25, "distance_weights": True} for name in ("train", "pretrain")}
+OBJECTIVE = {"next_token": 0.5, "distill": 0.25, "distance_weights": True}
 SPACE = {
     "FloatRange": ("train.lr", {"kind": "float", "low": 1e-4, "high": 1e-2}),
     "IntRange": ("train.warmup_steps", {"kind": "int", "low": 1, "high": 5}),
@@ -250,17 +250,16 @@ def recipes(folder):
         found[f"positions.method.temperature:{name}"] = [(section, {"positions.method": METHODS["YarnMethod"]})]
     for name, (path, section) in SPACE.items():
         found[f"search.space{{}}:{name}"] = [(None, searched | {"search.space": {path: section}})]
-    for name, section in OBJECTIVES.items():
-        found[f"{name}.objective:ObjectiveSettings"] = [(section, {"pretrain": TRAINING} if name == "pretrain" else {})]
-    for name in ("train", "pretrain"):
-        watching = TRAINING | {"watch_every": 2}
-        found[f"{name}.stop:StopSettings"] = [({"price_at_base": 5.0}, {"pretrain": watching})]
+    found["train.objective:ObjectiveSettings"] = [(OBJECTIVE, {})]
+    found["pretrain.objective:ObjectiveSettings"] = [(None, {"pretrain": TRAINING})]  # which has to stay as it is
+    found["train.stop:StopSettings"] = [({"price_at_base": 5.0}, {})]
+    found["pretrain.stop:StopSettings"] = []  # refused whatever it says
     return found | source_recipes(folder) | own_lanes(found)
 
 
 def own_lanes(found):
     """Return the recipes in which the draws of a comparison's own lane are walked, and its objective."""
-    lane = {"positions": {"preset": "e2llm", "max_scale": 4}, "objective": OBJECTIVES["train"], "seeds": 2}
+    lane = {"positions": {"preset": "e2llm", "max_scale": 4}, "objective": OBJECTIVE, "seeds": 2}
     compared = {"compare": COMPARE | {"own": {"mine": lane}}}
     made = {
         "compare.own{}:OwnLane": [(None, compared)],

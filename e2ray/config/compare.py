@@ -24,7 +24,7 @@ TrainedLane = Literal[
     "best",
 ]
 UntrainedLane = Literal["linear", "ntk", "dynamic_ntk", "yarn", "ramp_power", "truncated"]  # kinds of config/methods.py
-LANE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,+-]{0,59}")
+LANE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _,+-]{0,59}")
 UNTOUCHED = "base"  # the lane that is always there
 # Methods that train for one scale are served at it, whatever the length of the text.
 FIXED_SCALE = ("e2llm_fixed_scale", "pi_short", "pi_long", "pose", "randpos", "cream", "endprompt")
@@ -64,7 +64,7 @@ class CompareSettings(Settings):
         for name in value:
             if not LANE_NAME.fullmatch(name):
                 raise ValueError(
-                    f"{name[:80]!r} is no name of a lane, wanted at most 60 letters, digits, spaces and _ . , + -: "
+                    f"{name[:80]!r} is no name of a lane, wanted at most 60 letters, digits, spaces and _ , + -: "
                     "it names files"
                 )
         return value

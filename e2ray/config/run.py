@@ -109,6 +109,15 @@ class RunConfig(Settings):
         except ValueError as error:
             raise ValueError(f"positions.placement: {error}") from None
         self._check_attention()
+        if self.train.objective.distance_weights and self.data.pack != "concat":
+            raise ValueError(
+                f"train.objective.distance_weights: are made for rows of one text, data.pack is {self.data.pack}; set "
+                "it to concat, or leave the weights out"
+            )
+        if self.pretrain and not self.pretrain.objective.is_plain:
+            raise ValueError("pretrain.objective: a base is pretrained for the next token alone; leave it out")
+        if self.pretrain and self.pretrain.stop is not None:
+            raise ValueError("pretrain.stop: a base is shared by recipes that may say otherwise; leave it out")
         if self.evaluate and not (self.data.validation_share or self.data.validation_corpus or self.data.shards):
             raise ValueError(
                 "data.validation_share: 0 holds out no document, and evaluate scores held-out ones; raise it, name "

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -123,7 +123,16 @@ def trained_method(folder: Path) -> Method:
     """Return what a scale meant in the training of a folder's model; linear where nothing is known of it."""
     settings = (training_of(folder) or {}).get("settings", {})
     told = settings.get("positions", {}).get("method")  # of trainings that knew none other than linear, None
-    return LinearMethod() if told is None else METHODS.validate_python(told)
+    if told is None:
+        return LinearMethod()
+    try:
+        return METHODS.validate_python(told)
+    except ValidationError:
+        kind = told.get("kind") if isinstance(told, dict) else told
+        raise SettingsError(
+            f"{folder / RECORD / MANIFEST}: was trained under the frequency method {kind!r}, which this version does "
+            "not know; take a newer one"
+        ) from None
 
 
 def weight_files(folder: Path) -> list[str]:

@@ -14,8 +14,8 @@ from e2ray.config.positions import PositionSettings
 from e2ray.core.positions import draw
 
 BUCKETS = 48  # powers of two; more than any position
-ROWS = 2048  # that are drawn to see how often each reach comes up
-MOST = 8.0  # weight of a token at most, in terms of the mean
+ROWS, SEED = 4096, 0x7265_6163  # rows that are drawn to see how often each reach comes up, none of a training's
+MOST = 8.0  # weight of a token at most
 
 
 def reaches(
@@ -36,20 +36,22 @@ def reaches(
     return torch.log2(spans[:, :-1].double()).floor().long().clamp(0, BUCKETS - 1)
 
 
-def weights(settings: PositionSettings, *, seed: int, window: int, base_context_length: int) -> Float[Tensor, " k"]:
-    """Return what a token weighs by the bucket of its reach, float32 [BUCKETS], with a mean of 1 over drawn tokens.
+def weights(settings: PositionSettings, *, window: int, base_context_length: int) -> Float[Tensor, " k"]:
+    """Return what a token weighs by the bucket of its reach, float32 [BUCKETS].
+
+    The mean over drawn tokens is 1, as far as `MOST` lets it be. The same whatever the seed of a run, so that trainings
+    of several seeds descend the same.
 
     Args:
         settings: The draws of the training, of rows of one text each.
-        seed: Of the run; other rows are drawn than those that are trained on.
         window: Tokens of a row.
         base_context_length: L in tokens.
     """
-    drawn = draw(
-        settings, seed=seed + 1, step=0, indices=range(ROWS), window=window, base_context_length=base_context_length
-    )
+    each = settings.model_copy(update={"per": "sequence"})  # one draw shared by a step would be all there is
+    drawn = draw(each, seed=SEED, step=0, indices=range(ROWS), window=window, base_context_length=base_context_length)
     counts = torch.bincount(reaches(drawn.offsets).flatten(), minlength=BUCKETS).double()
     share = counts / counts.sum()
-    found = torch.where(share > 0, 1 / (share.clamp(min=1e-12) * (share > 0).sum()), torch.ones_like(share))
-    found = found.clamp(max=MOST)
-    return (found / (found * share).sum()).float()
+    found = torch.where(share > 0, 1 / share.clamp(min=1e-12), torch.ones_like(share))
+    for _ in range(BUCKETS):  # what the bound takes from the rarest goes to the others
+        found = (found / (found * share).sum()).clamp(max=MOST)
+    return found.float()

@@ -64,13 +64,13 @@ class RotaryHook:
         self._offsets: Tensor | None = None
         self._rows: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         self._before: list[tuple[nn.Module, str, Tensor, str, Any]] = []
+        for module in self.rotary_modules if not self._divides else ():
+            _refuse_deaf(module)
+            self.method.refuse_pairs(*(len(buffer) for buffer in frequency_buffers(module).values()))
         self._handles = [
             module.register_forward_pre_hook(self._place, with_kwargs=True) for module in self.rotary_modules
         ]
         if not self._divides:
-            for module in self.rotary_modules:
-                _refuse_deaf(module)
-                self.method.refuse_pairs(*(len(buffer) for buffer in frequency_buffers(module).values()))
             self._handles += [
                 module.register_forward_hook(self._give_back, always_call=True) for module in self.rotary_modules
             ]

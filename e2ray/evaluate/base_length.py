@@ -1,29 +1,40 @@
 """How far a base reads by itself, found on held-out text before anything is trained.
 
-All methods divide by L, and a config may claim more than its weights read, or less. So NLL is measured at scale 1 with
-windows up to 2 L, all over the same tokens; the longest that reads no worse than the best one says how far it reads.
+All methods divide by L, and a config may claim more than its weights read, or less. So the same last tokens of a few
+documents are read at scale 1 behind contexts of up to 2 L, and the longest that reads no worse than the best one says
+how far the base reads. Worse is what is beyond a tolerance and, over the documents, told apart from chance.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from torch import nn
 
 from e2ray.core.rope import RotaryHook
-from e2ray.evaluate.perplexity import document_sums
+from e2ray.evaluate.by_length import token_nlls
+from e2ray.evaluate.intervals import CONFIDENCE, resampled
+from e2ray.evaluate.perplexity import is_out_of_memory
 
 FILE = "base-length.json"
-SHARES = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of L, the windows that are measured
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of L, the windows that are measured
 SHORTEST = 8  # tokens of a window
-DOCUMENTS = 4
+DOCUMENTS, FEWEST = 16, 4  # that are read at most; that a window should have, else it is left out where others have
+TOKENS = 2**18  # that are read in all, unless one document needs more
 TOLERANCE = 0.02  # nats per token that a window may read worse than the best one
 
 
-def base_windows(base_context_length: int, longest_document: int) -> tuple[int, ...]:
-    """Return the windows to measure, in tokens, those that a document fills."""
-    wanted = {round(base_context_length * share) for share in SHARES}
-    return tuple(sorted(window for window in wanted if SHORTEST <= window <= longest_document))
+def base_windows(base_context_length: int, lengths: Sequence[int]) -> tuple[int, ...]:
+    """Return the windows to measure, in tokens: those that `FEWEST` documents fill, or all if there are fewer.
+
+    Args:
+        base_context_length: L in tokens.
+        lengths: Of the documents, in tokens.
+    """
+    wanted = sorted({round(base_context_length * share) for share in SHARES})
+    enough = sorted(lengths, reverse=True)[: min(FEWEST, len(lengths))]
+    return tuple(window for window in wanted if enough and SHORTEST <= window <= enough[-1])
 
 
 def measure_base(
@@ -40,41 +51,72 @@ def measure_base(
     Args:
         model: The base.
         hook: Its rotary hook, not applied.
-        documents: Held-out documents, integer tokens each; the longest few are read.
+        documents: Held-out documents, integer tokens each; the first ones that fill the longest window are read.
         base_context_length: L in tokens, as the recipe or the config claims it.
         batch_tokens: Tokens of one forward, at least.
         device: Where the model stands.
 
     Returns:
         `claimed` (L), `measured` (the longest window that is read, None where no two windows could be compared),
-        `is_longest` (whether nothing longer was measured) and `rows` (`window`, `nll` of each).
+        `is_longest` (whether nothing longer was measured), `documents` and `scored` (tokens of each), and `rows`
+        (`window`, `nll`, and `low`: of its distance from the best one, the lower end of a 95 % interval over documents;
+        None for one document alone).
     """
-    longest = max((len(document) for document in documents), default=0)
-    windows = base_windows(base_context_length, longest)
+    windows = base_windows(base_context_length, [len(document) for document in documents])
     found: dict[str, Any] = {"claimed": base_context_length, "measured": None, "is_longest": False, "rows": []}
     if len(windows) < 2:
         return found
-    chosen = [document[: windows[-1]] for document in documents if len(document) >= windows[-1]][:DOCUMENTS]
-    sums = document_sums(
-        model,
-        hook,
-        chosen,
-        windows=windows,
-        scales=[1.0],
-        stride=max(1, base_context_length // 8),
-        batch_tokens=max(batch_tokens, windows[-1]),
-        device=device,
-        name="base",
-    )
-    rows = [{"window": one.window, "nll": one.end.mean if one.end else one.mean} for one in sums]
+    most = max(1, min(DOCUMENTS, TOKENS // sum(windows)))
+    chosen = [document[: windows[-1]] for document in documents if len(document) >= windows[-1]][:most]
+    scored = max(1, windows[0] // 2)
+    sums: dict[int, Float[np.ndarray, " documents"]] = {}
+    for window in windows:
+        try:
+            nll = token_nlls(
+                model,
+                hook,
+                [document[-window:] for document in chosen],
+                window=window,
+                scale=1.0,
+                batch_tokens=max(batch_tokens, window),
+                device=device,
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            break
+        sums[window] = nll[:, -scored:].mean(axis=1, dtype=np.float64)
+    if len(sums) < 2:
+        return found
+    rows = compared(sums)
     measured = read_up_to(rows)
-    return found | {"measured": measured, "is_longest": measured == rows[-1]["window"], "rows": rows}
+    longest = measured == rows[-1]["window"]
+    return found | {
+        "measured": measured,
+        "is_longest": longest,
+        "documents": len(chosen),
+        "scored": scored,
+        "rows": rows,
+    }
+
+
+def compared(sums: Mapping[int, Float[np.ndarray, " documents"]]) -> list[dict[str, Any]]:
+    """Return a row for each window from each document's mean NLL."""
+    best = min(sums, key=lambda window: float(sums[window].mean()))
+    rows = []
+    for window, nll in sums.items():
+        behind, low = nll - sums[best], None
+        if len(behind) > 1:
+            low = float(np.quantile(behind[resampled(len(behind))].mean(axis=1), (1 - CONFIDENCE) / 2))
+        rows.append({"window": window, "nll": float(nll.mean()), "low": low})
+    return rows
 
 
 def read_up_to(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Return the longest window that reads as well as the best one, or worse by `TOLERANCE` at most."""
+    """Return the longest window that reads no worse than the best one."""
     best = min(row["nll"] for row in rows)
-    return max(int(row["window"]) for row in rows if row["nll"] <= best + TOLERANCE)
+    good = [row for row in rows if row["nll"] <= best + TOLERANCE or (row["low"] is not None and row["low"] <= 0)]
+    return max(int(row["window"]) for row in good)
 
 
 def told(found: Mapping[str, Any]) -> str:
@@ -85,7 +127,7 @@ def told(found: Mapping[str, Any]) -> str:
     figures = ", ".join(f"{row['window']}: {row['nll']:.3f}" for row in found["rows"])
     more = " at least" if found["is_longest"] else ""
     line = f"base: reads {measured:,} tokens{more} at scale 1 (NLL by window {figures})"
-    if measured >= claimed:
+    if measured >= claimed or found["is_longest"]:
         return line
     return (
         f"warning: {line}, L is {claimed:,}; all scales are measured by L, so set model.base_context_length to "

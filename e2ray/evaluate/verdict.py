@@ -68,6 +68,13 @@ def verdict(
     return found
 
 
+def as_now(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a verdict with the names of today: earlier versions knew linear scaling alone, and named it so."""
+    older = {"base_linear": "base_untrained", "gain_over_linear": "gain_over_untrained"}
+    windows = [{older.get(key, key): value for key, value in row.items()} for row in verdict.get("windows", ())]
+    return {"method": Linear.label, **verdict, "windows": windows}
+
+
 def _key(scale: float) -> float:
     return round(scale, 6)
 

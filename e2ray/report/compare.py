@@ -285,7 +285,8 @@ def tables(
     ]
     if any(row["lane"] == "best" for row in rows):
         parts.append(
-            f"{NAMES['best']} trains at the learning rate that its study has found, all others at the recipe's."
+            f"{NAMES['best']} trains at the learning rate and for the objective that its study has found, all others "
+            "at the recipe's or their own."
         )
     if any(row["lane"] == PAPER for row in rows) and len(rows) > 1:
         parts += [

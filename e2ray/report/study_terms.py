@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from e2ray.config.search import PAPER
+from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import StudyResults, TrialRecord
 
 METHODS = {
@@ -156,6 +157,12 @@ def settings_words(settings: Mapping[str, Any]) -> str:
         parts.append(f"placement: {words}" + (f", jump {_section_words(jump, {})}" if jump else ""))
     if "per" in positions:
         parts.append(f"per {number(positions['per'])}")
+    method = dict(positions.get("method") or {"kind": "linear"})
+    if method["kind"] != "linear":
+        heat = method.pop("temperature", None) or {}
+        method = {key: value for key, value in method.items() if not isinstance(value, list | tuple)}
+        told = f", temperature {_section_words(heat, {'coefficient': ''})}" if heat else ""
+        parts.append(f"read by {_section_words(method, {'max_scale': 'listed at'})}{told}")
     rest = [(path.removeprefix("train."), value) for path, value in settings.items() if path != "positions"]
     return "; ".join(parts + [f"{name} {number(value)}" for name, value in rest])
 
@@ -191,11 +198,6 @@ def range_words(row: Mapping[str, Any]) -> str:
         return "none found"
     low, high = number(row["low"]), number(row["high"])
     return f"about {low}" if low == high and row["low"] != row["high"] else low if low == high else f"{low} to {high}"
-
-
-def chance_correlation(trials: int) -> float:
-    """Return the rank correlation that two unrelated orders of so many trials exceed in one of twenty cases."""
-    return min(1.0, 1.96 / math.sqrt(trials - 1)) if trials > 1 else 1.0
 
 
 def correlation_words(row: Mapping[str, Any]) -> str:

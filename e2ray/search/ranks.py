@@ -1,4 +1,4 @@
-"""Spearman's rank correlation."""
+"""Spearman's rank correlation, and what chance makes of it."""
 
 import math
 from collections.abc import Sequence
@@ -21,3 +21,8 @@ def _centred_ranks(values: Sequence[float]) -> np.ndarray:
     _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return np.asarray(ranks - (len(values) + 1) / 2)
+
+
+def chance_correlation(trials: int) -> float:
+    """Return the rank correlation that two unrelated orders of so many trials exceed in one of twenty cases."""
+    return min(1.0, 1.96 / math.sqrt(trials - 1)) if trials > 1 else 1.0

@@ -220,7 +220,11 @@ def surrogate(records: Iterable[TrialRecord], facts: StudyFacts, noise: Noise) -
     """
     if noise.value is None:
         return None
-    known = [Trial(record.params, _value(record)) for record in compared(records) if record.params and record.value]
+    known = [
+        Trial(record.params, _value(record))
+        for record in compared(records)
+        if record.params and record.value is not None
+    ]
     return intervals(facts.space, known, within=noise.value)
 
 

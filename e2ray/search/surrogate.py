@@ -1,11 +1,11 @@
 """What a study says of settings between its trials: a surrogate of its weighted number, and the intervals it gives.
 
-A Gaussian process (scikit-learn) is fitted to all trials that ran to the end. It knows which settings are active: a
-choice is a coordinate for each of its options, and a conditional setting that does not apply stands still at one place,
-so that it tells no two trials apart. For each setting, all others as in the best trial, its interval is where the
-prediction stays within one noise of the lowest. Left out one by one, trials say how far that can be believed: how much
-of the ranks of what was measured the others predict, and how often the interval of the others holds the best place of
-all.
+A Gaussian process (scikit-learn) is fitted to all trials that ran to the end, its noise at least that of a trial. It
+knows which settings are active: a choice is a coordinate for each of its options, and a conditional setting that does
+not apply stands still at one place, so that it tells no two trials apart. For each setting, all others as in the best
+trial that it fits, its interval is where the prediction stays within one noise of the lowest. Left out one by one,
+trials say how far that can be believed: whether what was measured lies where the others predict it, in which order, and
+how often the interval of the others holds the best place of all.
 """
 
 import math
@@ -20,12 +20,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from e2ray.search.ranks import spearman
+from e2ray.search.ranks import chance_correlation, spearman
 
 MIN_TRIALS = 8  # under which nothing is fitted
 PLACES = 65  # of a range at which the surrogate is asked
 WIDEST = 0.5  # share of a range that a determined interval has at most
-COVERED = 0.8  # share of the refits, one trial left out each, that have the best place in their interval
+COVERED = 0.8  # of left-out trials inside their prediction's interval, and of refits that hold the best place
+DEVIATIONS = 1.645  # standard deviations on either side of a prediction: nine of ten measurements
 IDLE = 0.5  # where a setting that does not apply stands, on the way from 0 to 1
 
 Space = Mapping[str, Mapping[str, Any]]
@@ -43,12 +44,13 @@ class Trial:
 class Surrogate:
     """A Gaussian process over the settings of a space."""
 
-    def __init__(self, space: Space, trials: Sequence[Trial]) -> None:
+    def __init__(self, space: Space, trials: Sequence[Trial], *, noise: float) -> None:
         """Fit to trials.
 
         Args:
             space: Searched settings by dotted path, as ranges.json has them: `kind`, `low`, `high`, `log`, `options`.
             trials: At least `MIN_TRIALS`.
+            noise: Standard deviation of a trial's number, which the process takes for noise at least.
         """
         self.space, self.trials = space, list(trials)
         self.columns = [(path, option) for path in space for option in _options(space[path])]
@@ -56,7 +58,8 @@ class Surrogate:
         self.values = np.array([trial.value for trial in trials])
         self.centre, self.spread = float(self.values.mean()), float(self.values.std()) or 1.0
         kernel = ConstantKernel(1.0, (0.05, 50.0)) * Matern([1.0] * len(self.columns), (0.1, 50.0), nu=2.5)
-        process = GaussianProcessRegressor(kernel + WhiteKernel(0.05, (1e-4, 1.0)), random_state=0)
+        least = max((noise / self.spread) ** 2, 1e-4)
+        process = GaussianProcessRegressor(kernel + WhiteKernel(least, (least, 10.0 * least)), random_state=0)
         self.process = _fitted(process, self.points, (self.values - self.centre) / self.spread)
 
     def point(self, params: Mapping[str, Any]) -> list[float]:
@@ -66,6 +69,10 @@ class Surrogate:
     def predict(self, points: Points) -> Float64[np.ndarray, " trials"]:
         """Return the predicted weighted number at some coordinates."""
         return np.asarray(self.process.predict(points)) * self.spread + self.centre
+
+    def deviation(self, points: Points) -> Float64[np.ndarray, " trials"]:
+        """Return the standard deviation of a measurement at some coordinates, as the surrogate sees it."""
+        return np.asarray(self.process.predict(points, return_std=True)[1]) * self.spread
 
     def without(self, left_out: int) -> "Surrogate":
         """Return the surrogate of all trials but one, under the same kernel."""
@@ -83,7 +90,24 @@ class Surrogate:
         """Return the predicted weighted number at every place of a setting, all others as in `start`."""
         parameter = self.space[path]
         places = parameter["options"] if parameter["kind"] == "choice" else grid(parameter)
-        return self.predict(np.array([self.point({**start, path: value}) for value in places]))
+        return self.predict(np.array([self.point(self.moved(start, path, value)) for value in places]))
+
+    def moved(self, start: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+        """Return a trial's settings with another value of one: what no longer applies is left out.
+
+        What begins to apply is taken from the best trial that has the value.
+        """
+        having = [trial for trial in self.trials if trial.params.get(path) == value]
+        best = min(having, key=lambda trial: trial.value).params if having else {}
+        found = {**best, **start, path: value}
+        while dropped := [name for name in found if not _applies(self.space.get(name, {}), found)]:
+            found = {name: known for name, known in found.items() if name not in dropped}
+        return found
+
+
+def _applies(parameter: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+    """Return whether a setting applies beside others."""
+    return all(key in params and params[key] in values for key, values in (parameter.get("when") or {}).items())
 
 
 def _fitted(process: GaussianProcessRegressor, points: Points, values: np.ndarray) -> GaussianProcessRegressor:
@@ -127,25 +151,34 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> dict[s
         within: One noise of a trial, in terms of the weighted number.
 
     Returns:
-        `trials`, `left_out_spearman` (of what was measured and what all other trials predict) and `parameters`, by
-        dotted path: `low` and `high`, or `kinds` (options), where the prediction stays within; `share` of the range or
-        of the options that is; `coverage` (share of the refits with one trial left out whose interval holds the best
-        place of all); `determined` (a share of at most `WIDEST`, and a coverage of at least `COVERED`). None for a
-        setting that no trial has.
+        `trials`; `left_out_spearman` (of what was measured and what all other trials predict) and `coverage` (share of
+        left-out trials inside the interval that the others predict for nine of ten); and `parameters`, by dotted path:
+        `low` and `high`, or `kinds` (options), where the prediction stays within; `share` of the range or of the
+        options that is; `held` (share of the refits with one trial left out whose interval holds the best place of
+        all); `determined` (a share of at most `WIDEST`, `held` and `coverage` of at least `COVERED`, left-out trials
+        ordered better than by chance). None for a setting that no trial has.
     """
     if len(trials) < MIN_TRIALS or len({trial.value for trial in trials}) == 1:
         return None
-    whole = Surrogate(space, trials)
+    whole = Surrogate(space, trials, noise=within)
     refits = [whole.without(number) for number in range(len(trials))]
-    predicted = [float(refit.predict(whole.points[[number]])[0]) for number, refit in enumerate(refits)]
+    points = [whole.points[[number]] for number in range(len(trials))]
+    predicted = [float(refit.predict(point)[0]) for refit, point in zip(refits, points, strict=True)]
+    allowed = [DEVIATIONS * float(refit.deviation(point)[0]) for refit, point in zip(refits, points, strict=True)]
+    inside = [abs(p - trial.value) <= most for p, trial, most in zip(predicted, trials, allowed, strict=True)]
+    ranks, coverage = spearman(predicted, [trial.value for trial in trials]), sum(inside) / len(inside)
+    believed = coverage >= COVERED and ranks is not None and ranks > chance_correlation(len(trials))
     return {
         "trials": len(trials),
-        "left_out_spearman": spearman(predicted, [trial.value for trial in trials]),
-        "parameters": {path: _interval(path, whole, refits, within) for path in space},
+        "left_out_spearman": ranks,
+        "coverage": coverage,
+        "parameters": {path: _interval(path, whole, refits, within, believed=believed) for path in space},
     }
 
 
-def _interval(path: str, whole: Surrogate, refits: Sequence[Surrogate], within: float) -> dict[str, Any] | None:
+def _interval(
+    path: str, whole: Surrogate, refits: Sequence[Surrogate], within: float, *, believed: bool
+) -> dict[str, Any] | None:
     having = [trial for trial in whole.trials if path in trial.params]
     if not having:
         return None
@@ -153,8 +186,9 @@ def _interval(path: str, whole: Surrogate, refits: Sequence[Surrogate], within: 
     found: dict[str, Any]
     parameter, curve = whole.space[path], whole.along(path, start)
     chosen, best = _within(curve, within, choice=parameter["kind"] == "choice"), int(curve.argmin())
-    held = [best in _within(refit.along(path, start), within, choice=parameter["kind"] == "choice") for refit in refits]
-    coverage = sum(held) / len(held)
+    held = sum(
+        best in _within(refit.along(path, start), within, choice=parameter["kind"] == "choice") for refit in refits
+    ) / len(refits)
     if parameter["kind"] == "choice":
         options = [parameter["options"][number] for number in chosen]
         share, found = len(options) / len(parameter["options"]), {"kinds": options}
@@ -163,7 +197,8 @@ def _interval(path: str, whole: Surrogate, refits: Sequence[Surrogate], within: 
         low, high = places[chosen[0]], places[chosen[-1]]
         ends = [_place(parameter, None, value) for value in (low, high)]
         share, found = ends[1] - ends[0], {"low": low, "high": high}
-    return {**found, "share": share, "coverage": coverage, "determined": share <= WIDEST and coverage >= COVERED}
+    determined = believed and share <= WIDEST and held >= COVERED
+    return {**found, "share": share, "held": held, "determined": determined}
 
 
 def _within(curve: Float64[np.ndarray, " places"], within: float, *, choice: bool) -> list[int]:

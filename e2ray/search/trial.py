@@ -75,7 +75,7 @@ class Shared:
             seed=config.seed,
             model=self.task.model.model_copy(update={"lora": lora}),
             positions=config.positions,
-            train=config.train,
+            train=config.train.model_copy(update={"watch_every": None, "stop": None}),  # a trial has its rungs
             show_progress=False,
             keep=False,
         )

@@ -70,7 +70,8 @@ def write_model(
         save_whole(tokenizer, aside)
         if source is not None:
             told += take_along(source, aside)
-        seal(aside, probe, training=origin(state["identity"]))
+        made = {"step": state["step"], "tokens": state["tokens"], "stopped": bool(state.get("stopped"))}
+        seal(aside, probe, training=origin(state["identity"]) | made)
     return told
 
 

@@ -1,9 +1,10 @@
 """Looking on while a model trains: NLL of a few held-out documents at L and at longer windows, and what L has cost.
 
 Every window scores the same last tokens of the same documents, read at the scale that the draws serve it at. The price
-is NLL at L minus that of the model before its first step.
+is NLL at L minus that of the untouched model, before its first step and at scale 1.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from e2ray.config.base import SettingsError
 from e2ray.config.train import TrainSettings
 from e2ray.data.shards import ShardSet
 from e2ray.evaluate.by_length import token_nlls
-from e2ray.evaluate.documents import select_documents
+from e2ray.evaluate.documents import documents_digest, select_documents
+from e2ray.evaluate.perplexity import is_out_of_memory
 from e2ray.train.engine import Engine
 from e2ray.train.task import Task
 
@@ -32,7 +34,7 @@ class Lookout:
 
     Attributes:
         windows: W in tokens, ascending; the first is L.
-        base: NLL by window before the first step, None until it is known.
+        base: `nll` of the untouched model at L and scale 1, and what it was measured on; None until it is known.
         last: What the newest look found, None before it.
     """
 
@@ -61,7 +63,8 @@ class Lookout:
         )
         share = slice(None) if task.train.zero_stage == 3 else slice(engine.rank, None, engine.num_workers)
         self.documents = list(chosen)[share]  # of ZeRO 3 every rank takes part in each forward
-        self.base: dict[str, float] | None = None
+        self.seen = {"window": self.windows[0], "scored": self.scored, "documents": documents_digest(chosen)}
+        self.base: dict[str, Any] | None = None
         self.last: dict[str, Any] | None = None
 
     @property
@@ -69,54 +72,67 @@ class Lookout:
         """S, tokens that every window scores at its end."""
         return max(1, self.windows[0] // 2)
 
-    def look(self) -> dict[str, float]:
-        """Return NLL by window, nats per token; every rank must call this and gets the same."""
-        hook = self.engine.hook
-        found = {}
-        for window in self.windows:
-            sums = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
+    def look(self) -> dict[str, float | None]:
+        """Return NLL by window, nats per token; every rank must call this and gets the same.
+
+        None stands for a window that did not fit into memory, or gave no finite number.
+        """
+        length = self.task.base_context_length
+        return {
+            str(window): self._nll(window, self.task.positions.serve_at(window / length)) for window in self.windows
+        }
+
+    def _nll(self, window: int, scale: float) -> float | None:
+        sums = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
+        try:
             if self.documents:
                 nll = token_nlls(
                     self.engine.ds.module,
-                    hook,
+                    self.engine.hook,
                     [document[-window:] for document in self.documents],
                     window=window,
-                    scale=self.task.positions.serve_at(window / self.task.base_context_length),
+                    scale=scale,
                     batch_tokens=window,
                     device=self.engine.device,
                 )[:, -self.scored :]
                 sums += torch.tensor([nll.sum(dtype=np.float64), nll.size], dtype=torch.float64)
-            total, count = self.engine.total(sums).tolist()
-            found[str(window)] = total / count
-        return found
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            sums += math.nan
+        total, count = self.engine.total(sums).tolist()
+        return total / count if math.isfinite(total) else None
 
-    def metrics(self, step: int) -> dict[str, Any]:
-        """Return what joins a logged step's metrics: `watch_nll` by window, and `price_at_base` in nats per token."""
-        assert self.base is not None, "the first look is before the first step"
-        found, first = self.look(), str(self.windows[0])
-        self.last = {"step": step, NLL: found, PRICE: found[first] - self.base[first]}
-        return {key: self.last[key] for key in (NLL, PRICE)}
-
-    def facts(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {"base": self.base, "last": self.last}
-
-    def begin(self) -> None:
+    def begin(self, step: int = 0) -> dict[str, Any]:
         """Look at the model before its first step; every rank must call this."""
-        self.base = self.look()
+        self.base = {"nll": self._nll(self.windows[0], 1.0)} | self.seen
+        return {}
 
     def resume(self, facts: Mapping[str, Any] | None) -> None:
         """Take up what a checkpoint has kept.
 
         Raises:
-            SettingsError: If it was made without a look at these windows.
+            SettingsError: If it was made without a look at this text before the first step.
         """
-        if facts is None or facts["base"].keys() != {*map(str, self.windows)}:
+        if facts is None or {key: facts["base"].get(key) for key in self.seen} != self.seen:
             raise SettingsError(
-                "train.watch_every: the checkpoint was made without a look at these windows before the first step, so "
-                "no price can be told; set it as it was, or choose another name"
+                "train.watch_every: the checkpoint was made without a look at these documents before the first step, "
+                "so no price can be told; set it and train.watch_documents as they were, or choose another name"
             )
         self.base, self.last = dict(facts["base"]), facts["last"]
+
+    def metrics(self, step: int) -> dict[str, Any]:
+        """Return what joins a logged step's metrics: `watch_nll` by window, and `price_at_base` in nats per token."""
+        assert self.base is not None, "the first look is before the first step"
+        found, before = self.look(), self.base["nll"]
+        here = found[str(self.windows[0])]
+        price = None if here is None or before is None else here - before
+        self.last = {"step": step, NLL: found, PRICE: price}
+        return {key: self.last[key] for key in (NLL, PRICE)}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"base": self.base, "last": self.last}
 
 
 def lookout_of(engine: Engine, task: Task) -> Lookout | None:
@@ -127,11 +143,12 @@ def lookout_of(engine: Engine, task: Task) -> Lookout | None:
     return Lookout(engine, task, [tokens for _, tokens in opened.validation_documents()])
 
 
-def pays_too_much(settings: TrainSettings, metrics: Mapping[str, Any], base_context_length: int) -> str | None:
+def pays_too_much(settings: TrainSettings, metrics: Mapping[str, Any] | None, base_context_length: int) -> str | None:
     """Return what to say where a step's metrics end a training by `train.stop`, None where they do not."""
-    price = metrics.get(PRICE)
+    price = (metrics or {}).get(PRICE)
     if settings.stop is None or price is None or price <= settings.stop.price_at_base:
         return None
+    assert metrics is not None
     return (
         f"step {metrics['step']}: NLL at {base_context_length} tokens is {price:.3f} nats above the base's, "
         f"train.stop.price_at_base is {settings.stop.price_at_base:g}: it ends here"

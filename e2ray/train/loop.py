@@ -220,6 +220,7 @@ def fit(
             metrics = meter.line(step=done, lr=lr)
             if evaluate:
                 metrics |= files.finite(evaluate(done))
+                meter.since = time.perf_counter()  # what it took is none of the training's
             if engine.any(report(metrics) == "stop"):
                 save(done)
                 return done

@@ -55,6 +55,17 @@ def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:
         )
 
 
+def ended_early(task: Task) -> str | None:
+    """Return a line where the model that stands in a training's folder is of fewer steps, ended by `train.stop`."""
+    known = training_of(task.folder / "model") or {}
+    if not known.get("stopped"):
+        return None
+    return (
+        f"{task.folder / 'model'}: its training ended at step {known['step']} of {task.train.steps} by train.stop; "
+        "remove the folder to go on from there under another limit"
+    )
+
+
 def refuse_other_base(folder: Path, base: Model) -> None:
     """Raise SettingsError if a base is not the one that the model of a folder was trained from.
 

@@ -124,7 +124,7 @@ def set_out(engine: Engine, task: Task, *, teacher: Forward | None = None) -> No
         return
     by_reach = None
     if settings.distance_weights:
-        options = {"seed": task.seed, "window": task.window, "base_context_length": task.base_context_length}
+        options = {"window": task.window, "base_context_length": task.base_context_length}
         by_reach = weights(task.positions, **options).to(device)
     if settings.distill and teacher is None:
         teacher = engine.untouched_logits
@@ -184,13 +184,13 @@ def run(
     start = state["step"]
     if engine.rank == 0:
         _tell(task, engine)
-    if task.train.stop is not None and state.get("stopped"):
+    if state.get("stopped") and pays_too_much(task.train, state["watched"]["last"], task.base_context_length):
         return int(start)
     lookout = lookout_of(engine, task)
     if lookout is not None and found:
         lookout.resume(state.get("watched"))
     elif lookout is not None:
-        lookout.begin()
+        looking(lookout.begin)(start)
     recorder = _recorder(task, start, gauges) if engine.rank == 0 else None
     ledger = Ledger(task.folder, rank=engine.rank, start_step=start) if task.ledger else None
     rows = drawn(

@@ -326,7 +326,7 @@ def test_an_override_that_leads_nowhere_is_refused(assignment, message):
         ("positions.max_scale=2.5", "positions.max_scale: must be a whole number for uniform_int, got 2.5"),
         ("positions.max_scale=" + "9" * 400, "positions.max_scale: got 999"),
         ("positions.preset=yarn", "positions: preset must be one of e2llm, pose, randpos, cream, clex, endprompt, pi"),
-        ("positions.preset=[a]", "e2yarn, got ['a']"),
+        ("positions.preset=[a]", "recommended, got ['a']"),
         ("positions.placement={kind: prefix, prefix: -1}", "positions.placement.prefix: got -1, wanted at least 0"),
         (
             "positions={scale: {kind: beta, max_scale: 0.5, a: 1, b: 1}, placement: {kind: none}}",

@@ -56,7 +56,7 @@ def test_the_largest_scale_of_a_choice_is_its_largest_entry():
 
 
 def test_unknown_presets_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"must be one of e2llm, pose, .*, e2yarn, got 'yarn'"):
+    with pytest.raises(ValueError, match=r"must be one of e2llm, pose, .*, recommended, got 'yarn'"):
         preset("yarn", 4.0)
     with pytest.raises(ValidationError, match="must be one of e2llm"):
         read(preset="yarn", max_scale=4.0)

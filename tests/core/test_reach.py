@@ -19,15 +19,17 @@ def test_documents_of_a_packed_row_reach_no_further_than_themselves():
     assert reaches(offsets, places).tolist() == [[0, 1, 5, 0, 1]]  # spans 1, 2, 33, 1, 2
 
 
+@pytest.mark.parametrize("per", ["sequence", "step"])
 @pytest.mark.parametrize("preset", ["e2llm", "pose", "randpos", "native"])
-def test_every_reach_that_comes_up_weighs_the_same_in_sum(preset):
-    positions = PositionSettings.model_validate({"preset": preset, "max_scale": 16})
-    found = weights(positions, seed=3, window=64, base_context_length=64)
-    drawn = draw(positions, seed=9, step=5, indices=range(2000), window=64, base_context_length=64)
-    by_token = found[reaches(drawn.offsets)]
+def test_every_reach_that_comes_up_weighs_the_same_in_sum(preset, per):
+    positions = PositionSettings.model_validate({"preset": preset, "max_scale": 16, "per": per})
+    found = weights(positions, window=64, base_context_length=64)
+    drawn = torch.cat(
+        [draw(positions, seed=9, step=n, indices=[0], window=64, base_context_length=64).offsets for n in range(2000)]
+    )
+    by_token = found[reaches(drawn)]
     assert by_token.mean().item() == pytest.approx(1, abs=0.05)  # other rows than the weights were made of
-    sums = torch.zeros(BUCKETS).index_add_(0, reaches(drawn.offsets).flatten(), by_token.flatten())
-    capped = found >= found.max() * 0.999
-    even = sums[(sums > 0) & ~capped]
-    assert even.max() < 1.25 * even.min()
-    assert found.max() <= MOST * 1.5
+    sums = torch.zeros(BUCKETS).index_add_(0, reaches(drawn).flatten(), by_token.flatten())
+    even = sums[(sums > 0) & (found < 0.999 * MOST)]
+    assert even.max() < 1.5 * even.min()  # rare reaches are rare in 2,000 rows
+    assert found.max() <= MOST

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from e2ray.core.rope import RotaryHook
+from e2ray.evaluate import base_length
 from e2ray.evaluate.base_length import base_windows, measure_base, read_up_to, told
 
 VOCABULARY = 32
@@ -83,14 +84,54 @@ def test_without_long_text_nothing_is_claimed(model):
     assert found["measured"] is None and "was not measured" in told(found)
 
 
-def test_a_window_that_reads_a_little_worse_is_still_read():
-    seen = ((8, 3.0), (16, 2.5), (24, 2.53), (32, 2.515), (48, 2.7), (64, 2.6))
-    rows = [{"window": window, "nll": nll} for window, nll in seen]
-    assert read_up_to(rows) == 32
-    assert read_up_to(rows[:1]) == 8
+def rows_of(*seen):
+    return [{"window": window, "nll": nll, "low": low} for window, nll, low in seen]
 
 
-def test_windows_are_parts_of_l_that_documents_fill():
-    assert base_windows(128, 10_000) == (16, 32, 64, 96, 128, 160, 192, 256)
-    assert base_windows(128, 130) == (16, 32, 64, 96, 128)
-    assert base_windows(16, 100) == (8, 12, 16, 20, 24, 32)
+def test_a_window_that_reads_a_little_worse_or_not_surely_worse_is_still_read():
+    sure = rows_of((8, 3.0, 0.4), (16, 2.5, 0.0), (24, 2.53, 0.01), (32, 2.515, 0.005), (48, 2.7, 0.1), (64, 2.6, 0.02))
+    assert read_up_to(sure) == 32
+    assert read_up_to(rows_of((16, 2.5, 0.0), (32, 2.6, -0.01), (48, 2.7, 0.1))) == 32
+    assert read_up_to(rows_of((16, 2.5, None), (32, 2.6, None))) == 16  # one document tells no chance
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_model_that_reads_nothing_is_not_warned_of(seed):
+    """Of noise no window is better than another but by chance."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2
+    )
+    rng = np.random.default_rng(seed)
+    model = LlamaForCausalLM(config).eval()
+    found = measure_base(
+        model,
+        RotaryHook(model),
+        [rng.integers(0, VOCABULARY, 300) for _ in range(16)],
+        base_context_length=128,
+        batch_tokens=1024,
+        device="cpu",
+    )
+    assert found["measured"] >= 128 and not told(found).startswith("warning")
+
+
+def test_windows_are_parts_of_l_that_several_documents_fill():
+    assert base_windows(128, [10_000] * 4) == (32, 64, 96, 128, 160, 192, 256)
+    assert base_windows(128, [10_000, 130, 130, 130, 20]) == (32, 64, 96, 128)
+    assert base_windows(16, [100, 90]) == (8, 12, 16, 20, 24, 32)
+    assert base_windows(128, []) == ()
+
+
+def test_what_does_not_fit_into_memory_is_left_out(model, monkeypatch):
+    real = base_length.token_nlls
+
+    def small(*args, window, **options):
+        if window > 48:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, window=window, **options)
+
+    monkeypatch.setattr(base_length, "token_nlls", small)
+    found = measured(model, 64)
+    assert [row["window"] for row in found["rows"]] == [16, 32, 48]
+    monkeypatch.setattr(base_length, "token_nlls", lambda *args, **options: small(*args, **options | {"window": 99}))
+    assert measured(model, 64)["measured"] is None

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from e2ray.evaluate.perplexity import Cell
-from e2ray.evaluate.verdict import table, verdict
+from e2ray.evaluate.verdict import as_now, table, verdict
 
 L = 64
 
@@ -106,3 +106,12 @@ def test_a_single_document_is_shown_without_a_spread():
     text = table([cell("tuned", 64, 1.0, 3.5, stderr=None)], verdict([cell("tuned", 64, 1.0, 3.5, stderr=None)], L))
     assert "3.500 |" in text
     assert "3.500 ±" not in text
+
+
+def test_a_verdict_of_an_earlier_version_reads_as_one_of_linear_scaling():
+    found = verdict(hand_made(), L)
+    older = {"base_untrained": "base_linear", "gain_over_untrained": "gain_over_linear"}
+    before = {key: value for key, value in found.items() if key != "method"}
+    before["windows"] = [{older.get(key, key): value for key, value in row.items()} for row in found["windows"]]
+    assert as_now(before) == found == as_now(found)
+    assert table(hand_made(), as_now(before)) == table(hand_made(), found)

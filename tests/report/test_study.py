@@ -14,7 +14,6 @@ from e2ray.report.study import PICTURES, write_study
 from e2ray.report.study_pictures import draw_pareto, draw_rungs, draw_surfaces
 from e2ray.report.study_tables import measurement, searched_words
 from e2ray.report.study_terms import (
-    chance_correlation,
     correlation_words,
     count,
     difference,
@@ -26,6 +25,7 @@ from e2ray.report.study_terms import (
     settings_words,
 )
 from e2ray.report.study_words import conclusion, findings
+from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import Noise
 from e2ray.search.results import results as follow
 
@@ -388,6 +388,11 @@ def test_settings_are_said_in_words():
     )
     choices = {"kind": "choice", "choices": [{"scale": 1.0, "weight": 2.0}, {"scale": 8.0, "weight": 1.0}]}
     clex = {"kind": "sorted_random", "pin_first": True, "pin_last": False}
+    yarn = {"kind": "yarn", "fast": 32.0, "slow": 1.0, "temperature": {"kind": "log", "coefficient": 0.1}}
+    assert settings_words({"positions": {"method": yarn}}) == "read by yarn, fast 32, slow 1, temperature log, 0.1"
+    listed = {"kind": "factors", "factors": [1.0, 2.0], "max_scale": 8.0, "temperature": {"kind": "none"}}
+    assert settings_words({"positions": {"method": listed}}) == "read by factors, listed at 8, temperature none"
+    assert settings_words({"positions": {"method": {"kind": "linear"}, "per": "step"}}) == "per step"
     assert settings_words({"positions": {"scale": choices, "placement": clex, "per": "step"}}) == (
         "scale: choice, 1 (weight 2), 8 (weight 1); placement: sorted random, pin first; per step"
     )

@@ -14,6 +14,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.config.train import StopSettings, TrainSettings
 from e2ray.core.losses import token_nll
 from e2ray.data.shards import Rows
+from e2ray.train import lookout as lookouts
 from e2ray.train import steps, worker
 from e2ray.train.checkpoint import read_state
 from e2ray.train.lookout import Lookout, watched_windows
@@ -112,7 +113,7 @@ def test_what_is_seen_joins_the_metrics_and_the_checkpoint_and_changes_no_weight
     state = read_state(steps.latest(task.folder / "checkpoints"))
     base, last = state["watched"]["base"], state["watched"]["last"]
     assert last == {"step": 8, "watch_nll": lines[-1]["watch_nll"], "price_at_base": lines[-1]["price_at_base"]}
-    assert last["price_at_base"] == pytest.approx(last["watch_nll"]["24"] - base["24"])
+    assert last["price_at_base"] == pytest.approx(last["watch_nll"]["24"] - base["nll"])
     blind = replace(
         task, folder=task.folder.parent / "blind", train=task.train.model_copy(update={"watch_every": None})
     )
@@ -128,6 +129,44 @@ def test_a_restart_holds_the_price_against_the_model_before_its_first_step(task,
     run(broken)
     for one, other in zip(read_metrics(broken.folder), wanted, strict=True):
         assert (one["loss"], one.get("price_at_base")) == (other["loss"], other.get("price_at_base"))
+
+
+def test_the_price_is_held_against_the_untouched_model_at_scale_1_whatever_the_draws(task, run):
+    """PI serves L at the one scale it trains for, at which an untrained model is worse."""
+    task = replace(task, positions=PositionSettings.model_validate({"preset": "pi", "max_scale": 4}))
+    engine = worker.begin(task, device=CPU)
+    lookout = Lookout(engine, task, documents())
+    lookout.begin()
+    found = lookout.metrics(0)
+    assert lookout.base["nll"] == lookout._nll(24, 1.0) != found["watch_nll"]["24"] == lookout._nll(24, 4.0)
+    assert found["price_at_base"] == found["watch_nll"]["24"] - lookout.base["nll"]
+
+
+def test_a_restart_on_other_documents_is_refused(task, run):
+    run(task, until=4)
+    fewer = replace(task, train=task.train.model_copy(update={"watch_documents": 2}))
+    with pytest.raises(
+        SettingsError, match=r"^train\.watch_every: the checkpoint was made without a look at these doc"
+    ):
+        run(fewer)
+
+
+def test_a_window_that_does_not_fit_into_memory_has_no_number_and_ends_nothing(task, monkeypatch):
+    engine = worker.begin(task, device=CPU)
+    lookout = Lookout(engine, task, documents())
+    lookout.begin()
+    real = lookouts.token_nlls
+
+    def small(*args, window, **options):
+        if window > 48:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, window=window, **options)
+
+    monkeypatch.setattr(lookouts, "token_nlls", small)
+    found = lookout.metrics(2)
+    assert found["watch_nll"]["96"] is None and found["watch_nll"]["48"] > 0
+    monkeypatch.setattr(lookouts, "token_nlls", lambda *args, **options: small(*args, **options | {"window": 99}))
+    assert lookout.metrics(4)["price_at_base"] is None
 
 
 def test_a_restart_that_cannot_know_the_price_is_refused(task, run):
@@ -149,7 +188,8 @@ def test_a_run_that_pays_too_much_at_l_ends_with_what_it_has_and_is_not_gone_on_
     assert steps.latest(task.folder / "checkpoints").name == f"step-{done}"
     before = read_metrics(task.folder)
     assert run(limited) == done and read_metrics(task.folder) == before
-    assert run(task) == 8  # who takes the limit away goes on
+    higher = replace(task, train=task.train.model_copy(update={"stop": StopSettings(price_at_base=50.0)}))
+    assert run(higher) == 8  # who allows more goes on
 
 
 @pytest.mark.parametrize(
