@@ -163,10 +163,7 @@ def test_differences_to_the_papers_preset_stand_in_a_table_with_their_intervals(
     assert [cell.strip() for cell in line.split("|")[2:4]] == ["+0.150 [+0.150, +0.150]"] * 2
     assert "best of the search trains at" not in text
     text = tables([*rows_of([*found, job("best", 1, (3.9, 3.6, 3.5))]).values()], L, WINDOWS, PROTOCOL)
-    assert (
-        "best of the search trains at the learning rate and for the objective that its study has found, all others"
-        in text
-    )
+    assert "best of the search trains at the learning rate and for the objective that its study has found" in text
 
 
 def test_a_job_that_failed_is_missing_with_its_reason_and_hides_no_other_lane(found, tmp_path):
