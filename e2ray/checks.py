@@ -44,20 +44,25 @@ def refuse_before_start(run: Run) -> None:
 def refuse_unfit(run: Run) -> None:
     """Raise SettingsError for what no machine could do: a storage that is no folder, adapters on nothing, no text.
 
-    Nor can a training go on whose checkpoints nobody points to. What LoRA does otherwise than asked for is told.
+    What LoRA does otherwise than asked for is told.
     """
     from e2ray.core.model import check_adapters
-    from e2ray.train import steps
 
     refuse_storage(run)
-    if not (run.folder / "model").is_dir():
-        steps.latest(run.folder / "checkpoints")
     for line in check_adapters(run.config.model):
         show(f"warning: {line}")
     if _to_be_made(run.config.data):
         refuse_sources(run.config.data)
     if run.config.compare:
         refuse_lanes(run, run.config.compare)
+
+
+def refuse_lost_checkpoints(run: Run) -> None:
+    """Raise SettingsError if a training is to go on whose checkpoints nobody points to."""
+    from e2ray.train import steps
+
+    if not (run.folder / "model").is_dir():
+        steps.latest(run.folder / "checkpoints")
 
 
 def check_model(run: Run) -> None:

@@ -297,6 +297,7 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
     if training:
         checks.refuse_before_start(run)
     if "train" in stages and not (run.folder / "model").is_dir():
+        checks.refuse_lost_checkpoints(run)
         checks.check_model(run)
     with cluster(run.config.cluster):
         if training and not run.config.cluster.autoscaling:
@@ -445,6 +446,7 @@ def check(config: RunConfig, *, measure: bool = False) -> None:
     checks.check_model(run)
     source = checks.source_of(run)
     refuse_other_settings(run, besides=(*MENDABLE, "search", "compare"))
+    checks.refuse_lost_checkpoints(run)
     check_suites(run)
     shards = checks.standing_shards(run) or {}
     lengths = shards.get("validation_lengths")

@@ -140,14 +140,14 @@ def test_checkpoints_that_nobody_points_to_are_told_before_any_worker_starts(rec
     (checkpoints / "step-4" / "manifest.json").write_text("{}")
     if said is not None:
         (checkpoints / "latest").write_text(said)
-    for ask in (pipeline.check, lambda config: checks.refuse_before_start(resolve(config))):
+    for ask in (pipeline.check, lambda config: checks.refuse_lost_checkpoints(resolve(config))):
         with pytest.raises(SettingsError, match=r"`echo step-4 > .+/checkpoints/latest'?` names the newest one"):
             ask(config)
     (checkpoints / "latest").write_text("step-4")
     pipeline.check(config)
     (checkpoints / "latest").unlink()
     (checkpoints.parent / "model").mkdir()  # which is what a finished run is read from
-    checks.refuse_before_start(resolve(config))
+    checks.refuse_lost_checkpoints(resolve(config))
 
 
 @pytest.mark.parametrize(

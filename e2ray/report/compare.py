@@ -8,10 +8,12 @@ drawing documents with replacement: all lanes score the same tokens.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from scipy.stats import t as student
@@ -22,7 +24,7 @@ from e2ray.evaluate.intervals import CONFIDENCE, resampled
 from e2ray.evaluate.perplexity import BOS_POLICY
 from e2ray.evaluate.removed import base_name
 from e2ray.files import atomic_path, write_json, write_text
-from e2ray.report.drawing import label_ends, label_points, new_figure, tidy
+from e2ray.report.drawing import GREEN, PURPLE, label_ends, label_points, new_figure, tidy
 from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, VERMILLION
 
 BASE, PAPER, YARN = "base", "e2llm", "yarn"
@@ -41,6 +43,8 @@ NAMES = {
     "endprompt": "EndPrompt",
     "best": "best of the search",
 }
+MOST_NAMED = 18  # lanes; of more a picture names the best
+OWN_COLOURS = (GREEN, PURPLE, ORANGE, "#8B5A2B", "#5F6B8A")
 STYLES = {
     "base": (INK, "-"),
     "e2llm": (BLUE, "-"),
@@ -423,34 +427,79 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(rows[0]), rule, *(line(row) for row in rows[1:])])
 
 
+def named(rows: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> list[str]:
+    """Return the lanes that a picture names: all of a few; of many those of `STYLES`, and the best ones.
+
+    Best are those of the lowest NLL at each window, and the three that read best beyond L.
+    """
+    if len(rows) <= MOST_NAMED:
+        return [row["lane"] for row in rows]
+    found = {row["lane"] for row in rows if row["lane"] in STYLES}
+    for window in map(str, windows):
+        known = [row for row in rows if row["nll"][window]["mean"] is not None]
+        found |= {min(known, key=lambda row: row["nll"][window]["mean"])["lane"]} if known else set()
+    known = sorted((row for row in rows if row["long"]["mean"] is not None), key=lambda row: row["long"]["mean"])
+    found |= {row["lane"] for row in known[:3]}
+    return [row["lane"] for row in rows if row["lane"] in found]
+
+
 def draw(rows: Sequence[Mapping[str, Any]], base_context_length: int, windows: Sequence[int]) -> Figure:
-    """Return the picture: NLL by window of every lane, and what each gives at L against what it gains beyond."""
-    figure = new_figure(5.2)
+    """Return the picture: NLL by window of every lane, and what each gives at L against what it gains beyond.
+
+    Of many lanes the others are grey and without a name, and what lies far above the named ones is cut off.
+    """
+    figure = new_figure(5.2 if len(rows) <= MOST_NAMED else 6.4)
     curves, trade = figure.subplots(1, 2, width_ratios=[3, 2])
-    ends, trades = [], []
+    ends, trades, shown = [], [], named(rows, windows)
+    colours = dict(zip((lane for lane in shown if lane not in STYLES), cycle(OWN_COLOURS), strict=False))
     for row in rows:
         points = [(w, row["nll"][str(w)]["mean"]) for w in windows if row["nll"][str(w)]["mean"] is not None]
         if not points:
             continue
         colour, line = STYLES.get(row["lane"], (GREY, "-" if row["train_s"] is not None else "--"))
-        width = 2.0 if row["lane"] in STYLES else 1.0
-        curves.plot(*zip(*points, strict=True), color=colour, linestyle=line, linewidth=width, marker="o", markersize=3)
-        ends.append((*points[-1], row["name"], colour))
+        if len(rows) > MOST_NAMED:
+            colour = colours.get(row["lane"], colour)
+        width = 2.0 if row["lane"] in STYLES or (row["lane"] in colours and len(rows) > MOST_NAMED) else 1.0
+        looks: dict[str, Any] = {"color": colour, "alpha": 1.0 if row["lane"] in shown else 0.45}
+        curves.plot(*zip(*points, strict=True), linestyle=line, linewidth=width, marker="o", markersize=3, **looks)
         short, long = row["short"]["mean"], row["long"]["mean"]
         if short is not None and long is not None:
-            trade.plot(short, long, "o", color=colour, markersize=5)
-            trades.append((short, long, row["name"]))
+            trade.plot(short, long, "o", markersize=5, **looks)
+        if row["lane"] in shown:
+            ends.append((*points[-1], row["name"], colour))
+            if short is not None and long is not None:
+                trades.append((short, long, row["name"]))
     curves.set_xscale("log", base=2)
     curves.set_xticks(list(windows), [f"{w:,}" for w in windows])
-    curves.set_xlim(windows[0] / 1.2, windows[-1] * 3.6)
+    curves.set_xlim(windows[0] / 1.2, windows[-1] * (3.6 if len(rows) <= MOST_NAMED else 7.0))
+    if len(rows) > MOST_NAMED:
+        _cut_off(curves, trade, rows, shown, windows)
+        ends = [end for end in ends if end[1] <= curves.get_ylim()[1]]
+        trades = [one for one in trades if one[1] <= trade.get_ylim()[1]]
     curves.axvline(base_context_length, color=GREY, linewidth=0.8, linestyle=":")
     curves.set_xlabel("window W (tokens)")
     curves.set_ylabel("NLL (nats per token), lower is better")
     tidy(curves, "Each lane at the scale it is served with")
     trade.set_xlabel(f"NLL rise at L = {base_context_length:,} (nats)")
     trade.set_ylabel("mean NLL beyond L (nats)")
-    trade.margins(x=0.22, y=0.12)
+    if len(rows) <= MOST_NAMED:
+        trade.margins(x=0.22, y=0.12)
     tidy(trade, "Short against long")
     label_ends(curves, ends)
     label_points(trade, trades, obstacles=[], fontsize=7)
     return figure
+
+
+def _cut_off(
+    curves: Axes, trade: Axes, rows: Sequence[Mapping[str, Any]], shown: Sequence[str], windows: Sequence[int]
+) -> None:
+    """End both axes a little above what the named lanes but the untouched base reach."""
+    known = [row for row in rows if row["lane"] in shown and row["lane"] != BASE]
+    nll = [row["nll"][str(w)]["mean"] for row in known for w in windows if row["nll"][str(w)]["mean"] is not None]
+    curves.set_ylim(min(nll) - 0.05 * (max(nll) - min(nll)), max(nll) + 0.1 * (max(nll) - min(nll)))
+    long = [row["long"]["mean"] for row in known if row["long"]["mean"] is not None]
+    short = [row["short"]["mean"] for row in known if row["short"]["mean"] is not None]
+    if long and short:
+        room, side = max(long) - min(long) or 0.1, max(short) - min(short) or 0.1
+        trade.set_ylim(min(long) - 0.15 * room, max(long) + 0.15 * room)
+        trade.set_xlim(min(short) - 0.15 * side, max(short) + 0.45 * side)

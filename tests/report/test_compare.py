@@ -6,7 +6,7 @@ from matplotlib.text import Text
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from e2ray.report.compare import draw, summary, tables, write_comparison
+from e2ray.report.compare import draw, named, summary, tables, winners, write_comparison
 from e2ray.report.drawing import spread
 
 L, WINDOWS = 128, (128, 256, 512)
@@ -163,9 +163,7 @@ def test_differences_to_the_papers_preset_stand_in_a_table_with_their_intervals(
     assert [cell.strip() for cell in line.split("|")[2:4]] == ["+0.150 [+0.150, +0.150]"] * 2
     assert "best of the search trains at" not in text
     text = tables([*rows_of([*found, job("best", 1, (3.9, 3.6, 3.5))]).values()], L, WINDOWS, PROTOCOL)
-    assert (
-        "best of the search trains at the learning rate that its study has found, all others at the recipe's." in text
-    )
+    assert "best of the search trains at the learning rate and for the objective that its study has found" in text
 
 
 def test_a_job_that_failed_is_missing_with_its_reason_and_hides_no_other_lane(found, tmp_path):
@@ -195,3 +193,37 @@ def test_a_base_whose_scaling_was_removed_is_called_that(kind, tmp_path):
     picture = draw(summary(found, L, WINDOWS, removed_scaling=kind), L, WINDOWS)
     assert any(name in text.get_text() for text in picture.findobj(Text))
     assert "base, untouched" in write_comparison(tmp_path, found, L, WINDOWS, stride=32)
+
+
+def many(found):
+    """Jobs of the lanes that are there and of twenty more, each a little worse than PoSE."""
+    (like,) = [job for job in found if job["lane"] == "pose"][:1]
+    more = []
+    for number in range(20):
+        sums = [one | {"nll": [nll * (1.5 + 0.01 * number) for nll in one["nll"]]} for one in like["sums"]]
+        more.append(like | {"lane": f"own {number:02}", "sums": sums})
+    return [*found, *more]
+
+
+def test_of_many_lanes_a_picture_names_the_best_and_cuts_off_what_is_far_above(found):
+    rows = summary(many(found), L, WINDOWS)
+    names = named(rows, WINDOWS)
+    assert {"base", "e2llm", "yarn"} <= set(names) and len(names) < 10
+    figure = draw(rows, L, WINDOWS)
+    told = {text.get_text() for axis in figure.axes for text in axis.texts}
+    assert "own 19" not in told and "E2-LLM (paper's preset)" in told
+    few = summary(found, L, WINDOWS)
+    assert named(few, WINDOWS) == [row["lane"] for row in few]
+
+
+def test_the_best_lane_of_each_window_stands_beside_the_next_and_what_tells_them_apart(found):
+    for one, window in zip(winners(found, WINDOWS), WINDOWS, strict=True):
+        rows = rows_of(found)
+        known = {lane: row["nll"][str(window)]["mean"] for lane, row in rows.items()}
+        ranked = sorted((lane for lane in known if known[lane] is not None), key=lambda lane: known[lane])
+        assert one["window"] == window and one["nll"] == pytest.approx(known[one["lane"]])
+        assert known[one["lane"]] == pytest.approx(known[ranked[0]])
+        assert one["behind"]["mean"] == pytest.approx(known[one["next"]] - known[one["lane"]], abs=1e-9)
+        assert one["apart"] in (None, one["behind"]["low"] is not None and one["behind"]["low"] > 0)
+    (nothing,) = winners([], WINDOWS[:1])
+    assert nothing["lane"] is None
