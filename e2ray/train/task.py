@@ -20,9 +20,13 @@ def _free(section: str) -> set[str]:
 
 def completed(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a training was with what earlier versions left unsaid: linear scales and the next token's NLL."""
-    method = {"method": LinearMethod().model_dump(mode="json")}
-    objective = {"objective": ObjectiveSettings().model_dump(mode="json")}
-    return {**identity, "positions": method | identity["positions"], "train": objective | identity["train"]}
+    unsaid = {
+        "positions": {"method": LinearMethod().model_dump(mode="json")},
+        "train": {"objective": ObjectiveSettings().model_dump(mode="json")},
+    }
+    return {
+        key: unsaid.get(key, {}) | value if isinstance(value, Mapping) else value for key, value in identity.items()
+    }
 
 
 @dataclass(frozen=True)
