@@ -20,7 +20,7 @@ def _free(section: str) -> set[str]:
 
 def completed(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a training was with what earlier versions left unsaid: linear scales and the next token's NLL."""
-    unsaid = {
+    unsaid: dict[str, dict[str, Any]] = {
         "positions": {"method": LinearMethod().model_dump(mode="json")},
         "train": {"objective": ObjectiveSettings().model_dump(mode="json")},
     }
