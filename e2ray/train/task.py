@@ -25,7 +25,8 @@ def completed(identity: Mapping[str, Any]) -> dict[str, Any]:
         "train": {"objective": ObjectiveSettings().model_dump(mode="json")},
     }
     return {
-        key: unsaid.get(key, {}) | value if isinstance(value, Mapping) else value for key, value in identity.items()
+        key: {**unsaid.get(key, {}), **value} if isinstance(value, Mapping) else value
+        for key, value in identity.items()
     }
 
 
