@@ -1,6 +1,6 @@
 """Do servers read a profile of every method as transformers does?
 
-    python jobs/bench_serving.py --vllm /tmp/vllm/bin/python --check
+    python jobs/bench_serving.py --vllm vllm-environment/bin/python --check
 
 A small random Llama is exported under each method that a server can be told, at a scale of 16, and reads 2,000 tokens:
 in transformers with the profile's override, and in a real vLLM, which lives in an environment of its own, with the

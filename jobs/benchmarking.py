@@ -102,6 +102,11 @@ def goal(name: str, value: float, *, at_most: float | None = None, at_least: flo
     return {"name": name, "value": value, "goal": wanted, "met": met}
 
 
+def _without_place(word: str) -> str:
+    """Return a word of the command line; a path of this machine by its own name alone."""
+    return Path(word).name if Path(word).is_absolute() else word
+
+
 def finish(question: str, *, config: dict[str, Any], runs: Any, goals: list[dict[str, Any]], check: bool) -> int:
     """Print the goals, write `results/<question>_<hardware>_<date>.json`, and return the exit code."""
     from e2ray import files
@@ -121,7 +126,7 @@ def finish(question: str, *, config: dict[str, Any], runs: Any, goals: list[dict
         path = RESULTS / f"{question}_{gpu}_{datetime.now(UTC):%Y-%m-%d}.json"
         result = {
             "commit": commit,
-            "command": " ".join(["python", f"jobs/bench_{question}.py", *sys.argv[1:]]),
+            "command": " ".join(["python", f"jobs/bench_{question}.py", *map(_without_place, sys.argv[1:])]),
             "hardware": hardware,
             "versions": found["versions"] | {"python": found["python"]},
             "config": config,
