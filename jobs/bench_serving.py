@@ -42,6 +42,7 @@ EQUAL = 5e-5  # of log-probabilities, nats
 READ_BY_VLLM = """
 import json, os, sys
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 def read(folder, override, length, tokens):
     from vllm import LLM, SamplingParams
@@ -56,7 +57,9 @@ def read(folder, override, length, tokens):
 if __name__ == "__main__":
     asked = json.load(open(sys.argv[1]))
     found = read(asked["folder"], asked["override"], asked["length"], asked["tokens"])
-    json.dump(found, open(sys.argv[2], "w"))
+    with open(sys.argv[2], "w") as file:
+        json.dump(found, file)
+    os._exit(0)  # what a backend's threads do at the interpreter's end is nothing to the figures
 """
 
 
@@ -148,7 +151,10 @@ def read_by_vllm(folder: Path, profile: Any, tokens: Any, python: Path) -> Any:
     override, length = profile.server_override, profile.context_length
     words = {"folder": str(folder / "model"), "override": override, "length": length, "tokens": tokens.tolist()}
     asked.write_text(json.dumps(words))
-    subprocess.run([str(python), str(script), str(asked), str(answer)], check=True, capture_output=True, text=True)
+    answer.unlink(missing_ok=True)
+    done = subprocess.run([str(python), str(script), str(asked), str(answer)], capture_output=True, text=True)
+    if done.returncode or not answer.exists():
+        raise SystemExit(f"{python}: vLLM ended with {done.returncode}:\n{done.stderr[-4000:]}")
     return torch.tensor(json.loads(answer.read_text()), dtype=torch.float64)
 
 
