@@ -287,7 +287,7 @@ def _measured(job: Job, model: Any, hook: Any, device: Any) -> dict[str, Any]:
     shared, shards = job.shared
     settings, length = shared.evaluate, shared.task.base_context_length
     opened = ShardSet.open(shards)
-    held_out = [tokens for _, tokens in opened.validation_documents()]
+    held_out = opened.held_out()
     missing: list[str] = []
     windows = reachable_windows(
         held_out,

@@ -165,7 +165,7 @@ def measure_length(run: Run, shards: str | Path, base: Any, use_gpu: bool) -> di
     return measure_base(
         loaded,
         hook,
-        [tokens for _, tokens in opened.validation_documents()],
+        opened.held_out(),
         base_context_length=run.base_context_length,
         batch_tokens=run.config.evaluate.batch_tokens if run.config.evaluate else 1,
         device=device,
@@ -247,7 +247,7 @@ def _score_share(
     assert settings is not None and settings.windows and settings.scales and settings.stride
     tell: Callable[[str], None] | None = show if share == 0 else None
     opened = ShardSet.open(shards)
-    held_out = [tokens for _, tokens in opened.validation_documents()]
+    held_out = opened.held_out()
     first = tell if name == "base" else None  # every model would say the same
     windows = reachable_windows(
         held_out, settings.windows, cut=settings.document_tokens, skip=settings.skip_documents, progress=first
@@ -322,7 +322,7 @@ def _ask(run: Run, shards: str | Path, tokenizer: Path, name: str, model: Any, u
     return accuracy(
         loaded,
         hook,
-        [tokens for _, tokens in opened.validation_documents()],
+        opened.held_out(),
         load_tokenizer(tokenizer),
         settings=settings.retrieval,
         base_context_length=run.base_context_length,

@@ -194,3 +194,22 @@ def store():
 
     yield put, client
     server.stop()
+
+
+@pytest.fixture
+def memory_for(monkeypatch):
+    """Return a function (module, tokens): from then on the module's `token_nlls` has no memory for a longer window."""
+
+    import torch
+
+    def limit(module, tokens):
+        real = module.token_nlls
+
+        def small(*args, window, **options):
+            if window > tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(*args, window=window, **options)
+
+        monkeypatch.setattr(module, "token_nlls", small)
+
+    return limit

@@ -93,7 +93,7 @@ def shards(run, path):
 
 def held_out(run, path):
     """The documents that are held out, in tokens."""
-    return [tokens.tolist() for _, tokens in ShardSet.open(shards_of(run)).validation_documents()]
+    return [tokens.tolist() for tokens in ShardSet.open(shards_of(run)).held_out()]
 
 
 def items(run, path):

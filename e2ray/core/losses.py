@@ -5,7 +5,7 @@ model. Here a chunk of predictions at a time is cast up, in the backward pass ag
 only their gradient, in their own dtype, is held whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+Chunk = tuple[slice, slice]
 CHUNK_ELEMENTS = 2**24  # logits cast up at a time: 64 MiB in float32
 
 
@@ -101,7 +102,17 @@ def token_kl(
     return _TokenKl.apply(logits, teacher.detach())
 
 
-def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+def _descent(logits: Tensor, gradient: Tensor, less: Callable[[Tensor, Chunk], Tensor]) -> Tensor:
+    """Return the gradient in the logits: softmax(logits) less what is wanted, times that of each prediction."""
+    result = torch.empty_like(logits)
+    result[:, -1] = 0
+    for chunk in _chunks(logits):
+        part = less(logits[chunk].float().softmax(dim=-1), chunk)
+        result[chunk] = part.mul_(gradient[chunk].unsqueeze(-1))
+    return result
+
+
+def _chunks(logits: Tensor) -> Iterator[Chunk]:
     """Yield (rows, predictions) that cover all but each row's last logits, whole rows where they are small."""
     num_rows, num_tokens, vocab_size = logits.shape
     rows = max(1, CHUNK_ELEMENTS // (num_tokens * vocab_size))
@@ -127,14 +138,12 @@ class _TokenNll(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         logits, wanted = ctx.saved_tensors  # type: ignore[attr-defined]
-        result = torch.empty_like(logits)
-        result[:, -1] = 0
-        for chunk in _chunks(logits):
-            part = logits[chunk].float().softmax(dim=-1)
+
+        def less_onehot(probabilities: Tensor, chunk: Chunk) -> Tensor:
             index = wanted[chunk].unsqueeze(-1)
-            part.scatter_(-1, index, part.gather(-1, index) - 1)
-            result[chunk] = part.mul_(gradient[chunk].unsqueeze(-1))
-        return result, None
+            return probabilities.scatter_(-1, index, probabilities.gather(-1, index) - 1)
+
+        return _descent(logits, gradient, less_onehot), None
 
 
 class _TokenKl(torch.autograd.Function):
@@ -153,9 +162,8 @@ class _TokenKl(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         logits, teacher = ctx.saved_tensors  # type: ignore[attr-defined]
-        result = torch.empty_like(logits)
-        result[:, -1] = 0
-        for chunk in _chunks(logits):
-            part = logits[chunk].float().softmax(dim=-1) - teacher[chunk].float().softmax(dim=-1)
-            result[chunk] = part.mul_(gradient[chunk].unsqueeze(-1))
-        return result, None
+
+        def less_taught(probabilities: Tensor, chunk: Chunk) -> Tensor:
+            return probabilities.sub_(teacher[chunk].float().softmax(dim=-1))
+
+        return _descent(logits, gradient, less_taught), None

@@ -377,6 +377,10 @@ class ShardSet:
             for name, tokens in zip(batch.column("name"), batch.column("tokens"), strict=True):
                 yield name.as_py(), tokens.values.to_numpy(zero_copy_only=True).copy()
 
+    def held_out(self) -> list[Tokens]:
+        """Return the tokens of all held-out documents; errors are those of `validation_documents`."""
+        return [tokens for _, tokens in self.validation_documents()]
+
     def _batches(self, entries: list[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for entry in entries:
             shard = self._shard(entry, schema)

@@ -95,7 +95,7 @@ class Examiner:
         self.shared, self.settings, self.device = shared, settings, device
         self.length = shared.task.base_context_length
         self.windows = settings.windows
-        held_out: list[np.ndarray] = [tokens for _, tokens in shards.validation_documents()]
+        held_out: list[np.ndarray] = shards.held_out()
         self.documents = select_documents(
             held_out,
             minimum_tokens=max(self.length, *self.windows),

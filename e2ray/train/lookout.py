@@ -140,7 +140,7 @@ def lookout_of(engine: Engine, task: Task) -> Lookout | None:
     if task.train.watch_every is None:
         return None
     opened = ShardSet.open(task.shards, window=task.window, tokenizer_hash=task.tokenizer_hash)
-    return Lookout(engine, task, [tokens for _, tokens in opened.validation_documents()])
+    return Lookout(engine, task, opened.held_out())
 
 
 def pays_too_much(settings: TrainSettings, metrics: Mapping[str, Any] | None, base_context_length: int) -> str | None:

@@ -307,6 +307,8 @@ class Recorder:
                 self.board.add_scalar(f"train/{key}", value, step)
         for group in ("loss_by_scale", "watch_nll"):
             for name, value in metrics.get(group, {}).items():
+                if value is None:  # a window that did not fit into memory
+                    continue
                 self.board.add_scalar(f"{group}/{name}", value, step)
         self.metrics = metrics
         if self.gauges:

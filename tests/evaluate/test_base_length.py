@@ -122,16 +122,8 @@ def test_windows_are_parts_of_l_that_several_documents_fill():
     assert base_windows(128, []) == ()
 
 
-def test_what_does_not_fit_into_memory_is_left_out(model, monkeypatch):
-    real = base_length.token_nlls
-
-    def small(*args, window, **options):
-        if window > 48:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*args, window=window, **options)
-
-    monkeypatch.setattr(base_length, "token_nlls", small)
-    found = measured(model, 64)
-    assert [row["window"] for row in found["rows"]] == [16, 32, 48]
-    monkeypatch.setattr(base_length, "token_nlls", lambda *args, **options: small(*args, **options | {"window": 99}))
+def test_what_does_not_fit_into_memory_is_left_out(model, memory_for):
+    memory_for(base_length, 48)
+    assert [row["window"] for row in measured(model, 64)["rows"]] == [16, 32, 48]
+    memory_for(base_length, 0)
     assert measured(model, 64)["measured"] is None

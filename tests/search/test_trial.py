@@ -155,7 +155,7 @@ def test_cells_are_those_of_the_evaluation_of_a_run(configured, shared_of):
     shared = shared_of(config)
     task = shared.task
     model = build_model(task.model, dtype=torch.float32, vocab_size=64, seed=task.seed).eval()
-    documents = [tokens for _, tokens in ShardSet.open(task.shards).validation_documents()]
+    documents = ShardSet.open(task.shards).held_out()
     wanted = surface(
         model,
         RotaryHook(model),

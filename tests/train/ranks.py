@@ -5,7 +5,9 @@ names one, makes updates and saves if it is told to. `spoiled` names steps that 
 how]}, and `without` steps that are left out. Rank 0 writes the losses of each phase.
 """
 
+import faulthandler
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -111,4 +113,7 @@ def main(phases, results):
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     main(json.loads(sys.argv[1]), sys.argv[2])
+    sys.stderr.flush()
+    os._exit(0)  # threads of backends that outlive the groups may abort an interpreter that ends

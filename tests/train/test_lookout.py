@@ -1,28 +1,24 @@
 """Looking on while a model trains: what is scored, what joins metrics and checkpoints, and a run that pays too much."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from small_task import CPU, VOCABULARY, small_task
+from small_task import run as small_run
 
 from e2ray.config.base import SettingsError
-from e2ray.config.model import LlamaModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import StopSettings, TrainSettings
 from e2ray.core.losses import token_nll
-from e2ray.data.shards import Rows
 from e2ray.train import lookout as lookouts
 from e2ray.train import steps, worker
 from e2ray.train.checkpoint import read_state
 from e2ray.train.lookout import Lookout, watched_windows
 from e2ray.train.record import read_metrics
 
-WINDOW, VOCABULARY = 24, 50
-SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_key_value_heads": 2, "intermediate_size": 48}
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 
@@ -33,30 +29,10 @@ def documents():
 
 @pytest.fixture
 def task(tmp_path):
-    return worker.Task(
-        name="run",
-        folder=tmp_path / "run",
-        shards=tmp_path / "shards",
-        tokenizer_hash="a" * 64,
-        vocab_size=VOCABULARY,
-        window=WINDOW,
-        base_context_length=WINDOW,
-        seed=5,
-        model=LlamaModel(**SIZES, base_context_length=WINDOW, initializer_range=0.3),
-        positions=PositionSettings.model_validate({"preset": "e2yarn", "max_scale": 4}),
-        train=TrainSettings(
-            steps=8, batch_sequences=4, micro_batch_sequences=2, lr=1e-2, log_every=1, checkpoint_every=4, zero_stage=1,
-            watch_every=2, watch_documents=3,
-        ),
-        rows_digest="0" * 64,
-        show_progress=False,
+    return small_task(
+        tmp_path, preset="e2yarn", model={"initializer_range": 0.3}, steps=8, checkpoint_every=4, watch_every=2,
+        watch_documents=3,
     )  # fmt: skip
-
-
-def rows(start, stop, *, batch):
-    for step in range(start, stop):
-        tokens = np.random.default_rng(step).integers(0, VOCABULARY, (batch, WINDOW), dtype=np.int32)
-        yield Rows(np.arange(batch), tokens, None)
 
 
 @pytest.fixture
@@ -65,16 +41,7 @@ def run(monkeypatch):
         worker, "lookout_of", lambda engine, task: task.train.watch_every and Lookout(engine, task, documents())
     )
 
-    def start(task, until=None):
-        task.folder.mkdir(exist_ok=True)
-        return worker.run(
-            task,
-            device=CPU,
-            open_rows=partial(rows, batch=task.train.batch_sequences),
-            report=lambda metrics: "stop" if metrics["step"] == until else None,
-        )
-
-    return start
+    return small_run
 
 
 @pytest.mark.parametrize(
@@ -151,21 +118,14 @@ def test_a_restart_on_other_documents_is_refused(task, run):
         run(fewer)
 
 
-def test_a_window_that_does_not_fit_into_memory_has_no_number_and_ends_nothing(task, monkeypatch):
+def test_a_window_that_does_not_fit_into_memory_has_no_number_and_ends_nothing(task, memory_for):
     engine = worker.begin(task, device=CPU)
     lookout = Lookout(engine, task, documents())
     lookout.begin()
-    real = lookouts.token_nlls
-
-    def small(*args, window, **options):
-        if window > 48:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*args, window=window, **options)
-
-    monkeypatch.setattr(lookouts, "token_nlls", small)
+    memory_for(lookouts, 48)
     found = lookout.metrics(2)
     assert found["watch_nll"]["96"] is None and found["watch_nll"]["48"] > 0
-    monkeypatch.setattr(lookouts, "token_nlls", lambda *args, **options: small(*args, **options | {"window": 99}))
+    memory_for(lookouts, 0)
     assert lookout.metrics(4)["price_at_base"] is None
 
 

@@ -45,7 +45,8 @@ def line(step):
 
 
 def without_a_finite_row(step):
-    return line(step) | {"loss": None, "grad_norm": None, "scale_mean": None, "loss_by_scale": {}, "skipped_steps": 2}
+    no_numbers = {"loss": None, "grad_norm": None, "scale_mean": None, "loss_by_scale": {}, "skipped_steps": 2}
+    return line(step) | no_numbers | {"watch_nll": {"24": 1.5, "48": None}}
 
 
 def test_lines_behind_the_checkpoint_and_a_torn_line_are_removed(tmp_path):
@@ -99,6 +100,7 @@ def test_a_line_without_a_finite_number_has_no_place_in_tensorboard(tmp_path):
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     values = {tag: [event.value for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
     assert all(math.isfinite(value) for found in values.values() for value in found)
+    assert values["watch_nll/24"] == [1.5] and "watch_nll/48" not in values
     assert len(values["train/loss"]) == len(values["train/scale_mean"]) == 1 and values["train/skipped_steps"] == [0, 2]
 
 

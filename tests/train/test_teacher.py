@@ -4,44 +4,33 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_task import CPU, VOCABULARY, WINDOW, small_task
 
 from e2ray.config.base import SettingsError
-from e2ray.config.model import LlamaModel, LoraSettings
+from e2ray.config.model import LoraSettings
 from e2ray.config.positions import PositionSettings
-from e2ray.config.train import ObjectiveSettings, TrainSettings
+from e2ray.config.train import ObjectiveSettings
 from e2ray.core.losses import token_kl
 from e2ray.core.model import build_model
 from e2ray.core.positions import draw
 from e2ray.train import teacher, worker
 from e2ray.train.teacher import adapters_alone
 
-WINDOW, VOCABULARY, ROWS = 24, 50, 4
-CPU = torch.device("cpu")
-SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_key_value_heads": 2, "intermediate_size": 48}
+ROWS = 4
 LORA = LoraSettings(rank=4, dropout=0.2)
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 @pytest.fixture
 def task(tmp_path):
-    return worker.Task(
-        name="run",
-        folder=tmp_path / "run",
-        shards=tmp_path / "shards",
-        tokenizer_hash="a" * 64,
-        vocab_size=VOCABULARY,
-        window=WINDOW,
-        base_context_length=WINDOW,
-        seed=5,
-        model=LlamaModel(**SIZES, base_context_length=WINDOW, initializer_range=0.3, tie_embeddings=False),
-        positions=PositionSettings.model_validate({"preset": "e2yarn", "max_scale": 4}),
-        train=TrainSettings(
-            steps=6, batch_sequences=ROWS, micro_batch_sequences=2, lr=1e-2, log_every=1, checkpoint_every=3,
-            zero_stage=1, objective=ObjectiveSettings(next_token=0, distill=1),
-        ),
-        rows_digest="0" * 64,
-        show_progress=False,
-    )  # fmt: skip
+    return small_task(
+        tmp_path,
+        preset="e2yarn",
+        model={"initializer_range": 0.3, "tie_embeddings": False},
+        steps=6,
+        checkpoint_every=3,
+        objective=ObjectiveSettings(next_token=0, distill=1),
+    )
 
 
 def tokens():

@@ -5,13 +5,12 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_task import CPU, SIZES, VOCABULARY, WINDOW, rows, run, small_task
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -19,7 +18,6 @@ from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, LoraSettings, PretrainedModel
 from e2ray.config.positions import PositionSettings
-from e2ray.config.train import TrainSettings
 from e2ray.core.model import build_model
 from e2ray.core.positions import draw
 from e2ray.data.order import local_indices
@@ -31,47 +29,12 @@ from e2ray.train.ledger import read_ledger, replayed
 from e2ray.train.loop import Diverged
 from e2ray.train.record import note_skipped, read_metrics
 
-WINDOW, VOCABULARY = 24, 50
-SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_key_value_heads": 2, "intermediate_size": 48}
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 @pytest.fixture
 def task(tmp_path):
-    return worker.Task(
-        name="run",
-        folder=tmp_path / "run",
-        shards=tmp_path / "shards",
-        tokenizer_hash="a" * 64,
-        vocab_size=VOCABULARY,
-        window=WINDOW,
-        base_context_length=WINDOW,
-        seed=5,
-        model=LlamaModel(**SIZES, base_context_length=WINDOW),
-        positions=PositionSettings.model_validate({"preset": "pose", "max_scale": 4}),
-        train=TrainSettings(
-            steps=6, batch_sequences=4, micro_batch_sequences=2, lr=1e-2, log_every=1, checkpoint_every=3, zero_stage=1
-        ),
-        rows_digest="0" * 64,
-        show_progress=False,
-    )
-
-
-def rows(start, stop, *, batch):
-    for step in range(start, stop):
-        tokens = np.random.default_rng(step).integers(0, VOCABULARY, (batch, WINDOW), dtype=np.int32)
-        yield Rows(np.arange(batch), tokens, None)
-
-
-def run(task, read=rows, until=None):
-    task.folder.mkdir(exist_ok=True)
-    return worker.run(
-        task,
-        device=CPU,
-        open_rows=partial(read, batch=task.train.batch_sequences),
-        report=lambda metrics: "stop" if metrics["step"] == until else None,
-    )
+    return small_task(tmp_path, preset="pose", steps=6, checkpoint_every=3)
 
 
 def write(task, folder, *, dtype=torch.float32):
