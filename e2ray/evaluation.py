@@ -157,11 +157,9 @@ def base_length_of(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
 
 def measure_length(run: Run, shards: str | Path, base: Any, use_gpu: bool) -> dict[str, Any]:
     """Return what `measure_base` finds on the run's held-out documents; needs no cluster."""
-    from e2ray.data.shards import ShardSet
     from e2ray.evaluate.base_length import measure_base
 
-    opened = ShardSet.open(shards)
-    device, hook, loaded = _loaded(run, base, opened.manifest["vocab_size"], use_gpu)
+    opened, device, hook, loaded = _loaded(run, shards, base, use_gpu)
     return measure_base(
         loaded,
         hook,
@@ -262,7 +260,7 @@ def _score_share(
     numbers = range(share, len(documents), shares)
     if not numbers:
         return None
-    device, hook, loaded = _loaded(run, model, opened.manifest["vocab_size"], use_gpu)
+    _, device, hook, loaded = _loaded(run, shards, model, use_gpu)
     if tell:
         tell(f"{name}: on {device.type}, {loaded.dtype}, {loaded.config._attn_implementation} attention")
     mine = [documents[number] for number in numbers]
@@ -283,20 +281,24 @@ def _score_share(
     )
 
 
-def _loaded(run: Run, model: Any, vocab_size: int, use_gpu: bool) -> tuple[Any, Any, Any]:
-    """Return (device, hook, model) ready to be measured; scales mean what they meant in the run's training."""
+def _loaded(run: Run, shards: str | Path, model: Any, use_gpu: bool) -> tuple[Any, Any, Any, Any]:
+    """Return (shards, device, hook, model) ready to be measured; scales mean what they meant in the run's training."""
     import torch
 
     from e2ray.core.methods.registry import method_of
     from e2ray.core.model import build_model
     from e2ray.core.rope import RotaryHook
+    from e2ray.data.shards import ShardSet
 
+    opened = ShardSet.open(shards)
     device = torch.device("cuda" if use_gpu else "cpu")
     plain = model.model_copy(update={"lora": None, "gradient_checkpointing": False})
     dtype = torch.bfloat16 if use_gpu else torch.float32
-    built = build_model(plain, dtype=dtype, device=device, vocab_size=vocab_size, seed=run.config.seed).eval()
+    built = build_model(
+        plain, dtype=dtype, device=device, vocab_size=opened.manifest["vocab_size"], seed=run.config.seed
+    ).eval()
     method = method_of(run.config.positions.method)
-    return device, RotaryHook(built, method, base_context_length=run.base_context_length), built
+    return opened, device, RotaryHook(built, method, base_context_length=run.base_context_length), built
 
 
 def _retrieval(run: Run, shards: str | Path, models: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -310,15 +312,13 @@ def _retrieval(run: Run, shards: str | Path, models: Mapping[str, Any]) -> list[
 
 def _ask(run: Run, shards: str | Path, tokenizer: Path, name: str, model: Any, use_gpu: bool) -> list[dict[str, Any]]:
     """Return one model's rows of the retrieval grid; runs on a worker."""
-    from e2ray.data.shards import ShardSet
     from e2ray.data.tokenizer import load_tokenizer
     from e2ray.evaluate.prompts import PromptFolder
     from e2ray.evaluate.retrieval import accuracy
 
     settings = run.config.evaluate
     assert settings is not None and settings.retrieval and settings.windows
-    opened = ShardSet.open(shards)
-    device, hook, loaded = _loaded(run, model, opened.manifest["vocab_size"], use_gpu)
+    opened, device, hook, loaded = _loaded(run, shards, model, use_gpu)
     return accuracy(
         loaded,
         hook,
@@ -414,7 +414,6 @@ def _ask_suites(
     use_gpu: bool,
 ) -> dict[str, list[Any]]:
     """Return one model's scores and what is missing, its samples in a file beside the others; runs on a worker."""
-    from e2ray.data.shards import ShardSet
     from e2ray.data.tokenizer import load_tokenizer
     from e2ray.evaluate.harness import ScaledLM
     from e2ray.evaluate.suites import checked
@@ -425,7 +424,7 @@ def _ask_suites(
     longest = settings.suites.max_context_length or run.longest
     told = {"tokenizer": str(tokenizer), "max_seq_lengths": list(settings.suites.written_lengths(longest)) or [4096]}
     selection = checked(settings.suites, told)
-    device, hook, loaded = _loaded(run, model, ShardSet.open(shards).manifest["vocab_size"], use_gpu)
+    _, device, hook, loaded = _loaded(run, shards, model, use_gpu)
     asked = ScaledLM(
         Loaded(loaded, hook, load_tokenizer(tokenizer), device, run.base_context_length, scales),
         max_context_length=longest,

@@ -199,7 +199,7 @@ def replay(config: RunConfig, values: dict[tuple[Any, ...], dict[int, float]], s
 
         def measured(step: int, value: float) -> Measured:
             cells = [cell | {"nll": value / (weights.long + weights.short)} for cell in window_cells]
-            return Measured(step, cells, None, step, 0.0, 0.0)
+            return Measured(step, cells, {}, step, 0.0, 0.0)
 
         spent = 0
         while plan := study.next():

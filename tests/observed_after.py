@@ -176,7 +176,7 @@ def study(run, path):
     folder.mkdir(parents=True)
     made = Study(folder, run.config, run.base_context_length)
     windows = sorted({run.base_context_length, *made.windows})
-    made.set_base(_cells(run, windows, 0.5), retrieval=0.0)
+    made.set_base(_cells(run, windows, 0.5), {"retrieval": 0.0, "answer_nll": 0.0})
     found = []
     for plan in itertools.islice(iter(made.next, None), 14):
         value = _value(plan)
@@ -214,7 +214,7 @@ def _cells(run, windows, value):
 
 
 def _measured(run, windows, step, value):
-    return Measured(step, _cells(run, windows, value), 0.5, 100 * step, 1.0, 3.0)
+    return Measured(step, _cells(run, windows, value), {"retrieval": 0.5, "answer_nll": 2.0}, 100 * step, 1.0, 3.0)
 
 
 def room(run, path):

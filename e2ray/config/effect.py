@@ -217,10 +217,10 @@ def _search(search: SearchSettings) -> Iterator[str]:
         )
     elif search.sampler == "random" and search.startup_trials != default["startup_trials"].default:
         yield _idle("search.startup_trials", search.startup_trials, "search.sampler is random")
-    if search.weights.retrieval:
+    if search.weights.asks:
         yield from _retrieval("search.retrieval", search.retrieval)
     else:
         for name, field in RetrievalSettings.model_fields.items():
             if getattr(search.retrieval, name) != field.default:
-                reason = "search.weights.retrieval is 0, which asks for nothing"
+                reason = "search.weights.retrieval and answer_nll are 0, which asks for nothing"
                 yield _idle(f"search.retrieval.{name}", getattr(search.retrieval, name), reason)

@@ -70,7 +70,7 @@ Stopping = Annotated[AshaStopping | HyperbandStopping, Field(discriminator="kind
 
 
 class Weights(Settings):
-    """The weighted number: long * L + short * S + retrieval * (1 - found share), minimised."""
+    """The weighted number: long * L + short * S + retrieval * (1 - found share) + answer_nll * A, minimised."""
 
     long: float = Field(
         1.0, ge=0, le=1e9, description="Of the mean NLL over the windows beyond L, each read at scale W / L."
@@ -79,6 +79,18 @@ class Weights(Settings):
     retrieval: float = Field(
         0.0, ge=0, le=1e9, description="Of the share of passkeys not found; 0 does not look for any."
     )
+    answer_nll: float = Field(
+        0.0,
+        ge=0,
+        le=1e9,
+        description="Of the mean NLL of a passkey's tokens behind its question, over the same prompts: it moves before "
+        "any is found; 0 does not ask.",
+    )
+
+    @property
+    def asks(self) -> bool:
+        """Whether passkeys are asked for at all."""
+        return bool(self.retrieval or self.answer_nll)
 
 
 class SearchSettings(Settings):

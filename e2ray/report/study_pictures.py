@@ -20,6 +20,7 @@ from e2ray.evaluate.removed import base_name
 from e2ray.report.drawing import GREEN, label_points, missing_cell, new_figure, plain, tidy, upper_limit
 from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, SURFACE_COLOURS, VERMILLION
 from e2ray.report.study_terms import Grid, best_trial, last_rows, measured_trials, method, numbers_of, paper_trial
+from e2ray.search.objectives import ASKED
 from e2ray.search.record import StudyResults, TrialRecord
 
 
@@ -102,8 +103,8 @@ def _pareto_points(axis: Axes, results: StudyResults, trials: Sequence[TrialReco
 
 
 def _third_objective(results: StudyResults) -> bool:
-    """Return whether the front also counts the passkeys found."""
-    return any(record.retrieval is not None for record in results.records)
+    """Return whether the front also counts what is asked for in long texts."""
+    return any(getattr(record, name) is not None for record in results.records for name in ASKED)
 
 
 def _pareto_legend(results: StudyResults) -> list[Line2D]:
@@ -113,7 +114,7 @@ def _pareto_legend(results: StudyResults) -> list[Line2D]:
         Line2D([], [], marker="o", color=BLUE, linestyle="none", label="sampled"),
         Line2D([], [], marker="s", color=VERMILLION, linestyle="none", label=f"published method ({noise})"),
         Line2D([], [], marker="o", markersize=8, markerfacecolor="none", markeredgecolor=INK, linestyle="none",
-               label="Pareto front, passkeys counted in")
+               label="Pareto front, answers counted in")
         if _third_objective(results)
         else Line2D([], [], color=INK, linewidth=1.2, label="Pareto front"),
         Line2D([], [], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=GREEN, markeredgewidth=2.2,

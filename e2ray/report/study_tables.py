@@ -27,30 +27,32 @@ from e2ray.report.study_terms import (
     short_name,
     trial_name,
 )
+from e2ray.search.objectives import ASKED, long_of
 from e2ray.search.record import StudyResults, TrialRecord
 from e2ray.search.results import KEPT_GAIN_SHARE, MIN_TRIALS, base_long
 from e2ray.search.surrogate import COVERED, WIDEST
 
+TITLES = {"retrieval": "Passkeys", "answer_nll": "Answers"}
 ORDER = ("long-first", "balanced", "short-first")
 FOLDED_FROM = 60  # trials; a longer table hides behind a line
 
 
 def recommendation(results: StudyResults) -> list[Part]:
     """Return the table of the chosen trials, the paper's preset and the base."""
-    retrieval = any(record.retrieval is not None for record in results.records)
+    asked = _asked(results)
     columns = [
         Column("Choice"), Column("Trial", "number"), Column("Settings", "wide"), Column("Long", "number"),
-        Column("Short", "number"), *([Column("Passkeys", "number")] if retrieval else []), Column("Value", "number"),
+        Column("Short", "number"), *(Column(TITLES[name], "number") for name in asked), Column("Value", "number"),
     ]  # fmt: skip
     names: dict[int, list[str]] = {}
     for name in sorted(results.chosen, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
         names.setdefault(results.chosen[name], []).append(name)
-    rows = [_choice_row(results, ", ".join(same), results.record(n), retrieval) for n, same in names.items()]
+    rows = [_choice_row(results, ", ".join(same), results.record(n), asked) for n, same in names.items()]
     paper = paper_trial(results)
     if paper is not None:
-        rows.append(_choice_row(results, "paper's preset", paper, retrieval))
-        rows += _mean_of_repeats(results, paper, retrieval)
-    rows.append(_base_row(results, retrieval))
+        rows.append(_choice_row(results, "paper's preset", paper, asked))
+        rows += _mean_of_repeats(results, paper, asked)
+    rows += _untrained_rows(results, asked)
     the_base = base_words(results.facts.removed_scaling)
     caption = (
         "Chosen trials stand in best-<choice>.yaml beside this page, ready for training; best.yaml is the balanced "
@@ -66,12 +68,12 @@ def recommendation(results: StudyResults) -> list[Part]:
     return parts
 
 
-def _choice_row(results: StudyResults, name: str, record: TrialRecord, retrieval: bool) -> Row:
+def _choice_row(results: StudyResults, name: str, record: TrialRecord, asked: Sequence[str]) -> Row:
     noise = results.noise
     cells = [
         name, str(record.number), settings_words(record.settings), _with_noise(record.long, noise.long),
         _with_noise(record.short, noise.short, signed=True),
-        *([_share(record.retrieval, noise.retrieval)] if retrieval else []),
+        *(_answered(name, getattr(record, name), getattr(noise, name)) for name in asked),
         _with_noise(record.value, noise.value),
     ]  # fmt: skip
     return Row(cells, "marked" if "balanced" in name else "")
@@ -84,7 +86,7 @@ def _with_noise(value: float | None, noise: float | None, *, signed: bool = Fals
     return plus_minus(value, noise, signed=signed)
 
 
-def _mean_of_repeats(results: StudyResults, paper: TrialRecord, retrieval: bool) -> list[Row]:
+def _mean_of_repeats(results: StudyResults, paper: TrialRecord, asked: Sequence[str]) -> list[Row]:
     """Return the row of the paper's preset averaged over its seeds, where there are several."""
     same = [record for record in measured_trials(results) if record.repeat is not None]
     if len(same) < 2:
@@ -94,29 +96,51 @@ def _mean_of_repeats(results: StudyResults, paper: TrialRecord, retrieval: bool)
         noise = getattr(results.noise, name)
         mean = sum(getattr(record, name) for record in same) / len(same)
         means.append(_with_noise(mean, None if noise is None else noise / len(same) ** 0.5, signed=signed))
-    found = [record.retrieval for record in same if record.retrieval is not None]
-    noise = results.noise.retrieval
-    error = None if noise is None else noise / len(same) ** 0.5
-    share = [_share(sum(found) / len(found) if found else None, error)] if retrieval else []
+    answers = []
+    for name in asked:
+        found = [getattr(record, name) for record in same if getattr(record, name) is not None]
+        noise = getattr(results.noise, name)
+        error = None if noise is None else noise / len(same) ** 0.5
+        answers.append(_answered(name, sum(found) / len(found) if found else None, error))
     cells = [
         f"paper's preset, mean of {len(same)} seeds", ", ".join(str(record.number) for record in same),
-        "the same; ± is the standard error of the mean", means[0], means[1], *share, means[2],
+        "the same; ± is the standard error of the mean", means[0], means[1], *answers, means[2],
     ]  # fmt: skip
     return [Row(cells)]
 
 
-def _base_row(results: StudyResults, retrieval: bool) -> Row:
-    """Return the row of the base model: its mean NLL over the study's windows, each read as suits it best."""
-    mean = base_long(results.facts)
-    long = "missing" if mean is None else f"{mean:.3f}"
-    cells = [
-        base_name(results.facts.removed_scaling, untouched=True),
-        "",
-        "no training, each window at scale 1 or W/L, the better one",
-        long,
-        "0 by definition",
+def _untrained_rows(results: StudyResults, asked: Sequence[str]) -> list[Row]:
+    """Return the rows of the base model: its mean NLL over the study's windows, each read as suits it best, and YaRN's.
+
+    A study of earlier versions has no figures of YaRN, and so no row.
+    """
+    facts, mean = results.facts, base_long(results.facts)
+    found = {
+        base_name(facts.removed_scaling, untouched=True): (
+            "no training, each window at scale 1 or W/L, the better one",
+            "missing" if mean is None else f"{mean:.3f}",
+            {name: getattr(facts, f"base_{name}") for name in asked},
+        )
+    }
+    if facts.base_yarn:
+        long = long_of(facts.base_yarn["cells"], facts.windows, facts.base_context_length)
+        found["untrained YaRN"] = ("no training, each window at scale W/L", f"{long:.3f}", facts.base_yarn)
+    return [
+        Row([name, "", words, long, "0 by definition", *(_answered(key, known.get(key)) for key in asked), ""], "faint")
+        for name, (words, long, known) in found.items()
     ]
-    return Row([*cells, *([_share(results.facts.base_retrieval)] if retrieval else []), ""], "faint")
+
+
+def _asked(results: StudyResults) -> list[str]:
+    """Return the objectives of the retrieval grid that trials have."""
+    return [name for name in ASKED if any(getattr(record, name) is not None for record in results.records)]
+
+
+def _answered(name: str, found: float | None, noise: float | None = None) -> str:
+    """Return a cell of an objective of the retrieval grid."""
+    if name == "retrieval":
+        return _share(found, noise)
+    return "missing" if found is None else _with_noise(found, noise)
 
 
 def _share(found: float | None, noise: float | None = None) -> str:
@@ -226,10 +250,10 @@ def correlations(results: StudyResults) -> list[Part]:
 
 def all_trials(results: StudyResults) -> Table:
     """Return the table of all trials; a failed one with its reason."""
-    retrieval = any(record.retrieval is not None for record in results.records)
+    asked = _asked(results)
     columns = [
         Column("Trial", "number"), Column("Method"), Column("State"), Column("Updates", "number"),
-        Column("Long", "number"), Column("Short", "number"), *([Column("Passkeys", "number")] if retrieval else []),
+        Column("Long", "number"), Column("Short", "number"), *(Column(TITLES[name], "number") for name in asked),
         Column("Value", "number"), Column("Tokens", "number"), Column("Time", "number"), Column("Settings", "wide"),
     ]  # fmt: skip
     rows = []
@@ -240,7 +264,7 @@ def all_trials(results: StudyResults) -> Table:
             words = f"Failed: {record.reason or 'no reason recorded'}. {words}"
         cells = [
             str(record.number), trial_name(record), record.state, f"{record.step} / {record.steps}",
-            _nll(record.long), _nll(record.short, "+"), *([_share(record.retrieval)] if retrieval else []),
+            _nll(record.long), _nll(record.short, "+"), *(_answered(name, getattr(record, name)) for name in asked),
             _nll(record.value), count(record.tokens), duration(record.seconds), words,
         ]  # fmt: skip
         marked = best is not None and record.number == best.number
@@ -265,6 +289,8 @@ def measurement(results: StudyResults, journal_command: str) -> list[Part]:
     terms = [f"{weights.get('long', 0):g} * long", f"{weights.get('short', 0):g} * short"]
     if weights.get("retrieval"):
         terms.append(f"{weights['retrieval']:g} * (1 - share of passkeys found)")
+    if weights.get("answer_nll"):
+        terms.append(f"{weights['answer_nll']:g} * NLL of a passkey's tokens behind its question")
     rungs = f"Trials were read after {_steps(facts.rungs)} updates, where weak ones were stopped." if facts.rungs else (
         "No trial was stopped early."
     )  # fmt: skip

@@ -129,6 +129,8 @@ def _both(record: TrialRecord, results: StudyResults) -> str:
     """Return long and short of a trial with their noise."""
     noise = results.noise
     text = f"long {plus_minus(record.long, noise.long)}, short {plus_minus(record.short, noise.short, signed=True)}"
+    if record.answer_nll is not None:
+        text += f", answers {plus_minus(record.answer_nll, noise.answer_nll)}"
     if record.retrieval is None:
         return text
     spread = "" if noise.retrieval is None else f" ± {100 * noise.retrieval:.1f}"

@@ -22,6 +22,7 @@ from e2ray.config import load, space
 from e2ray.config.run import RunConfig
 from e2ray.evaluate.removed import base_words
 from e2ray.files import atomic_path, write_json, write_text
+from e2ray.search.objectives import ASKED
 from e2ray.search.record import Noise, StudyFacts, StudyResults, TrialRecord
 from e2ray.search.results import KEPT_GAIN_SHARE, MAXIMISED, base_long, objectives_of, text_of
 
@@ -38,6 +39,7 @@ _FIELDS: tuple[tuple[str, pa.DataType, bool], ...] = (  # name, type, may be nul
     ("long", pa.float64(), True),
     ("short", pa.float64(), True),
     ("retrieval", pa.float64(), True),
+    ("answer_nll", pa.float64(), True),
     ("value", pa.float64(), True),
     ("step", pa.int64(), False),
     ("steps", pa.int64(), False),
@@ -52,7 +54,7 @@ _FIELDS: tuple[tuple[str, pa.DataType, bool], ...] = (  # name, type, may be nul
     ("lr", pa.float64(), True),
     ("positions", pa.string(), True),
 )
-_OWN = [name for name, _, _ in _FIELDS[:13]]  # what the record of a trial has under the same name
+_OWN = [name for name, _, _ in _FIELDS[:14]]  # what the record of a trial has under the same name
 
 CURVES_SCHEMA = pa.schema(
     [
@@ -177,14 +179,15 @@ def _pareto(found: StudyResults) -> dict[str, Any]:
         "objectives": {name: "maximise" if name in MAXIMISED else "minimise" for name in objectives},
         "weights": dict(found.facts.weights),
         "noise": asdict(found.noise),
-        "base": {"long": base_long(found.facts), "short": 0.0, "retrieval": found.facts.base_retrieval},
+        "base": {"long": base_long(found.facts), "short": 0.0, "retrieval": found.facts.base_retrieval}
+        | {"answer_nll": found.facts.base_answer_nll},
         "front": [_point(found.record(number)) for number in found.front],
         "chosen": dict(found.chosen),
     }
 
 
 def _point(record: TrialRecord) -> dict[str, Any]:
-    names = ("number", "long", "short", "retrieval", "value", "baseline", "params", "settings")
+    names = ("number", "long", "short", *ASKED, "value", "baseline", "params", "settings")
     return {name: getattr(record, name) for name in names}
 
 
@@ -243,6 +246,8 @@ def _header(words: str, record: TrialRecord, found: StudyResults, config: RunCon
     facts, noise = found.facts, found.noise
     origin = f"the published method {record.baseline}" if record.baseline else "sampled by the search"
     retrieval = "" if record.retrieval is None else f", passkeys found {_share(record.retrieval, noise.retrieval)}"
+    if record.answer_nll is not None:
+        retrieval += f", answers {_measured(record.answer_nll, noise.answer_nll)} nats per token"
     paragraphs = [
         words,
         f"Study {facts.name}, trial {record.number} ({origin}): long {_measured(record.long, noise.long)}, short "

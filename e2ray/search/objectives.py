@@ -7,6 +7,8 @@ import numpy as np
 
 from e2ray.evaluate.perplexity import paper_scale
 
+ASKED = ("retrieval", "answer_nll")  # objectives of the retrieval grid
+
 
 def cell_nll(cells: Sequence[Mapping[str, Any]], window: int, scale: float) -> float:
     """Return the NLL of one cell.

@@ -67,6 +67,8 @@ def line_of(record: TrialRecord, facts: StudyFacts, best: TrialRecord | None) ->
     text = f"{head} at step {record.step}: value {record.value:.4f} (long {record.long:.4f}, short {record.short:+.4f}"
     if record.retrieval is not None:
         text += f", found {record.retrieval:.0%}"
+    if record.answer_nll is not None:
+        text += f", answers {record.answer_nll:.3f}"
     text += f")  lr {record.settings['train.lr']:.2g}, {name_of(record)}"
     if best and record.finished:
         text += f"  | best {best.value:.4f} (trial {best.number})"

@@ -27,7 +27,7 @@ class TrialRecord:
         step: Updates behind the numbers below; less than `steps` for a pruned trial.
         long: Mean NLL over the windows beyond L, each read at scale W / L, nats per token.
         short: NLL at W = L and scale 1 minus the base model's, nats per token.
-        retrieval: Share of passkeys found, 0 to 1, or None where the study does not ask.
+        retrieval: Share of passkeys found, 0 to 1, or None where the study does not weigh it.
         value: The weighted number that the study minimises, at `step`.
         tokens: Tokens trained on.
         seconds: Wall time of training and evaluation, as the trial's own worker measured it.
@@ -36,6 +36,7 @@ class TrialRecord:
             rung the windows at scale W / L, at the last step the whole surface where the study asks for it and no full
             trial was as good on both objectives when this one began.
         values: Weighted number at each rung reached, by step.
+        answer_nll: Mean NLL of the tokens of a passkey behind its question, nats, or None where it is not weighed.
     """
 
     number: int
@@ -56,6 +57,7 @@ class TrialRecord:
     reason: str | None
     curves: list[dict[str, Any]]
     values: dict[int, float]
+    answer_nll: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -77,11 +79,14 @@ class StudyFacts:
         steps: Updates of a trial in full.
         batch_sequences: Rows of an update.
         rungs: Steps at which a trial may be stopped, ascending, without the last step.
-        weights: Of the weighted number: {"long": 1.0, "short": 0.5, "retrieval": 0.0}.
+        weights: Of the weighted number: {"long": 1.0, "short": 0.5, "retrieval": 0.0, "answer_nll": 0.0}.
         mode: `weighted`, or `pareto` where Optuna itself works on several objectives.
         space: By dotted path: {"kind": "float" | "int" | "choice", "low", "high", "log", "options", "when"}.
         base: Rows {window, scale, nll, stderr, tokens, documents, stride} of the untouched base model.
-        base_retrieval: Share of passkeys that the untouched base model finds, or None where none were looked for.
+        base_retrieval: Share of passkeys that the untouched base model finds, or None where it is not weighed.
+        base_answer_nll: Mean NLL of its answers' tokens, nats, or None.
+        base_yarn: The same of the base read by YaRN: `cells` at scale W / L, `retrieval` and `answer_nll`; empty where
+            it was not measured.
         removed_scaling: Rope type that was removed from the base; None where it is the checkpoint itself.
         documents: Held-out documents scored.
         seed: Seed of the rows and draws.
@@ -103,6 +108,8 @@ class StudyFacts:
     documents: int
     seed: int
     base_retrieval: float | None = None
+    base_answer_nll: float | None = None
+    base_yarn: dict[str, Any] = field(default_factory=dict)
     removed_scaling: str | None = None
 
 
@@ -116,6 +123,7 @@ class Noise:
         short: Of the short objective.
         value: Of the weighted number.
         retrieval: Of the share of passkeys found.
+        answer_nll: Of the mean NLL of answers.
     """
 
     runs: int
@@ -123,6 +131,7 @@ class Noise:
     short: float | None
     value: float | None
     retrieval: float | None = None
+    answer_nll: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from e2ray.search.objectives import ASKED, minimised
 from e2ray.search.ranks import spearman
 from e2ray.search.record import Noise, StudyFacts, StudyResults, TrialRecord
 from e2ray.search.surrogate import Trial, intervals
@@ -72,14 +73,15 @@ def noise(records: Iterable[TrialRecord]) -> Noise:
         values = [getattr(record, name) for record in repeats]
         return statistics.stdev(values) if len(values) > 1 and None not in values else None
 
-    names = ("long", "short", "value", "retrieval")
+    names = ("long", "short", "value", *ASKED)
     return Noise(runs=len(repeats), **{name: deviation(name) for name in names})
 
 
 def objectives_of(records: Iterable[TrialRecord], objectives: Sequence[str] = ("long", "short")) -> tuple[str, ...]:
-    """Return the objectives of the front: those given, and `retrieval` where the competing trials have it."""
-    asked = any(record.retrieval is not None for record in compared(records))
-    return tuple(dict.fromkeys([*objectives, *(["retrieval"] if asked else [])]))
+    """Return the objectives of the front: those given, and those of the retrieval grid that competing trials have."""
+    competing = compared(records)
+    asked = [name for name in ASKED if any(getattr(record, name) is not None for record in competing)]
+    return tuple(dict.fromkeys([*objectives, *asked]))
 
 
 def front(records: Iterable[TrialRecord], *, objectives: Sequence[str] = ("long", "short")) -> list[int]:
@@ -90,7 +92,8 @@ def front(records: Iterable[TrialRecord], *, objectives: Sequence[str] = ("long"
 
     Args:
         records: Trials of a study.
-        objectives: Names of what is minimised; retrieval, where it was measured, joins them and is maximised.
+        objectives: Names of what is minimised; `answer_nll` and `retrieval`, where measured, join them, and the latter
+            is maximised.
     """
     records = list(records)
     names = objectives_of(records, objectives)
@@ -108,10 +111,13 @@ def front(records: Iterable[TrialRecord], *, objectives: Sequence[str] = ("long"
 
 
 def weighted(record: TrialRecord, weights: Mapping[str, float]) -> float:
-    """Return a complete trial's weighted number: long * L + short * S + retrieval * (1 - share found)."""
+    """Return a complete trial's weighted number, see `config.search.Weights`."""
     assert record.long is not None and record.short is not None, f"trial {record.number} is not complete"
     value = weights["long"] * record.long + weights["short"] * record.short
-    return value if record.retrieval is None else value + weights["retrieval"] * (1 - record.retrieval)
+    known = {name: getattr(record, name) for name in ASKED}
+    return value + sum(
+        weights[name] * minimised(name, found) for name, found in known.items() if found is not None and name in weights
+    )
 
 
 def base_long(facts: StudyFacts) -> float | None:
@@ -166,7 +172,7 @@ def choose(records: Iterable[TrialRecord], facts: StudyFacts, front: Sequence[in
 def _past_the_paper(by_number: Mapping[int, TrialRecord], points: list[TrialRecord]) -> list[TrialRecord]:
     """Return the points that beat the paper's preset, on the same rows, in both objectives; or all of them.
 
-    Where passkeys were looked for, it must find as many.
+    Where passkeys were asked for, it must be as good at them.
     """
     paper = next((r for r in by_number.values() if r.repeat == 0 and r.state == "complete"), None)
     if paper is None or paper.long is None or paper.short is None:
@@ -174,6 +180,8 @@ def _past_the_paper(by_number: Mapping[int, TrialRecord], points: list[TrialReco
     past = [r for r in points if (r.long or 0.0) < paper.long and (r.short or 0.0) < paper.short]
     if paper.retrieval is not None:
         past = [r for r in past if (r.retrieval or 0.0) >= paper.retrieval]
+    if paper.answer_nll is not None:
+        past = [r for r in past if r.answer_nll is not None and r.answer_nll <= paper.answer_nll]
     return past or points
 
 

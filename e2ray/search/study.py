@@ -32,7 +32,7 @@ from e2ray.evaluate.perplexity import paper_scale
 from e2ray.evaluate.removed import removed_scaling
 from e2ray.search.importances import importances, spread
 from e2ray.search.journal import JOURNAL, Journal
-from e2ray.search.objectives import cell_nll, long_of, long_windows, minimised
+from e2ray.search.objectives import ASKED, cell_nll, long_of, long_windows, minimised
 from e2ray.search.record import State, StudyFacts, TrialRecord
 from e2ray.search.results import front
 from e2ray.search.rungs import verdict
@@ -76,7 +76,7 @@ class Measured:
     Attributes:
         step: Updates made.
         cells: Rows {window, scale, nll, stderr, tokens, documents, stride}.
-        retrieval: Share of passkeys found, or None where none were looked for.
+        asked: By objective of the retrieval grid what was found, None where the study does not ask.
         tokens: Tokens trained on so far.
         seconds: Wall time of training and evaluation so far.
         loss: Training loss since the last logged step; None where no row had a finite one.
@@ -84,7 +84,7 @@ class Measured:
 
     step: int
     cells: list[dict[str, Any]]
-    retrieval: float | None
+    asked: dict[str, float | None]
     tokens: int
     seconds: float
     loss: float | None
@@ -247,7 +247,7 @@ class Study:
 
     def _front(self) -> tuple[tuple[float, float], ...]:
         """Return (long, NLL at L) of the full trials that no other one beats on both; of none where more is weighed."""
-        if self.search.weights.retrieval or not self.base:
+        if self.search.weights.asks or not self.base:
             return ()
         base, records = cell_nll(self.base, self.base_context_length, 1.0), self.records()
         found = [records[number] for number in front(records)]
@@ -261,8 +261,18 @@ class Study:
             return trial.suggest_int(path, parameter.low, parameter.high, log=parameter.log)
         return trial.suggest_float(path, parameter.low, parameter.high, log=parameter.log)
 
-    def set_base(self, cells: Sequence[Mapping[str, Any]], retrieval: float | None = None) -> None:
-        """Keep the untouched base model's cells, which the short objective is measured against.
+    def set_base(
+        self,
+        cells: Sequence[Mapping[str, Any]],
+        asked: Mapping[str, float | None] | None = None,
+        yarn: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep the untouched base model's cells, which the short objective is measured against, and what it answers.
+
+        Args:
+            cells: At every window and scale.
+            asked: Objectives of the retrieval grid.
+            yarn: Both of the base read by YaRN; None where it carries a scaling already.
 
         Raises:
             ValueError: If a window of the objectives is not among them.
@@ -270,7 +280,11 @@ class Study:
         rows = [dict(cell) for cell in cells]
         for window in (self.base_context_length, *self.windows):
             cell_nll(rows, window, paper_scale(window, self.base_context_length))
-        self._optuna.set_user_attr("base_retrieval", retrieval)
+        for name in ASKED:
+            self._optuna.set_user_attr(f"base_{name}", self._weighed(asked or {}, name))
+        if yarn is not None:
+            known = {name: self._weighed(yarn, name) for name in ASKED}
+            self._optuna.set_user_attr("base_yarn", files.finite({"cells": yarn["cells"], **known}))
         self._optuna.set_user_attr("base", files.finite(rows))
 
     @property
@@ -279,7 +293,7 @@ class Study:
         return self._optuna.user_attrs.get("base")
 
     def objective(self, measured: Measured) -> dict[str, float | None]:
-        """Return `long`, `short`, `retrieval` and the weighted `value` of what a trial's worker found.
+        """Return the objectives of what a trial's worker found and the weighted `value`; None is what has no weight.
 
         Raises:
             ValueError: If one is no finite number, or a window was not measured.
@@ -289,12 +303,17 @@ class Study:
         short = cell_nll(measured.cells, length, 1.0) - cell_nll(self.base or [], length, 1.0)
         weights = self.search.weights
         value = weights.long * long + weights.short * short
-        if weights.retrieval:
-            assert measured.retrieval is not None
-            value += weights.retrieval * (1 - measured.retrieval)
+        asked = {name: self._weighed(measured.asked, name) for name in ASKED}
+        for name, found in asked.items():
+            if found is not None:
+                value += getattr(weights, name) * minimised(name, found)
         if not math.isfinite(value):
             raise ValueError(f"the objective is {value} (long {long}, short {short})")
-        return {"long": long, "short": short, "retrieval": measured.retrieval, "value": value}
+        return {"long": long, "short": short, **asked, "value": value}
+
+    def _weighed(self, asked: Mapping[str, float | None], name: str) -> float | None:
+        """Return what was found of an objective that has a weight, None of one that has none."""
+        return asked[name] if name in asked and getattr(self.search.weights, name) else None
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -416,6 +435,7 @@ class Study:
             long=last.get("long"),
             short=last.get("short"),
             retrieval=last.get("retrieval"),
+            answer_nll=last.get("answer_nll"),
             value=last.get("value"),
             tokens=max(last.get("tokens", 0), failed.get("tokens", 0)),
             seconds=max(last.get("seconds", 0.0), failed.get("seconds", 0.0)),
@@ -446,6 +466,8 @@ class Study:
             seed=self.start.seed,
             removed_scaling=self.removed_scaling,
             base_retrieval=self._optuna.user_attrs.get("base_retrieval"),
+            base_answer_nll=self._optuna.user_attrs.get("base_answer_nll"),
+            base_yarn=self._optuna.user_attrs.get("base_yarn", {}),
         )
 
     def importances(self) -> dict[str, float]:

@@ -24,18 +24,19 @@ from transformers.utils.logging import disable_progress_bar
 
 from e2ray.config.base import SettingsError
 from e2ray.config.evaluate import EvaluateSettings
+from e2ray.config.methods import UNTRAINED
 from e2ray.config.model import LlamaModel
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.config.run import RunConfig
 from e2ray.core.methods.registry import method_of
 from e2ray.core.model import build_model, made_ready
-from e2ray.core.rope import RotaryHook
+from e2ray.core.rope import RotaryHook, refuse_scaled
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.data.tokenizer import load_tokenizer
 from e2ray.evaluate.documents import select_documents
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, paper_scale, surface
 from e2ray.evaluate.retrieval import accuracy
-from e2ray.search.objectives import long_windows
+from e2ray.search.objectives import ASKED, long_windows
 from e2ray.search.study import Measured, Plan
 from e2ray.train import checkpoint
 from e2ray.train.engine import Engine, ParameterState, precision_of
@@ -138,10 +139,13 @@ class Examiner:
             raise SettingsError(f"evaluation: a window of {max(self.windows)} tokens: {OUT_OF_MEMORY}")
         return [{key: cell.row()[key] for key in CELL} for cell in rows]
 
-    def found(self, model: nn.Module, hook: RotaryHook) -> float | None:
-        """Return the share of passkeys that the model finds over the grid, or None where the study looks for none."""
+    def asked(self, model: nn.Module, hook: RotaryHook) -> dict[str, float | None]:
+        """Return the objectives of the retrieval grid, None each where the study does not ask.
+
+        `retrieval` is the share of passkeys that the model finds, `answer_nll` the mean NLL of their tokens.
+        """
         if self.shared.retrieval is None:
-            return None
+            return dict.fromkeys(ASKED)
         rows = accuracy(
             model,
             hook,
@@ -153,10 +157,12 @@ class Examiner:
             batch_tokens=self.settings.batch_tokens,
             device=self.device,
         )
-        return sum(row["found"] for row in rows) / sum(row["trials"] for row in rows)
+        trials = sum(row["trials"] for row in rows)
+        nll = sum(row["answer_nll"] * row["trials"] for row in rows) / trials
+        return {"retrieval": sum(row["found"] for row in rows) / trials, "answer_nll": nll}
 
     def examine(self, engine: Engine, plan: Plan, *, last: bool) -> dict[str, Any]:
-        """Return `cells` and `retrieval` of a model in training.
+        """Return `cells`, `retrieval` and `answer_nll` of a model in training.
 
         At the last step of a trial that may be among a study's best, the whole surface is measured.
         """
@@ -166,7 +172,7 @@ class Examiner:
         if last and self.shared.surface and plan.may_lead(cells, windows, self.length):
             cells += self.cells(module, engine.hook, self.surface - self.served)
             cells.sort(key=lambda cell: (cell["window"], cell["scale"]))
-        return {"cells": cells, "retrieval": self.found(module, engine.hook)}
+        return {"cells": cells, **self.asked(module, engine.hook)}
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,7 @@ def measured(metrics: dict[str, Any]) -> Measured:
     return Measured(
         step=metrics["step"],
         cells=metrics["cells"],
-        retrieval=metrics["retrieval"],
+        asked={name: metrics[name] for name in ASKED},
         tokens=metrics["tokens"],
         seconds=metrics["trial_seconds"],
         loss=metrics["loss"],
@@ -390,8 +396,10 @@ class Workbench:
                 torch.cuda.empty_cache()
 
 
-def examine_base(shared: Shared, device: torch.device) -> tuple[list[dict[str, Any]], float | None]:
-    """Return the untouched base model's cells at every window and scale, and its share of passkeys found.
+def examine_base(
+    shared: Shared, device: torch.device
+) -> tuple[list[dict[str, Any]], dict[str, float | None], dict[str, Any] | None]:
+    """Return what `Study.set_base` takes: the base's cells and answers, and both as YaRN reads each window at W / L.
 
     Raises:
         SettingsError: If the model, the shards or the documents are not what the recipe says.
@@ -404,7 +412,15 @@ def examine_base(shared: Shared, device: torch.device) -> tuple[list[dict[str, A
     examiner = Examiner(shared, ShardSet.open(task.shards), device)
     method = method_of(task.positions.method)
     hook = RotaryHook(model, method, base_context_length=task.base_context_length)
-    return examiner.cells(model.eval(), hook, examiner.surface), examiner.found(model, hook)
+    cells, asked = examiner.cells(model.eval(), hook, examiner.surface), examiner.asked(model, hook)
+    hook.remove()
+    try:
+        refuse_scaled(model, "yarn")
+        yarn = RotaryHook(model, method_of(UNTRAINED["yarn"]), base_context_length=task.base_context_length)
+    except SettingsError as error:  # a base that YaRN cannot read, whose trials go on without that row
+        print(f"evaluate base: {error}", flush=True)
+        return cells, asked, None
+    return cells, asked, {"cells": examiner.cells(model, yarn, examiner.served), **examiner.asked(model, yarn)}
 
 
 def share(config: RunConfig, task: Task, folder: Path) -> Shared:
@@ -418,5 +434,5 @@ def share(config: RunConfig, task: Task, folder: Path) -> Shared:
         task=task,
         evaluate=start.evaluate,
         surface=config.search.surface,
-        retrieval=config.search.retrieval if config.search.weights.retrieval else None,
+        retrieval=config.search.retrieval if config.search.weights.asks else None,
     )

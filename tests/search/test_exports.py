@@ -84,6 +84,7 @@ def trial(number, long, short, *, state="complete", params=None, **more):
         "steps": 90,
         "step": 90,
         "retrieval": None,
+        "answer_nll": None,
         "value": None if long is None else long + 0.5 * short,
         "tokens": 368_640,
         "seconds": 12.345678901234567,
@@ -232,6 +233,7 @@ def test_the_front_is_written_with_the_noise_of_its_numbers(tmp_path):
         "short": pytest.approx(0.02 / math.sqrt(2)),
         "value": pytest.approx(0.06 / math.sqrt(2)),
         "retrieval": None,
+        "answer_nll": None,
     }
     assert [point["number"] for point in found["front"]] == [2, 3, 0]
     assert found["front"][0] == {
@@ -239,13 +241,14 @@ def test_the_front_is_written_with_the_noise_of_its_numbers(tmp_path):
         "long": 2.9,
         "short": 0.4,
         "retrieval": None,
+        "answer_nll": None,
         "value": pytest.approx(3.1),
         "baseline": None,
         "params": BREAKS_PARAMS,
         "settings": BREAKS_SETTINGS,
     }
     assert found["chosen"] == {"long-first": 2, "balanced": 3, "short-first": 3}
-    assert found["base"] == {"long": 3.5, "short": 0.0, "retrieval": None}
+    assert found["base"] == {"long": 3.5, "short": 0.0, "retrieval": None, "answer_nll": None}
     ranges = json.loads((tmp_path / "ranges.json").read_text())
     assert ranges == study().ranges | {"seeds": 2, "rungs": study().correlations}
     assert ranges["parameters"][LR]["importance"] == 0.75
@@ -255,6 +258,10 @@ def test_retrieval_is_named_as_maximised(tmp_path):
     write_tables(tmp_path, study([trial(0, 3.0, 0.1, retrieval=0.5)]))
     found = json.loads((tmp_path / "pareto.json").read_text())
     assert found["objectives"] == {"long": "minimise", "short": "minimise", "retrieval": "maximise"}
+    write_tables(tmp_path, study([trial(0, 3.0, 0.1, answer_nll=1.25)]))
+    found = json.loads((tmp_path / "pareto.json").read_text())
+    assert found["objectives"] == {"long": "minimise", "short": "minimise", "answer_nll": "minimise"}
+    assert pq.read_table(tmp_path / "trials.parquet")["answer_nll"].to_pylist() == [1.25]
 
 
 def test_recipes_train_with_the_settings_of_their_trial(tmp_path):

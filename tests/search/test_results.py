@@ -152,6 +152,21 @@ def test_the_balanced_trial_follows_the_weights():
         assert choose(records, facts, [0, 1, 2])["balanced"] == wanted
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(coarse, coarse, coarse), min_size=1, max_size=20))
+def test_the_nll_of_answers_joins_the_front_and_less_of_it_is_better(points):
+    records = [trial(number, *point[:2], answer_nll=point[2]) for number, point in enumerate(points)]
+    wanted = {n for n, cost in enumerate(points) if not any(beats(other, cost) for other in points)}
+    assert set(front(records)) == wanted
+
+
+def test_the_weight_of_answers_counts_their_nll():
+    records = [trial(0, 2.5, 0.0, answer_nll=2.0), trial(1, 2.6, 0.0, answer_nll=1.0)]
+    for weight, wanted in ((0.0, 0), (1.0, 1)):
+        facts = replace(FACTS, weights={"long": 1.0, "short": 0.5, "retrieval": 0.0, "answer_nll": weight})
+        assert choose(records, facts, front(records))["balanced"] == wanted
+
+
 def test_the_weight_of_retrieval_counts_what_was_not_found():
     records = [trial(0, 2.5, 0.0, retrieval=0.2), trial(1, 2.6, 0.0, retrieval=0.9)]
     for weight, wanted in ((0.0, 0), (1.0, 1)):

@@ -23,7 +23,8 @@ def cells(nll):
 
 
 def measured(step, nll, **changes):
-    found = {"step": step, "cells": cells(nll), "retrieval": None, "tokens": step * 128, "seconds": 0.5, "loss": nll}
+    asked = {"retrieval": None, "answer_nll": None}
+    found = {"step": step, "cells": cells(nll), "asked": asked, "tokens": step * 128, "seconds": 0.5, "loss": nll}
     return Measured(**(found | changes))
 
 
@@ -99,9 +100,13 @@ def test_objectives_are_the_mean_over_windows_and_the_rise_over_the_base(tmp_pat
     rows = [row | {"nll": nll} for row, nll in zip(cells(0.0), (3.5, 4.0, 6.0), strict=True)]
     found = study.objective(measured(9, 0.0, cells=rows))
     # of windows 32 (L), 64 and 128: L is the short objective's alone
-    assert found == {"long": 5.0, "short": 0.5, "retrieval": None, "value": 2 * 5.0 + 0.25 * 0.5}
-    other = opened(tmp_path / "r", configured({"weights": {"retrieval": 2.0}}))
-    assert other.objective(measured(9, 3.0, retrieval=0.75))["value"] == pytest.approx(3.0 + 2 * 0.25)
+    assert found == {"long": 5.0, "short": 0.5, "retrieval": None, "answer_nll": None, "value": 2 * 5.0 + 0.25 * 0.5}
+    asked = {"retrieval": 0.75, "answer_nll": 1.5}
+    for weights, more in (({"retrieval": 2.0}, 2 * 0.25), ({"answer_nll": 0.5}, 0.5 * 1.5), ({}, 0.0)):
+        other = opened(tmp_path / f"of-{more}", configured({"weights": weights}))
+        found = other.objective(measured(9, 3.0, asked=asked))
+        assert found["value"] == pytest.approx(3.0 + more)
+        assert {name for name in asked if found[name] is not None} == set(weights)
     with pytest.raises(ValueError, match="window 128 at scale 4 was not measured"):
         study.objective(measured(9, 3.0, cells=cells(3.0)[:2]))
     with pytest.raises(ValueError, match="the objective is nan"):

@@ -15,6 +15,7 @@ from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.evaluate.documents import select_documents
 from e2ray.evaluate.perplexity import surface
+from e2ray.search import trial
 from e2ray.search.study import Plan
 from e2ray.search.trial import Rungs, Workbench, examine_base, measured
 from e2ray.train import worker
@@ -167,8 +168,22 @@ def test_cells_are_those_of_the_evaluation_of_a_run(configured, shared_of):
         device=CPU,
         name="base",
     )
-    found, _ = examine_base(shared, CPU)
+    found, _, yarn = examine_base(shared, CPU)
     assert {(c["window"], c["scale"]): c["nll"] for c in found} == {(c.window, c.scale): c.nll for c in wanted}
+    as_found = {(c["window"], c["scale"]): c["nll"] for c in found}
+    for cell in yarn["cells"]:  # YaRN leaves L alone, and reads what is longer otherwise
+        same = cell["nll"] == pytest.approx(as_found[cell["window"], cell["scale"]], abs=1e-6)
+        assert same == (cell["window"] == 32)
+    assert [(c["window"], c["scale"]) for c in yarn["cells"]] == [(32, 1), (64, 2), (128, 4)]
+
+
+def test_what_is_asked_for_is_found_and_its_nll_is_the_mean_over_all_prompts(configured, shared_of, monkeypatch):
+    shared = shared_of(configured({"weights": {"answer_nll": 1.0}}))
+    rows = [{"found": 1, "trials": 4, "answer_nll": 2.0}, {"found": 2, "trials": 2, "answer_nll": 5.0}]
+    monkeypatch.setattr(trial, "load_tokenizer", lambda folder: None)
+    monkeypatch.setattr(trial, "accuracy", lambda *args, **options: rows)
+    _, asked, yarn = examine_base(shared, CPU)
+    assert asked == {"retrieval": 0.5, "answer_nll": 3.0} == {name: yarn[name] for name in asked}
 
 
 def test_a_loss_that_is_no_number_fails_the_trial_and_leaves_the_bench_usable(configured, shared_of):
