@@ -179,6 +179,29 @@ def test_a_method_that_the_model_or_its_servers_cannot_carry_is_told_at_check(
     pipeline.check(config_of(recipe))
 
 
+def test_a_lane_whose_method_the_model_cannot_carry_is_told_at_check_by_its_name(recipe):
+    positions = {"preset": "e2yarn", "max_scale": 4}
+    lanes = {"sound": {"positions": positions}}
+    recipe["compare"] = {"lanes": [], "untrained": [], "own": lanes}
+    pipeline.check(config_of(recipe))
+    listed = {"kind": "factors", "factors": [1.0, 2.0, 3.0], "max_scale": 4}
+    lanes["wrong, listed"] = {"positions": positions | {"method": listed}}
+    with pytest.raises(SettingsError, match=r"^compare\.own\.wrong, listed\.positions\.method\.factors: has 3 numbers"):
+        pipeline.check(config_of(recipe))
+
+
+def test_the_lane_best_trains_for_what_its_study_has_found(recipe, tmp_path):
+    found = recipe | {"name": "found", "positions": {"preset": "e2yarn", "max_scale": 4}}
+    found["train"] = recipe["train"] | {"lr": 7e-4, "objective": {"next_token": 0.25, "distill": 0.75}}
+    path = tmp_path / "best.yaml"
+    path.write_text(json.dumps(found))
+    recipe["compare"] = {"lanes": ["e2llm", "best"], "best": str(path)}
+    config = config_of(recipe)
+    best = checks.best_of(config, config.compare)
+    assert (best.train.objective.distill, best.train.objective.next_token, best.train.lr) == (0.75, 0.25, 7e-4)
+    assert best.positions.method.kind == "yarn" and best.train.steps == config.train.steps
+
+
 @pytest.fixture
 def weights(checkpoint):
     """A function that writes a tiny checkpoint with weights, and returns the section of a recipe and their file."""

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from e2ray import evaluation, pipeline
 from e2ray.config.base import SettingsError
 from e2ray.config.suites import SuiteSettings
+from e2ray.core.model_folder import seal
 from e2ray.evaluate.plausible import ImplausibleError
 from e2ray.evaluate.weights import weights_digest
 from e2ray.run import Run
@@ -114,6 +115,16 @@ def test_nothing_is_exported_with_an_evaluation_of_other_weights(measured, file)
     wanted = rf"{file}: was measured with other weights than .*/small/model; run `e2ray evaluate` again"
     with pytest.raises(SettingsError, match=wanted):
         pipeline._export(measured, None)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_card_says_how_many_steps_a_training_made_and_what_ended_it(measured, monkeypatch, stopped):
+    model = measured.folder / "model"
+    seal(model, None, training={"settings": {}, "step": 17, "tokens": 1234, "stopped": stopped})
+    told = []
+    monkeypatch.setattr("e2ray.export.export", lambda *arguments, run, **options: told.append(run.facts))
+    pipeline._export(measured, measured.config.model)
+    assert told == [{"steps": 17, "tokens": 1234} | ({"ended by": "train.stop"} if stopped else {})]
 
 
 def test_no_suite_is_asked_at_scales_of_other_weights(measured, monkeypatch):

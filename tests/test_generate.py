@@ -267,6 +267,17 @@ def test_a_base_context_length_that_the_recipe_set_is_believed(beside):
     assert Generator(beside, device="cpu").scale_of(512) == 8.0
 
 
+def test_the_base_context_length_of_the_training_counts_more_than_the_configs(beside):
+    """A run whose recipe set L says so in the model's record, which an export has too."""
+    for name in ("scales.json", "config.yaml"):
+        (beside / name).unlink(missing_ok=True)
+    model = beside / "model"
+    shutil.rmtree(model / "e2ray", ignore_errors=True)
+    seal(model, None, training={"settings": {"base_context_length": 2 * L}})
+    generator = Generator(model, device="cpu")
+    assert generator.base_context_length == 2 * L and generator.scale_of(8 * L) == 4.0
+
+
 def test_a_tokenizer_of_more_tokens_than_the_model_embeds_is_refused(beside):
     tokenizer = load_tokenizer(beside / "model")
     known = len(tokenizer)

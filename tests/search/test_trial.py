@@ -257,6 +257,19 @@ def test_a_built_model_follows_the_seed_of_the_trial(configured, shared_of):
     assert run_through(bench, plan_of(config))[0]["loss"] == first
 
 
+def test_a_trial_is_measured_at_its_rungs_and_never_looked_at_beside_them(configured, shared_of):
+    watched = {"log_every": 1, "watch_every": 1, "stop": {"price_at_base": 1e-6}}
+    config = configured(train=watched)
+    assert config.train.watch_every == 1
+    shared = shared_of(config)
+    task = shared.task_of(plan_of(config))
+    assert (task.train.watch_every, task.train.stop) == (None, None)
+    plain = configured(train={"log_every": 1})
+    wanted = run_through(Workbench(shared_of(plain), device=CPU), plan_of(plain))
+    found = run_through(Workbench(shared, device=CPU), plan_of(config))
+    assert [one["loss"] for one in found] == [one["loss"] for one in wanted] and found[-1]["complete"]
+
+
 def test_trials_of_several_workers_are_measured_by_the_same_code(configured, shared_of, tmp_path):
     config = configured()
     shared = shared_of(config)

@@ -8,6 +8,7 @@ import torch
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
 from e2ray.core.positions import Draw, draw
+from e2ray.train import loop
 from e2ray.train.loop import Batch, Diverged, Skips, fit, scale_bucket
 
 WINDOW, ROWS = 16, 4
@@ -205,3 +206,22 @@ def test_draws_reach_the_engine_untouched():
     wanted = next(batches()).draw
     assert isinstance(engine.draws[0], Draw)
     assert torch.equal(engine.draws[0].offsets, wanted.offsets)
+
+
+def test_the_clock_of_a_line_leaves_out_what_looking_took(monkeypatch):
+    """A step takes one second here and a look a hundred."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+
+    class Slow(Recording):
+        def update(self, *arguments, **options):
+            now[0] += 1.0
+            return super().update(*arguments, **options)
+
+    def look(step):
+        now[0] += 100.0
+        return {"seen": step}
+
+    _, lines, _ = run(Slow(), settings(), evaluate=look)
+    assert [line["seen"] for line in lines] == [3, 6, 9, 12]
+    assert [line["tokens_per_second"] for line in lines] == pytest.approx([ROWS * WINDOW] * 4)
