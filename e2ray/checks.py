@@ -379,6 +379,7 @@ def refuse_unscorable(
         smallest, cut = min(settings.windows), settings.document_tokens
         if cut is not None and cut < smallest:
             raise SettingsError(too_short([range(smallest)], smallest, cut))
+        _refuse_skipping_all(config.data, settings.skip_documents, smallest)
         return
     documents = [range(length) for length in lengths]  # nothing but their lengths is asked
     cut, skip = settings.document_tokens, settings.skip_documents
@@ -389,6 +390,33 @@ def refuse_unscorable(
         refuse_none_long_enough(documents, longest, cut=trial.document_tokens, skip=trial.skip_documents)
     else:
         reachable_windows(documents, settings.windows, cut=cut, skip=skip, progress=progress)
+
+
+def _refuse_skipping_all(data: DataSettings, skip: int, wanted: int) -> None:
+    """Raise SettingsError if there cannot be more held-out documents than are skipped."""
+    from e2ray.evaluate.documents import skips_all
+
+    if data.shards is not None or not skip:
+        return
+    counts = [most_documents(source) for source in data.validation_corpus or data.corpus]
+    known = [count for count in counts if count is not None]
+    if len(known) == len(counts) and skip >= sum(known):
+        raise SettingsError(skips_all(skip, f"at most {sum(known)}", wanted))
+
+
+def most_documents(source: Source) -> int | None:
+    """Return a bound for the documents of a source, None where counting them would mean to read it."""
+    from e2ray.data.corpus import source_files
+
+    match source:
+        case PasskeySource():
+            return source.documents
+        case TextSource() | PythonStdlibSource():
+            return len(source_files(source))
+        case JsonlSource() if not _unpacks(source):
+            return sum(file.bytes for file in source_files(source)) // len('{"t":0}')
+        case _:
+            return None
 
 
 def source_of(run: Run) -> str:

@@ -369,6 +369,10 @@ def test_a_storage_that_takes_no_folder_is_refused(recipe, storage, message):
             r"data\.corpus\.0\.min_tokens: no document of data\.corpus\.0 can have 100000",
         ),
         (
+            ["evaluate.skip_documents=5000"],
+            r"evaluate\.skip_documents: 5000 leaves none of the at most \d+ held-out documents of at least \d+ tokens",
+        ),
+        (
             ["data.validation_corpus=[{kind: passkey, max_characters: 9, min_tokens: 99999}]"],
             r"data\.validation_corpus\.0\.min_tokens: no document of data\.validation_corpus\.0 can have 99999",
         ),

@@ -124,7 +124,7 @@ def too_short(documents: Sequence[Sized], wanted: int, cut: int | None) -> str:
     )
 
 
-def skips_all(skip: int, long: int, wanted: int) -> str:
+def skips_all(skip: int, long: int | str, wanted: int) -> str:
     """Return one line that says that no document is left behind the skipped ones."""
     return (
         f"evaluate.skip_documents: {skip} leaves none of the {long} held-out documents of at least {wanted} tokens; "
