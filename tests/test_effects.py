@@ -133,7 +133,7 @@ SEEN = {
         **dict.fromkeys(("baselines", "repeats", "sampler", "startup_trials", "surface"), "study"),
         **{"concurrency": "room", "progress_s": "tables"},
     },
-    "Weights": dict.fromkeys(("long", "short", "retrieval"), "study"),
+    "Weights": dict.fromkeys(("long", "short", "retrieval", "answer_nll"), "study"),
     **{name: {"min_steps": "study", "reduction_factor": "study"} for name in ("AshaStopping", "HyperbandStopping")},
     **{name: dict.fromkeys(("when", "low", "high", "log"), "study") for name in ("FloatRange", "IntRange")},
     "Choice": {"when": "study", "options": "study"},

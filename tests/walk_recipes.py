@@ -230,7 +230,7 @@ def recipes(folder):
         ],
         "compare.retrieval:RetrievalSettings": [(RETRIEVAL, {"compare": COMPARE})],
         "search:SearchSettings": [(SEARCH, searched)],
-        "search.weights:Weights": [({"long": 2.0, "short": 3.0, "retrieval": 0.5}, searched)],
+        "search.weights:Weights": [({"long": 2.0, "short": 3.0, "retrieval": 0.5, "answer_nll": 0.25}, searched)],
         "search.retrieval:RetrievalSettings": [
             (RETRIEVAL, searched | {"search.weights": {"retrieval": 0.5}}),
             (None, searched | {"search.retrieval": {}}),

@@ -52,6 +52,7 @@ def without_effect(config: RunConfig, base_context_length: int) -> list[str]:
         told.append(_idle("export.scale", "paper", "evaluate is null, so that no other scale is measured"))
     if config.compare:
         told += _compare(config.compare)
+        told += _own_lanes(config.compare, config.data.window, base_context_length)
     if config.search:
         told += _search(config.search)
         trial = without_effect(config.trial(), base_context_length)
@@ -169,6 +170,8 @@ def _train(key: str, train: TrainSettings) -> Iterator[str]:
         yield _idle(f"{key}.final_lr_share", train.final_lr_share, reason)
     elif train.schedule != "constant" and train.final_lr_share == 1:
         yield _idle(f"{key}.schedule", train.schedule, f"{key}.final_lr_share 1 leaves the learning rate as it is")
+    if train.watch_every is None and train.watch_documents != TrainSettings.model_fields["watch_documents"].default:
+        yield _idle(f"{key}.watch_documents", train.watch_documents, f"{key}.watch_every is null; set it")
 
 
 def _evaluate(evaluate: EvaluateSettings) -> Iterator[str]:
@@ -206,6 +209,14 @@ def _compare(compare: CompareSettings) -> Iterator[str]:
         yield _idle("compare.long_window_seeds", compare.long_window_seeds, reason)
     if compare.retrieval:
         yield from _retrieval("compare.retrieval", compare.retrieval)
+
+
+def _own_lanes(compare: CompareSettings, window: int, base_context_length: int) -> Iterator[str]:
+    for name, own in compare.own.items():
+        for line in _positions(own.positions, window, base_context_length):
+            yield f"compare.own.{name}.{line}"
+        if own.seeds is not None and own.seeds > len(compare.seeds):
+            yield _idle(f"compare.own.{name}.seeds", own.seeds, f"compare.seeds has {len(compare.seeds)}")
 
 
 def _search(search: SearchSettings) -> Iterator[str]:

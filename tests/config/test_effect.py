@@ -147,6 +147,15 @@ NATIVE_CHOICE = (
             ["export={scale: paper}", "evaluate=null"],
             "export.scale: paper is without effect, since evaluate is null, so that no other scale is measured",
         ),
+        (["train.watch_documents=9"], "train.watch_documents: 9 is without effect, since train.watch_every is null"),
+        (
+            ["compare={lanes: [], own: {mine: {positions: {preset: pose, max_scale: 4}, seeds: 7}}, seeds: [1, 2]}"],
+            "compare.own.mine.seeds: 7 is without effect, since compare.seeds has 2",
+        ),
+        (
+            ["compare={lanes: [], own: {mine: {positions: {scale: {kind: fixed, max_scale: 1}, placement: {kind: prefix}}}}}"],
+            "compare.own.mine.positions.placement: prefix is without effect, since rows of data.window",
+        ),
         (["compare={lanes: [e2llm], long_window_seeds: 2}"], "compare.long_window_seeds: 2 is without effect"),
         (
             ["pretrain={steps: 3}", SEARCH, "search.sampler=random", "search.startup_trials=3"],
