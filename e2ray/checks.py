@@ -261,6 +261,7 @@ def best_of(config: RunConfig, compare: CompareSettings) -> RunConfig:
         raise SettingsError(f"compare.best: {error}") from None
     try:
         found.positions.check_window(config.data.window)
+        config.refuse_packed(found.train.objective, "train.objective")
     except ValueError as error:
         raise SettingsError(
             f"compare.best: {compare.best}: {error}; leave the lane out or take another recipe"

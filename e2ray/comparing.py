@@ -64,10 +64,12 @@ class Job:
     @property
     def told(self) -> dict[str, Any] | None:
         """What the lane trains with, plain data, where its name does not say it."""
-        if not self.own or self.config is None:
+        if self.config is None or not (self.own or self.lane == "best"):
             return None
-        objective = self.config.train.objective.model_dump(mode="json")
-        return {"positions": self.config.positions.model_dump(mode="json"), "objective": objective}
+        train = self.config.train
+        told = {"positions": self.config.positions, "objective": train.objective}
+        plain: dict[str, Any] = {name: section.model_dump(mode="json") for name, section in told.items()}
+        return plain if self.own else plain | {"lr": train.lr}  # an own lane's rate is the recipe's
 
 
 def compare(config: RunConfig) -> None:
@@ -128,8 +130,8 @@ def _left(job: Job) -> dict[str, Any]:
         raise SettingsError(f"{job.out}: is of the job {name}, wanted {job.lane}, seed {job.seed}; {AGAIN}")
     if found.get("told") != job.told:
         raise SettingsError(
-            f"{job.out}: was made when compare.own said something else of {job.lane}; {AGAIN}, or give the lane "
-            "another name"
+            f"{job.out}: was made when compare.{'own' if job.own else 'best'} said something else of {job.lane}; "
+            f"{AGAIN}{', or give the lane another name' if job.own else ''}"
         )
     return found
 

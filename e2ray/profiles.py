@@ -75,7 +75,8 @@ def make_profile(
     scale = paper if scale is None or math.isclose(scale, paper, rel_tol=1e-6) else scale
     parts = _parts(config)
     made = {
-        key: _scaled(config, key, part, scale, base_context_length, method or Linear()) for key, part in parts.items()
+        key: _scaled(config, key, part, scale, base_context_length, context_length, method or Linear())
+        for key, part in parts.items()
     }
     kinds = {part["rope_type"] for part in parts.values()} - {"default", "proportional"}
     if kinds and base_scaling != "keep":
@@ -122,6 +123,7 @@ def _scaled(
     part: Mapping[str, Any],
     scale: float,
     base_context_length: int,
+    context_length: int,
     method: FrequencyMethod,
 ) -> dict[str, Any]:
     """Return rope parameters whose angles are those of `part` under a scale; all keys written out.
@@ -147,7 +149,9 @@ def _scaled(
     inv_freq, attention_factor = _frequencies(config, layer_type, part)
     if kind == "default":
         told = method.to_transformers(part, inv_freq, scale, base_context_length) | other_keys(part)
-        if not _takes(config, layer_type, told):
+        # vLLM serves a yarn up to its scale times the original length, whatever max_position_embeddings says.
+        too_short = told["rope_type"] == "yarn" and scale * base_context_length < context_length
+        if too_short or not _takes(config, layer_type, told):
             told = method.to_longrope(part, inv_freq, scale, base_context_length) | other_keys(part)
         return told
     return _per_pair(part, inv_freq, attention_factor, scale, base_context_length, method)

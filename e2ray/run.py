@@ -67,6 +67,7 @@ class Run:
         """
         config = self.config
         free = {path.partition(".")[2] for path in FREE_ON_RESUME if path.startswith("pretrain.")}
+        free |= {"objective"}  # always the next token's NLL
         identity = {
             "model": config.model.model_dump(mode="json", exclude={"lora", "gradient_checkpointing", "attention"}),
             "data": config.data.identity(without={"shards", "ledger", "prefetch_mib"}),

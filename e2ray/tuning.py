@@ -194,18 +194,19 @@ def _refuse_unfinished(study: "Study") -> None:
         raise RuntimeError(f"no trial was completed; most often: {reasons.most_common(1)[0][0] if reasons else '?'}")
 
 
-def found_of(study: "Study") -> "StudyResults":
+def found_of(study: "Study", *, with_surrogate: bool) -> "StudyResults":
     """Return everything that can be said about a study so far."""
     from e2ray.search.results import results
 
-    return results(study.records(), study.facts(), study.importances(), study.importance_spread())
+    importances, spread = study.importances(), study.importance_spread()
+    return results(study.records(), study.facts(), importances, spread, with_surrogate=with_surrogate)
 
 
 def export_tables(run: Run, study: "Study") -> None:
-    """Write what can be said about a study so far: tables, Pareto front, ranges."""
+    """Write what can be said about a running study so far: tables, Pareto front, ranges without a surrogate."""
     from e2ray.search.exports import write_tables
 
-    write_tables(run.folder / EXPORT, found_of(study))
+    write_tables(run.folder / EXPORT, found_of(study, with_surrogate=False))
 
 
 def export(run: Run, study: "Study", unseen: int | None) -> str:
@@ -221,7 +222,7 @@ def export(run: Run, study: "Study", unseen: int | None) -> str:
     from e2ray.search.journal import JOURNAL
 
     folder = run.folder / EXPORT
-    found = found_of(study)
+    found = found_of(study, with_surrogate=True)
     write_tables(folder, found)
     assert run.config.search is not None
     trial = {path: value for path, value in run.config.search.trial.items() if path.startswith("train.")}

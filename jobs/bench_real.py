@@ -5,8 +5,7 @@
 Trains LoRA on rows of 512 tokens of a pretrained model of L = 8,192 for 30 steps, under the paper's preset and under
 the recipes of METHODS, scales up to 4, and reads held-out rows of 512 tokens at scales 1, 2 and 4 before and after. A
 row of 512 tokens is far inside L, so that what a scale costs there is the method's price and nothing else. Kept are the
-training loss by scale, the NLL of the rows, and what LoRA has changed of both. The same command goes on with what was
-stopped.
+training loss by scale and the NLL of the rows. The same command goes on with what was stopped.
 """
 
 import json
@@ -102,7 +101,7 @@ def main() -> int:
 
 
 def collected(folder: Path) -> dict[str, Any]:
-    """Return what a run has left: NLL by scale before and after, and the loss by scale of its first and last lines."""
+    """Return what a run has left: NLL by scale before and after, and the loss by scale of its logged lines."""
     rows = json.loads((folder / "evaluation.json").read_text())["rows"]
     by_model = {"base": "before", "tuned": "after"}
     found: dict[str, Any] = {name: {} for name in by_model.values()}

@@ -1,4 +1,4 @@
-"""Do servers read a profile of every method as transformers does?
+"""Does vLLM read a profile of every method as transformers does?
 
     python jobs/bench_serving.py --vllm vllm-environment/bin/python --check
 
@@ -38,7 +38,7 @@ SIZES = {
     "pad_token_id": None,
 }
 EQUAL = 5e-5  # of log-probabilities, nats
-# Run by vLLM's own Python: the log-probability of each token but the first, under each profile.
+# Run by vLLM's own Python: the log-probability of each token but the first, under one profile.
 READ_BY_VLLM = """
 import json, os, sys
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}

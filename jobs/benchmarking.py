@@ -103,8 +103,10 @@ def goal(name: str, value: float, *, at_most: float | None = None, at_least: flo
 
 
 def _without_place(word: str) -> str:
-    """Return a word of the command line; a path of this machine by its own name alone."""
-    return Path(word).name if Path(word).is_absolute() else word
+    """Return a word of the command line; a path beyond the repository by its own name alone."""
+    option, mark, value = word.partition("=") if "=" in word else ("", "", word)
+    away = Path(value).is_absolute() or value.startswith(("../", "~"))
+    return f"{option}{mark}{Path(value).name}" if away else word
 
 
 def finish(question: str, *, config: dict[str, Any], runs: Any, goals: list[dict[str, Any]], check: bool) -> int:

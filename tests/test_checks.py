@@ -13,11 +13,12 @@ from observed import without_ray
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from e2ray import checks, comparing, pipeline, tuning
+from e2ray import checks, comparing, evaluation, pipeline, tuning
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe
 from e2ray.config.load import apply_override, validate
 from e2ray.data.tokenizer import load_tokenizer, train_byte_level_bpe, vocabulary_size
+from e2ray.evaluate import base_length
 from e2ray.run import resolve
 
 SMALL_TOKENIZER = {"kind": "byte_level_bpe", "vocab_size": 280, "training_bytes": 3000}
@@ -459,6 +460,30 @@ def test_shards_that_were_made_otherwise_are_told(recipe, tmp_path, capsys):
     assert told.startswith("warning: data.corpus: is without effect") and f" rows in {tmp_path / 'mine'};" in sound
     with pytest.raises(SettingsError, match="32-token rows, the run wants 16; rerun prepare"):
         pipeline.check(config_of(recipe, "data.window=16"))
+
+
+def test_how_far_a_base_reads_is_measured_once_there_is_held_out_text(recipe, checkpoint, tmp_path, capsys):
+    with pytest.raises(SettingsError, match=r"^--measure: the base is pretrained by the run at L"):
+        pipeline.check(config_of(recipe), measure=True)
+    recipe["model"] = checkpoint()
+    config = config_of(recipe)
+    with pytest.raises(
+        SettingsError, match=r"^--measure: reads held-out text, and .*shards.* is not made yet; run `e2r"
+    ):
+        pipeline.check(config, measure=True)
+    with without_ray(tmp_path):
+        shards = pipeline.prepare(resolve(config))
+        capsys.readouterr()
+        pipeline.check(config, measure=True)
+        (told, _) = [line for line in capsys.readouterr().out.splitlines() if "base: reads" in line or "sound" in line]
+        assert re.match(r"(warning: )?base: reads \d+ tokens", told)
+        run = resolve(config)
+        run.folder.mkdir(parents=True)
+        found = evaluation.base_length_of(run, shards, config.model)
+        assert found["claimed"] == 32 and {row["window"] for row in found["rows"]} >= {8, 16, 24, 32}
+        assert base_length.told(found) == told
+        (run.folder / base_length.FILE).chmod(0o444)
+        assert evaluation.base_length_of(run, None, None) == found  # kept, and not measured again
 
 
 def test_a_source_that_gives_nothing_beside_others_is_told_with_the_reasons_and_a_small_vocabulary_too(

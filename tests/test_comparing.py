@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,28 @@ def recipe(small):
             "retrieval": {"context_lengths": [32, 128], "depths": [0.5], "trials": 2},  # 32 tokens hold no question
         },
     }
+
+
+def job_of(recipe, lane, **changes):
+    config = validate(recipe, source="test")
+    return comparing.Job(lane, 1, None, config.model_copy(update=changes), 4.0, None, Path("x.json"))
+
+
+def test_an_own_lane_is_served_by_its_draws_and_the_others_by_their_name(recipe):
+    native = {"scale": {"kind": "fixed", "max_scale": 4, "native_share": 0.5}, "placement": {"kind": "none"}}
+    job = job_of(recipe, "mine", positions=PositionSettings.model_validate(native))
+    for own, served in ((True, [1, 4, 4]), (False, [1, 2, 4])):
+        made = replace(job, own=own)
+        assert [comparing._served(made, window, 32) for window in (32, 64, 128)] == served
+
+
+def test_a_job_of_the_lane_best_says_what_it_trains_with(recipe):
+    """The file that compare.best names may be another one when the comparison goes on."""
+    config = validate(recipe, source="test")
+    other = config.train.model_copy(update={"lr": 5e-4})
+    jobs = [job_of(recipe, "best"), job_of(recipe, "best", train=other)]
+    assert jobs[0].told != jobs[1].told and jobs[1].told["lr"] == 5e-4
+    assert job_of(recipe, "e2llm").told is None
 
 
 @pytest.mark.ray

@@ -106,10 +106,20 @@ def test_a_method_whose_pairs_stand_still_has_no_profile_and_says_what_to_do():
 
 def test_local_layers_keep_their_own_frequencies_under_every_method():
     config = tiny_config("gemma3")
-    for method in (YARN, NtkMethod(), RampPowerMethod()):
+    for method, kind in ((YARN, "yarn"), (NtkMethod(), "default"), (RampPowerMethod(), "longrope")):
         rope = profile(method, family="gemma3").override["rope_parameters"]
         assert rope["sliding_attention"] == config.rope_parameters["sliding_attention"]
-        assert rope["full_attention"]["rope_type"] in ("yarn", "default", "longrope")
+        assert rope["full_attention"]["rope_type"] == kind
+
+
+def test_a_yarn_below_w_over_l_is_longrope_since_vllm_reads_no_further_than_scale_times_l():
+    config = tiny_config("llama")
+    method = method_of(YARN)
+    for scale, kind in ((W / L, "yarn"), (W / L / 2, "longrope"), (2 * W / L, "yarn")):
+        made = make_profile(config, L, W, base_scaling=None, scale=scale, method=method)
+        assert made.override["rope_parameters"]["rope_type"] == kind
+        assert made.server_override["max_position_embeddings"] == W
+        assert option(commands(made, model=".", name="x")["vllm"], "--max-model-len") == str(W)
 
 
 @pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])

@@ -12,8 +12,10 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 PAIR = re.compile(r"[^/]*:[^/]*@")  # a name and what opens it, within one part of a path
+TIME = re.compile(r"(^|[^\d:])\d\d:\d\d(:\d\d(\.\d+)?)?Z?@$")  # of day, nothing but it in front of the @
 SECRET = re.compile(
-    r"[?&;]\s*([\w.-]*[_.-])?(secret|token|key|sig|signature|password|passwd|pwd|credentials?|auth)=", re.IGNORECASE
+    r"[?&;]\s*[\w.-]*(secret|token|key(_?id)?|sig|signature|pass(word|wd|phrase)?|pwd|cred(ential)?s?|auth)=",
+    re.IGNORECASE,
 )
 STORES = (
     r"s3[an]?|gc?s|abfss?|wasbs?|adl|dbfs|hdfs|viewfs|hf|https?|s?ftp|oss|cosn?|obs|swift|r2|b2|ossfs|webdavs?|ks3|tos"
@@ -142,7 +144,7 @@ def _place_problem(scheme: str, place: str) -> str | None:
 
 def _has_pair(path: str) -> bool:
     """Return whether a part of a path looks like a name and its key in front of an @; a time of day is none."""
-    return any(not re.search(r"\d:\d", pair[0]) for pair in PAIR.finditer(path))
+    return any(not TIME.search(pair[0]) for pair in PAIR.finditer(path))
 
 
 def _query_problem(query: str) -> str | None:

@@ -14,7 +14,7 @@ from e2ray.config.model import LlamaModel, Model
 from e2ray.config.positions import PositionSettings
 from e2ray.config.search import SearchSettings, Space
 from e2ray.config.space import assign, check, family
-from e2ray.config.train import ClusterSettings, TrainSettings
+from e2ray.config.train import ClusterSettings, ObjectiveSettings, TrainSettings
 
 RESERVED = ("shards", "bases", "tokenizers", "prompts")  # folders of storage that are no runs
 # A run may be continued with other values of these: they change where and how fast it runs and what it leaves beside
@@ -109,11 +109,7 @@ class RunConfig(Settings):
         except ValueError as error:
             raise ValueError(f"positions.placement: {error}") from None
         self._check_attention()
-        if self.train.objective.distance_weights and self.data.pack != "concat":
-            raise ValueError(
-                f"train.objective.distance_weights: are made for rows of one text, data.pack is {self.data.pack}; set "
-                "it to concat, or leave the weights out"
-            )
+        self.refuse_packed(self.train.objective, "train.objective")
         if self.pretrain and not self.pretrain.objective.is_plain:
             raise ValueError("pretrain.objective: a base is pretrained for the next token alone; leave it out")
         if self.pretrain and self.pretrain.stop is not None:
@@ -157,8 +153,18 @@ class RunConfig(Settings):
                     f"model.attention: flash_attention_2 needs bf16 weights, {key}.{found}; set it to auto"
                 )
 
+    def refuse_packed(self, objective: ObjectiveSettings, key: str) -> None:
+        """Raise ValueError if an objective's weights by distance, which are made for rows of one text, meet others."""
+        if objective.distance_weights and self.data.pack != "concat":
+            raise ValueError(
+                f"{key}.distance_weights: are made for rows of one text, data.pack is {self.data.pack}; set it to "
+                "concat, or leave the weights out"
+            )
+
     def _check_compare(self, compare: CompareSettings) -> None:
         for name, own in compare.own.items():
+            if own.objective:
+                self.refuse_packed(own.objective, f"compare.own: {name}: objective")
             try:
                 own.positions.check_window(self.data.window)
             except ValueError as error:
@@ -222,7 +228,12 @@ class RunConfig(Settings):
         assert self.search is not None
         if self.search.space is not None:
             return self.search.space
-        return family(self.positions, window=self.data.window, lr=self.trial().train.lr)
+        return family(
+            self.positions,
+            window=self.data.window,
+            lr=self.trial().train.lr,
+            packed=self.data.pack != "concat",
+        )
 
 
 def _first(error: ValueError) -> str:

@@ -318,13 +318,14 @@ def _classes(annotation: Any) -> list[type[BaseModel]]:
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
-def family(positions: PositionSettings, *, window: int, lr: float) -> Space:
+def family(positions: PositionSettings, *, window: int, lr: float, packed: bool = False) -> Space:
     """Return the default space: the family of draws, methods, objectives, and a factor of 3 around the learning rate.
 
     Args:
         positions: The recipe's, whose largest scale every trial keeps.
         window: Tokens of a row, which bounds what fits into it.
         lr: The recipe's learning rate.
+        packed: Whether rows hold several texts, for which there are no weights by distance.
     """
     scale, placement, jump = "positions.scale.", "positions.placement.", "positions.placement.jump."
     method, heat = "positions.method.", "positions.method.temperature."
@@ -368,8 +369,9 @@ def family(positions: PositionSettings, *, window: int, lr: float) -> Space:
         heat + "kind": Choice(options=("log", "none"), when=where(method + "kind", *RAMPED)),
         heat + "coefficient": FloatRange(low=0.0, high=0.3, when=where(heat + "kind", "log")),
         "train.objective.distill": FloatRange(low=0.0, high=1.0),
-        "train.objective.distance_weights": Choice(options=(False, True)),
     }
+    if not packed:
+        space["train.objective.distance_weights"] = Choice(options=(False, True))
     if "head_middle_tail" in placements:
         space[placement + "tokens"] = IntRange(
             low=2, high=max(4, window // 4), log=True, when=where(at, "head_middle_tail", "terminal")

@@ -26,7 +26,7 @@ ANY_WEIGHTS = frozenset(
 )
 CODE = frozenset(".py .pyc .ipynb .so .dll .dylib .exe .sh .bat .ps1 .js .jar .whl .c .cc .cpp .cu .rs .go".split())
 PICKLES = frozenset(".pkl .pickle .joblib .dill .npy".split())
-FOR_PEOPLE = re.compile(r".*\.(md|txt|pdf|png|jpe?g|svg)|(licen[cs]e|notice|copying|use_policy)\b.*", re.IGNORECASE)
+FOR_PEOPLE = re.compile(r".*\.(md|pdf|png|jpe?g|svg)|(licen[cs]e|notice|copying|use_policy)\b.*", re.IGNORECASE)
 
 
 def is_for_people(name: str) -> bool:

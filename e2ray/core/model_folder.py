@@ -114,9 +114,12 @@ def weights_identity(path: str, revision: str | None, *, is_folder: bool) -> str
 
 
 def training_of(folder: Path) -> dict[str, Any] | None:
-    """Return what the training was that made the model of a folder, None where nothing is known of it."""
-    content = _content(folder)
-    return None if content is None else content.get("training")
+    """Return what the training was that made the model of a folder, None where nothing is known of it.
+
+    Nothing is known of models whose record holds a digest of their settings alone, as the first records did.
+    """
+    training = (_content(folder) or {}).get("training")
+    return training if training and isinstance(training.get("settings"), Mapping) else None
 
 
 def trained_method(folder: Path) -> Method:

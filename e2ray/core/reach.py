@@ -51,7 +51,7 @@ def weights(settings: PositionSettings, *, window: int, base_context_length: int
     drawn = draw(each, seed=SEED, step=0, indices=range(ROWS), window=window, base_context_length=base_context_length)
     counts = torch.bincount(reaches(drawn.offsets).flatten(), minlength=BUCKETS).double()
     share = counts / counts.sum()
-    found = torch.where(share > 0, 1 / share.clamp(min=1e-12), torch.ones_like(share))
+    found = torch.where(share > 0, 1 / share.clamp(min=1e-12), 0.0)
     for _ in range(BUCKETS):  # what the bound takes from the rarest goes to the others
         found = (found / (found * share).sum()).clamp(max=MOST)
-    return found.float()
+    return torch.where(share > 0, found, MOST).float()  # so rare that no row here has it

@@ -21,7 +21,8 @@ FILE = "base-length.json"
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of L, the windows that are measured
 SHORTEST = 8  # tokens of a window
 DOCUMENTS, FEWEST = 16, 4  # that are read at most; that a window should have, else it is left out where others have
-TOKENS = 2**18  # that are read in all, unless one document needs more
+TOKENS = 2**18  # that are read in all, unless two documents need more, under which nothing is told apart from chance
+TOO_SHORT = "no held-out document is long enough"
 TOLERANCE = 0.02  # nats per token that a window may read worse than the best one
 
 
@@ -58,18 +59,21 @@ def measure_base(
 
     Returns:
         `claimed` (L), `measured` (the longest window that is read, None where no two windows could be compared),
-        `is_longest` (whether nothing longer was measured), `documents` and `scored` (tokens of each), and `rows`
+        `is_longest` (whether nothing longer was measured), `reason` (why no longer window was, None where all were),
+        `documents` and `scored` (tokens of each), and `rows`
         (`window`, `nll`, and `low`: of its distance from the best one, the lower end of a 95 % interval over documents;
         None for one document alone).
     """
     windows = base_windows(base_context_length, [len(document) for document in documents])
     found: dict[str, Any] = {"claimed": base_context_length, "measured": None, "is_longest": False, "rows": []}
+    found |= {"reason": TOO_SHORT}
     if len(windows) < 2:
         return found
-    most = max(1, min(DOCUMENTS, TOKENS // sum(windows)))
+    most = max(2, min(DOCUMENTS, TOKENS // sum(windows)))
     chosen = [document[: windows[-1]] for document in documents if len(document) >= windows[-1]][:most]
     scored = max(1, windows[0] // 2)
     sums: dict[int, Float[np.ndarray, " documents"]] = {}
+    reason = None
     for window in windows:
         try:
             nll = token_nlls(
@@ -84,8 +88,14 @@ def measure_base(
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            reason = f"{window} tokens do not fit into memory"
             break
         sums[window] = nll[:, -scored:].mean(axis=1, dtype=np.float64)
+        if not np.isfinite(sums[window]).all():
+            del sums[window]
+            reason = f"its NLL at {window} tokens is no finite number"
+            break
+    found["reason"] = reason
     if len(sums) < 2:
         return found
     rows = compared(sums)
@@ -113,22 +123,29 @@ def compared(sums: Mapping[int, Float[np.ndarray, " documents"]]) -> list[dict[s
 
 
 def read_up_to(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Return the longest window that reads no worse than the best one."""
-    best = min(row["nll"] for row in rows)
-    good = [row for row in rows if row["nll"] <= best + TOLERANCE or (row["low"] is not None and row["low"] <= 0)]
-    return max(int(row["window"]) for row in good)
+    """Return the longest window up to which, from the best one on, all read no worse than that."""
+    best = min(rows, key=lambda row: row["nll"])
+    reached = int(best["window"])
+    for row in sorted(rows, key=lambda row: row["window"]):
+        if row["window"] > reached:
+            if row["nll"] > best["nll"] + TOLERANCE and (row["low"] is None or row["low"] > 0):
+                break
+            reached = int(row["window"])
+    return reached
 
 
 def told(found: Mapping[str, Any]) -> str:
     """Return what was found in one line, a warning where more is claimed than is read."""
     claimed, measured = found["claimed"], found["measured"]
     if measured is None:
-        return f"base: how far it reads was not measured, since no held-out document is long enough (L {claimed})"
+        return f"base: how far it reads was not measured, since {found.get('reason', TOO_SHORT)} (L {claimed:,})"
     figures = ", ".join(f"{row['window']}: {row['nll']:.3f}" for row in found["rows"])
     more = " at least" if found["is_longest"] else ""
     line = f"base: reads {measured:,} tokens{more} at scale 1 (NLL by window {figures})"
     if measured >= claimed or found["is_longest"]:
-        return line
+        return line + (f"; {found['reason']}" if found.get("reason") else "")
+    if found["documents"] < 2:
+        return f"{line}, L is {claimed:,}; of one document, which tells nothing apart from chance"
     return (
         f"warning: {line}, L is {claimed:,}; all scales are measured by L, so set model.base_context_length to "
         f"{measured}"

@@ -33,6 +33,8 @@ def results(
     facts: StudyFacts,
     importances: Mapping[str, float],
     importance_spread: Mapping[str, tuple[float, float]] | None = None,
+    *,
+    with_surrogate: bool = True,
 ) -> StudyResults:
     """Return everything that the exports and the report say about a study.
 
@@ -41,6 +43,7 @@ def results(
         facts: What all of them share.
         importances: Importance by dotted path, summing to 1; empty where it cannot be computed.
         importance_spread: Lowest and highest of each with any one trial left out; None where it was not computed.
+        with_surrogate: Whether to fit one, which takes seconds.
     """
     ordered = sorted(records, key=lambda record: record.number)
     measured = noise(ordered)
@@ -52,7 +55,7 @@ def results(
         front=points,
         chosen=choose(ordered, facts, points),
         ranges=ranges(ordered, facts, measured, importances, importance_spread)
-        | {"surrogate": surrogate(ordered, facts, measured)},
+        | {"surrogate": surrogate(ordered, facts, measured) if with_surrogate else None},
         correlations=correlations(ordered, facts),
         importances=dict(importances),
         importance_spread=dict(importance_spread or {}),

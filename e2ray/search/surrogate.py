@@ -22,7 +22,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from e2ray.search.ranks import chance_correlation, spearman
 
-MIN_TRIALS = 8  # under which nothing is fitted
+MIN_TRIALS, MOST_TRIALS = 8, 120  # under which nothing is fitted; of more, the best half and every n-th of the others
 PLACES = 65  # of a range at which the surrogate is asked
 WIDEST = 0.5  # share of a range that a determined interval has at most
 COVERED = 0.8  # of left-out trials inside their prediction's interval, and of refits that hold the best place
@@ -147,7 +147,7 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> dict[s
 
     Args:
         space: Searched settings by dotted path.
-        trials: That ran to the end, the repeats of one among them left out.
+        trials: That ran to the end, the repeats of one among them left out; of more than `MOST_TRIALS` some are taken.
         within: One noise of a trial, in terms of the weighted number.
 
     Returns:
@@ -160,6 +160,7 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> dict[s
     """
     if len(trials) < MIN_TRIALS or len({trial.value for trial in trials}) == 1:
         return None
+    trials = _fewer(trials)
     whole = Surrogate(space, trials, noise=within)
     refits = [whole.without(number) for number in range(len(trials))]
     points = [whole.points[[number]] for number in range(len(trials))]
@@ -174,6 +175,16 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> dict[s
         "coverage": coverage,
         "parameters": {path: _interval(path, whole, refits, within, believed=believed) for path in space},
     }
+
+
+def _fewer(trials: Sequence[Trial]) -> list[Trial]:
+    """Return at most `MOST_TRIALS`: a process takes the cube of their number."""
+    if len(trials) <= MOST_TRIALS:
+        return list(trials)
+    ranked = sorted(trials, key=lambda trial: trial.value)
+    half = MOST_TRIALS // 2
+    places = np.linspace(half, len(ranked) - 1, MOST_TRIALS - half).round().astype(int)
+    return ranked[:half] + [ranked[place] for place in places]
 
 
 def _interval(

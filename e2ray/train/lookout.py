@@ -104,8 +104,18 @@ class Lookout:
         return total / count if math.isfinite(total) else None
 
     def begin(self, step: int = 0) -> dict[str, Any]:
-        """Look at the model before its first step; every rank must call this."""
-        self.base = {"nll": self._nll(self.windows[0], 1.0)} | self.seen
+        """Look at the model before its first step; every rank must call this.
+
+        Raises:
+            SettingsError: If that gives no number and the training is to end by it.
+        """
+        nll = self._nll(self.windows[0], 1.0)
+        if nll is None and self.task.train.stop is not None:
+            raise SettingsError(
+                f"train.stop: NLL of the untouched model at {self.windows[0]} tokens is no finite number or did not "
+                "fit into memory, so no price can be told; set it to null"
+            )
+        self.base = {"nll": nll} | self.seen
         return {}
 
     def resume(self, facts: Mapping[str, Any] | None) -> None:

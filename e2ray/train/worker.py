@@ -211,7 +211,7 @@ def run(
             recorder.report(metrics if peak is None else metrics | {"peak_memory_mib": round(peak, 1)})
         answer = report(metrics)
         reason = pays_too_much(task.train, metrics, task.base_context_length)
-        if reason is None:
+        if reason is None or metrics["step"] == task.train.steps:  # it ran in full, whatever that cost
             return answer
         seen["stopped"] = True
         if engine.rank == 0:

@@ -153,7 +153,7 @@ NATIVE_CHOICE = (
             "compare.own.mine.seeds: 7 is without effect, since compare.seeds has 2",
         ),
         (
-            ["compare={lanes: [], own: {mine: {positions: {scale: {kind: fixed, max_scale: 1}, placement: {kind: prefix}}}}}"],
+            ["compare={lanes: [], own: {mine: {positions: {preset: e2llm, max_scale: 1}}}}"],
             "compare.own.mine.positions.placement: prefix is without effect, since rows of data.window",
         ),
         (["compare={lanes: [e2llm], long_window_seeds: 2}"], "compare.long_window_seeds: 2 is without effect"),

@@ -217,6 +217,12 @@ def test_long_texts_cost_their_length(text):
         "wasbs:c:S3CR3T@x",
         "s3%3A%2F%2FAK%3AS3CR3T%40b",
         "s3://b/x?secret_key='S3CR3T'",
+        "s3://b/x;apikey=S3CR3T/a",
+        "s3://b/x;accesskey=S3CR3T",
+        "s3://b/x;clientSecret=S3CR3T",
+        "s3://b/x;AWSAccessKeyId=S3CR3T",
+        "s3://b/AKIAIOSFODNN7:3S3CR3T@store/x",
+        "s3://b/12:30S3CR3T@store/x",
     ],
 )
 def test_credentials_in_odd_spellings_are_refused_and_hidden(text):
@@ -239,6 +245,7 @@ def test_credentials_in_odd_spellings_are_refused_and_hidden(text):
         "/data/ts=12:00:00/?_passkey=1.jsonl",
         "/data/a:b;tokens=5/*.txt",
         "s3://bucket/2024-01-01T00:00:00@v1/a.jsonl",
+        "s3://bucket/at-12:30@v1/a.jsonl",
         "s3://b/a;author=tolkien/x.parquet",
         "C4:en",
         "hdfs://user@name-node:8020/x",

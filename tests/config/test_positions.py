@@ -55,6 +55,25 @@ def test_the_largest_scale_of_a_choice_is_its_largest_entry():
     assert read(scale={"kind": "choice", "choices": choices}, placement={"kind": "none"}).max_scale == 8
 
 
+@pytest.mark.parametrize(
+    ("scale", "served"),
+    [
+        ({"kind": "log_uniform", "max_scale": 8}, (1.0, 1.0, 3.0, 16.0)),
+        ({"kind": "fixed", "max_scale": 1}, (1.0, 1.0, 3.0, 16.0)),
+        ({"kind": "fixed", "max_scale": 4}, (4.0, 4.0, 4.0, 4.0)),
+        ({"kind": "fixed", "max_scale": 4, "native_share": 0.5}, (1.0, 1.0, 4.0, 4.0)),
+        (
+            {"kind": "choice", "choices": [{"scale": 2, "weight": 1}, {"scale": 8, "weight": 1}], "native_share": 0.25},
+            (1.0, 1.0, 8.0, 8.0),
+        ),
+    ],
+)
+def test_a_text_is_read_at_the_least_drawn_scale_that_reaches_it(scale, served):
+    """At half of L, at L, at 3 L and at 16 L."""
+    positions = read(scale=scale, placement={"kind": "none"})
+    assert tuple(map(positions.serve_at, (0.5, 1.0, 3.0, 16.0))) == served
+
+
 def test_unknown_presets_are_refused_by_name():
     with pytest.raises(ValueError, match=r"must be one of e2llm, pose, .*, recommended, got 'yarn'"):
         preset("yarn", 4.0)

@@ -78,6 +78,19 @@ def changed(*assignments):
         (["positions={preset: pi, max_scale: 1.0e+300}"], r"positions\.max_scale: got 1e\+300, wanted at most 1048576"),
         (["evaluate.scales=[1, 1.0e+9]"], r"evaluate\.scales: must be at most 1048576, got 1e\+09"),
         (["train.steps=1000000000000"], r"train\.steps: got 1000000000000, wanted at most 1000000000"),
+        # weights by distance are of rows of one text
+        (
+            ["train.objective={distance_weights: true}", "data.pack=document"],
+            r"train\.objective\.distance_weights: are made for rows of one text, data\.pack is document",
+        ),
+        (
+            [
+                "compare={lanes: [], own: {a: {positions: {preset: pi, max_scale: 4}}}}",
+                "compare.own.a.objective={distance_weights: true}",
+                "data.pack=best_fit",
+            ],
+            r"compare\.own: a: objective\.distance_weights: are made for rows of one text, data\.pack is best_fit",
+        ),
         # lanes that cannot be trained
         (["compare={lanes: [best]}"], r"compare: best: is null, the lane best needs the recipe of a study"),
         (["compare={seeds: [-1]}"], r"compare\.seeds\.0: got -1, wanted at least 0"),

@@ -92,6 +92,14 @@ def test_the_default_family_passes_its_own_check_at_any_window():
         assert not contains(found[KIND], "uniform_int")  # 6.5 is no whole number
 
 
+@pytest.mark.parametrize("pack", ["concat", "document", "best_fit"])
+def test_the_default_family_fits_however_rows_are_packed(pack):
+    recipe = json.loads(json.dumps(RECIPE)) | {"search": {"trials": 20}}
+    recipe["data"]["pack"] = pack
+    made = validate(recipe, source="recipe")
+    assert ("train.objective.distance_weights" in made.space()) is (pack == "concat")
+
+
 def test_conditions_are_ordered_behind_what_they_name():
     order = in_order(config().space())
     assert order.index(KIND) < order.index("positions.scale.exponent")

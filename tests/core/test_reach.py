@@ -19,6 +19,13 @@ def test_documents_of_a_packed_row_reach_no_further_than_themselves():
     assert reaches(offsets, places).tolist() == [[0, 1, 5, 0, 1]]  # spans 1, 2, 33, 1, 2
 
 
+def test_a_reach_that_no_drawn_row_has_weighs_most():
+    scale = {"kind": "choice", "choices": [{"scale": 1, "weight": 10.0**9}, {"scale": 16, "weight": 1.0}]}
+    positions = PositionSettings.model_validate({"scale": scale, "placement": {"kind": "prefix", "prefix": 4}})
+    found = weights(positions, window=64, base_context_length=64)
+    assert found[8] == MOST and found[5] < MOST
+
+
 @pytest.mark.parametrize("per", ["sequence", "step"])
 @pytest.mark.parametrize("preset", ["e2llm", "pose", "randpos", "native"])
 def test_every_reach_that_comes_up_weighs_the_same_in_sum(preset, per):

@@ -180,5 +180,5 @@ def test_compiled_layers_keep_one_graph_over_scales_and_read_the_same(method):
         logits = model(tokens, use_cache=False).logits
         logits.sum().backward()
         torch.testing.assert_close(logits.detach(), plain, rtol=1e-5, atol=1e-5)
-    assert counter.frame_count <= len(model.model.layers)
+    assert 0 < counter.frame_count <= len(model.model.layers)
     torch._dynamo.reset()

@@ -89,10 +89,16 @@ def rows_of(*seen):
 
 
 def test_a_window_that_reads_a_little_worse_or_not_surely_worse_is_still_read():
-    sure = rows_of((8, 3.0, 0.4), (16, 2.5, 0.0), (24, 2.53, 0.01), (32, 2.515, 0.005), (48, 2.7, 0.1), (64, 2.6, 0.02))
+    sure = rows_of(
+        (8, 3.0, 0.4), (16, 2.5, 0.0), (24, 2.53, -0.01), (32, 2.515, 0.005), (48, 2.7, 0.1), (64, 2.6, 0.02)
+    )
     assert read_up_to(sure) == 32
     assert read_up_to(rows_of((16, 2.5, 0.0), (32, 2.6, -0.01), (48, 2.7, 0.1))) == 32
     assert read_up_to(rows_of((16, 2.5, None), (32, 2.6, None))) == 16  # one document tells no chance
+
+
+def test_behind_a_window_that_is_read_worse_nothing_is_read():
+    assert read_up_to(rows_of((16, 2.9, 0.3), (32, 2.6, 0.05), (64, 2.5, 0.0), (96, 4.0, 1.0), (128, 2.6, -0.1))) == 64
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -124,6 +130,33 @@ def test_windows_are_parts_of_l_that_several_documents_fill():
 
 def test_what_does_not_fit_into_memory_is_left_out(model, memory_for):
     memory_for(base_length, 48)
-    assert [row["window"] for row in measured(model, 64)["rows"]] == [16, 32, 48]
+    found = measured(model, 64)
+    assert [row["window"] for row in found["rows"]] == [16, 32, 48]
+    assert found["reason"] == "64 tokens do not fit into memory"
     memory_for(base_length, 0)
-    assert measured(model, 64)["measured"] is None
+    assert told(measured(model, 64)) == (
+        "base: how far it reads was not measured, since 16 tokens do not fit into memory (L 64)"
+    )
+
+
+def test_a_window_without_a_finite_number_ends_the_measuring(model, monkeypatch):
+    real = base_length.token_nlls
+
+    def overflowing(*args, window, **options):
+        return real(*args, window=window, **options) + (np.inf if window >= unreadable else 0)
+
+    monkeypatch.setattr(base_length, "token_nlls", overflowing)
+    unreadable = 64
+    found = measured(model, 64)
+    assert found["measured"] in (32, 48) and found["reason"] == "its NLL at 64 tokens is no finite number"
+    unreadable = 16
+    assert "was not measured, since its NLL at 16 tokens is no finite number" in told(measured(model, 64))
+
+
+def test_one_document_alone_is_no_reason_to_warn(model):
+    rng = np.random.default_rng(7)
+    found = measure_base(
+        model, RotaryHook(model), [text(600, rng, 12)], base_context_length=256, batch_tokens=1024, device="cpu"
+    )
+    assert found["measured"] < 256
+    assert told(found).startswith("base: reads ") and told(found).endswith("which tells nothing apart from chance")

@@ -224,6 +224,7 @@ def test_the_best_lane_of_each_window_stands_beside_the_next_and_what_tells_them
         assert one["window"] == window and one["nll"] == pytest.approx(known[one["lane"]])
         assert known[one["lane"]] == pytest.approx(known[ranked[0]])
         assert one["behind"]["mean"] == pytest.approx(known[one["next"]] - known[one["lane"]], abs=1e-9)
-        assert one["apart"] in (None, one["behind"]["low"] is not None and one["behind"]["low"] > 0)
+        assert known[one["next"]] == pytest.approx(known[ranked[1]]) and one["next"] != one["lane"]
+        assert one["apart"] is (one["behind"]["low"] > 0)
     (nothing,) = winners([], WINDOWS[:1])
     assert nothing["lane"] is None

@@ -376,6 +376,32 @@ def test_stopped_trials_end_at_their_rung(study):
     assert ends == sorted(record.step for record in study.records if record.state == "pruned")
 
 
+def test_untrained_yarn_stands_beside_the_base_and_answers_beside_the_passkeys(tmp_path):
+    found = made_up(18)
+    assert "untrained YaRN" not in text_of(write_study(tmp_path, found, journal_command=COMMAND))
+    cells = [cell | {"nll": 2.345} for cell in found.facts.base]
+    facts = dataclasses.replace(found.facts, base_answer_nll=3.5, base_yarn={"cells": cells, "answer_nll": 1.25})
+    records = [dataclasses.replace(record, answer_nll=2.0) for record in found.records]
+    more = dataclasses.replace(found, facts=facts, records=records)
+    text = text_of(write_study(tmp_path, more, journal_command=COMMAND))
+    assert "Answers" in text
+    assert "untrained YaRN no training, each window at scale W/L 2.345 0 by definition 1.250" in text
+    assert "0 by definition 3.500" in text
+
+
+def test_the_table_of_a_surrogate_says_what_is_determined(tmp_path):
+    row = {"low": 0.1, "high": 0.3, "share": 0.25, "held": 0.9, "determined": True}
+    found = made_up(18)
+    parameters = dict.fromkeys(found.facts.space, None) | {next(iter(found.facts.space)): row}
+    said = {"trials": 12, "left_out_spearman": 0.71, "coverage": 0.92, "parameters": parameters}
+    ranges = found.ranges | {"surrogate": said}
+    text = text_of(write_study(tmp_path, dataclasses.replace(found, ranges=ranges), journal_command=COMMAND))
+    assert "A Gaussian process fitted to 12 full trials" in text and "92% of them" in text and "0.71" in text
+    assert "no full trial has it" in text
+    without = dataclasses.replace(found, ranges=found.ranges | {"surrogate": None})
+    assert "A Gaussian process" not in text_of(write_study(tmp_path, without, journal_command=COMMAND))
+
+
 def test_settings_are_said_in_words():
     positions = {
         "scale": {"kind": "power", "max_scale": 16.0, "exponent": -0.8, "native_share": 0.13},

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from e2ray.search import surrogate
 from e2ray.search.surrogate import MIN_TRIALS, Surrogate, Trial, grid, intervals
 
 SPACE = {
@@ -62,11 +63,20 @@ def test_settings_that_do_not_matter_are_not(found):
 
 
 def test_a_conditional_setting_is_judged_where_it_applies():
-    """With the same numbers where it is idle, slow says nothing of the trials that have none."""
-    given = trials()
-    moved = [Trial(trial.params, trial.value + (5.0 if trial.params["kind"] == "linear" else 0.0)) for trial in given]
+    """Trials without slow, were they ever so good, say nothing of where it is best."""
+    moved = [Trial(each.params, each.value - (1.0 if each.params["kind"] == "linear" else 0.0)) for each in trials()]
     told = intervals(SPACE, moved, within=NOISE)["parameters"]
-    assert told["kind"]["kinds"] == ["yarn"] and told["slow"]["low"] < 0.4 < told["slow"]["high"]
+    assert told["kind"]["kinds"] == ["linear"] and told["slow"]["low"] < 0.4 < told["slow"]["high"]
+
+
+def test_of_very_many_trials_the_best_and_some_of_the_others_are_taken(monkeypatch):
+    monkeypatch.setattr(surrogate, "MOST_TRIALS", 40)
+    given = trials(150)
+    kept = surrogate._fewer(given)
+    ranked = sorted(given, key=lambda trial: trial.value)
+    assert len(kept) == 40 and kept[:20] == ranked[:20] and kept[-1] == ranked[-1]
+    told = intervals(SPACE, given, within=NOISE)
+    assert told["trials"] == 40 and told["parameters"]["kind"]["kinds"] == ["yarn"]
 
 
 def test_the_same_trials_give_the_same_intervals(found):

@@ -152,6 +152,24 @@ def test_a_run_that_pays_too_much_at_l_ends_with_what_it_has_and_is_not_gone_on_
     assert run(higher) == 8  # who allows more goes on
 
 
+def test_a_run_whose_last_look_is_too_dear_ran_in_full(task, run):
+    fresh = task.model.model_copy(update={"initializer_range": 0.02})
+    dear = {"lr": 0.3, "watch_every": 8, "stop": StopSettings(price_at_base=1e-3)}
+    task = replace(task, model=fresh, train=task.train.model_copy(update=dear))
+    assert run(task) == 8
+    state = read_state(steps.latest(task.folder / "checkpoints"))
+    assert state["watched"]["last"]["price_at_base"] > 1e-3 and state["stopped"] is False
+
+
+def test_who_would_end_by_a_price_wants_a_number_to_hold_it_against(task, memory_for):
+    engine = worker.begin(task, device=CPU)
+    memory_for(lookouts, 0)
+    Lookout(engine, task, documents()).begin()
+    ends = replace(task, train=task.train.model_copy(update={"stop": StopSettings(price_at_base=0.1)}))
+    with pytest.raises(SettingsError, match=r"^train\.stop: NLL of the untouched model at 24 tok.*; set it to null$"):
+        Lookout(engine, ends, documents()).begin()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -13,7 +13,7 @@ from e2ray.config.model import LlamaModel, PretrainedModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import ObjectiveSettings, TrainSettings
 from e2ray.core.model_folder import seal, trained_method
-from e2ray.train.origin import base_identity, origin, refuse_other_base, refuse_other_training
+from e2ray.train.origin import base_identity, ended_early, origin, refuse_other_base, refuse_other_training
 from e2ray.train.task import Task
 
 SIZES = {"hidden_size": 32, "num_heads": 2, "num_key_value_heads": 2, "num_layers": 1, "intermediate_size": 48}
@@ -160,6 +160,15 @@ def without(told, *paths):
             place = place[part]
         del place[last]
     return told
+
+
+def test_a_record_that_holds_a_digest_of_the_settings_alone_says_nothing(task):
+    folder = task.folder / "model"
+    folder.mkdir(parents=True)
+    seal(folder, None, training={"settings": "ab" * 32, "base_weights": None, "base_config": None})
+    refuse_other_training(task)
+    refuse_other_base(folder, task.model)
+    assert ended_early(task) is None and trained_method(folder) == LinearMethod()
 
 
 def test_what_earlier_versions_left_unsaid_was_linear_and_the_next_token(task):

@@ -13,6 +13,7 @@ from e2ray.config.train import ObjectiveSettings
 from e2ray.core.losses import token_kl
 from e2ray.core.model import build_model
 from e2ray.core.positions import draw
+from e2ray.core.reach import weights
 from e2ray.train import teacher, worker
 from e2ray.train.teacher import adapters_alone
 
@@ -117,6 +118,13 @@ def test_weights_by_distance_are_those_of_the_draws(task):
     settings = ObjectiveSettings(distance_weights=True)
     task = replace(task, train=task.train.model_copy(update={"objective": settings}))
     engine = worker.begin(task, device=CPU)
-    assert engine.objective.teacher is None and engine.objective.weights.max() > 1.5
-    engine.update(tokens(), drawn(task), lr=1e-2)
+    wanted = weights(task.positions, window=WINDOW, base_context_length=WINDOW)
+    assert engine.objective.teacher is None and torch.equal(engine.objective.weights, wanted) and wanted.max() > 1.5
+    plain = worker.begin(
+        replace(task, train=task.train.model_copy(update={"objective": ObjectiveSettings()})), device=CPU
+    )
+    nll = [each.update(tokens(), drawn(task), lr=1e-2) for each in (engine, plain)]
+    torch.testing.assert_close(*nll)  # what is logged is the NLL
     assert engine.figures == {}
+    learned = [torch.cat([p.flatten() for p in each.ds.module.parameters()]) for each in (engine, plain)]
+    assert not torch.allclose(*learned)
