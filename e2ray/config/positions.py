@@ -230,8 +230,8 @@ def preset(name: str, max_scale: float) -> dict[str, Any]:
         "native": {"scale": {"kind": "fixed", "max_scale": 1.0}, "placement": {"kind": "none"}},
         "e2yarn": {"scale": uniform_int, "placement": {"kind": "prefix", "prefix": 4}, "method": {"kind": "yarn"}},
         "recommended": {
-            "scale": {"kind": "log_uniform", "max_scale": max_scale, "native_share": 0.25},
-            "placement": {"kind": "none"},
+            "scale": {"kind": "log_uniform", "max_scale": max_scale, "native_share": 0.5},
+            "placement": {"kind": "random_breaks", "num_breaks": 1},
             "method": {"kind": "yarn"},
         },
     }
