@@ -472,7 +472,7 @@ def draw(rows: Sequence[Mapping[str, Any]], base_context_length: int, windows: S
     curves.set_xscale("log", base=2)
     curves.set_xticks(list(windows), [f"{w:,}" for w in windows])
     longest = max((len(name) for *_, name, _ in ends), default=0)
-    curves.set_xlim(windows[0] / 1.2, windows[-1] * (3.6 if len(rows) <= MOST_NAMED else 2 ** (longest / 14)))
+    curves.set_xlim(windows[0] / 1.2, windows[-1] * (3.6 if len(rows) <= MOST_NAMED else 2 ** (longest / 12)))
     if len(rows) > MOST_NAMED:
         _cut_off(curves, trade, rows, shown, windows)
         ends = [end for end in ends if end[1] <= curves.get_ylim()[1]]
