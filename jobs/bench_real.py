@@ -5,7 +5,8 @@
 Trains LoRA on rows of 512 tokens of a pretrained model of L = 8,192 for 30 steps, under the paper's preset and under
 those of METHODS, scales up to 4, and reads held-out rows of 512 tokens at scales 1, 2 and 4 before and after. A
 row of 512 tokens is far inside L, so that what a scale costs there is the method's price and nothing else. Kept are the
-training loss by scale and the NLL of the rows. The same command goes on with what was stopped.
+training loss by scale, the NLL of the rows, and how far the base reads by itself, measured once. The same command goes on
+with what was stopped.
 """
 
 import json
@@ -86,8 +87,14 @@ def main() -> int:
         for title in METHODS:
             path = Path(name) / f"{title}.yaml"
             path.write_text(yaml.safe_dump(recipe(title, parsed.model, parsed.text, storage)))
-            subprocess.run([sys.executable, "jobs/train.py", "--config", str(path)], cwd=ROOT, check=True)
+            is_first = title == next(iter(METHODS))
+            for command in ("train", "evaluate"):  # a training without evaluation does not measure L again
+                words = ["--set", "evaluate=null"] if command == "train" and not is_first else []
+                run = [sys.executable, f"jobs/{command}.py", "--config", str(path), *words]
+                subprocess.run(run, cwd=ROOT, check=True)
             runs[title] = collected(storage / f"real-{title}")
+            if is_first:
+                runs["base_length"] = json.loads((storage / f"real-{title}" / "base-length.json").read_text())
             print(title, runs[title], flush=True)
     paper, best = runs["e2llm"], runs["recommended"]
     goals = [goal("price at scale 1 after training under YaRN", best["after"]["1"] - best["before"]["1"], at_most=0.03)]
