@@ -4,9 +4,9 @@
 
 Trains LoRA on rows of 512 tokens of a pretrained model of L = 8,192 for 30 steps, under the paper's preset and under
 those of METHODS, scales up to 4, and reads held-out rows of 512 tokens at scales 1, 2 and 4 before and after. A row of
-512 tokens is far inside L, so that what a scale costs there is the method's price and nothing else. Kept are the training
-loss by scale, the NLL of the rows, and how far the base reads by itself, measured once. The same command goes on with
-what was stopped.
+512 tokens is far inside L, so that what a scale costs there is the method's price and nothing else. Kept are the
+training loss by scale, the NLL of the rows, and how far the base reads by itself, measured once. The same command goes
+on with what was stopped.
 """
 
 import json
