@@ -167,6 +167,7 @@ def measure_length(run: Run, shards: str | Path, base: Any, use_gpu: bool) -> di
         base_context_length=run.base_context_length,
         batch_tokens=run.config.evaluate.batch_tokens if run.config.evaluate else 1,
         device=device,
+        progress=show,
     )
 
 

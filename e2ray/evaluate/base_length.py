@@ -14,6 +14,7 @@ from torch import nn
 
 from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.by_length import token_nlls
+from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
 from e2ray.evaluate.perplexity import is_out_of_memory
 
@@ -46,6 +47,7 @@ def measure_base(
     base_context_length: int,
     batch_tokens: int,
     device: Any,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return how far a base reads at scale 1, plain data.
 
@@ -56,6 +58,7 @@ def measure_base(
         base_context_length: L in tokens, as the recipe or the config claims it.
         batch_tokens: Tokens of one forward, at least.
         device: Where the model stands.
+        progress: Takes one line before the first window and one for each.
 
     Returns:
         `claimed` (L), `measured` (the longest window that is read, None where no two windows could be compared),
@@ -73,7 +76,8 @@ def measure_base(
     chosen = [document[: windows[-1]] for document in documents if len(document) >= windows[-1]][:most]
     scored = max(1, windows[0] // 2)
     sums: dict[int, Float[np.ndarray, " documents"]] = {}
-    reason = None
+    reason, tell = None, progress or (lambda line: None)
+    tell(f"base: reading {len(chosen)} documents at {', '.join(f'{window:,}' for window in windows)} tokens each")
     for window in windows:
         try:
             nll = token_nlls(
@@ -95,6 +99,7 @@ def measure_base(
             del sums[window]
             reason = f"its NLL at {window} tokens is no finite number"
             break
+        tell(f"base: NLL {sums[window].mean():.3f} at {window:,} tokens")
     found["reason"] = reason
     if len(sums) < 2:
         return found

@@ -84,6 +84,19 @@ def test_without_long_text_nothing_is_claimed(model):
     assert found["measured"] is None and "was not measured" in told(found)
 
 
+def test_it_says_what_it_reads_and_what_it_found_so_far(model):
+    lines = []
+    rng = np.random.default_rng(7)
+    texts = [text(70, rng, 12) for _ in range(4)]
+    measure_base(
+        model, RotaryHook(model), texts, base_context_length=32, batch_tokens=1024, device="cpu", progress=lines.append
+    )
+    assert lines[0] == "base: reading 4 documents at 8, 16, 24, 32, 40, 48, 64 tokens each"
+    assert [re.sub(r"NLL \S+ ", "NLL ", line) for line in lines[1:]] == [
+        f"base: NLL at {window} tokens" for window in (8, 16, 24, 32, 40, 48, 64)
+    ]
+
+
 def rows_of(*seen):
     return [{"window": window, "nll": nll, "low": low} for window, nll, low in seen]
 
