@@ -168,7 +168,7 @@ def _unseen(run: Run, shards: str | Path) -> int | None:
     from e2ray.data.shards import ShardSet
     from e2ray.evaluate.documents import long_enough
 
-    lengths = list(map(len, ShardSet.open(shards).held_out()))
+    lengths = [len(tokens) for _, tokens in ShardSet.open(shards).validation_documents()]
 
     def eligible(config: RunConfig) -> list[int]:
         settings = config.evaluate

@@ -68,8 +68,8 @@ def measure_base(
         None for one document alone).
     """
     windows = base_windows(base_context_length, [len(document) for document in documents])
-    found: dict[str, Any] = {"claimed": base_context_length, "measured": None, "is_longest": False, "rows": []}
-    found |= {"reason": TOO_SHORT}
+    nothing: dict[str, Any] = {"measured": None, "is_longest": False, "reason": TOO_SHORT, "rows": []}
+    found = {"claimed": base_context_length, **nothing}
     if len(windows) < 2:
         return found
     most = max(2, min(DOCUMENTS, TOKENS // sum(windows)))

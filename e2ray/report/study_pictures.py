@@ -19,8 +19,16 @@ from e2ray.evaluate.perplexity import paper_scale
 from e2ray.evaluate.removed import base_name
 from e2ray.report.drawing import GREEN, label_points, missing_cell, new_figure, plain, tidy, upper_limit
 from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, SURFACE_COLOURS, VERMILLION
-from e2ray.report.study_terms import Grid, best_trial, last_rows, measured_trials, method, numbers_of, paper_trial
-from e2ray.search.objectives import ASKED
+from e2ray.report.study_terms import (
+    Grid,
+    asked_objectives,
+    best_trial,
+    last_rows,
+    measured_trials,
+    method,
+    numbers_of,
+    paper_trial,
+)
 from e2ray.search.record import StudyResults, TrialRecord
 
 
@@ -84,7 +92,7 @@ def _pareto_points(axis: Axes, results: StudyResults, trials: Sequence[TrialReco
     axis.plot(numbers_of(published, "long"), numbers_of(published, "short"), "s", color=VERMILLION, markersize=6)
     front = [results.record(found) for found in results.front]
     x, y = numbers_of(front, "long"), numbers_of(front, "short")
-    if _third_objective(results):  # then the front is a surface, and a line through it would mean nothing
+    if asked_objectives(results):  # then the front is a surface, and a line through it would mean nothing
         axis.plot(x, y, "o", markersize=8, markerfacecolor="none", markeredgecolor=INK, zorder=4)
     else:
         axis.plot(x, y, color=INK, linewidth=1.2, zorder=1)
@@ -102,11 +110,6 @@ def _pareto_points(axis: Axes, results: StudyResults, trials: Sequence[TrialReco
     axis.margins(0.08)
 
 
-def _third_objective(results: StudyResults) -> bool:
-    """Return whether the front also counts what is asked for in long texts."""
-    return any(getattr(record, name) is not None for record in results.records for name in ASKED)
-
-
 def _pareto_legend(results: StudyResults) -> list[Line2D]:
     """Return the legend's entries: only what the picture holds."""
     noise = "± noise on the paper's preset" if results.noise.long is not None else "noise unknown"
@@ -115,7 +118,7 @@ def _pareto_legend(results: StudyResults) -> list[Line2D]:
         Line2D([], [], marker="s", color=VERMILLION, linestyle="none", label=f"published method ({noise})"),
         Line2D([], [], marker="o", markersize=8, markerfacecolor="none", markeredgecolor=INK, linestyle="none",
                label="Pareto front, answers counted in")
-        if _third_objective(results)
+        if asked_objectives(results)
         else Line2D([], [], color=INK, linewidth=1.2, label="Pareto front"),
         Line2D([], [], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=GREEN, markeredgewidth=2.2,
                linestyle="none", label="chosen"),
@@ -150,7 +153,7 @@ def _drawn_lines(results: StudyResults) -> list[tuple[float, float]]:
         for share in np.linspace(-1, 1, 9):
             points += [(x + share * noise.long, y), (x, y + share * noise.short)]
     front = [results.record(found) for found in results.front]
-    if front and not _third_objective(results):
+    if front and not asked_objectives(results):
         at, places = np.linspace(0, len(front) - 1, 40 * len(front)), range(len(front))
         along = (np.interp(at, places, numbers_of(front, name)) for name in ("long", "short"))
         points += [(float(a), float(b)) for a, b in zip(*along, strict=True)]

@@ -9,6 +9,7 @@ from typing import Any
 from e2ray.evaluate.removed import base_name, base_words
 from e2ray.report.page import Code, Column, Part, Point, Points, Row, Table, Words
 from e2ray.report.study_terms import (
+    asked_objectives,
     best_trial,
     correlation_words,
     count,
@@ -27,7 +28,7 @@ from e2ray.report.study_terms import (
     short_name,
     trial_name,
 )
-from e2ray.search.objectives import ASKED, long_of
+from e2ray.search.objectives import long_of
 from e2ray.search.record import StudyResults, TrialRecord
 from e2ray.search.results import KEPT_GAIN_SHARE, MIN_TRIALS, base_long
 from e2ray.search.surrogate import COVERED, WIDEST
@@ -39,7 +40,7 @@ FOLDED_FROM = 60  # trials; a longer table hides behind a line
 
 def recommendation(results: StudyResults) -> list[Part]:
     """Return the table of the chosen trials, the paper's preset and the base."""
-    asked = _asked(results)
+    asked = asked_objectives(results)
     columns = [
         Column("Choice"), Column("Trial", "number"), Column("Settings", "wide"), Column("Long", "number"),
         Column("Short", "number"), *(Column(TITLES[name], "number") for name in asked), Column("Value", "number"),
@@ -129,11 +130,6 @@ def _untrained_rows(results: StudyResults, asked: Sequence[str]) -> list[Row]:
         Row([name, "", words, long, "0 by definition", *(_answered(key, known.get(key)) for key in asked), ""], "faint")
         for name, (words, long, known) in found.items()
     ]
-
-
-def _asked(results: StudyResults) -> list[str]:
-    """Return the objectives of the retrieval grid that trials have."""
-    return [name for name in ASKED if any(getattr(record, name) is not None for record in results.records)]
 
 
 def _answered(name: str, found: float | None, noise: float | None = None) -> str:
@@ -250,7 +246,7 @@ def correlations(results: StudyResults) -> list[Part]:
 
 def all_trials(results: StudyResults) -> Table:
     """Return the table of all trials; a failed one with its reason."""
-    asked = _asked(results)
+    asked = asked_objectives(results)
     columns = [
         Column("Trial", "number"), Column("Method"), Column("State"), Column("Updates", "number"),
         Column("Long", "number"), Column("Short", "number"), *(Column(TITLES[name], "number") for name in asked),

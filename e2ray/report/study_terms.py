@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from e2ray.config.search import PAPER
+from e2ray.search.objectives import ASKED
 from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import StudyResults, TrialRecord
 
@@ -139,6 +140,11 @@ def trial_name(record: TrialRecord) -> str:
     if record.baseline is None:
         return "sampled"
     return method(record.baseline) + (f", repeat {record.repeat}" if record.repeat else "")
+
+
+def asked_objectives(results: StudyResults) -> list[str]:
+    """Return the objectives of the retrieval grid that trials have."""
+    return [name for name in ASKED if any(getattr(record, name) is not None for record in results.records)]
 
 
 def settings_words(settings: Mapping[str, Any]) -> str:

@@ -173,14 +173,14 @@ def _csv_text(value: Any) -> str:
 
 
 def _pareto(found: StudyResults) -> dict[str, Any]:
-    objectives = objectives_of(found.records)
+    objectives, facts = objectives_of(found.records), found.facts
+    base = {"long": base_long(facts), "short": 0.0, **{name: getattr(facts, f"base_{name}") for name in ASKED}}
     return {
         "study": found.facts.name,
         "objectives": {name: "maximise" if name in MAXIMISED else "minimise" for name in objectives},
         "weights": dict(found.facts.weights),
         "noise": asdict(found.noise),
-        "base": {"long": base_long(found.facts), "short": 0.0, "retrieval": found.facts.base_retrieval}
-        | {"answer_nll": found.facts.base_answer_nll},
+        "base": base,
         "front": [_point(found.record(number)) for number in found.front],
         "chosen": dict(found.chosen),
     }
