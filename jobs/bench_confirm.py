@@ -5,9 +5,10 @@ python jobs/bench_confirm.py --study runs/search-cpu
 The study's base model is fine-tuned for the full budget of best-balanced.yaml under seeds that the study never used,
 on documents that neither the study nor the base ever saw: the Python sources of the installed packages. The paper's
 preset gets the same rows and as many tokens, once with the recipe's learning rate and once with the balanced one's,
-which tells the draws from the learning rate. Long is the mean NLL over all windows, L among them; since L is also the
-short objective's, the mean over the windows beyond L is told beside it. Differences are paired: over seeds with
-Student's t for three runs, over held-out documents with a bootstrap.
+which tells the draws from the learning rate. The base itself is read by YaRN too, untrained. Held against both at every
+window, each read at scale W / L. Long is the mean NLL over all windows, L among them; since L is also the short
+objective's, the mean over the windows beyond L is told beside it. Differences are paired: over seeds with Student's t
+for three runs, over held-out documents with a bootstrap.
 """
 
 import statistics
@@ -46,6 +47,7 @@ T_95 = 4.303  # Student's t, two degrees of freedom, 95 %
 RESAMPLES = 10_000
 ARMS = ("balanced", "paper", "paper, balanced lr")
 OBJECTIVES = ("long", "beyond", "short")
+YARN = "untrained YaRN"
 
 
 def recipes(study: Path) -> dict[str, RunConfig]:
@@ -68,12 +70,14 @@ def recipes(study: Path) -> dict[str, RunConfig]:
     }
     plain = best.model_dump(mode="json") | changes
     plain["evaluate"] |= {"skip_documents": 0, "documents": DOCUMENTS}
-    paper = validate(recipe, source="study").positions.model_dump(mode="json")
+    told = validate(recipe, source="study")
+    paper = told.positions.model_dump(mode="json")
     assert paper == PositionSettings.model_validate({"preset": "e2llm", "max_scale": 16}).model_dump(mode="json")
+    objective = {"objective": told.train.objective.model_dump(mode="json")}
     arms = {
         "balanced": plain,
-        "paper": plain | {"positions": paper, "train": plain["train"] | {"lr": recipe["train"]["lr"]}},
-        "paper, balanced lr": plain | {"positions": paper},
+        "paper": plain | {"positions": paper, "train": plain["train"] | objective | {"lr": told.train.lr}},
+        "paper, balanced lr": plain | {"positions": paper, "train": plain["train"] | objective},
     }
     return {name: validate(arm | {"name": "confirm"}, source=name) for name, arm in arms.items()}
 
@@ -101,9 +105,11 @@ def by_document(examiner: Any, model: Any, hook: Any) -> list[dict[str, float]]:
 
 
 def train(job: tuple[str, int, RunConfig]) -> dict[str, Any]:
-    """Train one arm under one seed and return its NLL by document and window; None as name measures the base."""
+    """Train one arm under one seed and return its NLL by document and window; "base" and YARN read the base."""
     import torch
 
+    from e2ray.config.methods import UNTRAINED
+    from e2ray.core.methods.registry import method_of
     from e2ray.core.model import build_model
     from e2ray.core.rope import RotaryHook
     from e2ray.search.study import Plan
@@ -114,9 +120,11 @@ def train(job: tuple[str, int, RunConfig]) -> dict[str, Any]:
     shared = shared_of(config)
     bench = Workbench(shared, device=torch.device("cpu"))
     began = time.perf_counter()
-    if name == "base":
+    if name in ("base", YARN):
         model = build_model(config.model, dtype=torch.float32, vocab_size=shared.task.vocab_size).eval()
-        return {"arm": name, "seed": seed, "documents": by_document(bench.examiner, model, RotaryHook(model))}
+        method = method_of(UNTRAINED["yarn"]) if name == YARN else None
+        hook = RotaryHook(model, method, base_context_length=shared.task.base_context_length)
+        return {"arm": name, "seed": seed, "documents": by_document(bench.examiner, model, hook)}
     bench.begin(Plan(0, config.model_copy(update={"seed": seed}), (), None, None, {}))
     metrics = bench.advance()
     assert "failed" not in metrics, metrics
@@ -135,6 +143,19 @@ def objectives(documents: list[dict[str, float]], base: list[dict[str, float]]) 
     }
 
 
+def paired(differences: np.ndarray, generator: np.random.Generator) -> dict[str, Any]:
+    """Return the mean of paired differences [seeds, documents] and its 95 % intervals over seeds and over documents."""
+    seeds, documents = differences.mean(axis=1), differences.mean(axis=0)
+    half = T_95 * seeds.std(ddof=1) / np.sqrt(len(SEEDS))
+    picks = generator.integers(0, len(documents), (RESAMPLES, len(documents)))
+    return {
+        "difference": float(seeds.mean()),
+        "by_seed": seeds.tolist(),
+        "interval_over_seeds": [float(seeds.mean() - half), float(seeds.mean() + half)],
+        "interval_over_documents": np.quantile(documents[picks].mean(axis=1), (0.025, 0.975)).tolist(),
+    }
+
+
 def compared(runs: list[dict[str, Any]], arm: str, other: str, base: list[dict[str, float]]) -> dict[str, Any]:
     """Return arm minus other for each objective, paired, with 95 % intervals over seeds and over documents."""
     generator = np.random.default_rng(0)
@@ -142,18 +163,30 @@ def compared(runs: list[dict[str, Any]], arm: str, other: str, base: list[dict[s
     for name in OBJECTIVES:
         by_run = {(run["arm"], run["seed"]): objectives(run["documents"], base)[name] for run in runs}
         differences = np.array([by_run[arm, seed] - by_run[other, seed] for seed in SEEDS])  # [seeds, documents]
-        seeds = differences.mean(axis=1)
-        half = T_95 * seeds.std(ddof=1) / np.sqrt(len(SEEDS))
-        documents = differences.mean(axis=0)
-        picks = generator.integers(0, len(documents), (RESAMPLES, len(documents)))
-        found[name] = {
-            "difference": float(seeds.mean()),
-            "by_seed": seeds.tolist(),
-            "interval_over_seeds": [float(seeds.mean() - half), float(seeds.mean() + half)],
-            "interval_over_documents": np.quantile(documents[picks].mean(axis=1), (0.025, 0.975)).tolist(),
+        found[name] = paired(differences, generator) | {
             arm: float(np.mean([by_run[arm, seed].mean() for seed in SEEDS])),
             other: float(np.mean([by_run[other, seed].mean() for seed in SEEDS])),
         }
+    return found
+
+
+def apart(runs: list[dict[str, Any]], other: str) -> dict[str, Any]:
+    """Return the balanced arm minus another at every window, seed by seed, with 95 % intervals as above.
+
+    An untrained reading has no seed: every seed is held against the same one.
+    """
+    generator = np.random.default_rng(0)
+    by_run = {(run["arm"], run["seed"]): run["documents"] for run in runs}
+    found = {}
+    for window in sorted(next(iter(by_run.values()))[0], key=int):
+        differences = np.array(
+            [
+                [row[window] - reference[window] for row, reference in zip(rows, references, strict=True)]
+                for seed in SEEDS
+                for rows, references in [(by_run["balanced", seed], by_run[other, 0 if other == YARN else seed])]
+            ]
+        )  # [seeds, documents]
+        found[window] = paired(differences, generator)
     return found
 
 
@@ -173,9 +206,11 @@ def main() -> int:
 
     with cluster(arms["balanced"].cluster):
         shared_of(arms["balanced"])  # prepares the shards
-    jobs = [("base", 0, arms["balanced"])] + [(name, seed, arms[name]) for seed in SEEDS for name in arms]
+    jobs = [(name, 0, arms["balanced"]) for name in ("base", YARN)] + [
+        (name, seed, arms[name]) for seed in SEEDS for name in arms
+    ]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        base, *runs = pool.map(train, jobs)
+        base, yarn, *runs = pool.map(train, jobs)
     against = {other: compared(runs, "balanced", other, base["documents"]) for other in arms if other != "balanced"}
     for other, found in against.items():
         for name, row in found.items():
@@ -189,11 +224,26 @@ def main() -> int:
         for name, found in against["paper"].items()
         if name != "beyond"
     ]
+    windows = {other: apart([*runs, yarn], other) for other in ("paper", YARN)}
+    for other, found in windows.items():
+        print(f"balanced - {other} by window: {found}")
+        goals += [
+            goal(
+                f"W {window}: balanced - {other}, nats per token, upper end over {over}",
+                row[f"interval_over_{over}"][1],
+                at_most=0.0,
+            )
+            for window, row in found.items()
+            for over in ("seeds", "documents")
+        ]
     result = {
         "differences": against,
-        "nll_by_window": {arm: by_window(runs, arm) for arm in arms} | {"base": by_window([base], "base")},
+        "by_window": windows,
+        "nll_by_window": {arm: by_window(runs, arm) for arm in arms}
+        | {name: by_window([run], name) for name, run in (("base", base), (YARN, yarn))},
         "runs": runs,
         "base": base,
+        "yarn": yarn,
     }
     places = {str(parsed.study.absolute().parent): "~/e2ray", sysconfig.get_paths()["purelib"]: "<site-packages>"}
     config = {name: dump(arm) for name, arm in arms.items()}

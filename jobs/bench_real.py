@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # runs from a source tree too
 
 from benchmarking import finish, goal, parser
 
-WINDOW, SCALES, STEPS, SEQUENCES = 512, (1.0, 2.0, 4.0), 30, 8
+WINDOW, SCALES, STEPS, SEQUENCES = 512, (1.0, 2.0, 4.0), 30, 4
 METHODS: dict[str, dict[str, Any]] = {
     "e2llm": {"positions": {"preset": "e2llm", "max_scale": 4}},
     "recommended": {"positions": {"preset": "recommended", "max_scale": 4}},
@@ -44,7 +44,6 @@ def recipe(name: str, model: str, text: str, storage: Path) -> dict[str, Any]:
             "kind": "pretrained",
             "path": model,
             "lora": {"rank": 16, "alpha": 32},
-            "gradient_checkpointing": True,
         },
         "data": {
             "corpus": [{"kind": "jsonl" if ".jsonl" in text else "text", "paths": [text], "min_tokens": 4 * WINDOW}],
@@ -68,7 +67,7 @@ def recipe(name: str, model: str, text: str, storage: Path) -> dict[str, Any]:
             "scales": list(SCALES),
             "documents": 8,
             "document_tokens": 4 * WINDOW,
-            "stride": WINDOW // 2,
+            "stride": WINDOW,
         },
         "export": None,
     }

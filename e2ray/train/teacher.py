@@ -1,21 +1,29 @@
 """The teacher of a self-distillation: the base, as it was before the training, reading a row as it stands.
 
 Where adapters alone are trained they are switched off for it, so that it costs no memory. Else a copy of the base is
-kept on each worker, in bf16 beside a GPU.
+kept: on each GPU in bf16; on CPUs once per machine, in a file that all its workers map and that has no name any more.
 """
 
 import copy
+import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
 
 from e2ray.config.base import SettingsError
+from e2ray.files import naming
+from e2ray.train.checkpoint import together
 from e2ray.train.objectives import Forward
 
 ADAPTERS = ("lora_", "modules_to_save.")  # what peft switches off
+_OTHERWISE = "train adapters (model.lora), which are switched off for it, or set distill to 0"
 
 
 def adapters_alone(model: nn.Module) -> bool:
@@ -25,7 +33,7 @@ def adapters_alone(model: nn.Module) -> bool:
 
 
 def frozen(model: nn.Module, *, device: torch.device, copied: bool) -> Forward:
-    """Return the forward of a base that stays as it is, without a gradient.
+    """Return the forward of a base that stays as it is, without a gradient; every rank must call this.
 
     Args:
         model: The base before the training, on the CPU, unhooked; nothing of it is changed.
@@ -35,12 +43,13 @@ def frozen(model: nn.Module, *, device: torch.device, copied: bool) -> Forward:
     Raises:
         SettingsError: If there is no memory for it.
     """
-    dtype = torch.bfloat16 if device.type == "cuda" else None
-    if copied or device.type == "cuda":
-        _refuse_too_large(model, device=device, dtype=dtype)
+    if device.type == "cuda":
+        _refuse_too_large(model, device=device, dtype=torch.bfloat16)
         model = copy.deepcopy(model)
-    for parameter in model.parameters() if dtype is not None else ():  # model.to(dtype) would round the frequencies too
-        parameter.data = parameter.data.to(dtype)
+        for parameter in model.parameters():  # model.to(dtype) would round the frequencies too
+            parameter.data = parameter.data.to(torch.bfloat16)
+    elif copied:
+        model = once_per_machine(model)
     teacher: Any = model.to(device).eval()
 
     @torch.no_grad()
@@ -51,12 +60,61 @@ def frozen(model: nn.Module, *, device: torch.device, copied: bool) -> Forward:
     return read
 
 
-def _refuse_too_large(model: nn.Module, *, device: torch.device, dtype: torch.dtype | None) -> None:
+def once_per_machine(model: nn.Module) -> nn.Module:
+    """Return a copy of a model on the CPU whose parameters stand in this machine's memory once, for all its workers."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    named = dict(model.named_parameters())
+
+    def write() -> Path | None:
+        if local_rank:
+            return None
+        needed, place = _refuse_too_large(model, device=torch.device("cpu")), tempfile.gettempdir()
+        if needed > (free := shutil.disk_usage(place).free):
+            raise SettingsError(
+                f"train.objective.distill: a teacher needs {_gib(needed)} of {place} until all workers have it, "
+                f"{_gib(free)} are free; set TMPDIR to a folder with more, {_OTHERWISE}"
+            )
+        path = Path(tempfile.mkdtemp(prefix="e2ray-teacher-")) / "weights.pt"
+        try:
+            with naming(path):
+                torch.save({name: parameter.data for name, parameter in named.items()}, path)
+        except BaseException:
+            _remove(path)
+            raise
+        return path
+
+    path = together(write, doing="keeping a teacher")[dist.get_rank() - local_rank]
+    assert path is not None, "the ranks of a machine follow each other"
+    memo: dict[int, Any] = {}
+
+    def take() -> None:
+        for name, data in torch.load(path, mmap=True, weights_only=True).items():
+            memo[id(named[name])] = nn.Parameter(data, requires_grad=False)
+
+    try:
+        together(take, doing="taking a teacher")
+    finally:
+        if not local_rank:
+            _remove(path)  # what is mapped stays until the last worker ends
+    return copy.deepcopy(model, memo)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.parent.rmdir()
+
+
+def _refuse_too_large(model: nn.Module, *, device: torch.device, dtype: torch.dtype | None = None) -> int:
+    """Return the bytes that a copy of a model needs; raise SettingsError where they are not free."""
     needed = sum(each.numel() * (dtype or each.dtype).itemsize for each in model.parameters())
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise SettingsError(
-            f"train.objective.distill: a teacher needs {needed / 2**30:.3g} GiB beside the model, "
-            f"{free / 2**30:.3g} GiB are free; train adapters (model.lora), which are switched off for it, or set "
-            "distill to 0"
+            f"train.objective.distill: a teacher needs {_gib(needed)} beside the model, {_gib(free)} are free; "
+            f"{_OTHERWISE}"
         )
+    return needed
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"

@@ -1,9 +1,14 @@
 """Self-distillation on a real engine: who teaches, what it reads, and that nothing of it is trained."""
 
+import json
+import os
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from small_task import CPU, VOCABULARY, WINDOW, small_task
 
 from e2ray.config.base import SettingsError
@@ -112,6 +117,54 @@ def test_a_teacher_without_memory_is_refused_with_the_next_move(task, monkeypatc
         worker.begin(task, device=CPU)
     lora = replace(task, model=task.model.model_copy(update={"lora": LORA}))
     worker.begin(lora, device=CPU)
+
+
+def test_a_teacher_without_room_on_the_disk_is_refused_with_the_next_move(task, monkeypatch):
+    monkeypatch.setattr(teacher.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1000}))
+    wanted = r"^train\.objective\.distill: a teacher needs \S+ GiB of \S+ .* set TMPDIR to a folder with more, train "
+    with pytest.raises(SettingsError, match=wanted):
+        worker.begin(task, device=CPU)
+
+
+def mapped_file(pointer):
+    """Return device, inode and name of the file that a piece of this process's memory is mapped from."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, _, device, inode, *name = line.split(maxsplit=5)
+        first, last = (int(end, 16) for end in span.split("-"))
+        if first <= pointer < last:
+            return [device, inode, *name]
+    raise AssertionError("mapped nowhere")
+
+
+def keep_teachers(rank, ranks, folder):
+    """What a rank does in the test below; a process of its own."""
+    os.environ["LOCAL_RANK"] = str(rank)
+    tempfile.tempdir = str(folder / "temporary")
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=ranks)
+    torch.set_num_threads(1)
+    found = []
+    for tied in (False, True):
+        task = small_task(folder, preset="e2yarn", model={"tie_embeddings": tied}, steps=6, checkpoint_every=3)
+        model = build_model(task.model, dtype=torch.float32, vocab_size=VOCABULARY, seed=task.seed).eval()
+        wanted = model(input_ids=tokens(), use_cache=False).logits.detach()
+        kept = teacher.once_per_machine(model)
+        for parameter in model.parameters():
+            parameter.data += 1.0
+        torch.testing.assert_close(kept(tokens(), use_cache=False).logits, wanted, rtol=0, atol=0)
+        assert not any(parameter.requires_grad for parameter in kept.parameters())
+        assert len(list(kept.parameters())) == len(list(model.parameters()))
+        found.append(sorted({tuple(mapped_file(parameter.data_ptr())) for parameter in kept.parameters()}))
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_the_workers_of_a_machine_share_the_memory_of_one_teacher_and_leave_no_file(tmp_path):
+    (tmp_path / "temporary").mkdir()
+    torch.multiprocessing.spawn(keep_teachers, args=(2, tmp_path), nprocs=2)
+    one, other = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert one == other and all(len(files) == 1 and files[0][-1].endswith("(deleted)") for files in one)
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_weights_by_distance_are_those_of_the_draws(task):
