@@ -27,7 +27,7 @@ DESCRIPTIONS = {
     "plan": "what a recipe will do, before any training: which relative distances its draws show the model",
     "shards": "look at a folder of shards: what it holds (info, or report as a page), and whether every byte is what "
     "prepare wrote (verify)",
-    "schema": "print the JSON schema of a recipe",
+    "schema": "print the JSON schema of a recipe, or a page of its settings",
 }
 
 
@@ -55,6 +55,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def _add_options(target: argparse.ArgumentParser, command: str) -> None:
     if command == "schema":
+        target.add_argument("--markdown", action="store_true", help="as a page for people, docs/settings.md")
         return
     if command == "shards":
         target.add_argument("question", choices=("info", "verify", "report"), help="what to tell about the folder")
@@ -172,7 +173,12 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
     for problem in problems(given):
         raise SettingsError(problem)
     if command == "schema":
-        print(load.schema())
+        import json
+
+        from e2ray.config import reference
+
+        found = load.schema()
+        print(reference.page(found) if parsed.markdown else json.dumps(found, indent=2))
         return
     if command == "shards":
         _shards(parsed)

@@ -5,7 +5,6 @@ dangerous parts: tags, anchors and aliases, repeated keys, NaN and infinities ar
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Hashable, Sequence
@@ -316,7 +315,7 @@ def read_resolved(path: str | Path) -> RunConfig:
     return validate(read_vouched_recipe(path), source=str(path))
 
 
-def schema() -> str:
+def schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(dialect | RunConfig.model_json_schema(), indent=2)
+    return dialect | RunConfig.model_json_schema()

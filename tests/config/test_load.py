@@ -35,7 +35,7 @@ SMALL = {
     "positions": {"preset": "e2llm", "max_scale": 4},
     "train": {"steps": 10, "batch_sequences": 4},
 }
-SCHEMA = jsonschema.Draft202012Validator(json.loads(schema()))
+SCHEMA = jsonschema.Draft202012Validator(schema())
 
 
 def small(**sections):
@@ -594,7 +594,7 @@ def test_a_continued_run_may_not_compute_something_else(assignment, message):
 
 
 def test_the_schema_is_a_json_schema():
-    jsonschema.Draft202012Validator.check_schema(json.loads(schema()))
+    jsonschema.Draft202012Validator.check_schema(schema())
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
