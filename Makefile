@@ -1,11 +1,12 @@
 # make train    set up .venv and run the built-in recipe into runs/demo-cpu
 # make test     set up .venv and run the tests
+# make docs     set up .venv and build the pages as a site into build/site
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-slow lint format setup clean
+.PHONY: train test test-slow lint format docs setup clean
 
 setup: $(READY)
 
@@ -32,6 +33,15 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site is made of the pages as they lie in the repository, so that their links hold in both.
+docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	rm -rf build/pages build/site
+	mkdir -p build/pages/jobs
+	cp -r *.md docs cluster build/pages
+	cp -r jobs/results jobs/recipes build/pages/jobs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
