@@ -196,8 +196,9 @@ def _surrogate(results: StudyResults) -> list[Part]:
     ranks = found["left_out_spearman"]
     said = "not computable" if ranks is None else f"{ranks:.2f}"
     caption = (
-        f"A Gaussian process fitted to {plural(found['trials'], 'full trial')}: where its prediction stays within one "
-        "noise of the lowest, all other settings as in the best trial. Held by refits: the share of the fits with one "
+        f"A Gaussian process fitted to {plural(found['trials'], 'trial')}, {found['full']} of them in full: where its "
+        "prediction of the number at the end stays within one noise of the lowest, all other settings as in the best "
+        "trial, and where no trial was. Held by refits: the share of the fits with one "
         f"trial left out whose interval has the best place. Determined: at most {WIDEST:.0%} of what was searched, "
         f"held by at least {COVERED:.0%}, and left-out trials bear the surrogate out: {found['coverage']:.0%} of them "
         f"lie where nine of ten should, and their rank correlation with the prediction is {said}."

@@ -225,15 +225,20 @@ def ranges(
 
 
 def surrogate(records: Iterable[TrialRecord], facts: StudyFacts, noise: Noise) -> dict[str, Any] | None:
-    """Return what a surrogate fitted to all full trials says of each setting, as `surrogate.intervals` gives it.
+    """Return what a surrogate fitted to all trials says of each setting, as `surrogate.intervals` gives it.
 
-    None without the noise or with too few trials. Baselines that the space cannot express are left out.
+    None without the noise or with too few full trials. Baselines that the space cannot express are left out.
     """
     if noise.value is None:
         return None
+    told = [record for record in records if record.state in ("complete", "pruned") and not record.repeat]
     known = [
-        Trial(record.params, _value(record))
-        for record in compared(records)
+        Trial(
+            record.params,
+            record.value if record.state == "complete" else None,
+            {step / record.steps: value for step, value in record.values.items() if step < record.steps},
+        )
+        for record in sorted(told, key=lambda record: record.number)
         if record.params and record.value is not None
     ]
     return intervals(facts.space, known, within=noise.value)

@@ -1,8 +1,10 @@
 """What a study says of settings between its trials: a surrogate of its weighted number, and the intervals it gives.
 
-A Gaussian process (scikit-learn) is fitted to all trials that ran to the end, its noise at least that of a trial. It
-knows which settings are active: a choice is a coordinate for each of its options, and a conditional setting that does
-not apply stands still at one place, so that it tells no two trials apart. For each setting, all others as in the best
+A Gaussian process (scikit-learn) is fitted to all trials, its noise at least that of a trial. A trial that was stopped
+at a rung tells of its settings, too: how much of the training lies behind a number is a coordinate of its own, and
+what is asked for is the number at the end. The process knows which settings are active: a choice is a coordinate for
+each of its options, and a conditional setting that does not apply stands still at one place, so that it tells no two
+trials apart. For each setting, all others as in the best
 trial that it fits, its interval is where the prediction stays within one noise of the lowest. Left out one by one,
 trials say how far that can be believed: whether what was measured lies where the others predict it, in which order, and
 how often the interval of the others holds the best place of all.
@@ -11,7 +13,7 @@ how often the interval of the others holds the best place of all.
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,10 +37,23 @@ Points = Float64[np.ndarray, "trials coordinates"]
 
 @dataclass(frozen=True)
 class Trial:
-    """What a surrogate is fitted to: the values of a trial's active settings, and its weighted number."""
+    """What a surrogate is fitted to.
+
+    Attributes:
+        params: The values of a trial's active settings.
+        value: Its weighted number at the end; None where it was stopped.
+        rungs: Its weighted number at each rung, by the share of the training that lies behind it, above 0 and below 1.
+    """
 
     params: Mapping[str, Any]
-    value: float
+    value: float | None
+    rungs: Mapping[float, float] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> list[tuple[float, float]]:
+        """Every (share of the training, weighted number), ascending."""
+        ended = [] if self.value is None else [(1.0, self.value)]
+        return sorted(self.rungs.items()) + ended
 
 
 class Surrogate:
@@ -49,22 +64,29 @@ class Surrogate:
 
         Args:
             space: Searched settings by dotted path, as ranges.json has them: `kind`, `low`, `high`, `log`, `options`.
-            trials: At least `MIN_TRIALS`.
+            trials: At least `MIN_TRIALS` of them in full.
             noise: Standard deviation of a trial's number, which the process takes for noise at least.
         """
         self.space, self.trials = space, list(trials)
         self.columns = [(path, option) for path in space for option in _options(space[path])]
-        self.points = np.array([self.point(trial.params) for trial in trials])
-        self.values = np.array([trial.value for trial in trials])
+        told = [(n, share, value) for n, trial in enumerate(trials) for share, value in trial.numbers]
+        self.owners = np.array([number for number, _, _ in told])
+        self.points = np.array([self.point(trials[number].params, share) for number, share, _ in told])
+        self.values = np.array([value for _, _, value in told])
         self.centre, self.spread = float(self.values.mean()), float(self.values.std()) or 1.0
-        kernel = ConstantKernel(1.0, (0.05, 50.0)) * Matern([1.0] * len(self.columns), (0.1, 50.0), nu=2.5)
+        kernel = ConstantKernel(1.0, (0.05, 50.0)) * Matern([1.0] * self.points.shape[1], (0.1, 50.0), nu=2.5)
         least = max((noise / self.spread) ** 2, 1e-4)
         process = GaussianProcessRegressor(kernel + WhiteKernel(least, (least, 10.0 * least)), random_state=0)
         self.process = _fitted(process, self.points, (self.values - self.centre) / self.spread)
 
-    def point(self, params: Mapping[str, Any]) -> list[float]:
-        """Return the coordinates of a trial, 0 to 1 each."""
-        return [_place(self.space[path], option, params.get(path)) for path, option in self.columns]
+    def point(self, params: Mapping[str, Any], share: float = 1.0) -> list[float]:
+        """Return the coordinates of a trial, 0 to 1 each; the last one is the share of the training behind it."""
+        return [*(_place(self.space[path], option, params.get(path)) for path, option in self.columns), share]
+
+    @property
+    def full(self) -> list[int]:
+        """The places in `trials` of those that ran to the end."""
+        return [number for number, trial in enumerate(self.trials) if trial.value is not None]
 
     def predict(self, points: Points) -> Float64[np.ndarray, " trials"]:
         """Return the predicted weighted number at some coordinates."""
@@ -77,9 +99,10 @@ class Surrogate:
     def without(self, left_out: int) -> "Surrogate":
         """Return the surrogate of all trials but one, under the same kernel."""
         other = object.__new__(Surrogate)
-        kept = [number for number in range(len(self.trials)) if number != left_out]
+        kept = self.owners != left_out
         other.space, other.columns = self.space, self.columns
-        other.trials = [self.trials[number] for number in kept]
+        other.trials = [trial for number, trial in enumerate(self.trials) if number != left_out]
+        other.owners = self.owners[kept] - (self.owners[kept] > left_out)
         other.points, other.values = self.points[kept], self.values[kept]
         other.centre, other.spread = self.centre, self.spread
         process = GaussianProcessRegressor(self.process.kernel_, optimizer=None)
@@ -98,11 +121,16 @@ class Surrogate:
         What begins to apply is taken from the best trial that has the value.
         """
         having = [trial for trial in self.trials if trial.params.get(path) == value]
-        best = min(having, key=lambda trial: trial.value).params if having else {}
+        best = _best(having).params if having else {}
         found = {**best, **start, path: value}
         while dropped := [name for name in found if not _applies(self.space.get(name, {}), found)]:
             found = {name: known for name, known in found.items() if name not in dropped}
         return found
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    """Return the best of the trials in full, or of those that came farthest where none is."""
+    return min(trials, key=lambda trial: (-trial.numbers[-1][0], trial.numbers[-1][1]))
 
 
 def _applies(parameter: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
@@ -147,30 +175,34 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> dict[s
 
     Args:
         space: Searched settings by dotted path.
-        trials: That ran to the end, the repeats of one among them left out; of more than `MOST_TRIALS` some are taken.
+        trials: With a number, the repeats of one left out; of more than `MOST_TRIALS` some are taken.
         within: One noise of a trial, in terms of the weighted number.
 
     Returns:
-        `trials`; `left_out_spearman` (of what was measured and what all other trials predict) and `coverage` (share of
-        left-out trials inside the interval that the others predict for nine of ten); and `parameters`, by dotted path:
-        `low` and `high`, or `kinds` (options), where the prediction stays within; `share` of the range or of the
-        options that is; `held` (share of the refits with one trial left out whose interval holds the best place of
-        all); `determined` (a share of at most `WIDEST`, `held` and `coverage` of at least `COVERED`, left-out trials
-        ordered better than by chance). None for a setting that no trial has.
+        `trials`, of them `full`; `left_out_spearman` (of what full trials came to and what all other trials predict)
+        and `coverage` (share of left-out full trials inside the interval that the others predict for nine of ten); and
+        `parameters`, by dotted path:
+        `low` and `high`, or `kinds` (options), where the prediction stays within or no trial was; `share` of the range
+        or of the options that is; `held` (share of the refits with one trial left out whose interval holds the best
+        place of all); `determined` (a share of at most `WIDEST`, `held` and `coverage` of at least `COVERED`, left-out
+        trials ordered better than by chance). None for a setting that no full trial has.
     """
-    if len(trials) < MIN_TRIALS or len({trial.value for trial in trials}) == 1:
+    ended = {trial.value for trial in trials if trial.value is not None}
+    if sum(trial.value is not None for trial in trials) < MIN_TRIALS or len(ended) == 1:
         return None
     trials = _fewer(trials)
     whole = Surrogate(space, trials, noise=within)
-    refits = [whole.without(number) for number in range(len(trials))]
-    points = [whole.points[[number]] for number in range(len(trials))]
+    refits = [whole.without(number) for number in whole.full]
+    measured = [value for number in whole.full if (value := trials[number].value) is not None]
+    points = [np.array([whole.point(trials[number].params)]) for number in whole.full]
     predicted = [float(refit.predict(point)[0]) for refit, point in zip(refits, points, strict=True)]
     allowed = [DEVIATIONS * float(refit.deviation(point)[0]) for refit, point in zip(refits, points, strict=True)]
-    inside = [abs(p - trial.value) <= most for p, trial, most in zip(predicted, trials, allowed, strict=True)]
-    ranks, coverage = spearman(predicted, [trial.value for trial in trials]), sum(inside) / len(inside)
-    believed = coverage >= COVERED and ranks is not None and ranks > chance_correlation(len(trials))
+    inside = [abs(p - value) <= most for p, value, most in zip(predicted, measured, allowed, strict=True)]
+    ranks, coverage = spearman(predicted, measured), sum(inside) / len(inside)
+    believed = coverage >= COVERED and ranks is not None and ranks > chance_correlation(len(measured))
     return {
         "trials": len(trials),
+        "full": len(measured),
         "left_out_spearman": ranks,
         "coverage": coverage,
         "parameters": {path: _interval(path, whole, refits, within, believed=believed) for path in space},
@@ -181,7 +213,7 @@ def _fewer(trials: Sequence[Trial]) -> list[Trial]:
     """Return at most `MOST_TRIALS`: a process takes the cube of their number."""
     if len(trials) <= MOST_TRIALS:
         return list(trials)
-    ranked = sorted(trials, key=lambda trial: trial.value)
+    ranked = sorted(trials, key=lambda trial: (-trial.numbers[-1][0], trial.numbers[-1][1]))
     half = MOST_TRIALS // 2
     places = np.linspace(half, len(ranked) - 1, MOST_TRIALS - half).round().astype(int)
     return ranked[:half] + [ranked[place] for place in places]
@@ -190,16 +222,15 @@ def _fewer(trials: Sequence[Trial]) -> list[Trial]:
 def _interval(
     path: str, whole: Surrogate, refits: Sequence[Surrogate], within: float, *, believed: bool
 ) -> dict[str, Any] | None:
-    having = [trial for trial in whole.trials if path in trial.params]
+    having = [whole.trials[number] for number in whole.full if path in whole.trials[number].params]
     if not having:
         return None
-    start = min(having, key=lambda trial: trial.value).params
+    start = _best(having).params
     found: dict[str, Any]
     parameter, curve = whole.space[path], whole.along(path, start)
-    chosen, best = _within(curve, within, choice=parameter["kind"] == "choice"), int(curve.argmin())
-    held = sum(
-        best in _within(refit.along(path, start), within, choice=parameter["kind"] == "choice") for refit in refits
-    ) / len(refits)
+    tried = _tried(whole, path)
+    chosen, best = _within(curve, within, tried, parameter["kind"]), _lowest(curve, tried)
+    holding = [best in _within(refit.along(path, start), within, tried, parameter["kind"]) for refit in refits]
     if parameter["kind"] == "choice":
         options = [parameter["options"][number] for number in chosen]
         share, found = len(options) / len(parameter["options"]), {"kinds": options}
@@ -208,14 +239,35 @@ def _interval(
         low, high = places[chosen[0]], places[chosen[-1]]
         ends = [_place(parameter, None, value) for value in (low, high)]
         share, found = ends[1] - ends[0], {"low": low, "high": high}
+    held = sum(holding) / len(refits)
     determined = believed and share <= WIDEST and held >= COVERED
     return {**found, "share": share, "held": held, "determined": determined}
 
 
-def _within(curve: Float64[np.ndarray, " places"], within: float, *, choice: bool) -> list[int]:
-    """Return the places where a curve is within some distance of its least: all of a choice, else those beside it."""
-    good, best = curve <= curve.min() + within, int(curve.argmin())
-    if choice:
+def _tried(whole: Surrogate, path: str) -> np.ndarray:
+    """Return at which places of a setting a trial says something: its options, or all between the outermost values.
+
+    Elsewhere a process predicts the mean of all, which is worse than the best and yet no finding.
+    """
+    parameter, values = whole.space[path], [trial.params[path] for trial in whole.trials if path in trial.params]
+    if parameter["kind"] == "choice":
+        return np.array([option in values for option in parameter["options"]])
+    return np.array([min(values) <= place <= max(values) for place in grid(parameter)])
+
+
+def _lowest(curve: Float64[np.ndarray, " places"], tried: np.ndarray) -> int:
+    """Return the lowest place of those that were tried; of all where none lies on the grid."""
+    return int(np.where(tried, curve, np.inf).argmin() if tried.any() else curve.argmin())
+
+
+def _within(curve: Float64[np.ndarray, " places"], within: float, tried: np.ndarray, kind: str) -> list[int]:
+    """Return the places where a curve is within some distance of its least, or nothing was tried.
+
+    All of a choice, else those that hang together with the least.
+    """
+    best = _lowest(curve, tried)
+    good = (curve <= curve[best] + within) | ~tried
+    if kind == "choice":
         return [int(number) for number in np.flatnonzero(good)]
     first, last = best, best
     while first > 0 and good[first - 1]:

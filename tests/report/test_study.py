@@ -393,10 +393,12 @@ def test_the_table_of_a_surrogate_says_what_is_determined(tmp_path):
     row = {"low": 0.1, "high": 0.3, "share": 0.25, "held": 0.9, "determined": True}
     found = made_up(18)
     parameters = dict.fromkeys(found.facts.space, None) | {next(iter(found.facts.space)): row}
-    said = {"trials": 12, "left_out_spearman": 0.71, "coverage": 0.92, "parameters": parameters}
+    said = {"trials": 12, "full": 9, "left_out_spearman": 0.71, "coverage": 0.92, "parameters": parameters}
     ranges = found.ranges | {"surrogate": said}
     text = text_of(write_study(tmp_path, dataclasses.replace(found, ranges=ranges), journal_command=COMMAND))
-    assert "A Gaussian process fitted to 12 full trials" in text and "92% of them" in text and "0.71" in text
+    assert (
+        "A Gaussian process fitted to 12 trials, 9 of them in full" in text and "92% of them" in text and "0.71" in text
+    )
     assert "no full trial has it" in text
     without = dataclasses.replace(found, ranges=found.ranges | {"surrogate": None})
     assert "A Gaussian process" not in text_of(write_study(tmp_path, without, journal_command=COMMAND))

@@ -394,3 +394,16 @@ def test_results_do_not_depend_on_the_order_of_records():
     assert [record.number for record in forwards.records] == list(range(8))
     assert forwards.record(3).long == 2.625
     assert forwards.noise.runs == 2 and forwards.importances == {LR: 1.0}
+
+
+def test_a_surrogate_hears_of_stopped_trials_and_not_of_repeats_failures_or_what_no_space_holds():
+    generator = np.random.default_rng(3)
+    records = [
+        trial(n, 3.0 + generator.normal() / 10, params={LR: 10 ** generator.uniform(-4, -2)}, values={30: 3.5})
+        for n in range(8)
+    ]
+    stopped = {"state": "pruned", "step": 30, "values": {10: 4.0, 30: 3.9}, "params": {LR: 5e-3}}
+    records += [trial(8, 3.9, **stopped), trial(9, None, None, state="failed", params={LR: 1e-3})]
+    records += [trial(10, 3.0, baseline="e2llm", repeat=1, params={LR: 1e-3}), trial(11, 3.0, baseline="clex")]
+    found = results.surrogate(records, FACTS, Noise(runs=3, long=0.1, short=0.1, value=0.1))
+    assert (found["trials"], found["full"]) == (9, 8) and found["parameters"][KIND] is None

@@ -79,6 +79,47 @@ def test_of_very_many_trials_the_best_and_some_of_the_others_are_taken(monkeypat
     assert told["trials"] == 40 and told["parameters"]["kind"]["kinds"] == ["yarn"]
 
 
+def early(trial, share=0.65):
+    """The trial with a rung, at which its number stands 0.1 higher."""
+    return Trial(trial.params, trial.value, {share: trial.value + 0.1})
+
+
+def test_trials_that_were_stopped_tell_where_it_is_bad():
+    """Of other kinds than yarn none ran to the end, so that full trials alone cannot know what they are worth."""
+    given = [early(trial) if trial.params["kind"] == "yarn" else Trial(trial.params, None, early(trial).rungs)
+             for trial in trials(60)]  # fmt: skip
+    full = [trial for trial in given if trial.value is not None]
+    told, alone = intervals(SPACE, given, within=NOISE), intervals(SPACE, full, within=NOISE)
+    assert (told["trials"], told["full"]) == (60, len(full)) and (alone["trials"], alone["full"]) == (len(full),) * 2
+    assert told["parameters"]["kind"] == {"kinds": ["yarn"], "share": 1 / 3, "held": 1.0, "determined": True}
+    assert not alone["parameters"]["kind"]["determined"]
+    assert told["parameters"]["lr"]["low"] < 1e-3 < told["parameters"]["lr"]["high"] and told["coverage"] >= 0.8
+
+
+def test_what_nobody_tried_is_not_ruled_out():
+    given = [trial for trial in trials(120) if trial.params["lr"] < 1.2e-3 and trial.params["share"] < 0.5]
+    told = intervals(SPACE, given, within=NOISE)["parameters"]
+    assert told["lr"]["high"] == SPACE["lr"]["high"] and told["share"]["high"] == 0.8
+    assert told["lr"]["low"] > 2e-4  # where trials were, they count
+
+
+def test_a_left_out_trial_is_left_out_with_all_its_rungs():
+    whole = Surrogate(SPACE, [early(trial) for trial in trials(20)], noise=NOISE)
+    other = whole.without(3)
+    assert len(other.values) == len(whole.values) - 2 and other.owners.tolist() == [
+        n for n in range(19) for _ in (0, 1)
+    ]
+    assert other.trials == whole.trials[:3] + whole.trials[4:]
+
+
+def test_what_is_asked_for_is_the_number_at_the_end():
+    whole = Surrogate(SPACE, [early(trial) for trial in trials(40)], noise=NOISE)
+    best = min(whole.trials, key=lambda trial: trial.value)
+    end, rung = (whole.predict([whole.point(best.params, share)])[0] for share in (1.0, 0.65))
+    assert rung - end == pytest.approx(0.1, abs=2 * NOISE)
+    assert whole.along("kind", best.params)[1] == pytest.approx(end)
+
+
 def test_the_same_trials_give_the_same_intervals(found):
     assert intervals(SPACE, trials(), within=NOISE) == found
 
@@ -110,8 +151,10 @@ def test_too_few_trials_or_none_that_differ_say_nothing():
 
 
 def test_a_setting_that_no_trial_has_is_left_out():
-    given = [trial for trial in trials(80) if trial.params["kind"] != "yarn"]
-    assert intervals(SPACE, given, within=NOISE)["parameters"]["slow"] is None
+    given = [
+        Trial(each.params, None, early(each).rungs) if each.params["kind"] == "yarn" else each for each in trials(80)
+    ]
+    assert intervals(SPACE, given, within=NOISE)["parameters"]["slow"] is None  # no full one has it
 
 
 def test_grids_reach_both_ends_and_are_whole_where_the_setting_is():
