@@ -3,7 +3,9 @@
 python jobs/bench_study.py --keep runs
 
 Runs `jobs/tune.py` with `jobs/recipes/search-cpu.yaml` in a fresh storage folder, pretraining of the base included,
-and keeps its tables, recipes and pictures under jobs/results/search-cpu.
+and keeps its tables, recipes and pictures under jobs/results/search-cpu. With --again RESULT nothing is trained: the
+study that --keep holds is exported by this commit, and what an earlier run measured of it (seconds, memory) is taken
+over.
 """
 
 import csv
@@ -21,6 +23,7 @@ from benchmarking import RESULTS, finish, goal, parser, watched
 
 SECONDS_AT_MOST = 45 * 60
 TRIALS_AT_LEAST = 40
+DETERMINED_AT_LEAST = 3
 RECIPE = "jobs/recipes/search-cpu.yaml"
 KEPT = ("best*.yaml", "trials.csv", "ranges.json", "pareto.json")
 PURELIB = sysconfig.get_paths()["purelib"]
@@ -31,15 +34,27 @@ def main() -> int:
     """Measure and write the result."""
     made = parser(__doc__)
     made.add_argument("--keep", type=Path, help="folder that the study's storage is moved to")
+    made.add_argument("--again", type=Path, metavar="RESULT", help="export the kept study anew; its first result file")
     parsed = made.parse_args()
+    if parsed.again and not parsed.keep:
+        raise SystemExit("--again: wants --keep, the storage of the finished study")
     with tempfile.TemporaryDirectory() as name:
         storage = parsed.keep.absolute() if parsed.keep else Path(name)
         storage.mkdir(parents=True, exist_ok=True)
-        if any(storage.iterdir()):
+        if any(storage.iterdir()) and not parsed.again:
             raise SystemExit(f"{storage}: is not empty; the study is measured with nothing at hand")
-        seconds, peak = watched(
-            ["jobs/tune.py", "--config", RECIPE, "--set", f"storage={storage}"], log=Path(name) / "log", every_s=10.0
-        )
+        command = [
+            "jobs/tune.py",
+            "--config",
+            RECIPE,
+            "--set",
+            f"storage={storage}",
+            *(["--resume"] * bool(parsed.again)),
+        ]
+        seconds, peak = watched(command, log=Path(name) / "log", every_s=10.0)
+        first = json.loads(parsed.again.read_text()) if parsed.again else None
+        if first is not None:
+            seconds, peak = first["runs"]["seconds"], first["runs"]["peak_mib"]
         export = storage / "search-cpu" / "export"
         with (export / "trials.csv").open(newline="") as file:
             trials = list(csv.DictReader(file))
@@ -47,13 +62,18 @@ def main() -> int:
         pareto = json.loads((export / "pareto.json").read_text())
         log = (Path(name) / "log").read_text()
         states = [row["state"] for row in trials]
+        told = ranges["surrogate"] or {"parameters": {}}
+        determined = [path for path, row in told["parameters"].items() if row and row["determined"]]
         goals = [
             goal("trials", len(trials), at_least=TRIALS_AT_LEAST),
             goal("seconds of the whole study after installation", seconds, at_most=SECONDS_AT_MOST),
+            goal("settings that the surrogate determines", len(determined), at_least=DETERMINED_AT_LEAST),
         ]
         runs = {
+            "trained_at": first["commit"] if first else "this commit",
             "seconds": seconds,
             "peak_mib": peak,
+            "determined": determined,
             "states": {state: states.count(state) for state in sorted(set(states))},
             "tokens": sum(int(row["tokens"]) for row in trials),
             "ranges": ranges,

@@ -24,7 +24,10 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from e2ray.search.ranks import chance_correlation, spearman
 
-MIN_TRIALS, MOST_TRIALS = 8, 120  # under which nothing is fitted; of more, the best half and every n-th of the others
+FEWEST_TRIALS, MOST_TRIALS = (
+    8,
+    120,
+)  # under which nothing is fitted; of more, the best half and every n-th of the others
 PLACES = 65  # of a range at which the surrogate is asked
 WIDEST = 0.5  # share of a range that a determined interval has at most
 COVERED = 0.8  # of left-out trials inside their prediction's interval, and of refits that hold the best place
@@ -64,7 +67,7 @@ class Surrogate:
 
         Args:
             space: Searched settings by dotted path, as ranges.json has them: `kind`, `low`, `high`, `log`, `options`.
-            trials: At least `MIN_TRIALS` of them in full.
+            trials: At least `FEWEST_TRIALS` of them in full.
             noise: Standard deviation of a trial's number, which the process takes for noise at least.
         """
         self.space, self.trials = space, list(trials)
@@ -183,12 +186,13 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> dict[s
         and `coverage` (share of left-out full trials inside the interval that the others predict for nine of ten); and
         `parameters`, by dotted path:
         `low` and `high`, or `kinds` (options), where the prediction stays within or no trial was; `share` of the range
-        or of the options that is; `held` (share of the refits with one trial left out whose interval holds the best
-        place of all); `determined` (a share of at most `WIDEST`, `held` and `coverage` of at least `COVERED`, left-out
-        trials ordered better than by chance). None for a setting that no full trial has.
+        or of the options that is; `trials` that have it; `held` and `narrow` (shares of the refits with one trial left
+        out whose interval holds the best place of all, and whose share is at most `WIDEST`); `determined` (a share of
+        at most `WIDEST`, `held`, `narrow` and `coverage` of at least `COVERED`, at least `FEWEST_TRIALS` that have it,
+        left-out trials ordered better than by chance). None for a setting that no full trial has.
     """
     ended = {trial.value for trial in trials if trial.value is not None}
-    if sum(trial.value is not None for trial in trials) < MIN_TRIALS or len(ended) == 1:
+    if sum(trial.value is not None for trial in trials) < FEWEST_TRIALS or len(ended) == 1:
         return None
     trials = _fewer(trials)
     whole = Surrogate(space, trials, noise=within)
@@ -225,23 +229,34 @@ def _interval(
     having = [whole.trials[number] for number in whole.full if path in whole.trials[number].params]
     if not having:
         return None
-    start = _best(having).params
-    found: dict[str, Any]
-    parameter, curve = whole.space[path], whole.along(path, start)
-    tried = _tried(whole, path)
-    chosen, best = _within(curve, within, tried, parameter["kind"]), _lowest(curve, tried)
-    holding = [best in _within(refit.along(path, start), within, tried, parameter["kind"]) for refit in refits]
+    start, parameter = _best(having).params, whole.space[path]
+    chosen, best = _good(whole, path, start, within)
+    others = [_good(refit, path, start, within)[0] for refit in refits]
+    share, held = _share(parameter, chosen), sum(best in other for other in others) / len(others)
+    narrow = sum(_share(parameter, other) <= WIDEST for other in others) / len(others)
+    tried = sum(path in trial.params for trial in whole.trials)
+    determined = believed and tried >= FEWEST_TRIALS and share <= WIDEST and min(held, narrow) >= COVERED
+    places = parameter["options"] if parameter["kind"] == "choice" else grid(parameter)
+    found = (
+        {"kinds": [places[number] for number in chosen]}
+        if parameter["kind"] == "choice"
+        else {"low": places[chosen[0]], "high": places[chosen[-1]]}
+    )
+    return {**found, "trials": tried, "share": share, "held": held, "narrow": narrow, "determined": determined}
+
+
+def _good(fit: Surrogate, path: str, start: Mapping[str, Any], within: float) -> tuple[list[int], int]:
+    """Return at which places of a setting a fit stays within, or knows nothing, and its best place."""
+    curve, tried = fit.along(path, start), _tried(fit, path)
+    return _within(curve, within, tried, fit.space[path]["kind"]), _lowest(curve, tried)
+
+
+def _share(parameter: Mapping[str, Any], chosen: Sequence[int]) -> float:
+    """Return the share of a range or of the options that some of its places are."""
     if parameter["kind"] == "choice":
-        options = [parameter["options"][number] for number in chosen]
-        share, found = len(options) / len(parameter["options"]), {"kinds": options}
-    else:
-        places = grid(parameter)
-        low, high = places[chosen[0]], places[chosen[-1]]
-        ends = [_place(parameter, None, value) for value in (low, high)]
-        share, found = ends[1] - ends[0], {"low": low, "high": high}
-    held = sum(holding) / len(refits)
-    determined = believed and share <= WIDEST and held >= COVERED
-    return {**found, "share": share, "held": held, "determined": determined}
+        return len(chosen) / len(parameter["options"])
+    places = grid(parameter)
+    return _place(parameter, None, places[chosen[-1]]) - _place(parameter, None, places[chosen[0]])
 
 
 def _tried(whole: Surrogate, path: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from e2ray.search import surrogate
-from e2ray.search.surrogate import MIN_TRIALS, Surrogate, Trial, grid, intervals
+from e2ray.search.surrogate import FEWEST_TRIALS, Surrogate, Trial, grid, intervals
 
 SPACE = {
     "lr": {"kind": "float", "low": 1e-4, "high": 1e-2, "log": True},
@@ -52,7 +52,8 @@ def found():
 def test_settings_that_matter_are_determined_about_their_best(found):
     told = found["parameters"]
     assert told["lr"]["determined"] and told["lr"]["low"] < 1e-3 < told["lr"]["high"]
-    assert told["kind"] == {"kinds": ["yarn"], "share": 1 / 3, "held": 1.0, "determined": True}
+    wanted = {"kinds": ["yarn"], "trials": 45, "share": 1 / 3, "held": 1.0, "narrow": 1.0, "determined": True}
+    assert told["kind"] == wanted
     assert told["slow"]["low"] < 0.4 < told["slow"]["high"] and told["slow"]["share"] < 0.7
     assert found["left_out_spearman"] > 0.8 and found["coverage"] >= 0.8
 
@@ -91,9 +92,24 @@ def test_trials_that_were_stopped_tell_where_it_is_bad():
     full = [trial for trial in given if trial.value is not None]
     told, alone = intervals(SPACE, given, within=NOISE), intervals(SPACE, full, within=NOISE)
     assert (told["trials"], told["full"]) == (60, len(full)) and (alone["trials"], alone["full"]) == (len(full),) * 2
-    assert told["parameters"]["kind"] == {"kinds": ["yarn"], "share": 1 / 3, "held": 1.0, "determined": True}
+    assert told["parameters"]["kind"]["kinds"] == ["yarn"] and told["parameters"]["kind"]["determined"]
     assert not alone["parameters"]["kind"]["determined"]
     assert told["parameters"]["lr"]["low"] < 1e-3 < told["parameters"]["lr"]["high"] and told["coverage"] >= 0.8
+
+
+def test_a_setting_that_few_trials_have_is_not_determined():
+    given = trials(60)
+    having = [trial for trial in given if "slow" in trial.params][: FEWEST_TRIALS - 1]
+    few = [trial for trial in given if "slow" not in trial.params] + having
+    told = intervals(SPACE, few, within=NOISE)["parameters"]["slow"]
+    assert told["trials"] == FEWEST_TRIALS - 1 and not told["determined"]
+
+
+def test_an_option_that_one_trial_tried_is_open_once_that_one_is_left_out():
+    given = [trial for trial in trials(60) if trial.params["kind"] == "yarn"]
+    lone = next(trial for trial in trials(60) if trial.params["kind"] == "ntk")
+    told = intervals(SPACE, [*given, lone], within=NOISE)["parameters"]["kind"]
+    assert told["kinds"] == ["linear", "yarn"] and told["share"] > 0.5 and not told["determined"]
 
 
 def test_what_nobody_tried_is_not_ruled_out():
@@ -146,7 +162,7 @@ def test_another_option_is_asked_with_the_settings_that_go_with_it():
 
 
 def test_too_few_trials_or_none_that_differ_say_nothing():
-    assert intervals(SPACE, trials()[: MIN_TRIALS - 1], within=NOISE) is None
+    assert intervals(SPACE, trials()[: FEWEST_TRIALS - 1], within=NOISE) is None
     assert intervals(SPACE, [Trial(trial.params, 1.0) for trial in trials()], within=NOISE) is None
 
 
