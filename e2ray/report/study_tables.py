@@ -200,9 +200,9 @@ def _surrogate(results: StudyResults) -> list[Part]:
         "prediction of the number at the end stays within one noise of the lowest, all other settings as in the best "
         "trial, and where no trial was. Held by refits: the share of the fits with one trial left out whose interval "
         f"has the best place. Determined: at most {WIDEST:.0%} of what was searched, in at least {COVERED:.0%} of the "
-        f"refits, too, held by as many, tried by at least {FEWEST_TRIALS} trials, and left-out trials bear the surrogate "
-        f"out: {found['coverage']:.0%} of them lie where nine of ten should, and their rank correlation with the "
-        f"prediction is {said}."
+        f"refits, too, held by as many, tried by at least {FEWEST_TRIALS} trials, and left-out trials bear the "
+        f"surrogate out: {found['coverage']:.0%} of them lie where nine of ten should, and their rank correlation with "
+        f"the prediction is {said}."
     )
     return [Table(columns, rows, caption)]
 

@@ -24,10 +24,8 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from e2ray.search.ranks import chance_correlation, spearman
 
-FEWEST_TRIALS, MOST_TRIALS = (
-    8,
-    120,
-)  # under which nothing is fitted; of more, the best half and every n-th of the others
+FEWEST_TRIALS = 8  # under which nothing is fitted, and no setting determined that fewer have
+MOST_TRIALS = 120  # of more, the best half and every n-th of the others
 PLACES = 65  # of a range at which the surrogate is asked
 WIDEST = 0.5  # share of a range that a determined interval has at most
 COVERED = 0.8  # of left-out trials inside their prediction's interval, and of refits that hold the best place
