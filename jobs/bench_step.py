@@ -22,6 +22,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
 from e2ray.core.losses import next_token_nll
 from e2ray.core.positions import draw
+from e2ray.train.batch import Batch
 from e2ray.train.engine import Engine, deepspeed_settings, parameter_groups, precision_of
 
 RATIO_AT_MOST = 1.02
@@ -85,7 +86,7 @@ def drawn_step(device: torch.device, dtype: torch.dtype, settings: TrainSettings
             window=shape["window"],
             base_context_length=shape["window"],
         )
-        engine.update(tokens, drawn, lr=settings.lr).mean().item()
+        engine.update(Batch(tokens, drawn), lr=settings.lr).mean().item()
 
     return step
 

@@ -66,6 +66,12 @@ class Draw:
         """Return the same draw on `device`."""
         return Draw(self.scale.to(device, non_blocking=True), self.offsets.to(device, non_blocking=True))
 
+    def repeated(self, times: int) -> "Draw":
+        """Return each row's draw so many times, one behind the other."""
+        if times == 1:
+            return self
+        return Draw(self.scale.repeat_interleave(times), self.offsets.repeat_interleave(times, dim=0))
+
     def __getitem__(self, rows: slice) -> "Draw":
         """Return the draw of a slice of the rows."""
         return Draw(self.scale[rows], self.offsets[rows])

@@ -158,6 +158,15 @@ class Corpus:
     shard_rows: int
     parts: int = PARTS
 
+    def in_examples(self, rows: int) -> "Corpus | None":
+        """Return the corpus counted in examples of so many rows; what fills none is left out.
+
+        None where its shards begin in the middle of one, or it holds none.
+        """
+        if self.first_row % rows or (self.shard_rows % rows and self.rows > self.shard_rows) or self.rows < rows:
+            return None
+        return Corpus(self.first_row // rows, self.rows // rows, max(self.shard_rows // rows, 1), self.parts)
+
 
 @dataclass(frozen=True)
 class Order:
@@ -232,15 +241,24 @@ def local_indices(rank: int, num_workers: int, batch_sequences: int) -> range:
 
 @dataclass(frozen=True)
 class Reader:
-    """Which rows one rank reads in which step."""
+    """Which rows one rank reads in which step.
+
+    Attributes:
+        order: Of the examples.
+        batch_sequences: Examples of an update.
+        rank: This worker.
+        num_workers: Workers that share an update.
+        rows_per_example: Rows of an example, which follow each other.
+    """
 
     order: Order
     batch_sequences: int
     rank: int
     num_workers: int
+    rows_per_example: int = 1
 
     def row_ids(self, steps: range) -> Ids:
-        """Return the row ids of this rank's part of some steps, int64 [steps, batch_sequences / num_workers].
+        """Return the row ids of this rank's part of some steps, int64 [steps, rows of its examples].
 
         Args:
             steps: Optimizer updates, from 0.
@@ -250,4 +268,6 @@ class Reader:
         """
         mine = local_indices(self.rank, self.num_workers, self.batch_sequences)
         firsts = np.array(steps, np.int64)[:, None] * self.batch_sequences
-        return self.order.at((firsts + np.arange(mine.start, mine.stop)).reshape(-1)).reshape(len(steps), len(mine))
+        examples = self.order.at((firsts + np.arange(mine.start, mine.stop)).reshape(-1))
+        rows = examples[:, None] * self.rows_per_example + np.arange(self.rows_per_example)
+        return rows.reshape(len(steps), -1)

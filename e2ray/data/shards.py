@@ -307,14 +307,24 @@ class ShardSet:
             batch.nbytes,
         )
 
-    def order(self, seed: int, shuffle_shards: int) -> Order:
-        """Return the order in which a run reads the training rows.
+    def order(self, seed: int, shuffle_shards: int, rows_per_example: int = 1) -> Order:
+        """Return the order in which a run reads the training examples.
 
         Args:
             seed: Of the run.
             shuffle_shards: Shards whose rows are mixed among each other.
+            rows_per_example: Rows that stay together.
+
+        Raises:
+            SettingsError: If shards end in the middle of an example.
         """
-        return Order(seed, self.corpora, shuffle_shards)
+        corpora = [corpus.in_examples(rows_per_example) for corpus in self.corpora]
+        if None in corpora:
+            raise SettingsError(
+                f"{self.folder.place}: its shards hold no whole examples of {rows_per_example} rows each; prepare them "
+                f"with data.shard_rows a multiple of {rows_per_example}"
+            )
+        return Order(seed, tuple(corpus for corpus in corpora if corpus), shuffle_shards)
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:
@@ -413,6 +423,7 @@ def local_batches(
     window: int,
     tokenizer_hash: str | None,
     shuffle_shards: int = SHUFFLE_SHARDS,
+    rows_per_example: int = 1,
 ) -> Iterator[Rows]:
     """Yield one rank's rows of each step in [start_step, stop_step), read in this process.
 
@@ -426,6 +437,7 @@ def local_batches(
         shards = folder
     else:
         shards = ShardSet.open(folder, window=window, tokenizer_hash=tokenizer_hash)
-    reader = Reader(shards.order(seed, shuffle_shards), batch_sequences, rank, num_workers)
+    order = shards.order(seed, shuffle_shards, rows_per_example)
+    reader = Reader(order, batch_sequences, rank, num_workers, rows_per_example)
     for step in range(start_step, stop_step):
         yield shards.rows_of(reader.row_ids(range(step, step + 1))[0])

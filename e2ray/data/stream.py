@@ -210,6 +210,7 @@ def batches(
     shuffle_shards: int = SHUFFLE_SHARDS,
     prefetch_bytes: int = 32 * MIB,
     num_cpus: float = 0.25,
+    rows_per_example: int = 1,
 ) -> Iterator[Rows]:
     """Yield one rank's rows of each step in [start_step, stop_step).
 
@@ -222,19 +223,20 @@ def batches(
         stop_step: Step behind the last one.
         rank: This worker.
         num_workers: Workers that share a batch.
-        batch_sequences: Rows of the global batch.
+        batch_sequences: Examples of the global batch.
         window: Tokens per row that the run wants.
         tokenizer_hash: Hash of the run's tokenizer; None takes any.
         shuffle_shards: Shards whose rows are mixed among each other.
         prefetch_bytes: Tokens read ahead at most, rounded up to two blocks.
         num_cpus: What one reading task asks of the cluster, beside the CPUs that train workers hold.
+        rows_per_example: Rows of an example, which follow each other.
 
     Raises:
         SettingsError: If the shards do not fit the run, or a record batch turns out damaged.
         ValueError: If the batch does not divide by the workers.
     """
     shards = ShardSet.open(folder, window=window, tokenizer_hash=tokenizer_hash)
-    share = len(local_indices(rank, num_workers, batch_sequences))
+    share = len(local_indices(rank, num_workers, batch_sequences)) * rows_per_example
     step_bytes = share * window * 4 * (2 if shards.packed else 1)
     block_steps = max(min(BLOCK_BYTES, prefetch_bytes // 2) // step_bytes, 1)
     steps = range(start_step, stop_step)
@@ -242,7 +244,8 @@ def batches(
     work = [steps[first:stop] for first, stop in itertools.pairwise(_borders(len(steps), block_steps, task_steps))]
     if not work:
         return
-    reader = Reader(shards.order(seed, shuffle_shards), batch_sequences, rank, num_workers)
+    order = shards.order(seed, shuffle_shards, rows_per_example)
+    reader = Reader(order, batch_sequences, rank, num_workers, rows_per_example)
     function = partial(
         _read_steps,
         folder=str(folder) if is_uri(folder) else str(Path(folder).absolute()),

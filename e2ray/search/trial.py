@@ -39,10 +39,11 @@ from e2ray.evaluate.retrieval import accuracy
 from e2ray.search.objectives import ASKED, long_windows
 from e2ray.search.study import Measured, Plan
 from e2ray.train import checkpoint
+from e2ray.train.batch import Batch
 from e2ray.train.engine import Engine, ParameterState, precision_of
 from e2ray.train.heartbeat import MEASURING, Heartbeat
 from e2ray.train.ledger import rows_of
-from e2ray.train.loop import Batch, Diverged, Skips, fit
+from e2ray.train.loop import Diverged, Skips, fit
 from e2ray.train.record import note_skipped
 from e2ray.train.task import Task
 from e2ray.train.worker import begin, drawn
@@ -294,6 +295,7 @@ class Workbench:
             window=task.window,
             tokenizer_hash=task.tokenizer_hash,
             shuffle_shards=task.shuffle_shards,
+            rows_per_example=task.rows_per_example,
         )
         self.batches = self._counted(drawn(rows, task, rank=0, num_workers=1, start_step=0))
         if self.heart:

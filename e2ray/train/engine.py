@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,10 +23,10 @@ from e2ray.config.base import SettingsError
 from e2ray.config.train import TrainSettings
 from e2ray.core.losses import predicted
 from e2ray.core.methods.base import FrequencyMethod
-from e2ray.core.positions import Draw
 from e2ray.core.probe import Forward, Probe, ask, refuse_other_answers
 from e2ray.core.rope import RotaryHook
-from e2ray.train.objectives import MicroBatch, Objective, objective_of
+from e2ray.train.batch import Batch
+from e2ray.train.objectives import Objective, objective_of
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -66,10 +66,10 @@ def precision_of(settings: TrainSettings, device: torch.device) -> torch.dtype:
 
 
 def micro_batch(settings: TrainSettings, num_workers: int) -> tuple[int, int]:
-    """Return (rows of one forward, forwards of one update) on each worker; their product is the worker's share."""
-    rows = settings.batch_sequences // num_workers
-    micro = max(n for n in range(1, min(rows, settings.micro_batch_sequences) + 1) if rows % n == 0)
-    return micro, rows // micro
+    """Return (examples of one forward, forwards of one update) on each worker; their product is the worker's share."""
+    share = settings.batch_sequences // num_workers
+    micro = max(n for n in range(1, min(share, settings.micro_batch_sequences) + 1) if share % n == 0)
+    return micro, share // micro
 
 
 def deepspeed_settings(settings: TrainSettings, *, num_workers: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -226,37 +226,27 @@ class Engine:
             self.ds.train()
             hook.remove()
 
-    def update(
-        self,
-        tokens: Int[Tensor, "rows window"],
-        draw: Draw,
-        *,
-        lr: float,
-        places: Int[Tensor, "rows window"] | None = None,
-    ) -> Float[Tensor, " rows"]:
+    def update(self, batch: Batch, *, lr: float) -> Float[Tensor, " rows"]:
         """Make one optimizer update of this rank's rows and return each row's mean NLL, float32, detached.
 
         Every predicted token of the global batch weighs the same, on any number of ranks. Where the gradient's norm or
         a rank's loss is no finite number, no rank changes a weight, a moment or Adam's counter: `skipped` says so.
 
         Args:
-            tokens: This rank's rows of the global batch, int64.
-            draw: Their scales and offsets.
+            batch: This rank's examples of the global batch.
             lr: Learning rate of the update.
-            places: Each token's index in its document where rows are packed, as in `Batch`.
         """
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
-        objective = self.objective or objective_of(packed=places is not None)
-        weight = 1.0 if places is None else self._weight_of_a_token(places)
+        objective = self.objective or objective_of(packed=batch.places is not None)
+        if batch.places is not None:
+            batch = replace(batch, token_weight=self._weight_of_a_token(batch.places))
         self._adam.skipped = False
         outcomes = []
-        for start in range(0, len(tokens), self.micro_sequences):
-            part = slice(start, start + self.micro_sequences)
-            rows, drawn = tokens[part].to(self.device, non_blocking=True), draw[part].to(self.device)
-            there = None if places is None else places[part].to(self.device, non_blocking=True)
-            with self.hook.applied(drawn.scale, drawn.offsets):
-                outcome = objective(self._forward, MicroBatch(rows, there, weight, drawn))
+        for part in batch.parts(self.micro_sequences):
+            there = part.to(self.device)
+            with self.hook.applied(there.draw.scale, there.draw.offsets):
+                outcome = objective(self._forward, there)
                 self.ds.backward(telling(outcome.loss))
             if self.settings.zero_stage == 0:  # DeepSpeed tells no norm without ZeRO
                 self._norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters() if p.grad is not None])

@@ -292,6 +292,7 @@ def _open_rows(
         tokenizer_hash=task.tokenizer_hash,
         shuffle_shards=task.shuffle_shards,
         prefetch_bytes=task.prefetch_bytes,
+        rows_per_example=task.rows_per_example,
     )
     return heart.around(rows, waiting="waiting for rows", working="updating", step=start)
 

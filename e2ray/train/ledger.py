@@ -29,7 +29,7 @@ NAME = re.compile(r"steps-(\d+)-(\d+)-rank-(\d+)(?:-([0-9a-f]{16}))?\.arrow")  #
 SCHEMA = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),
-        pa.field("index", pa.int32(), nullable=False),  # in the global batch
+        pa.field("index", pa.int32(), nullable=False),  # of the example in the global batch
         pa.field("rank", pa.int32(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),  # among all rows of the shards
         pa.field("scale", pa.float32(), nullable=False),
@@ -64,9 +64,10 @@ class Ledger:
                     path.unlink()
 
     def add(self, step: int, indices: range, rows: Rows, draw: Draw) -> None:
-        """Note one step's rows and their draws."""
-        offsets = draw.offsets.numpy()
-        for place, (index, row) in enumerate(zip(indices, rows.ids.tolist(), strict=True)):
+        """Note one step's rows and their draws; `indices` are the examples' places in the global batch."""
+        offsets, per_example = draw.offsets.numpy(), len(rows.ids) // len(indices)
+        for place, row in enumerate(rows.ids.tolist()):
+            index = indices[place // per_example]
             entry = (step, index, self.rank, row, float(draw.scale[place]), *jumps(offsets[place]))
             for name, value in zip(SCHEMA.names, entry, strict=True):
                 self._columns[name].append(value)

@@ -15,7 +15,7 @@ from torch import Tensor
 from e2ray import files
 from e2ray.config.train import TrainSettings
 from e2ray.core.losses import predicted
-from e2ray.core.positions import Draw
+from e2ray.train.batch import Batch
 from e2ray.train.schedule import learning_rate
 
 Answer = Literal["stop"] | None
@@ -23,20 +23,6 @@ Answer = Literal["stop"] | None
 
 class Diverged(RuntimeError):
     """The training makes no progress that could be kept: a restart would meet the same numbers."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """This rank's rows of one update: tokens int64 [rows, window], their draws, and their places where packed.
-
-    A place is a token's index in its document, int64 [rows, window]; one that only fills the row has -1 - its index
-    among these. None where a row is one text. `ids` are the rows' numbers among all rows, int64 [rows], where known.
-    """
-
-    tokens: Int[Tensor, "rows window"]
-    draw: Draw
-    places: Int[Tensor, "rows window"] | None = None
-    ids: Int[Tensor, " rows"] | None = None
 
 
 @dataclass
@@ -69,7 +55,7 @@ class TrainingEngine(Protocol):
     device: torch.device
     num_workers: int
 
-    def update(self, tokens: Tensor, draw: Draw, *, lr: float, places: Tensor | None = None) -> Tensor:
+    def update(self, batch: Batch, *, lr: float) -> Tensor:
         """Make one update and return each row's mean NLL over what it predicts, float32 [rows]."""
 
     @property
@@ -207,7 +193,7 @@ def fit(
             meter = Meter(engine, batch.tokens.shape[1])
             meter.tokens = tokens
         lr = learning_rate(settings, step)
-        nll = engine.update(batch.tokens, batch.draw, lr=lr, places=batch.places)
+        nll = engine.update(batch, lr=lr)
         meter.add(batch, nll, waited, skipped=engine.skipped)
         done = step + 1
         skips.count(engine.skipped)

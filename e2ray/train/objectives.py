@@ -9,52 +9,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from e2ray.config.train import ObjectiveSettings
-from e2ray.core.losses import next_token_nll, plain_ids, predicted, token_kl, token_nll
-from e2ray.core.positions import Draw
+from e2ray.core.losses import next_token_nll, predicted, token_kl, token_nll
 from e2ray.core.reach import reaches
+from e2ray.train.batch import Batch
 
 Forward = Callable[..., Float[Tensor, "rows window vocabulary"]]  # of input_ids, and position_ids by keyword
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows of one forward, on the device.
-
-    Attributes:
-        tokens: int64 [rows, window].
-        places: Each token's index in its document where rows are packed, below 0 for one that fills a row; None where a
-            row is one text.
-        token_weight: What one predicted token weighs in the loss where rows are packed.
-        draw: The rows' scales and offsets; None where nobody asks for them.
-    """
-
-    tokens: Int[Tensor, "rows window"]
-    places: Int[Tensor, "rows window"] | None = None
-    token_weight: float = 1.0
-    draw: Draw | None = None
-
-    @property
-    def given(self) -> dict[str, Tensor]:
-        """What a forward is told beside the tokens.
-
-        The ids of packed rows restart with every document, by which transformers keeps documents apart
-        (`core/proof.py` proves it).
-        """
-        return {} if self.places is None else {"position_ids": plain_ids(self.places)}
-
-    def total(self, values: Float[Tensor, "rows predictions"]) -> Float[Tensor, ""]:
-        """Return what a figure of each predicted token adds to the loss."""
-        return values.mean(dim=1).mean() if self.places is None else values.sum() * self.token_weight
-
-    def by_row(self, values: Float[Tensor, "rows predictions"]) -> Float[Tensor, " rows"]:
-        """Return each row's mean of a figure over what it predicts; what is not predicted has to be 0."""
-        if self.places is None:
-            return values.mean(dim=1)
-        return values.sum(dim=1) / predicted(self.places).sum(dim=1).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -75,17 +38,17 @@ class Outcome:
 class Objective(Protocol):
     """One thing to train for."""
 
-    def __call__(self, forward: Forward, batch: MicroBatch) -> Outcome:
-        """Return what a micro batch shows."""
+    def __call__(self, forward: Forward, batch: Batch) -> Outcome:
+        """Return what the examples of one forward show."""
 
 
-def next_token(forward: Forward, batch: MicroBatch) -> Outcome:
+def next_token(forward: Forward, batch: Batch) -> Outcome:
     """Return the NLL of rows of one text each, and their mean."""
     nll = next_token_nll(forward(batch.tokens), batch.tokens)
     return Outcome(nll, nll.mean())
 
 
-def packed_next_token(forward: Forward, batch: MicroBatch) -> Outcome:
+def packed_next_token(forward: Forward, batch: Batch) -> Outcome:
     """Return each packed row's mean NLL over what it predicts, and the weighted sum of all."""
     assert batch.places is not None, "packed rows say where their tokens stand"
     nll = token_nll(forward(batch.tokens, **batch.given), batch.tokens) * predicted(batch.places)
@@ -117,7 +80,7 @@ class Mixture:
         assert teacher is not None or not settings.distill, "a distillation has a teacher"
         self.settings, self.teacher, self.weights = settings, teacher, weights
 
-    def __call__(self, forward: Forward, batch: MicroBatch) -> Outcome:
+    def __call__(self, forward: Forward, batch: Batch) -> Outcome:
         """Return each row's NLL, its distance from the teacher, and the mixed loss."""
         taught = None
         if self.teacher is not None and self.settings.distill:
@@ -137,10 +100,9 @@ class Mixture:
             figures["distill_loss"] = batch.by_row(apart)
         return Outcome(batch.by_row(nll), loss, figures)
 
-    def _weights(self, batch: MicroBatch) -> Float[Tensor, "rows predictions"] | float:
+    def _weights(self, batch: Batch) -> Float[Tensor, "rows predictions"] | float:
         if self.weights is None:
             return 1.0
-        assert batch.draw is not None, "weights by distance need the draw"
         return self.weights[reaches(batch.draw.offsets, batch.places)]
 
 

@@ -19,8 +19,9 @@ def _free(section: str) -> set[str]:
 
 
 def completed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a training was with what earlier versions left unsaid: linear scales and the next token's NLL."""
+    """Return what a training was with what earlier versions left unsaid: linear scales, the NLL of single rows."""
     unsaid: dict[str, dict[str, Any]] = {
+        "data": {"rows_per_example": 1},
         "positions": {"method": LinearMethod().model_dump(mode="json")},
         "train": {"objective": ObjectiveSettings().model_dump(mode="json")},
     }
@@ -52,6 +53,7 @@ class Task:
     show_progress: bool = True
     keep: bool = True  # whether checkpoints are written
     ledger: bool = False  # whether each rank notes its rows and draws
+    rows_per_example: int = 1  # rows that an objective judges together and that share a draw; they follow each other
     tokenizer: Path | None = None  # its folder, where the shards are a URI; else it lies among them
 
     def identity(self, base_weights: str | None, base_config: str | None) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class Task:
                 "window": self.window,
                 "packed": self.packed,
                 "shuffle_shards": self.shuffle_shards,
+                "rows_per_example": self.rows_per_example,
             },
             "base_context_length": self.base_context_length,
             "positions": self.positions.model_dump(mode="json"),

@@ -24,11 +24,12 @@ from e2ray.core.reach import weights
 from e2ray.data.order import local_indices
 from e2ray.data.shards import Rows
 from e2ray.train import checkpoint, steps
+from e2ray.train.batch import Batch
 from e2ray.train.checkpoint import together
 from e2ray.train.engine import Engine, precision_of
 from e2ray.train.ledger import Ledger, rows_of
 from e2ray.train.lookout import lookout_of, pays_too_much
-from e2ray.train.loop import Answer, Batch, Skips, fit
+from e2ray.train.loop import Answer, Skips, fit
 from e2ray.train.objectives import Forward, Mixture
 from e2ray.train.origin import base_identity
 from e2ray.train.record import Recorder, note_training, peak_memory_mib
@@ -48,7 +49,8 @@ def drawn(
 ) -> Iterator[Batch]:
     """Yield this rank's rows of each step with their draws, and reseed everything random from (seed, step, rank).
 
-    What is yielded is noted in the ledger, where there is one.
+    The rows of an example share the draw of its place in the global batch. What is yielded is noted in the ledger,
+    where there is one.
     """
     indices = local_indices(rank, num_workers, task.train.batch_sequences)
     for step, rows in enumerate(read, start_step):
@@ -60,11 +62,12 @@ def drawn(
             indices=indices,
             window=task.window,
             base_context_length=task.base_context_length,
-        )
+        ).repeated(task.rows_per_example)
         if ledger is not None:
             ledger.add(step, indices, rows, positions)
         places = None if rows.places is None else torch.from_numpy(rows.places.astype(np.int64))
-        yield Batch(torch.from_numpy(rows.tokens.astype(np.int64)), positions, places, torch.tensor(rows.ids))
+        tokens, ids = torch.from_numpy(rows.tokens.astype(np.int64)), torch.tensor(rows.ids)
+        yield Batch(tokens, positions, places, ids, task.rows_per_example)
 
 
 def begin(task: Task, *, device: torch.device, model: nn.Module | None = None, base: nn.Module | None = None) -> Engine:

@@ -25,6 +25,7 @@ from e2ray.core.adapters import with_adapters
 from e2ray.core.model import prove
 from e2ray.core.positions import draw
 from e2ray.train import checkpoint
+from e2ray.train.batch import Batch
 from e2ray.train.engine import Engine, precision_of
 from e2ray.train.loop import Skips
 from e2ray.train.schedule import learning_rate
@@ -85,7 +86,7 @@ def updates(engine, settings, phase):
         drawn = draw(positions, seed=0, step=step, indices=mine, window=WINDOW, base_context_length=WINDOW)
         rank, how = bad.get(str(step), (None, None))
         with spoiled(engine.ds.module, how) if rank == engine.rank else nullcontext():
-            nll = engine.update(torch.from_numpy(rows), drawn, lr=learning_rate(settings, step))
+            nll = engine.update(Batch(torch.from_numpy(rows), drawn), lr=learning_rate(settings, step))
         loss = engine.total(nll.double().sum()).item() / BATCH
         skips.count(engine.skipped)
         losses.append("skipped" if engine.skipped else [loss, engine.grad_norm])

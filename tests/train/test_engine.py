@@ -11,6 +11,7 @@ from e2ray.config.train import TrainSettings
 from e2ray.core.losses import plain_ids, predicted, token_nll
 from e2ray.core.model import build_model
 from e2ray.core.positions import draw
+from e2ray.train.batch import Batch
 from e2ray.train.engine import Engine, precision_of
 from e2ray.train.worker import refuse_flash_of_rows
 
@@ -57,7 +58,7 @@ def test_an_update_of_packed_rows_is_that_of_the_mean_over_predicted_tokens(micr
     wanted = predicted(places)
     mean = (nll * wanted).sum() / wanted.sum()
     gradient = torch.autograd.grad(mean, [parameter for _, parameter in engine.parameters()])
-    found = engine.update(tokens, drawn, lr=1e-2, places=places)
+    found = engine.update(Batch(tokens, drawn, places), lr=1e-2)
     torch.testing.assert_close(found, ((nll * wanted).sum(1) / wanted.sum(1)).detach(), rtol=1e-5, atol=1e-6)
     norm = torch.nn.utils.get_total_norm(gradient)
     assert engine.grad_norm == pytest.approx(float(norm), rel=1e-4)
@@ -90,7 +91,8 @@ def equal(one, other):
 
 def update(engine, step):
     tokens, places, drawn = batch()
-    return engine.update((tokens + step) % VOCABULARY, drawn, lr=1e-2 / (step + 1), places=places if step % 2 else None)
+    rows = Batch((tokens + step) % VOCABULARY, drawn, places if step % 2 else None)
+    return engine.update(rows, lr=1e-2 / (step + 1))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.distributed:FutureWarning")  # DeepSpeed's own calls

@@ -9,7 +9,8 @@ from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
 from e2ray.core.positions import Draw, draw
 from e2ray.train import loop
-from e2ray.train.loop import Batch, Diverged, Skips, fit, scale_bucket
+from e2ray.train.batch import Batch
+from e2ray.train.loop import Diverged, Skips, fit, scale_bucket
 
 WINDOW, ROWS = 16, 4
 
@@ -31,12 +32,12 @@ class Recording:
     def grad_norm(self):
         return math.inf if self.skipped else 0.5
 
-    def update(self, tokens, drawn, *, lr, places=None):
+    def update(self, batch, *, lr):
         step = len(self.rates)
         self.rates.append(lr)
-        self.draws.append(drawn)
+        self.draws.append(batch.draw)
         self.skipped = step in self.bad
-        nll = drawn.scale + step
+        nll = batch.draw.scale + step
         losses = self.bad.get(step, ())
         nll[: len(losses)] = torch.tensor(losses)
         return nll
@@ -107,8 +108,8 @@ def test_packed_rows_weigh_by_what_they_predict():
 
 def test_a_restart_logs_what_the_unbroken_run_logs():
     class Continued(Recording):
-        def update(self, tokens, drawn, *, lr, places=None):
-            nll = super().update(tokens, drawn, lr=lr)
+        def update(self, batch, *, lr):
+            nll = super().update(batch, lr=lr)
             return nll + self.before
 
     unbroken = run(Recording(), settings())[1]
@@ -149,8 +150,8 @@ def test_an_interval_without_any_finite_row_has_no_mean():
 class Telling(Recording):
     """One that finds a second figure: a hundredth of the NLL, and nothing finite at the steps named."""
 
-    def update(self, tokens, drawn, **options):
-        nll = super().update(tokens, drawn, **options)
+    def update(self, batch, *, lr):
+        nll = super().update(batch, lr=lr)
         self.figures = {"apart": nll / 100}
         return nll
 
@@ -214,9 +215,9 @@ def test_the_clock_of_a_line_leaves_out_what_looking_took(monkeypatch):
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
 
     class Slow(Recording):
-        def update(self, *arguments, **options):
+        def update(self, batch, *, lr):
             now[0] += 1.0
-            return super().update(*arguments, **options)
+            return super().update(batch, lr=lr)
 
     def look(step):
         now[0] += 100.0

@@ -20,6 +20,7 @@ from e2ray.core.model import build_model
 from e2ray.core.positions import draw
 from e2ray.core.reach import weights
 from e2ray.train import teacher, worker
+from e2ray.train.batch import Batch
 from e2ray.train.teacher import adapters_alone
 
 ROWS = 4
@@ -71,7 +72,7 @@ def test_the_teacher_is_the_base_reading_the_row_as_it_stands_before_and_after_u
             found = engine.objective.teacher(text)
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
         assert not found.requires_grad and engine.ds.module.training
-        engine.update(text, drawn(task, step), lr=1e-2)
+        engine.update(Batch(text, drawn(task, step)), lr=1e-2)
 
 
 def test_the_figure_is_the_distance_of_the_student_under_its_draw_from_the_base_at_scale_1(task):
@@ -80,22 +81,24 @@ def test_the_figure_is_the_distance_of_the_student_under_its_draw_from_the_base_
     with engine.hook.applied(given.scale, given.offsets):
         student = engine.logits(tokens())
     wanted = token_kl(student, base_logits(task, tokens())).mean(dim=1)
-    engine.update(tokens(), given, lr=1e-2)
+    engine.update(Batch(tokens(), given), lr=1e-2)
     torch.testing.assert_close(engine.figures["distill_loss"], wanted, rtol=1e-4, atol=1e-6)
     assert (wanted > 0).any()
 
 
 def test_distilling_alone_brings_the_student_nearer(task):
     engine = worker.begin(task, device=CPU)
-    found = [engine.update(tokens(), drawn(task), lr=3e-3).mean() and engine.figures["distill_loss"].mean().item()
-             for _ in range(12)]  # fmt: skip
+    found = []
+    for _ in range(12):
+        engine.update(Batch(tokens(), drawn(task)), lr=3e-3)
+        found.append(engine.figures["distill_loss"].mean().item())
     assert found[-1] < 0.5 * found[0]
 
 
 def test_rows_at_scale_1_without_a_shift_have_nothing_to_learn_from_their_teacher(task):
     task = replace(task, positions=PositionSettings.model_validate({"preset": "native"}))
     engine = worker.begin(task, device=CPU)
-    engine.update(tokens(), drawn(task), lr=0.0)
+    engine.update(Batch(tokens(), drawn(task)), lr=0.0)
     assert engine.figures["distill_loss"].abs().max() < 1e-6
 
 
@@ -176,7 +179,7 @@ def test_weights_by_distance_are_those_of_the_draws(task):
     plain = worker.begin(
         replace(task, train=task.train.model_copy(update={"objective": ObjectiveSettings()})), device=CPU
     )
-    nll = [each.update(tokens(), drawn(task), lr=1e-2) for each in (engine, plain)]
+    nll = [each.update(Batch(tokens(), drawn(task)), lr=1e-2) for each in (engine, plain)]
     torch.testing.assert_close(*nll)  # what is logged is the NLL
     assert engine.figures == {}
     learned = [torch.cat([p.flatten() for p in each.ds.module.parameters()]) for each in (engine, plain)]

@@ -1,0 +1,74 @@
+"""What one update sees: this rank's examples, the rows of each one behind the other, and their draws.
+
+An example is what an objective judges as a whole: one row for the next token, 1 + M rows where a chosen one is held
+against M others. Draws, micro batches and places in the global batch are counted in examples, tokens in rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from e2ray.core.losses import plain_ids, predicted
+from e2ray.core.positions import Draw
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one update, or of one forward of it.
+
+    Attributes:
+        tokens: int64 [rows, window].
+        draw: Each row's scale and offsets; the rows of an example share one.
+        places: Each token's index in its document where rows are packed, int64 [rows, window]; one that only fills the
+            row has -1 - its index among these. None where a row is one text.
+        ids: The rows' numbers among all rows, int64 [rows]; None where nobody knows them.
+        rows_per_example: Rows of one example.
+        token_weight: What one predicted token weighs in the loss where rows are packed.
+    """
+
+    tokens: Int[Tensor, "rows window"]
+    draw: Draw
+    places: Int[Tensor, "rows window"] | None = None
+    ids: Int[Tensor, " rows"] | None = None
+    rows_per_example: int = 1
+    token_weight: float = 1.0
+
+    def parts(self, examples: int) -> Iterator["Batch"]:
+        """Yield so many examples at a time, in order."""
+        rows = examples * self.rows_per_example
+        for start in range(0, len(self.tokens), rows):
+            part = slice(start, start + rows)
+            yield replace(
+                self,
+                tokens=self.tokens[part],
+                draw=self.draw[part],
+                places=None if self.places is None else self.places[part],
+                ids=None if self.ids is None else self.ids[part],
+            )
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the same rows on a device; their numbers stay where they are."""
+        places = None if self.places is None else self.places.to(device, non_blocking=True)
+        return replace(self, tokens=self.tokens.to(device, non_blocking=True), draw=self.draw.to(device), places=places)
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """What a forward is told beside the tokens.
+
+        The ids of packed rows restart with every document, by which transformers keeps documents apart
+        (`core/proof.py` proves it).
+        """
+        return {} if self.places is None else {"position_ids": plain_ids(self.places)}
+
+    def total(self, values: Float[Tensor, "rows predictions"]) -> Float[Tensor, ""]:
+        """Return what a figure of each predicted token adds to the loss."""
+        return values.mean(dim=1).mean() if self.places is None else values.sum() * self.token_weight
+
+    def by_row(self, values: Float[Tensor, "rows predictions"]) -> Float[Tensor, " rows"]:
+        """Return each row's mean of a figure over what it predicts; what is not predicted has to be 0."""
+        if self.places is None:
+            return values.mean(dim=1)
+        return values.sum(dim=1) / predicted(self.places).sum(dim=1).clamp(min=1)
