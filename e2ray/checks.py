@@ -284,8 +284,9 @@ def unfit_here(run: Run) -> list[str]:
     import torch
 
     from e2ray.core.model import resolve_attention
+    from e2ray.train.trackers import missing
 
-    told = []
+    told = list(missing(run.config.trackers))
     cluster = run.config.cluster
     if cluster.use_gpu == "auto" and not torch.cuda.is_available():
         try:

@@ -141,6 +141,7 @@ def task_of(
         ledger=run.config.data.ledger and folder == run.folder,
         rows_digest=files.digest([entry["sha256"] for entry in manifest["shards"]]),
         show_progress=not sys.stdout.isatty(),
+        trackers=run.config.trackers if folder == run.folder else (),
     )
 
 
@@ -261,6 +262,22 @@ def _evaluation(run: Run) -> dict[str, Any] | None:
     return found | {"verdict": as_now(found["verdict"])}
 
 
+def track_evaluation(run: Run) -> None:
+    """Log what was measured where the recipe's trackers are: each NLL as a number, the tables and pictures as files."""
+    from e2ray.train.trackers import Trackers, configured
+
+    if not run.config.trackers:
+        return
+    told = Trackers(configured(run.config.trackers, run.folder, name=run.config.name, continued=True), show=show)
+    rows = (_evaluation(run) or {"rows": []})["rows"]
+    nll = {f"evaluate/{row['model']}/{row['window']}/{row['scale']:g}": row["nll"] for row in rows}
+    told.log(nll, run.config.train.steps)
+    for pattern in ("config.yaml", "evaluation*.json", "evaluation*.png", "retrieval.*", "effective.json"):
+        for path in sorted(run.folder.glob(pattern)):
+            told.log_artifact(path)
+    told.close()
+
+
 def _measured_scales(run: Run) -> dict[str, Any] | None:
     """Return the content of scales.json where the recipe serves by it and an evaluation has written it."""
     from e2ray.evaluate.weights import read_scales
@@ -323,6 +340,7 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
             refuse_other_training(task, by_rows=False)  # text that has changed since is measured, too
         if "evaluate" in stages and run.config.evaluate:
             evaluate(run, shards, base)
+            track_evaluation(run)
         if "suites" in stages and run.config.evaluate and run.config.evaluate.suites:
             suites(run, shards, base)
         if "export" in stages and run.config.export:

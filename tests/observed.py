@@ -31,7 +31,7 @@ from e2ray.data.corpus import list_items
 from e2ray.data.order import Reader
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.data.unpack import Limits
-from e2ray.train import engine, launch, record, worker
+from e2ray.train import engine, launch, record, trackers, worker
 from e2ray.train.lookout import pays_too_much
 from e2ray.train.loop import Diverged, Skips, fit
 from e2ray.train.schedule import learning_rate
@@ -264,6 +264,33 @@ def left_behind(run, path):
     names = sorted(str(each.relative_to(told.folder)) for each in told.folder.glob("*/*") if "events" not in each.name)
     shutil.rmtree(told.folder / "checkpoints")
     return [names, [[line["step"], line.get("watch_nll")] for line in record.read_metrics(told.folder)]]
+
+
+def logged(run, path):
+    """What the libraries of the trackers are asked to open."""
+    asked = []
+
+    class Client:
+        def __init__(self, tracking_uri):
+            asked.append(tracking_uri)
+
+        def get_experiment_by_name(self, name):
+            asked.append(name)
+
+        def create_experiment(self, name, place):
+            return asked.append(place)
+
+        def create_run(self, experiment, run_name):
+            return types.SimpleNamespace(info=types.SimpleNamespace(run_id="1"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlflow.tracking.MlflowClient", Client)
+        patch.setattr("wandb.init", lambda **options: asked.append(options) or types.SimpleNamespace(id="2"))
+        trackers.Trackers(
+            trackers.configured(run.config.trackers, run.folder, name=run.config.name, continued=False),
+            show=pytest.fail,
+        )
+    return asked
 
 
 def ends(run, path):

@@ -68,8 +68,10 @@ TRAINED = {
 SEEN = {
     "RunConfig": {
         **{"name": "place", "storage": "place", "seed": "draws", "pretrain": "stages", "evaluate": "stages"},
-        **{"export": "stages", "compare": "jobs", "search": "study"},
+        **{"export": "stages", "compare": "jobs", "search": "study", "trackers": "logged"},
     },
+    "MlflowTracker": dict.fromkeys(("uri", "experiment"), "logged"),
+    "WandbTracker": dict.fromkeys(("project", "entity", "online"), "logged"),
     "LlamaModel": {
         **dict.fromkeys(("hidden_size", "num_layers", "num_heads", "num_key_value_heads"), "model"),
         **dict.fromkeys(("intermediate_size", "base_frequency", "initializer_range", "tie_embeddings"), "model"),

@@ -250,6 +250,8 @@ def recipes(folder):
         found[f"positions.method.temperature:{name}"] = [(section, {"positions.method": METHODS["YarnMethod"]})]
     for name, (path, section) in SPACE.items():
         found[f"search.space{{}}:{name}"] = [(None, searched | {"search.space": {path: section}})]
+    found["trackers[]:MlflowTracker"] = [(None, {"trackers": [{"kind": "mlflow"}]})]
+    found["trackers[]:WandbTracker"] = [(None, {"trackers": [{"kind": "wandb"}]})]
     found["train.objective:ObjectiveSettings"] = [(OBJECTIVE, {})]
     found["pretrain.objective:ObjectiveSettings"] = [(None, {"pretrain": TRAINING})]  # which has to stay as it is
     found["train.stop:StopSettings"] = [({"price_at_base": 5.0}, {})]

@@ -14,6 +14,7 @@ from e2ray.config.model import LlamaModel, Model
 from e2ray.config.positions import PositionSettings
 from e2ray.config.search import SearchSettings, Space
 from e2ray.config.space import assign, check, family
+from e2ray.config.trackers import TrackerSettings
 from e2ray.config.train import ClusterSettings, ObjectiveSettings, TrainSettings
 
 RESERVED = ("shards", "bases", "tokenizers", "prompts")  # folders of storage that are no runs
@@ -21,6 +22,7 @@ RESERVED = ("shards", "bases", "tokenizers", "prompts")  # folders of storage th
 # the weights, not what is trained.
 FREE_ON_RESUME = (
     "cluster",
+    "trackers",
     "storage",
     "data.ledger",
     "train.checkpoint_every",
@@ -71,6 +73,9 @@ class RunConfig(Settings):
     export: ExportSettings | None = Field(ExportSettings(), description="null leaves the stage out.")
     compare: CompareSettings | None = Field(None, description="Lanes of a comparison, for `e2ray compare`.")
     search: SearchSettings | None = Field(None, description="A study over settings of this recipe, for `e2ray tune`.")
+    trackers: tuple[TrackerSettings, ...] = Field(
+        (), strict=False, description="Where metrics go beside the run's own files, TensorBoard and Ray's gauges."
+    )
 
     @field_validator("name")
     @classmethod

@@ -46,7 +46,8 @@ from e2ray.train.ledger import rows_of
 from e2ray.train.loop import Diverged, Skips, fit
 from e2ray.train.record import note_skipped
 from e2ray.train.task import Task
-from e2ray.train.worker import begin, drawn
+from e2ray.train.trackers import Trackers
+from e2ray.train.worker import begin, drawn, trackers_of
 
 BUILT_FROM = {  # settings of train that an engine is built from; all others are asked for at each update
     "batch_sequences", "micro_batch_sequences", "betas", "eps", "weight_decay", "clip_norm", "zero_stage", "offload",
@@ -257,6 +258,7 @@ class Workbench:
         one_rank(device)
         disable_progress_bar()
         self.shared, self.device, self.gauges, self.heart = shared, device, gauges, heart
+        self.trackers = Trackers(())
         self.shards = ShardSet.open(
             shared.task.shards, window=shared.task.window, tokenizer_hash=shared.task.tokenizer_hash
         )
@@ -303,7 +305,8 @@ class Workbench:
         self.done = self.tokens = self.taken = 0
         self.skips = Skips()
         self.seconds = 0.0
-        self.show = self.gauges(task.name) if self.gauges else None
+        self.trackers.close()
+        self.trackers = trackers_of(task, 0, self.gauges(task.name) if self.gauges else None)
 
     def _engine_for(self, task: Task) -> None:
         """Make the engine one that has trained nothing: the last trial's put back, or where it differs a new one."""
@@ -346,8 +349,7 @@ class Workbench:
         def report(metrics: dict[str, Any]) -> Any:
             last.clear()
             last.update(metrics)
-            if self.show:
-                self.show(metrics)
+            self.trackers.log(metrics, metrics["step"])
             return "stop" if "cells" in metrics else None
 
         def evaluate(step: int) -> dict[str, Any]:
@@ -388,6 +390,7 @@ class Workbench:
 
     def end(self) -> None:
         """Drop the trial on the bench, its engine and what that held."""
+        self.trackers.close()
         if self.engine is not None:
             self.engine.hook.remove()
             self.engine.ds.destroy()

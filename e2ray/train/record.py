@@ -1,8 +1,8 @@
-"""What a run leaves while it trains: metrics.jsonl, skipped.jsonl, status.json, TensorBoard files and progress lines.
+"""What a run leaves while it trains: metrics.jsonl, skipped.jsonl, status.json and progress lines.
 
 Only rank 0 of the workers and the driver write here. A line of a jsonl file is flushed when it is written; lines
 behind the checkpoint that a restart continues from, and a line torn by a kill, are removed when it starts; each carries
-a seal (`e2ray.sealed`). What is no finite number is null in them and has no place in TensorBoard and gauges.
+a seal (`e2ray.sealed`). What is no finite number is null in them and has no place in trackers.
 """
 
 import json
@@ -22,7 +22,7 @@ import psutil
 from e2ray import files
 from e2ray.config.base import SettingsError, brief
 from e2ray.sealed import End, Lines, read, seal, sealed
-from e2ray.train.board import Board
+from e2ray.train.trackers import Trackers
 
 ENVIRONMENT = "environment.json"
 ENVIRONMENT_WANTED = "versions and hardware of a run; remove it, what runs next writes it anew"
@@ -282,18 +282,17 @@ class Recorder:
         steps: int,
         progress_s: float,
         show: Callable[[str], None] | None = print,
-        gauges: Callable[[dict[str, Any]], None] | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
-        """Open the files; `show` gets a progress line every `progress_s` seconds, `gauges` every logged step."""
+        """Open the files; `show` gets a progress line every `progress_s` seconds, `trackers` every logged step."""
         self.end = prune_lines(folder / METRICS, start_step)
         prune_lines(folder / SKIPPED, start_step)
         self.folder, self.steps, self.progress_s = folder, steps, progress_s
-        self.show, self.gauges = show, gauges
+        self.show, self.trackers = show, trackers or Trackers(())
         self.metrics: dict[str, Any] | None = None
         self.began, self.start_step = time.perf_counter(), start_step
         self.shown = self.began
         self.file = (folder / METRICS).open("a", encoding="utf-8")
-        self.board = Board(folder / "tensorboard", purge_step=start_step + 1 if start_step else None)
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Write a logged step everywhere it belongs."""
@@ -301,19 +300,9 @@ class Recorder:
         with files.naming(self.folder / METRICS):
             self.file.write(line)
             self.file.flush()
-        step = metrics["step"]
-        for key, value in metrics.items():
-            if isinstance(value, int | float) and key != "step":
-                self.board.add_scalar(f"train/{key}", value, step)
-        for group in ("loss_by_scale", "watch_nll"):
-            for name, value in metrics.get(group, {}).items():
-                if value is None:  # a window that did not fit into memory
-                    continue
-                self.board.add_scalar(f"{group}/{name}", value, step)
         self.metrics = metrics
-        if self.gauges:
-            self.gauges(metrics)
-        write_status(self.folder, step=step)
+        self.trackers.log(metrics, metrics["step"])
+        write_status(self.folder, step=metrics["step"])
 
     def skipped(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Write down a step that changed nothing, and say so."""
@@ -332,6 +321,6 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self.board.close()
+        self.trackers.close()
         with files.naming(self.folder / METRICS):
             self.file.close()

@@ -10,6 +10,7 @@ from e2ray.config.methods import LinearMethod
 from e2ray.config.model import Model
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import FREE_ON_RESUME
+from e2ray.config.trackers import TrackerSettings
 from e2ray.config.train import ObjectiveSettings, TrainSettings
 
 
@@ -53,6 +54,7 @@ class Task:
     show_progress: bool = True
     keep: bool = True  # whether checkpoints are written
     ledger: bool = False  # whether each rank notes its rows and draws
+    trackers: tuple[TrackerSettings, ...] = ()  # beside TensorBoard and gauges
     rows_per_example: int = 1  # rows that an objective judges together and that share a draw; they follow each other
     tokenizer: Path | None = None  # its folder, where the shards are a URI; else it lies among them
 

@@ -35,6 +35,7 @@ from e2ray.train.origin import base_identity
 from e2ray.train.record import Recorder, note_training, peak_memory_mib
 from e2ray.train.task import Task
 from e2ray.train.teacher import adapters_alone, frozen
+from e2ray.train.trackers import Gauges, TensorBoard, Tracker, Trackers, configured
 
 Look = Callable[[int], dict[str, Any]]
 
@@ -289,6 +290,17 @@ def _tell(task: Task, engine: Engine) -> None:
     )
 
 
+def trackers_of(task: Task, start: int, gauges: Callable[[dict[str, Any]], None] | None) -> Trackers:
+    """Return where rank 0 logs: TensorBoard where the run keeps files, gauges if any, and what the recipe asks for."""
+    openers: list[tuple[str, Callable[[], Tracker]]] = []
+    if task.keep:
+        openers.append(("tensorboard", partial(TensorBoard, task.folder, start_step=start)))
+    if gauges is not None:
+        openers.append(("gauges", partial(Gauges, gauges)))
+    openers += configured(task.trackers, task.folder, name=task.name, continued=task.keep)
+    return Trackers(openers)
+
+
 def _recorder(task: Task, start: int, gauges: Callable[[dict[str, Any]], None] | None) -> Recorder:
     return Recorder(
         task.folder,
@@ -296,5 +308,5 @@ def _recorder(task: Task, start: int, gauges: Callable[[dict[str, Any]], None] |
         steps=task.train.steps,
         progress_s=task.train.progress_s,
         show=(lambda line: print(line, flush=True)) if task.show_progress else None,
-        gauges=gauges,
+        trackers=trackers_of(task, start, gauges),
     )

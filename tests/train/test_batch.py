@@ -94,9 +94,7 @@ def test_the_ledger_names_an_examples_place_for_each_of_its_rows(task, tmp_path)
 def test_shards_that_end_in_the_middle_of_an_example_are_refused_with_the_next_move(task):
     order = ShardSet.open(task.shards).order(0, 16, 4).corpora[0]
     assert order.rows == ShardSet.open(task.shards).rows // 4
-    with pytest.raises(
-        SettingsError, match=r"no whole examples of 3 rows each; prepare them with data\.shard_rows "
-    ):
+    with pytest.raises(SettingsError, match=r"no whole examples of 3 rows each; prepare them with data\.shard_rows "):
         read(replace(task, rows_per_example=3))
 
 

@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 
 import psutil
 import pytest
@@ -27,6 +28,7 @@ from e2ray.train.record import (
     write_environment,
     write_status,
 )
+from e2ray.train.trackers import Gauges, TensorBoard, Trackers
 
 
 def line(step):
@@ -61,10 +63,15 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [10]
 
 
+def board_of(folder, *, start_step=0):
+    return "tensorboard", partial(TensorBoard, folder, start_step=start_step)
+
+
 def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
     shown, gauged = [], []
     write_status(tmp_path, state="running")
-    recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=0.0, show=shown.append, gauges=gauged.append)
+    tracked = Trackers([("gauges", lambda: Gauges(gauged.append)), board_of(tmp_path)])
+    recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=0.0, show=shown.append, trackers=tracked)
     for step in (10, 20):
         recorder.report(line(step))
         recorder.progress(step)
@@ -78,7 +85,9 @@ def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx([0.3, 0.15])
     assert [event.step for event in board.Scalars("loss_by_scale/8")] == [10, 20]
 
-    again = Recorder(tmp_path, start_step=10, steps=20, progress_s=0.0)
+    again = Recorder(
+        tmp_path, start_step=10, steps=20, progress_s=0.0, trackers=Trackers([board_of(tmp_path, start_step=10)])
+    )
     again.report(line(20) | {"loss": 9.0})
     again.close()
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -88,7 +97,8 @@ def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
 
 def test_a_line_without_a_finite_number_has_no_place_in_tensorboard(tmp_path):
     shown = []
-    recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=0.0, show=shown.append)
+    tracked = Trackers([board_of(tmp_path)])
+    recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=0.0, show=shown.append, trackers=tracked)
     for made in (line(10), without_a_finite_row(20)):
         recorder.report(made)
     recorder.progress(20)

@@ -1,0 +1,242 @@
+"""Where a run's metrics go beside metrics.jsonl: TensorBoard, Ray's gauges, MLflow, Weights & Biases.
+
+Rank 0 alone logs. A tracker that fails, when it is opened or later, is told once and asked no more: none stops a run.
+MLflow and wandb are optional and are imported here alone. A run that goes on goes on in the same MLflow and wandb run,
+whose number stands in the run's folder.
+"""
+
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, assert_never
+
+from e2ray import files
+from e2ray.config.base import brief
+from e2ray.config.trackers import MlflowTracker, TrackerSettings, WandbTracker
+from e2ray.train.board import Board
+
+NUMBERS = "trackers.json"
+GROUPS = ("loss_by_scale", "watch_nll")  # metrics with a name for each number
+QUIET = {  # nothing goes where nobody asked for it, and a server that is gone holds no run up for long
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "WANDB_SILENT": "true",
+    "WANDB_INIT_TIMEOUT": "30",
+}
+
+
+class Tracker(Protocol):
+    """One place that metrics go to."""
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Take a logged step's metrics as metrics.jsonl has them, or further numbers by name."""
+
+    def log_artifact(self, path: Path) -> None:
+        """Take a file of the run."""
+
+    def close(self) -> None:
+        """Take nothing more."""
+
+
+def numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield each finite number of a logged step under `train/<name>`, of a group under `<group>/<name>`."""
+    for name, value in metrics.items():
+        if name in GROUPS:
+            told = [(f"{name}/{key}", part) for key, part in value.items()]
+        else:
+            told = [(name if "/" in name else f"train/{name}", value)]
+        for tag, number in told:
+            if isinstance(number, int | float) and math.isfinite(number) and name != "step":
+                yield tag, number
+
+
+class TensorBoard:
+    """Event files below a run's folder."""
+
+    def __init__(self, folder: Path, *, start_step: int) -> None:
+        self.board = Board(folder / "tensorboard", purge_step=start_step + 1 if start_step else None)
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Write each number as a scalar."""
+        for tag, value in numbers(metrics):
+            self.board.add_scalar(tag, value, step)
+
+    def log_artifact(self, path: Path) -> None:
+        """Leave the file where it is, beside the events."""
+
+    def close(self) -> None:
+        """Close the file of events."""
+        self.board.close()
+
+
+class Gauges:
+    """A function that shows a logged step, such as Ray's gauges."""
+
+    def __init__(self, show: Callable[[dict[str, Any]], None]) -> None:
+        self.show = show
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Show a logged step."""
+        self.show(dict(metrics))
+
+    def log_artifact(self, path: Path) -> None:
+        """Leave it: a gauge shows numbers."""
+
+    def close(self) -> None:
+        """Leave the last numbers shown."""
+
+
+class Mlflow:
+    """A run of MLflow, by its client alone, so that nothing global is set."""
+
+    def __init__(self, settings: MlflowTracker, folder: Path, *, name: str, number: str | None) -> None:
+        os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+        from mlflow.entities import Metric
+        from mlflow.tracking import MlflowClient
+
+        self._metric = Metric
+        uri = settings.uri or f"sqlite:///{folder.parent / 'mlflow.db'}"
+        self.client = MlflowClient(tracking_uri=uri)
+        if number is None:
+            known = self.client.get_experiment_by_name(settings.experiment)
+            place = (folder.parent / "mlflow-artifacts").as_uri() if settings.uri is None else None
+            experiment = known.experiment_id if known else self.client.create_experiment(settings.experiment, place)
+            number = self.client.create_run(experiment, run_name=name).info.run_id
+        else:
+            self.client.update_run(number, status="RUNNING")
+        self.number: str = number
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Log all numbers of a step at once."""
+        now = round(time.time() * 1000)
+        found = [self._metric(tag.replace("/", "."), value, now, step) for tag, value in numbers(metrics)]
+        self.client.log_batch(self.number, metrics=found)
+
+    def log_artifact(self, path: Path) -> None:
+        """Put a copy of the file among the run's artifacts."""
+        self.client.log_artifact(self.number, str(path))
+
+    def close(self) -> None:
+        """Tell that the run has ended; one that goes on says so."""
+        self.client.set_terminated(self.number)
+
+
+class Wandb:
+    """A run of Weights & Biases."""
+
+    def __init__(self, settings: WandbTracker, folder: Path, *, name: str, number: str | None) -> None:
+        os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+        import wandb
+
+        self.run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            name=name,
+            id=number,
+            resume="allow",
+            dir=str(folder),
+            mode="online" if settings.online else "offline",
+            reinit="create_new",
+        )
+        self.number: str = self.run.id
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Log all numbers of a step at once."""
+        self.run.log({tag: value for tag, value in numbers(metrics)}, step=step)
+
+    def log_artifact(self, path: Path) -> None:
+        """Put a copy of the file among the run's files."""
+        self.run.save(str(path), base_path=str(path.parent), policy="now")
+
+    def close(self) -> None:
+        """End the run; one that goes on is taken up by its number."""
+        self.run.finish()
+
+
+class Trackers:
+    """Several places at once; one that fails is told and left out from then on."""
+
+    def __init__(
+        self, openers: Iterable[tuple[str, Callable[[], Tracker]]], *, show: Callable[[str], None] | None = print
+    ) -> None:
+        """Open each (name, what opens it); `show` gets a line where one fails."""
+        self.show = show
+        self.open: dict[str, Tracker] = {}
+        for name, opener in openers:
+            self._try(name, partial(self._open, name, opener))
+
+    def _open(self, name: str, opener: Callable[[], Tracker]) -> None:
+        self.open[name] = opener()
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Log a step everywhere."""
+        for name, tracker in list(self.open.items()):
+            self._try(name, partial(tracker.log, metrics, step))
+
+    def log_artifact(self, path: Path) -> None:
+        """Hand a file to each that keeps files."""
+        for name, tracker in list(self.open.items()):
+            self._try(name, partial(tracker.log_artifact, path))
+
+    def close(self) -> None:
+        """Close all."""
+        for name, tracker in list(self.open.items()):
+            self._try(name, tracker.close)
+        self.open = {}
+
+    def _try(self, name: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:  # a library of others: whatever it is, the training is not to end by it
+            self.open.pop(name, None)
+            if self.show:
+                told = brief(" ".join(f"{type(error).__name__}: {error}".split()))
+                self.show(f"warning: {name}: logs no more, {told}; the run goes on without it")
+
+
+def configured(
+    settings: Sequence[TrackerSettings], folder: Path, *, name: str, continued: bool
+) -> Iterator[tuple[str, Callable[[], Tracker]]]:
+    """Yield the trackers that a recipe asks for, by name, with what opens each.
+
+    Args:
+        settings: Of the recipe.
+        folder: Of the run.
+        name: Of the run, as it is shown there.
+        continued: Whether the run may go on, and its number there is kept in the folder.
+    """
+    for place, each in enumerate(settings):
+        key = f"trackers.{place} ({each.kind})"
+        yield key, partial(_opened, each, folder, name=name, key=key if continued else None)
+
+
+def _opened(settings: TrackerSettings, folder: Path, *, name: str, key: str | None) -> Tracker:
+    known: dict[str, Any] = {}
+    if key is not None and (folder / NUMBERS).exists():
+        known = files.read_json(
+            folder / NUMBERS, wanted="numbers of a run in its trackers; remove it to begin new ones"
+        )
+    number = known.get(str(key))
+    made: Mlflow | Wandb
+    match settings:
+        case MlflowTracker():
+            made = Mlflow(settings, folder, name=name, number=number)
+        case WandbTracker():
+            made = Wandb(settings, folder, name=name, number=number)
+        case _:
+            assert_never(settings)
+    if key is not None and made.number != number:
+        files.write_json(folder / NUMBERS, known | {key: made.number})
+    return made
+
+
+def missing(settings: Sequence[TrackerSettings]) -> Iterator[str]:
+    """Yield a line for each tracker that a recipe asks for whose library is not installed here."""
+    for place, each in enumerate(settings):
+        if importlib.util.find_spec(each.kind) is None:
+            yield f"trackers.{place}: {each.kind} is not installed; pip install 'e2ray[{each.kind}]', or leave it out"
