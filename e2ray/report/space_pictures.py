@@ -37,26 +37,35 @@ GOLDEN_SHARE = 0.6180339887  # spreads points of a strip evenly by trial number
 
 
 def draw_ranges(results: StudyResults) -> Figure | None:
-    """Return the recommended interval of each number inside the searched one, and the count of each kind."""
-    rows = ranges_by_space(results)
+    """Return the recommended interval of each number inside the searched one, and the count of each kind.
+
+    Below each what the surrogate says, where there is one.
+    """
+    rows, said = ranges_by_space(results), (results.ranges.get("surrogate") or {}).get("parameters", {})
     space = results.facts.space
     numbers = [path for path in rows if space[path]["kind"] != "choice"]
     kinds = [path for path in rows if space[path]["kind"] == "choice"]
     if results.ranges.get("best") is None:
         return None
     bars = sum((1 if rows[path]["undetermined"] else len(space[path]["options"])) + 0.7 for path in kinds)
-    heights = [*([0.52 * len(numbers) + 0.8] if numbers else []), *([0.27 * bars + 0.9] if kinds else [])]
+    heights = [*([0.62 * len(numbers) + 0.8] if numbers else []), *([0.27 * bars + 0.9] if kinds else [])]
     figure = new_figure(sum(heights) + 0.5)
     axes = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
     if numbers:
-        _number_rows(axes.pop(0), [(path, space[path], rows[path]) for path in numbers])
+        _number_rows(axis := axes.pop(0), [(path, space[path], rows[path]) for path in numbers])
+        _surrogate_numbers(axis, [(space[path], said.get(path)) for path in numbers])
     if kinds:
-        _kind_rows(axes.pop(0), [(path, space[path], rows[path]) for path in kinds])
+        _kind_rows(axes.pop(0), [(path, space[path], rows[path]) for path in kinds], said)
     handles = [
         Patch(facecolor=PALE, label="searched"),
         Patch(facecolor=BLUE, label="recommended (central 80 %), or trials of that kind"),
         Patch(facecolor="white", edgecolor=GREY, hatch="////", label="undetermined: under five trials"),
     ]
+    if said:
+        handles += [
+            Patch(facecolor=VERMILLION, label="surrogate: determined"),
+            Patch(facecolor="white", edgecolor=VERMILLION, label="surrogate: not determined"),
+        ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
@@ -89,7 +98,28 @@ def _number_rows(axis: Axes, rows: Sequence[tuple[str, Mapping[str, Any], Mappin
     axis.set_title("Numbers", loc="left", fontsize=11, fontweight="bold")
 
 
-def _kind_rows(axis: Axes, rows: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> None:
+def _surrogate_numbers(axis: Axes, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> None:
+    """Draw below each number's bar a slim one, where the surrogate's prediction stays within one noise of the best."""
+    for y, (spec, row) in enumerate(rows):
+        if row is None:
+            continue
+        low, high = share_of_range(row["low"], spec), share_of_range(row["high"], spec)
+        face = VERMILLION if row["determined"] else "white"
+        width = max(high - low, 0.006)
+        axis.barh(y + 0.34, width, left=low, height=0.11, facecolor=face, edgecolor=VERMILLION, linewidth=0.8)
+
+
+def _kinds_words(row: Mapping[str, Any] | None) -> str:
+    """Return which options of a setting the surrogate leaves, where that is not all of them."""
+    if row is None or row["share"] == 1:
+        return ""
+    left = ", ".join(number(option) for option in row["kinds"])
+    return f"surrogate: {left}{'' if row['determined'] else ', not determined'}"
+
+
+def _kind_rows(
+    axis: Axes, rows: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]], said: Mapping[str, Any]
+) -> None:
     """Draw how many of the trials near the best chose each option, options nobody chose included."""
     y, ticks, names = 0.0, [], []
     most = max((found for _, _, row in rows for found in (row.get("kinds") or {}).values()), default=1)
@@ -97,7 +127,12 @@ def _kind_rows(axis: Axes, rows: Sequence[tuple[str, Mapping[str, Any], Mapping[
         if row["undetermined"]:
             axis.barh(y, 1.05 * most, height=0.7, facecolor="white", edgecolor=GREY, hatch="////", linewidth=0.5)
             note = f"undetermined ({plural(row['trials'], 'trial')})"
-            axis.text(most / 2, y, note, ha="center", va="center", fontsize=9, bbox={"color": "white", "pad": 1})
+            box = {"color": "white", "pad": 1}
+            told = _kinds_words(said.get(path))
+            axis.text(most / (4 if told else 2), y, note, ha="center", va="center", fontsize=9, bbox=box)
+            if told:
+                colour = VERMILLION if said[path]["determined"] else INK
+                axis.text(most / 2, y, told, ha="left", va="center", fontsize=9, color=colour, bbox=box)
             ticks.append(y)
             names.append(plain(short_name(path)))
             y += 1.7

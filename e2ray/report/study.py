@@ -127,7 +127,8 @@ _TEXTS = {
         "Bars of the recommended interval inside the searched interval for each setting, and counts of kinds",
         "Each number on its own axis from the searched low to the searched high, logarithmic where it says log; dark "
         "is the central 80 % of the trials within one noise of the best. Hatched: fewer than five such trials use the "
-        "setting, so it is undetermined.",
+        "setting, so it is undetermined. The slim bar below, or the words: where a surrogate fitted to all trials "
+        "predicts no more than one noise above the best; filled where the trials bear that out.",
         "No trial ran in full, so there are no ranges.",
     ),
     "importances": (

@@ -352,6 +352,22 @@ def test_ranges_are_drawn_where_they_were_found(study):
     assert any(row["undetermined"] for row in parameters.values())
 
 
+def test_what_the_surrogate_says_lies_below_each_range_filled_where_it_is_determined(study):
+    numbers = [path for path, spec in study.facts.space.items() if spec["kind"] != "choice"]
+    low, high = (study.facts.space[numbers[0]][end] for end in ("low", "high"))
+    said = {path: {"low": low, "high": high, "share": 1.0, "determined": False} for path in numbers[:1]}
+    said[numbers[1]] = {**study.facts.space[numbers[1]], "share": 0.1, "determined": True}
+    said[numbers[1]]["high"] = said[numbers[1]]["low"]
+    figure = draw_ranges(dataclasses.replace(study, ranges=study.ranges | {"surrogate": {"parameters": said}}))
+    slim = [patch for patch in figure.axes[0].patches if patch.get_height() < 0.2]
+    assert [patch.get_width() for patch in slim] == pytest.approx([1.0, 0.006])  # as wide as can be seen at least
+    assert [patch.get_facecolor()[:3] == (1, 1, 1) for patch in slim] == [True, False]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "surrogate: determined" in labels
+    without = draw_ranges(dataclasses.replace(study, ranges=study.ranges | {"surrogate": None}))
+    assert not [patch for patch in without.axes[0].patches if patch.get_height() < 0.2]
+
+
 def test_a_setting_without_use_stands_on_its_own_level(study):
     axis = draw_parallel(study).axes[0]
     lines = axis.collections[0].get_segments()
