@@ -25,7 +25,6 @@ LAYERS = (
     "twin",
     "plan",
     "generate",
-    "doctor",
     "run",
     "access",
     "checks",
@@ -40,6 +39,8 @@ ALLOWED = {
     "ray": {"data/stream.py", "train/launch.py", "search/tune.py", "search/actor.py", "cluster.py"},
     "deepspeed": {"train/engine.py"},
     "optuna": {"search/*.py"},
+    "mlflow": {"train/trackers.py"},
+    "wandb": {"train/trackers.py"},
 }
 
 
