@@ -5,8 +5,8 @@
 Trains LoRA on rows of 512 tokens of a pretrained model of L = 8,192 for 30 steps, under the paper's preset and under
 those of METHODS, scales up to 4, and reads held-out rows of 512 tokens at scales 1, 2 and 4 before and after. A row of
 512 tokens is far inside L, so that what a scale costs there is the method's price and nothing else. Kept are the
-training loss by scale, the NLL of the rows, and how far the base reads by itself, measured once. The same command goes
-on with what was stopped.
+training loss by scale and the NLL of the rows; with --base-length also how far the base reads by itself, measured once
+(on CPUs its windows of up to 16,384 tokens take longer than all else). The same command goes on with what was stopped.
 """
 
 import json
@@ -79,6 +79,7 @@ def main() -> int:
     made.add_argument("--model", required=True, help="folder of the pretrained model, L = 8,192")
     made.add_argument("--text", required=True, help="text or .jsonl files to train on and to hold out")
     made.add_argument("--keep", type=Path, help="folder that the runs' storage is, or becomes")
+    made.add_argument("--base-length", action="store_true", help="find out how far the base reads, too")
     parsed = made.parse_args()
     runs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -86,13 +87,13 @@ def main() -> int:
         for title in METHODS:
             path = Path(name) / f"{title}.yaml"
             path.write_text(yaml.safe_dump(recipe(title, parsed.model, parsed.text, storage)))
-            is_first = title == next(iter(METHODS))
-            for command in ("train", "evaluate"):  # a training without evaluation does not measure L again
-                words = ["--set", "evaluate=null"] if command == "train" and not is_first else []
+            measuring = parsed.base_length and title == next(iter(METHODS))
+            for command in ("train", "evaluate"):  # a training without evaluation does not measure L
+                words = ["--set", "evaluate=null"] if command == "train" and not measuring else []
                 run = [sys.executable, f"jobs/{command}.py", "--config", str(path), *words]
                 subprocess.run(run, cwd=ROOT, check=True)
             runs[title] = collected(storage / f"real-{title}")
-            if is_first:
+            if measuring:
                 runs["base_length"] = json.loads((storage / f"real-{title}" / "base-length.json").read_text())
             print(title, runs[title], flush=True)
     paper, best = runs["e2llm"], runs["recommended"]
