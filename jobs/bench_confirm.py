@@ -3,7 +3,8 @@
 python jobs/bench_confirm.py --study runs/search-cpu
 
 The study's base model is fine-tuned for the full budget of best-balanced.yaml under seeds that the study never used,
-on documents that neither the study nor the base ever saw: the Python sources of the installed packages. The paper's
+on documents that neither the study nor the base ever saw: the Python sources of the installed packages; with --text own
+on the study's own corpus as best-balanced.yaml says, and on held-out documents that the study has not read. The paper's
 preset gets the same rows and as many tokens, once with the recipe's learning rate and once with the balanced one's,
 which tells the draws from the learning rate. The base itself is read by YaRN too, untrained. Held against both at every
 window, each read at scale W / L. Long is the mean NLL over all windows, L among them; since L is also the short
@@ -50,8 +51,8 @@ OBJECTIVES = ("long", "beyond", "short")
 YARN = "untrained YaRN"
 
 
-def recipes(study: Path) -> dict[str, RunConfig]:
-    """Return the recipe of each arm: the study's base model on new documents."""
+def recipes(study: Path, *, text: str) -> dict[str, RunConfig]:
+    """Return the recipe of each arm: the study's base model on new documents, `own` or `packages`."""
     best = load(study / "export" / "best-balanced.yaml")
     recipe = read_recipe(study / "config.yaml")
     base = resolve(validate(recipe | {"storage": str(study.parent)}, source="study")).base
@@ -60,16 +61,18 @@ def recipes(study: Path) -> dict[str, RunConfig]:
         "model": {"kind": "pretrained", "path": str(base / "model"), "base_context_length": 128},
         "pretrain": None,
         "search": None,
-        "data": {
+    }
+    if text == "packages":
+        changes["data"] = {
             "corpus": [{"kind": "text", "paths": [f"{folder / package}/**/*.py" for package in PACKAGES]}],
             "tokenizer": {"kind": "pretrained", "path": str(base / "model")},
             "window": best.data.window,
             "validation_share": 0.1,
             "on_bad": "skip",
-        },
-    }
+        }
     plain = best.model_dump(mode="json") | changes
-    plain["evaluate"] |= {"skip_documents": 0, "documents": DOCUMENTS}
+    read = 0 if text == "packages" else plain["evaluate"]["skip_documents"]  # by which the trial was chosen
+    plain["evaluate"] |= {"skip_documents": read, "documents": DOCUMENTS}
     told = validate(recipe, source="study")
     paper = told.positions.model_dump(mode="json")
     assert paper == PositionSettings.model_validate({"preset": "e2llm", "max_scale": 16}).model_dump(mode="json")
@@ -200,8 +203,10 @@ def main() -> int:
     made = parser(__doc__)
     made.add_argument("--study", type=Path, required=True, help="folder of a finished study")
     made.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="what is trained; default: all three")
+    made.add_argument("--text", choices=("packages", "own"), default="packages", help="what is trained on and read")
     parsed = made.parse_args()
-    arms = {name: recipe for name, recipe in recipes(parsed.study.absolute()).items() if name in parsed.arms}
+    every = recipes(parsed.study.absolute(), text=parsed.text)
+    arms = {name: recipe for name, recipe in every.items() if name in parsed.arms}
     from e2ray.cluster import cluster
 
     with cluster(arms["balanced"].cluster):
