@@ -26,17 +26,22 @@ RECIPE = "jobs/recipes/compare-methods-cpu.yaml"
 NAME = "compare-reach-cpu"
 BASE_LENGTH, REACH, SKIPPED = 128, 32, 25
 DISTILLED = {"next_token": 0.5, "distill": 0.5}
+# of the built-in study's best trial (jobs/results/search-cpu), on another base and corpus
+SEARCHED = {"fast": 7.304, "slow": 0.8403, "temperature": {"kind": "log", "coefficient": 0.2185}}
 
 
 def lanes() -> dict[str, dict[str, Any]]:
     """Return what is trained."""
 
-    def draws(method: str, scale: dict[str, Any], *, breaks: int) -> dict[str, Any]:
+    def draws(method: str, scale: dict[str, Any], *, breaks: int, **settings: Any) -> dict[str, Any]:
         placement = {"kind": "random_breaks", "num_breaks": breaks} if breaks else {"kind": "none"}
-        return {"positions": {"scale": scale, "placement": placement, "method": {"kind": method}}}
+        return {"positions": {"scale": scale, "placement": placement, "method": {"kind": method, **settings}}}
 
     def log_uniform(largest: int, share: float) -> dict[str, Any]:
         return {"kind": "log_uniform", "max_scale": largest, "native_share": share}
+
+    def fixed(largest: int, share: float) -> dict[str, Any]:
+        return {"kind": "fixed", "max_scale": largest, "native_share": share}
 
     def uniform(largest: int) -> dict[str, Any]:
         return {"kind": "uniform_int", "max_scale": largest}
@@ -47,6 +52,8 @@ def lanes() -> dict[str, dict[str, Any]]:
         "YaRN, uniform to 32": draws("yarn", uniform(32), breaks=0),
         "MrRoPE, uniform to 32": draws("ramp_power", uniform(32), breaks=0),
         "MrRoPE, uniform to 32, distilled": draws("ramp_power", uniform(32), breaks=0) | {"objective": DISTILLED},
+        "the search's best, to 32": draws("yarn", fixed(32, 0.081), breaks=0, **SEARCHED)
+        | {"objective": {"next_token": 0.84, "distill": 0.16}},
     }
 
 
