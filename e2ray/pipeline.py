@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from e2ray import checks, files
+from e2ray.closing import last_lines, track_evaluation, write_page
 from e2ray.cluster import cluster, remote, wants_gpu
 from e2ray.config.base import SettingsError, brief
 from e2ray.config.load import read_resolved, resolved_text
@@ -262,22 +263,6 @@ def _evaluation(run: Run) -> dict[str, Any] | None:
     return found | {"verdict": as_now(found["verdict"])}
 
 
-def track_evaluation(run: Run) -> None:
-    """Log what was measured where the recipe's trackers are: each NLL as a number, the tables and pictures as files."""
-    from e2ray.train.trackers import Trackers, configured
-
-    if not run.config.trackers:
-        return
-    told = Trackers(configured(run.config.trackers, run.folder, name=run.config.name, continued=True), show=show)
-    rows = (_evaluation(run) or {"rows": []})["rows"]
-    nll = {f"evaluate/{row['model']}/{row['window']}/{row['scale']:g}": row["nll"] for row in rows}
-    told.log(nll, run.config.train.steps)
-    for pattern in ("config.yaml", "evaluation*.json", "evaluation*.png", "retrieval.*", "effective.json"):
-        for path in sorted(run.folder.glob(pattern)):
-            told.log_artifact(path)
-    told.close()
-
-
 def _measured_scales(run: Run) -> dict[str, Any] | None:
     """Return the content of scales.json where the recipe serves by it and an evaluation has written it."""
     from e2ray.evaluate.weights import read_scales
@@ -371,7 +356,8 @@ def execute(config: RunConfig) -> None:
             write_environment(run.folder)
             run_stages(run, STAGES)
             write_status(run.folder, state="succeeded", ended_at=now(), result=result_line(run))
-        show(result_line(run))
+        for line in last_lines(run, write_page(run)):
+            show(line)
 
 
 def prepare_only(config: RunConfig) -> None:
@@ -433,6 +419,8 @@ def _later_stage(run: Run, stage: str) -> None:
         files.write_text(path, resolved_text(updated))
         if read_status(run.folder) is not None:  # of nothing, one would begin that says `running`
             write_status(run.folder, result=result_line(run))
+        if stage != "export" and (page := write_page(run)):
+            show(f"page: {page}")
 
 
 def _measured_with(before: RunConfig, now: RunConfig, stage: str) -> dict[str, Any]:

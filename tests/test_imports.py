@@ -26,6 +26,7 @@ LAYERS = (
     "plan",
     "generate",
     "run",
+    "closing",
     "access",
     "checks",
     "cluster",

@@ -169,8 +169,15 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys, tmp_p
         "model/model.safetensors",
         "export/README.md",
         "export/scales.json",
+        "report.html",
+        "report.md",
     ):
         assert (folder / name).stat().st_size > 0, name
+    told = capsys.readouterr().out.splitlines()
+    assert told[-3:-1] == [status["result"], f"page: {folder / 'report.html'}"]
+    assert told[-1] == (
+        f"next: e2ray generate {folder} --prompt-file TEXT; to serve it: {folder / 'export/serving/128/README.md'}"
+    )
     assert sorted(path.name for path in (folder / "export" / "serving").iterdir()) == ["128", "32", "64"]
 
     # The resolved settings reproduce the run, and a finished run says so and does nothing.
