@@ -41,9 +41,7 @@ class SuiteSettings(Settings):
     chat_template: bool = Field(False, description="Whether questions are put into the tokenizer's chat template.")
     unsafe_code: bool = Field(False, description="Whether tasks may run code that the model has written.")
     leval: Text | None = Field(None, description="Folder of L-Eval's closed-ended tasks: coursera.jsonl and so on.")
-    longproc: Text | None = Field(
-        None, description="A checkout of LongProc's program (path_traversal/ and so on), or a copy of its data set."
-    )
+    longproc: Text | None = Field(None, description="A copy of LongProc's data set, PrincetonPli/LongProc.")
 
     @field_validator("tasks", "context_lengths")
     @classmethod

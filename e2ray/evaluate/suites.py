@@ -150,7 +150,7 @@ def _why_missing(name: str, settings: SuiteSettings, manager: Any) -> str:
         return "is no task, " + (f"wanted one such as {', '.join(near)}" if near else "and none has a name like it")
     if task == "all":
         return f"is not there: {_folder(settings, suite)} holds no file of any of its tasks"
-    wanted = f"{task}.jsonl of L-Eval's Closed-ended-tasks" if suite == "leval" else longproc.wanted(task)
+    wanted = f"{task}.jsonl of L-Eval's Closed-ended-tasks" if suite == "leval" else longproc.WANTED
     return f"is not there: {_folder(settings, suite)} holds no {task}; wanted {wanted}"
 
 
@@ -287,12 +287,9 @@ def _loaded(name: str, settings: SuiteSettings, manager: Any) -> Any:
     folder = _folder(settings, suite)
     if suite == "leval":
         return manager.load([leval.task(task, folder)])
-    redirected = longproc.redirected(task, folder)
-    if redirected is None:
-        return manager.load([longproc.task(task, folder)])
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "task.yaml"
-        file.write_text(redirected, encoding="utf-8")
+        file.write_text(longproc.redirected(task, folder), encoding="utf-8")
         return manager.load([str(file)])
 
 

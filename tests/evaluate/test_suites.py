@@ -733,26 +733,14 @@ def test_local_files_are_asked_like_any_task(generator, tmp_path):
         "evaluation": "exam",
     }
     (tmp_path / "quality.jsonl").write_text(json.dumps(line | {"source": "made up"}) + "\n")
-    place = tmp_path / "data" / "path_traversal"
-    place.mkdir(parents=True)
-    (place / "prompts.yaml").write_text("USER_PROMPT: '{city_context} From {src_city} to {dst_city}?'\n")
-    item = {"context_nl": "Rome leads to Oslo.", "question_repr": ["Rome", "Oslo"], "answer_nl": "From Rome to Oslo."}
-    (place / "path_traversal_0.5k.json").write_text(json.dumps([item]))
-    found, _ = asked(
-        generator, None, ["leval:all", "longproc:path_traversal_0.5k"], leval=str(tmp_path), longproc=str(tmp_path)
-    )
+    found, _ = asked(generator, None, ["leval:all"], leval=str(tmp_path))
     assert found.missing == []
     assert {(row["task"], row["metric"], row["value"]) for row in found.scores if "rate" not in row["metric"]} == {
         ("leval:quality", "exact_match", 0.0),
-        ("longproc:path_traversal_0.5k", "accuracy", 0.0),
-        ("longproc:path_traversal_0.5k", "partial_accuracy", 0.0),
     }
-    exam, procedure = found.samples
+    (exam,) = found.samples
     assert exam["prompts"][0].startswith("the dog sat\n\nWho sat?\nA. dog\nB. log\n")
     assert (exam["target"], exam["requests"][0]["room"]) == ("A", 16)
-    assert procedure["prompts"] == ["Rome leads to Oslo. From Rome to Oslo?"]
-    room = procedure["requests"][0]["room"]
-    assert procedure["requests"][0]["scale"] == generator.scale_of(procedure["requests"][0]["tokens"] + room)
 
 
 COUNTED = """Here it is:
@@ -791,6 +779,7 @@ def test_a_copy_of_longprocs_data_set_is_asked_by_the_harness(generator, tmp_pat
     (sample,) = found.samples
     assert (sample["prompts"], sample["target"]) == (["the dog sat"], COUNTED)
     assert sample["requests"][0]["room"] == 1024
+    assert sample["requests"][0]["scale"] == generator.scale_of(sample["requests"][0]["tokens"] + 1024)
     assert {row["metric"]: row["value"] for row in found.scores}["accuracy"] == 0
 
 
@@ -806,7 +795,7 @@ def test_what_runs_code_of_the_models_says_so(generator, tmp_path):
     ("name", "wanted"),
     [
         ("leval:quality", "quality.jsonl of L-Eval's Closed-ended-tasks"),
-        ("longproc:tom_tracking_2k", "a checkout of princeton-pli/LongProc or a copy"),
+        ("longproc:tom_tracking_2k", "a copy of the data set PrincetonPli/LongProc; a checkout"),
         ("longproc:countdown_2k", "a copy of the data set PrincetonPli/LongProc; a checkout"),
     ],
 )
