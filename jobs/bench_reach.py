@@ -66,7 +66,8 @@ def recipe(storage: Path) -> dict[str, Any]:
     found["positions"] |= {"max_scale": REACH}
     found["evaluate"] |= {"windows": windows, "scales": scales, "skip_documents": SKIPPED}
     found["evaluate"] |= {"document_tokens": windows[-1]}
-    found["compare"] |= {"lanes": ["e2llm"], "seeds": [101], "own": lanes()}
+    found["compare"] |= {"lanes": ["e2llm"], "untrained": ["linear", "yarn"], "seeds": [101], "own": lanes()}
+    found["compare"]["retrieval"] |= {"trials": 4}
     return found
 
 
