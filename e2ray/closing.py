@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from e2ray.config.base import SettingsError
+from e2ray.config.base import brief
 from e2ray.run import Run, result_line, show
 
 PAGE = "report.html"
@@ -22,8 +22,8 @@ def write_page(run: Run) -> Path | None:
         return None
     try:
         write_report(run.folder / PAGE, open_runs([str(run.folder)]))
-    except SettingsError as error:
-        show(f"warning: {error}")
+    except Exception as error:  # whatever it is, the run is done
+        show(f"warning: {brief(' '.join(str(error).split()) or type(error).__name__)}")
         return None
     return run.folder / PAGE
 
@@ -42,13 +42,14 @@ def last_lines(run: Run, page: Path | None) -> list[str]:
 def track_evaluation(run: Run) -> None:
     """Log what was measured where the recipe's trackers are: each NLL as a number, the tables and pictures as files."""
     from e2ray.files import read_vouched
-    from e2ray.train.trackers import Trackers, configured
+    from e2ray.train.trackers import Trackers, configured, located
 
     path = run.folder / "evaluation.json"
     if not run.config.trackers or not path.exists():
         return
     rows = read_vouched(path, wanted="an evaluation")["rows"]
-    told = Trackers(configured(run.config.trackers, run.folder, name=run.config.name, continued=True), show=show)
+    settings = located(run.config.trackers, run.folder.parent)
+    told = Trackers(configured(settings, run.folder, name=run.config.name, continued=True), show=show)
     nll = {f"evaluate/{row['model']}/{row['window']}/{row['scale']:g}": row["nll"] for row in rows}
     told.log(nll, run.config.train.steps)
     for pattern in MEASURED:

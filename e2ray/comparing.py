@@ -265,10 +265,12 @@ def _trained(job: Job, device: Any) -> tuple[Any, Any, dict[str, Any]]:
     from e2ray.search.trial import Workbench
 
     assert job.config is not None
-    bench = Workbench(job.shared[0], device=device)
-    bench.begin(Plan(0, job.config, (), None, None, {}))
+    shared = replace(job.shared[0], study=f"{job.shared[0].study}-{job.lane}")  # what trackers call it
+    bench = Workbench(shared, device=device)
+    bench.begin(Plan(job.seed, job.config, (), None, None, {}))
     began = time.perf_counter()
     metrics = bench.advance(measured=False)
+    bench.trackers.close(failed="failed" in metrics)
     took = time.perf_counter() - began
     if "failed" in metrics:
         raise SettingsError(metrics["failed"])

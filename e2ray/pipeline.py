@@ -121,6 +121,7 @@ def task_of(
     """Return the training of a model on the run's rows, into `folder`."""
     from e2ray.data.shards import read_manifest
     from e2ray.train.task import Task
+    from e2ray.train.trackers import located
 
     manifest = read_manifest(shards)
     return Task(
@@ -142,7 +143,7 @@ def task_of(
         ledger=run.config.data.ledger and folder == run.folder,
         rows_digest=files.digest([entry["sha256"] for entry in manifest["shards"]]),
         show_progress=not sys.stdout.isatty(),
-        trackers=run.config.trackers if folder == run.folder else (),
+        trackers=located(run.config.trackers, run.folder.parent) if folder == run.folder else (),
     )
 
 
@@ -225,7 +226,7 @@ def _export(run: Run, base: Any) -> None:
     facts = RunFacts(
         name=run.config.name,
         base_model=base_name(model),
-        settings=run.config.model_dump(mode="json", exclude={"storage"}),
+        settings=run.config.model_dump(mode="json", exclude={"storage", "trackers"}),
         method=run.config.positions.method,
         facts={"steps": steps, "tokens": tokens} | ({"ended by": "train.stop"} if made.get("stopped") else {}),
     )

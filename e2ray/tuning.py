@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from e2ray.search.trial import Shared
 
 FREE_ON_RESUME = (
-    *("compare", "export"),
+    *("compare", "export", "trackers"),
     *("cluster", "storage", "search.trials", "search.concurrency", "search.progress_s", "train.progress_s"),
     *(f"search.trial.cluster.{name}" for name in ClusterSettings.model_fields),
 )

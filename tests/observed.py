@@ -287,7 +287,7 @@ def logged(run, path):
         patch.setattr("mlflow.tracking.MlflowClient", Client)
         patch.setattr("wandb.init", lambda **options: asked.append(options) or types.SimpleNamespace(id="2"))
         trackers.Trackers(
-            trackers.configured(run.config.trackers, run.folder, name=run.config.name, continued=False),
+            trackers.configured(task(run).trackers, run.folder, name="walk", continued=False),
             show=pytest.fail,
         )
     return asked

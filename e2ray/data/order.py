@@ -165,7 +165,7 @@ class Corpus:
         """
         if self.first_row % rows or (self.shard_rows % rows and self.rows > self.shard_rows) or self.rows < rows:
             return None
-        return Corpus(self.first_row // rows, self.rows // rows, max(self.shard_rows // rows, 1), self.parts)
+        return Corpus(self.first_row // rows, self.rows // rows, self.shard_rows // rows, self.parts)
 
 
 @dataclass(frozen=True)

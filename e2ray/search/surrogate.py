@@ -25,6 +25,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from e2ray.search.ranks import chance_correlation, spearman
 
 FEWEST_TRIALS = 8  # under which nothing is fitted, and no setting determined that fewer have
+FEWEST_TRIED = 3  # trials of an option, under which it is open
 MOST_TRIALS = 120  # of more, the best half and every n-th of the others
 PLACES = 65  # of a range at which the surrogate is asked
 WIDEST = 0.5  # share of a range that a determined interval has at most
@@ -194,20 +195,30 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> dict[s
         return None
     trials = _fewer(trials)
     whole = Surrogate(space, trials, noise=within)
-    refits = [whole.without(number) for number in whole.full]
-    measured = [value for number in whole.full if (value := trials[number].value) is not None]
-    points = [np.array([whole.point(trials[number].params)]) for number in whole.full]
-    predicted = [float(refit.predict(point)[0]) for refit, point in zip(refits, points, strict=True)]
-    allowed = [DEVIATIONS * float(refit.deviation(point)[0]) for refit, point in zip(refits, points, strict=True)]
-    inside = [abs(p - value) <= most for p, value, most in zip(predicted, measured, allowed, strict=True)]
-    ranks, coverage = spearman(predicted, measured), sum(inside) / len(inside)
-    believed = coverage >= COVERED and ranks is not None and ranks > chance_correlation(len(measured))
+    starts = {path: start for path in space if (start := _start(whole, path)) is not None}
+    others: dict[str, list[list[int]]] = {path: [] for path in starts}
+    told: list[tuple[float, float, float]] = []  # of each full trial what it came to, what is predicted, how surely
+    for number, trial in enumerate(trials):  # one refit at a time: each holds a matrix
+        refit = whole.without(number)
+        for path, start in starts.items():
+            others[path].append(_good(refit, path, start, within)[0])
+        if trial.value is not None:
+            point = np.array([whole.point(trial.params)])
+            told.append((trial.value, float(refit.predict(point)[0]), DEVIATIONS * float(refit.deviation(point)[0])))
+    ranks = spearman([predicted for _, predicted, _ in told], [value for value, _, _ in told])
+    coverage = sum(abs(value - predicted) <= most for value, predicted, most in told) / len(told)
+    believed = coverage >= COVERED and ranks is not None and ranks > chance_correlation(len(told))
     return {
         "trials": len(trials),
-        "full": len(measured),
+        "full": len(told),
         "left_out_spearman": ranks,
         "coverage": coverage,
-        "parameters": {path: _interval(path, whole, refits, within, believed=believed) for path in space},
+        "parameters": {
+            path: _interval(path, whole, starts[path], others[path], within, believed=believed)
+            if path in starts
+            else None
+            for path in space
+        },
     }
 
 
@@ -221,15 +232,24 @@ def _fewer(trials: Sequence[Trial]) -> list[Trial]:
     return ranked[:half] + [ranked[place] for place in places]
 
 
-def _interval(
-    path: str, whole: Surrogate, refits: Sequence[Surrogate], within: float, *, believed: bool
-) -> dict[str, Any] | None:
+def _start(whole: Surrogate, path: str) -> Mapping[str, Any] | None:
+    """Return the settings of the best full trial that has a setting, which all others stay at; None where none has."""
     having = [whole.trials[number] for number in whole.full if path in whole.trials[number].params]
-    if not having:
-        return None
-    start, parameter = _best(having).params, whole.space[path]
+    return _best(having).params if having else None
+
+
+def _interval(
+    path: str,
+    whole: Surrogate,
+    start: Mapping[str, Any],
+    others: Sequence[Sequence[int]],
+    within: float,
+    *,
+    believed: bool,
+) -> dict[str, Any]:
+    """Return what is said of a setting; `others` are its places in the refits."""
+    parameter = whole.space[path]
     chosen, best = _good(whole, path, start, within)
-    others = [_good(refit, path, start, within)[0] for refit in refits]
     share, held = _share(parameter, chosen), sum(best in other for other in others) / len(others)
     narrow = sum(_share(parameter, other) <= WIDEST for other in others) / len(others)
     tried = sum(path in trial.params for trial in whole.trials)
@@ -258,13 +278,13 @@ def _share(parameter: Mapping[str, Any], chosen: Sequence[int]) -> float:
 
 
 def _tried(whole: Surrogate, path: str) -> np.ndarray:
-    """Return at which places of a setting a trial says something: its options, or all between the outermost values.
+    """Return at which places of a setting trials say something: options of some, or all between the outermost values.
 
     Elsewhere a process predicts the mean of all, which is worse than the best and yet no finding.
     """
     parameter, values = whole.space[path], [trial.params[path] for trial in whole.trials if path in trial.params]
     if parameter["kind"] == "choice":
-        return np.array([option in values for option in parameter["options"]])
+        return np.array([values.count(option) >= FEWEST_TRIED for option in parameter["options"]])
     return np.array([min(values) <= place <= max(values) for place in grid(parameter)])
 
 

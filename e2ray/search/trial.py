@@ -380,7 +380,8 @@ class Workbench:
                 tokens=self.tokens,
             )
         except (Diverged, DivergedWeights) as error:
-            tokens = self.taken * self.task.train.batch_sequences * self.task.window
+            rows = self.taken * self.task.train.batch_sequences * self.task.rows_per_example
+            tokens = rows * self.task.window
             spent = self.seconds + time.perf_counter() - began
             self.end()  # nothing of it is put back
             return {"failed": str(error), "step": self.taken, "tokens": tokens, "trial_seconds": spent}

@@ -319,8 +319,8 @@ class Recorder:
             per_step = (elapsed - self.began) / (step - self.start_step)
             self.show(progress_line(self.metrics, step=step, steps=self.steps, seconds_per_step=per_step))
 
-    def close(self) -> None:
-        """Flush and close the files."""
-        self.trackers.close()
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and close the files; `failed` where an error ends the training."""
+        self.trackers.close(failed=failed)
         with files.naming(self.folder / METRICS):
             self.file.close()

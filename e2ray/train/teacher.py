@@ -65,6 +65,8 @@ def once_per_machine(model: nn.Module) -> nn.Module:
     local_rank = int(os.environ["LOCAL_RANK"])
     named = dict(model.named_parameters())
 
+    kept: list[Path] = []  # the folder of the first worker, until all have it
+
     def write() -> Path | None:
         if local_rank:
             return None
@@ -74,34 +76,25 @@ def once_per_machine(model: nn.Module) -> nn.Module:
                 f"train.objective.distill: a teacher needs {_gib(needed)} of {place} until all workers have it, "
                 f"{_gib(free)} are free; set TMPDIR to a folder with more, {_OTHERWISE}"
             )
-        path = Path(tempfile.mkdtemp(prefix="e2ray-teacher-")) / "weights.pt"
-        try:
-            with naming(path):
-                torch.save({name: parameter.data for name, parameter in named.items()}, path)
-        except BaseException:
-            _remove(path)
-            raise
-        return path
+        kept.append(Path(tempfile.mkdtemp(prefix="e2ray-teacher-")))
+        with naming(kept[0] / "weights.pt"):
+            torch.save({name: parameter.data for name, parameter in named.items()}, kept[0] / "weights.pt")
+        return kept[0] / "weights.pt"
 
-    path = together(write, doing="keeping a teacher")[dist.get_rank() - local_rank]
-    assert path is not None, "the ranks of a machine follow each other"
     memo: dict[int, Any] = {}
-
-    def take() -> None:
-        for name, data in torch.load(path, mmap=True, weights_only=True).items():
-            memo[id(named[name])] = nn.Parameter(data, requires_grad=False)
-
     try:
+        path = together(write, doing="keeping a teacher")[dist.get_rank() - local_rank]
+        assert path is not None, "the ranks of a machine follow each other"
+
+        def take() -> None:
+            for name, data in torch.load(path, mmap=True, weights_only=True).items():
+                memo[id(named[name])] = nn.Parameter(data, requires_grad=False)
+
         together(take, doing="taking a teacher")
     finally:
-        if not local_rank:
-            _remove(path)  # what is mapped stays until the last worker ends
+        for folder in kept:
+            shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays until the last worker ends
     return copy.deepcopy(model, memo)
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.parent.rmdir()
 
 
 def _refuse_too_large(model: nn.Module, *, device: torch.device, dtype: torch.dtype | None = None) -> int:

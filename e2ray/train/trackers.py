@@ -5,11 +5,13 @@ MLflow and wandb are optional and are imported here alone. A run that goes on go
 whose number stands in the run's folder.
 """
 
+import fcntl
 import importlib.util
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, assert_never
@@ -20,6 +22,8 @@ from e2ray.config.trackers import MlflowTracker, TrackerSettings, WandbTracker
 from e2ray.train.board import Board
 
 NUMBERS = "trackers.json"
+SQLITE = "sqlite:///"
+FINISH_S = 60  # that the end of a run waits for what wandb has not sent yet
 GROUPS = ("loss_by_scale", "watch_nll")  # metrics with a name for each number
 QUIET = {  # nothing goes where nobody asked for it, and a server that is gone holds no run up for long
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -39,8 +43,8 @@ class Tracker(Protocol):
     def log_artifact(self, path: Path) -> None:
         """Take a file of the run."""
 
-    def close(self) -> None:
-        """Take nothing more."""
+    def close(self, *, failed: bool = False) -> None:
+        """Take nothing more; `failed` where an error ends the run."""
 
 
 def numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -69,7 +73,7 @@ class TensorBoard:
     def log_artifact(self, path: Path) -> None:
         """Leave the file where it is, beside the events."""
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Close the file of events."""
         self.board.close()
 
@@ -87,7 +91,7 @@ class Gauges:
     def log_artifact(self, path: Path) -> None:
         """Leave it: a gauge shows numbers."""
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Leave the last numbers shown."""
 
 
@@ -99,17 +103,19 @@ class Mlflow:
         from mlflow.entities import Metric
         from mlflow.tracking import MlflowClient
 
+        assert settings.uri is not None, "where the recipe names none, `located` does"
         self._metric = Metric
-        uri = settings.uri or f"sqlite:///{folder.parent / 'mlflow.db'}"
-        self.client = MlflowClient(tracking_uri=uri)
-        if number is None:
+        file = Path(settings.uri.removeprefix(SQLITE)) if settings.uri.startswith(SQLITE) else None
+        with _alone(file):  # several trials begin at once, and only one may make the tables
+            self.client = MlflowClient(tracking_uri=settings.uri)
             known = self.client.get_experiment_by_name(settings.experiment)
-            place = (folder.parent / "mlflow-artifacts").as_uri() if settings.uri is None else None
+            place = None if file is None else (file.parent / "mlflow-artifacts").as_uri()
             experiment = known.experiment_id if known else self.client.create_experiment(settings.experiment, place)
+        if number is None or not _knows(self.client, number):
             number = self.client.create_run(experiment, run_name=name).info.run_id
         else:
             self.client.update_run(number, status="RUNNING")
-        self.number: str = number
+        self.number: str = str(number)
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """Log all numbers of a step at once."""
@@ -121,9 +127,31 @@ class Mlflow:
         """Put a copy of the file among the run's artifacts."""
         self.client.log_artifact(self.number, str(path))
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Tell that the run has ended; one that goes on says so."""
-        self.client.set_terminated(self.number)
+        self.client.set_terminated(self.number, "FAILED" if failed else "FINISHED")
+
+
+def _knows(client: Any, number: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(number)
+    except MlflowException:  # somebody has removed it
+        return False
+    return True
+
+
+@contextmanager
+def _alone(file: Path | None) -> Iterator[None]:
+    """Hold off other processes that open the same database; a server sees to that itself."""
+    if file is None:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f".{file.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Wandb:
@@ -133,6 +161,7 @@ class Wandb:
         os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
         import wandb
 
+        folder.mkdir(parents=True, exist_ok=True)
         self.run = wandb.init(
             project=settings.project,
             entity=settings.entity,
@@ -142,20 +171,25 @@ class Wandb:
             dir=str(folder),
             mode="online" if settings.online else "offline",
             reinit="create_new",
+            settings=wandb.Settings(finish_timeout=FINISH_S),  # else it waits for a network that is gone
         )
         self.number: str = self.run.id
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Log all numbers of a step at once."""
-        self.run.log({tag: value for tag, value in numbers(metrics)}, step=step)
+        """Log all numbers of a step at once; of a step that lies behind the newest one, into the run's summary."""
+        found = dict(numbers(metrics))
+        if step < self.run.step:  # wandb would leave it out without a word
+            self.run.summary.update(found)
+        else:
+            self.run.log(found, step=step)
 
     def log_artifact(self, path: Path) -> None:
         """Put a copy of the file among the run's files."""
         self.run.save(str(path), base_path=str(path.parent), policy="now")
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """End the run; one that goes on is taken up by its number."""
-        self.run.finish()
+        self.run.finish(exit_code=int(failed))
 
 
 class Trackers:
@@ -183,10 +217,10 @@ class Trackers:
         for name, tracker in list(self.open.items()):
             self._try(name, partial(tracker.log_artifact, path))
 
-    def close(self) -> None:
-        """Close all."""
+    def close(self, *, failed: bool = False) -> None:
+        """Close all; `failed` where an error ends the run."""
         for name, tracker in list(self.open.items()):
-            self._try(name, tracker.close)
+            self._try(name, partial(tracker.close, failed=failed))
         self.open = {}
 
     def _try(self, name: str, work: Callable[[], object]) -> None:
@@ -199,38 +233,46 @@ class Trackers:
                 self.show(f"warning: {name}: logs no more, {told}; the run goes on without it")
 
 
+def located(settings: Sequence[TrackerSettings], storage: Path) -> tuple[TrackerSettings, ...]:
+    """Return trackers with the place of those that name none: MLflow's database in the storage of the runs."""
+    return tuple(
+        each.model_copy(update={"uri": f"{SQLITE}{storage / 'mlflow.db'}"})
+        if isinstance(each, MlflowTracker) and each.uri is None
+        else each
+        for each in settings
+    )
+
+
 def configured(
     settings: Sequence[TrackerSettings], folder: Path, *, name: str, continued: bool
 ) -> Iterator[tuple[str, Callable[[], Tracker]]]:
     """Yield the trackers that a recipe asks for, by name, with what opens each.
 
     Args:
-        settings: Of the recipe.
+        settings: Of the recipe, as `located` returns them.
         folder: Of the run.
         name: Of the run, as it is shown there.
         continued: Whether the run may go on, and its number there is kept in the folder.
     """
     for place, each in enumerate(settings):
-        key = f"trackers.{place} ({each.kind})"
-        yield key, partial(_opened, each, folder, name=name, key=key if continued else None)
+        yield f"trackers.{place} ({each.kind})", partial(_opened, each, folder, name=name, continued=continued)
 
 
-def _opened(settings: TrackerSettings, folder: Path, *, name: str, key: str | None) -> Tracker:
+def _opened(settings: TrackerSettings, folder: Path, *, name: str, continued: bool) -> Tracker:
     known: dict[str, Any] = {}
-    if key is not None and (folder / NUMBERS).exists():
-        known = files.read_json(
-            folder / NUMBERS, wanted="numbers of a run in its trackers; remove it to begin new ones"
-        )
-    number = known.get(str(key))
+    if continued and (folder / NUMBERS).exists():
+        known = files.read_json(folder / NUMBERS, wanted="a run's numbers in its trackers; remove it to begin new ones")
     made: Mlflow | Wandb
     match settings:
         case MlflowTracker():
-            made = Mlflow(settings, folder, name=name, number=number)
+            key = f"mlflow {settings.uri} {settings.experiment}"  # elsewhere the run has another number
+            made = Mlflow(settings, folder, name=name, number=known.get(key))
         case WandbTracker():
-            made = Wandb(settings, folder, name=name, number=number)
+            key = f"wandb {settings.entity or ''}/{settings.project}"
+            made = Wandb(settings, folder, name=name, number=known.get(key))
         case _:
             assert_never(settings)
-    if key is not None and made.number != number:
+    if continued and made.number != known.get(key):
         files.write_json(folder / NUMBERS, known | {key: made.number})
     return made
 

@@ -4,6 +4,7 @@
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -269,7 +270,7 @@ def run(
         )
     finally:
         if recorder:
-            recorder.close()
+            recorder.close(failed=sys.exc_info()[0] is not None)
 
 
 def _identity(task: Task, engine: Engine) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from e2ray.search import surrogate
-from e2ray.search.surrogate import FEWEST_TRIALS, Surrogate, Trial, grid, intervals
+from e2ray.search.surrogate import FEWEST_TRIALS, FEWEST_TRIED, Surrogate, Trial, grid, intervals
 
 SPACE = {
     "lr": {"kind": "float", "low": 1e-4, "high": 1e-2, "log": True},
@@ -105,11 +105,17 @@ def test_a_setting_that_few_trials_have_is_not_determined():
     assert told["trials"] == FEWEST_TRIALS - 1 and not told["determined"]
 
 
-def test_an_option_that_one_trial_tried_is_open_once_that_one_is_left_out():
-    given = [trial for trial in trials(60) if trial.params["kind"] == "yarn"]
-    lone = next(trial for trial in trials(60) if trial.params["kind"] == "ntk")
-    told = intervals(SPACE, [*given, lone], within=NOISE)["parameters"]["kind"]
-    assert told["kinds"] == ["linear", "yarn"] and told["share"] > 0.5 and not told["determined"]
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize(("tried", "determined"), [(1, False), (2, False), (3, True)])
+def test_an_option_that_few_trials_tried_is_not_ruled_out(tried, determined, full):
+    space = SPACE | {"kind": {"kind": "choice", "options": ["linear", "yarn"]}}
+    given = trials(90)
+    yarn = [trial for trial in given if trial.params["kind"] == "yarn"]
+    linear = [early(trial) for trial in given if trial.params["kind"] == "linear"][:tried]
+    linear = [Trial(each.params, each.value if full else None, each.rungs) for each in linear]
+    told = intervals(space, [*map(early, yarn), *linear], within=NOISE)["parameters"]["kind"]
+    assert told["kinds"] == (["yarn"] if tried >= FEWEST_TRIED else ["linear", "yarn"])
+    assert told["determined"] is determined
 
 
 def test_what_nobody_tried_is_not_ruled_out():

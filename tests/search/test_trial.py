@@ -10,6 +10,7 @@ import torch
 from train.spoiling import spoiled
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from e2ray.config.trackers import MlflowTracker
 from e2ray.core.model import build_model
 from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import ShardSet, local_batches
@@ -20,6 +21,7 @@ from e2ray.search.study import Plan
 from e2ray.search.trial import Rungs, Workbench, examine_base, measured
 from e2ray.train import worker
 from e2ray.train.record import read_metrics
+from e2ray.train.trackers import located
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -101,6 +103,24 @@ def test_a_trial_leaves_nothing_to_the_next_one(configured, shared_of, zero_stag
     bench.begin(plan_of(other))
     bench.advance()  # given up at its first rung
     assert values(bench, one) == first == values(Workbench(shared, device=CPU), one)
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # within mlflow
+def test_each_trial_is_a_run_of_its_own_where_the_studys_trackers_are(configured, shared_of, tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    shared = shared_of(configured())
+    known = located((MlflowTracker(experiment="mine"),), tmp_path)
+    bench = Workbench(replace(shared, task=replace(shared.task, trackers=known)), device=CPU)
+    losses = {}
+    for number in range(2):
+        found = run_through(bench, plan_of(configured(), number=number))
+        losses[f"{shared.study}-{number}"] = found[-1]["loss"]
+    bench.end()
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert {each.info.run_name: each.data.metrics["train.loss"] for each in runs} == pytest.approx(losses)
+    assert {each.info.status for each in runs} == {"FINISHED"}
 
 
 def test_an_engine_is_kept_while_trials_are_built_alike(configured, shared_of):

@@ -2,17 +2,20 @@
 
 import json
 import math
+import multiprocessing
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from small_task import run, small_task
+from small_task import CPU, rows, small_task
 
 from e2ray.config.trackers import MlflowTracker, WandbTracker
-from e2ray.train import trackers
-from e2ray.train.trackers import TensorBoard, Trackers, configured, missing, numbers
+from e2ray.train import trackers, worker
+from e2ray.train.record import read_metrics
+from e2ray.train.trackers import TensorBoard, Trackers, configured, located, missing, numbers
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # within mlflow
 LINE = {"step": 3, "loss": 2.5, "lr": 0.1, "grad_norm": None, "loss_by_scale": {"1": 2.0, "4": 3.0},
@@ -37,8 +40,8 @@ class Kept:
     def log_artifact(self, path):
         self._take("artifact", path)
 
-    def close(self):
-        self._take("close")
+    def close(self, *, failed=False):
+        self._take("close", failed)
 
 
 def test_what_is_logged_are_the_finite_numbers_of_a_step():
@@ -88,6 +91,13 @@ def client(folder):
     return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
 
 
+def opened(settings, folder, *, show=pytest.fail, continued=True):
+    """The trackers of a run, opened as a training opens them."""
+    return Trackers(
+        configured(located(settings, folder.parent), folder, name=folder.name, continued=continued), show=show
+    )
+
+
 def mlflow_runs(folder):
     known = client(folder)
     (experiment,) = [each for each in known.search_experiments() if each.name == "mine"]
@@ -105,7 +115,7 @@ def test_mlflow_keeps_numbers_and_files_beside_the_runs_and_a_restart_goes_on_in
     settings = (MlflowTracker(experiment="mine"),)
     (run_folder / "evaluation.json").write_text("{}")
     for step in (3, 6):
-        made = Trackers(configured(settings, run_folder, name="my-run", continued=True), show=pytest.fail)
+        made = opened(settings, run_folder)
         made.log(LINE, step)
         made.log_artifact(run_folder / "evaluation.json")
         made.close()
@@ -115,15 +125,69 @@ def test_mlflow_keeps_numbers_and_files_beside_the_runs_and_a_restart_goes_on_in
     history = client(run_folder.parent).get_metric_history(found.info.run_id, "train.loss")
     assert [each.step for each in history] == [3, 6]
     assert list((run_folder.parent / "mlflow-artifacts").rglob("evaluation.json"))
-    assert json.loads((run_folder / trackers.NUMBERS).read_text()) == {"trackers.0 (mlflow)": found.info.run_id}
+    (number,) = json.loads((run_folder / trackers.NUMBERS).read_text()).values()
+    assert number == found.info.run_id
+
+
+def test_a_tracker_elsewhere_gets_a_run_of_its_own_and_the_first_one_goes_on_when_it_is_named_again(run_folder):
+    first, other = MlflowTracker(experiment="mine"), MlflowTracker(experiment="another")
+    for settings in (first, other, first):
+        made = opened((settings,), run_folder)
+        made.log({"loss": 1.0}, 1)
+        made.close()
+    assert len(json.loads((run_folder / trackers.NUMBERS).read_text())) == 2
+    (found,) = mlflow_runs(run_folder.parent)
+    assert len(client(run_folder.parent).get_metric_history(found.info.run_id, "train.loss")) == 2
+    client(run_folder.parent).delete_run(found.info.run_id)
+    numbers_of = run_folder / trackers.NUMBERS
+    numbers_of.write_text(numbers_of.read_text().replace(found.info.run_id, "0" * 32))  # a run that nobody knows
+    opened((first,), run_folder).close()
+    assert len(mlflow_runs(run_folder.parent)) == 1
+
+
+def test_a_run_that_an_error_ends_is_told_as_failed(run_folder):
+    opened((MlflowTracker(experiment="mine"),), run_folder).close(failed=True)
+    assert [each.info.status for each in mlflow_runs(run_folder.parent)] == ["FAILED"]
+
+
+def open_beside_others(folder, waiting):
+    waiting.wait()
+    made = opened((MlflowTracker(experiment="mine"),), folder, continued=False)
+    made.log({"loss": 1.0}, 1)
+    made.close()
+
+
+def test_trials_that_begin_at_once_make_one_database_and_a_run_each(run_folder):
+    context = multiprocessing.get_context("spawn")
+    waiting = context.Barrier(3)
+    trials = [run_folder / "trials" / str(number) for number in range(3)]
+    work = [
+        context.Process(target=open_beside_others, args=(run_folder.parent / each.name, waiting)) for each in trials
+    ]
+    for each in work:
+        each.start()
+    for each in work:
+        each.join(120)
+    assert [each.exitcode for each in work] == [0, 0, 0]
+    assert sorted(found.info.run_name for found in mlflow_runs(run_folder.parent)) == ["0", "1", "2"]
+
+
+def test_wandb_takes_what_lies_behind_its_newest_step_into_the_summary(run_folder):
+    made = opened((WandbTracker(),), run_folder)
+    (tracker,) = made.open.values()
+    made.log({"loss": 1.0}, 5)
+    made.log({"loss": 2.0}, 7)
+    made.log({"evaluate/tuned/64/2": 3.5}, 4)
+    assert tracker.run.summary["evaluate/tuned/64/2"] == 3.5
+    made.close()
 
 
 def test_wandb_keeps_a_run_below_the_runs_folder_without_a_server(run_folder):
     for step in (3, 6):
-        made = Trackers(configured((WandbTracker(),), run_folder, name="my-run", continued=True), show=pytest.fail)
+        made = opened((WandbTracker(),), run_folder)
         made.log(LINE, step)
         made.close()
-    number = json.loads((run_folder / trackers.NUMBERS).read_text())["trackers.0 (wandb)"]
+    (number,) = json.loads((run_folder / trackers.NUMBERS).read_text()).values()
     files = sorted((run_folder / "wandb").glob(f"offline-run-*-{number}/run-{number}.wandb"))
     assert files and all(b"train/loss" in path.read_bytes() for path in files)
 
@@ -131,7 +195,7 @@ def test_wandb_keeps_a_run_below_the_runs_folder_without_a_server(run_folder):
 def test_a_server_that_nobody_answers_at_is_one_line_and_the_run_goes_on(run_folder):
     lines = []
     settings = (MlflowTracker(uri="http://127.0.0.1:9"),)
-    made = Trackers(configured(settings, run_folder, name="my-run", continued=True), show=lines.append)
+    made = opened(settings, run_folder, show=lines.append)
     made.log(LINE, 3)
     (line,) = lines
     assert line.startswith("warning: trackers.0 (mlflow): logs no more, ") and "\n" not in line
@@ -146,27 +210,26 @@ def test_a_library_that_is_not_there_is_named_with_what_to_install(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_a_training_logs_each_line_to_all_and_none_of_them_changes_it(tmp_path, monkeypatch):
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "tracked").mkdir()
-    plain = small_task(tmp_path / "plain", preset="e2llm", steps=6, checkpoint_every=3)
-    tracked = replace(
-        small_task(tmp_path / "tracked", preset="e2llm", steps=6, checkpoint_every=3),
-        trackers=(MlflowTracker(experiment="mine"), WandbTracker()),
-    )
-    kept = Kept(failing=("log",))
-    monkeypatch.setattr("e2ray.train.worker.Gauges", lambda show: kept)
+def test_a_training_logs_each_line_to_all_and_none_of_them_changes_it(tmp_path, capsys):
+    def failing(metrics):
+        raise OSError("nobody there")
+
     lines = {}
-    for task in (plain, tracked):
-        assert run(task) == 6
-        read = (task.folder / "metrics.jsonl").read_text().splitlines()
-        lines[task.folder] = [json.loads(line)["loss"] for line in read]
-    assert lines[plain.folder] == lines[tracked.folder]
-    (found,) = mlflow_runs(tracked.folder.parent)
-    history = client(tracked.folder.parent).get_metric_history(found.info.run_id, "train.loss")
-    assert [each.value for each in history] == pytest.approx(lines[tracked.folder])
-    assert [value for _, value in scalars(tracked.folder)["train/loss"]] == pytest.approx(lines[tracked.folder])
-    assert not (plain.folder / trackers.NUMBERS).exists()
+    for name, chosen in (("plain", ()), ("tracked", (MlflowTracker(experiment="mine"), WandbTracker()))):
+        (tmp_path / name).mkdir()
+        task = small_task(tmp_path / name, preset="e2llm", steps=6, checkpoint_every=3)
+        task = replace(task, trackers=located(chosen, tmp_path / name), show_progress=False)
+        task.folder.mkdir()
+        gauges = failing if chosen else None
+        assert worker.run(task, device=CPU, open_rows=partial(rows, batch=4), gauges=gauges) == 6
+        lines[name] = [line["loss"] for line in read_metrics(task.folder)]
+    assert lines["plain"] == lines["tracked"]
+    assert capsys.readouterr().out.count("warning: gauges: logs no more, OSError: nobody there; the run goes on") == 1
+    (found,) = mlflow_runs(tmp_path / "tracked")
+    history = client(tmp_path / "tracked").get_metric_history(found.info.run_id, "train.loss")
+    assert [each.value for each in history] == pytest.approx(lines["tracked"]) and found.info.status == "FINISHED"
+    assert [value for _, value in scalars(task.folder)["train/loss"]] == pytest.approx(lines["tracked"])
+    assert not (tmp_path / "plain" / "run" / trackers.NUMBERS).exists()
 
 
 def test_no_tracker_is_imported_unless_it_is_asked_for():
