@@ -205,6 +205,8 @@ def main() -> int:
     made.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="what is trained; default: all three")
     made.add_argument("--text", choices=("packages", "own"), default="packages", help="what is trained on and read")
     parsed = made.parse_args()
+    if not {"balanced", "paper"} <= set(parsed.arms):
+        raise SystemExit("--arms: wants balanced and paper, which are held against each other")
     every = recipes(parsed.study.absolute(), text=parsed.text)
     arms = {name: recipe for name, recipe in every.items() if name in parsed.arms}
     from e2ray.cluster import cluster
@@ -254,7 +256,8 @@ def main() -> int:
     config = {name: dump(arm) for name, arm in arms.items()}
     for place, shown in places.items():  # a result says nothing of the machine's folders
         config = {name: text.replace(place, shown) for name, text in config.items()}
-    return finish("confirm", config=config, runs=result, goals=goals, check=parsed.check)
+    question = "confirm" if parsed.text == "packages" else "confirm-own"
+    return finish(question, config=config, runs=result, goals=goals, check=parsed.check)
 
 
 if __name__ == "__main__":

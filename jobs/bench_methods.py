@@ -57,14 +57,12 @@ ROWS, WINDOW, PAIRS, WARM = 8, 128, 30, 3
 
 def methods(pairs: int = 8) -> dict[str, Any]:
     """Return the settings of each method by its name here, for so many pairs of a head's dimensions."""
-    from e2ray.config.methods import UNTRAINED, FactorsMethod, LogTemperature, NoTemperature, YarnMethod
+    from e2ray.config.methods import UNTRAINED, FactorsMethod, YarnMethod
 
     listed = FactorsMethod(factors=tuple(1 + 0.9 * place for place in range(pairs)), max_scale=8)
     return {
         **UNTRAINED,
         "yarn 8 to 0.5": YarnMethod(fast=8, slow=0.5),
-        "yarn, temperature 0.25": YarnMethod(temperature=LogTemperature(coefficient=0.25)),
-        "yarn, no temperature": YarnMethod(temperature=NoTemperature()),
         "factors": listed,
     }
 

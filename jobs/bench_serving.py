@@ -63,6 +63,16 @@ if __name__ == "__main__":
 """
 
 
+def temperatures() -> dict[str, Any]:
+    """Return YaRN under other temperatures, which servers are told as a factor of their own."""
+    from e2ray.config.methods import LogTemperature, NoTemperature, YarnMethod
+
+    return {
+        "yarn, temperature 0.25": YarnMethod(temperature=LogTemperature(coefficient=0.25)),
+        "yarn, no temperature": YarnMethod(temperature=NoTemperature()),
+    }
+
+
 def main() -> int:
     """Measure and write the result."""
     made = parser(__doc__)
@@ -72,7 +82,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = write_model(folder / "model")
-        for title, settings in methods(pairs=16).items():
+        for title, settings in (methods(pairs=16) | temperatures()).items():
             found[title] = served(folder, config, settings, parsed.vllm)
             print(title, {key: value for key, value in found[title].items() if key != "llama.cpp"}, flush=True)
     read = [one for one in found.values() if "vllm" in one]

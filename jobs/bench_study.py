@@ -36,30 +36,20 @@ def main() -> int:
     made.add_argument("--keep", type=Path, help="folder that the study's storage is moved to")
     made.add_argument("--again", type=Path, metavar="RESULT", help="export the kept study anew; its first result file")
     parsed = made.parse_args()
-    if parsed.again and not parsed.keep:
-        raise SystemExit("--again: wants --keep, the storage of the finished study")
+    first = json.loads(parsed.again.read_text()) if parsed.again else None
     with tempfile.TemporaryDirectory() as name:
         storage = parsed.keep.absolute() if parsed.keep else Path(name)
         storage.mkdir(parents=True, exist_ok=True)
-        if any(storage.iterdir()) and not parsed.again:
-            raise SystemExit(f"{storage}: is not empty; the study is measured with nothing at hand")
-        command = [
-            "jobs/tune.py",
-            "--config",
-            RECIPE,
-            "--set",
-            f"storage={storage}",
-            *(["--resume"] * bool(parsed.again)),
-        ]
+        _refuse_unfit(storage, again=first is not None)
+        command = ["jobs/tune.py", "--config", RECIPE, "--set", f"storage={storage}"]
+        command += ["--resume"] if first else []
         seconds, peak = watched(command, log=Path(name) / "log", every_s=10.0)
-        first = json.loads(parsed.again.read_text()) if parsed.again else None
-        if first is not None:
+        if first:
             seconds, peak = first["runs"]["seconds"], first["runs"]["peak_mib"]
         export = storage / "search-cpu" / "export"
         with (export / "trials.csv").open(newline="") as file:
             trials = list(csv.DictReader(file))
         ranges = json.loads((export / "ranges.json").read_text())
-        pareto = json.loads((export / "pareto.json").read_text())
         log = (Path(name) / "log").read_text()
         states = [row["state"] for row in trials]
         told = ranges["surrogate"] or {"parameters": {}}
@@ -77,21 +67,35 @@ def main() -> int:
             "states": {state: states.count(state) for state in sorted(set(states))},
             "tokens": sum(int(row["tokens"]) for row in trials),
             "ranges": ranges,
-            "pareto": pareto,
+            "pareto": json.loads((export / "pareto.json").read_text()),
             "log": log.replace(str(storage), "~/e2ray").replace(PURELIB, "<site-packages>").splitlines()[-12:],
         }
         code = finish("study", config={"recipe": RECIPE}, runs=runs, goals=goals, check=parsed.check)
-        kept = RESULTS / "search-cpu"
-        shutil.rmtree(kept, ignore_errors=True)
-        kept.mkdir()
-        for path in [found for pattern in KEPT for found in export.glob(pattern)]:
-            text = path.read_text(encoding="utf-8").replace(
-                str(storage), "~/e2ray"
-            )  # the storage that recipes default to
-            (kept / path.name).write_text(text, encoding="utf-8")
-        for picture in PICTURES:
-            shutil.copyfile(export / "pictures" / f"{picture}.png", kept / f"{picture}.png")
+        _keep(export, storage)
     return code
+
+
+def _refuse_unfit(storage: Path, *, again: bool) -> None:
+    """End where a study is to be measured beside an older one, or exported again and is not finished."""
+    if not again:
+        if any(storage.iterdir()):
+            raise SystemExit(f"{storage}: is not empty; the study is measured with nothing at hand")
+        return
+    status = storage / "search-cpu" / "status.json"
+    if not status.exists() or json.loads(status.read_text())["state"] != "succeeded":
+        raise SystemExit(f"{storage}: holds no finished study; --again wants --keep, the storage of one")
+
+
+def _keep(export: Path, storage: Path) -> None:
+    """Copy a study's tables, recipes and pictures into the results."""
+    kept = RESULTS / "search-cpu"
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir()
+    for path in [found for pattern in KEPT for found in export.glob(pattern)]:
+        text = path.read_text(encoding="utf-8")
+        (kept / path.name).write_text(text.replace(str(storage), "~/e2ray"), encoding="utf-8")  # where recipes default
+    for picture in PICTURES:
+        shutil.copyfile(export / "pictures" / f"{picture}.png", kept / f"{picture}.png")
 
 
 if __name__ == "__main__":

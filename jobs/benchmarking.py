@@ -128,7 +128,7 @@ def finish(question: str, *, config: dict[str, Any], runs: Any, goals: list[dict
         path = RESULTS / f"{question}_{gpu}_{datetime.now(UTC):%Y-%m-%d}.json"
         result = {
             "commit": commit,
-            "command": " ".join(["python", f"jobs/bench_{question}.py", *map(_without_place, sys.argv[1:])]),
+            "command": " ".join(["python", f"jobs/{Path(sys.argv[0]).name}", *map(_without_place, sys.argv[1:])]),
             "hardware": hardware,
             "versions": found["versions"] | {"python": found["python"]},
             "config": config,
