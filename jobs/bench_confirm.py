@@ -4,7 +4,8 @@ python jobs/bench_confirm.py --study runs/search-cpu
 
 The study's base model is fine-tuned for the full budget of best-balanced.yaml under seeds that the study never used,
 on documents that neither the study nor the base ever saw: the Python sources of the installed packages; with --text own
-on the study's own corpus as best-balanced.yaml says, and on held-out documents that the study has not read. The paper's
+on the study's own corpus as best-balanced.yaml says, and on held-out documents that the study has not read; with
+--max-scale 32 drawn up to and read up to 32 L. The paper's
 preset gets the same rows and as many tokens, once with the recipe's learning rate and once with the balanced one's,
 which tells the draws from the learning rate. The base itself is read by YaRN too, untrained. Held against both at every
 window, each read at scale W / L. Long is the mean NLL over all windows, L among them; since L is also the short
@@ -51,8 +52,11 @@ OBJECTIVES = ("long", "beyond", "short")
 YARN = "untrained YaRN"
 
 
-def recipes(study: Path, *, text: str) -> dict[str, RunConfig]:
-    """Return the recipe of each arm: the study's base model on new documents, `own` or `packages`."""
+def recipes(study: Path, *, text: str, max_scale: int | None) -> dict[str, RunConfig]:
+    """Return the recipe of each arm: the study's base model on new documents, `own` or `packages`.
+
+    Another `max_scale` is drawn up to, and read up to, in windows that double.
+    """
     best = load(study / "export" / "best-balanced.yaml")
     recipe = read_recipe(study / "config.yaml")
     base = resolve(validate(recipe | {"storage": str(study.parent)}, source="study")).base
@@ -76,6 +80,12 @@ def recipes(study: Path, *, text: str) -> dict[str, RunConfig]:
     told = validate(recipe, source="study")
     paper = told.positions.model_dump(mode="json")
     assert paper == PositionSettings.model_validate({"preset": "e2llm", "max_scale": 16}).model_dump(mode="json")
+    if max_scale is not None:
+        scales = [2**power for power in range(max_scale.bit_length())]
+        windows = [128 * scale for scale in scales]
+        plain["evaluate"] |= {"scales": scales, "windows": windows, "document_tokens": windows[-1]}
+        for positions in (plain["positions"], paper):
+            positions["scale"]["max_scale"] = float(max_scale)
     objective = {"objective": told.train.objective.model_dump(mode="json")}
     arms = {
         "balanced": plain,
@@ -193,6 +203,16 @@ def apart(runs: list[dict[str, Any]], other: str) -> dict[str, Any]:
     return found
 
 
+def rise(runs: list[dict[str, Any]], base: list[dict[str, float]]) -> dict[str, Any]:
+    """Return the balanced arm at its longest window minus itself at L, and minus the base at L, as `paired` tells."""
+    rows = [run["documents"] for run in runs if run["arm"] == "balanced"]
+    first, *_, last = sorted(rows[0][0], key=int)
+    own = np.array([[row[last] - row[first] for row in documents] for documents in rows])
+    over = np.array([[row[last] - one[first] for row, one in zip(documents, base, strict=True)] for documents in rows])
+    generator = np.random.default_rng(0)
+    return {"window": int(last), "over its own L": paired(own, generator), "over the base's L": paired(over, generator)}
+
+
 def by_window(runs: list[dict[str, Any]], arm: str) -> dict[str, float]:
     """Return an arm's mean NLL over seeds and documents by window, each read at scale W / L."""
     rows = [row for run in runs if run["arm"] == arm for row in run["documents"]]
@@ -204,10 +224,11 @@ def main() -> int:
     made.add_argument("--study", type=Path, required=True, help="folder of a finished study")
     made.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="what is trained; default: all three")
     made.add_argument("--text", choices=("packages", "own"), default="packages", help="what is trained on and read")
+    made.add_argument("--max-scale", type=int, help="another one, 2 ** n, that is drawn up to and read up to")
     parsed = made.parse_args()
-    if not {"balanced", "paper"} <= set(parsed.arms):
-        raise SystemExit("--arms: wants balanced and paper, which are held against each other")
-    every = recipes(parsed.study.absolute(), text=parsed.text)
+    if "balanced" not in parsed.arms:
+        raise SystemExit("--arms: wants balanced, which all others are held against")
+    every = recipes(parsed.study.absolute(), text=parsed.text, max_scale=parsed.max_scale)
     arms = {name: recipe for name, recipe in every.items() if name in parsed.arms}
     from e2ray.cluster import cluster
 
@@ -228,10 +249,10 @@ def main() -> int:
             found["interval_over_seeds"][1],
             at_most=0.0,
         )
-        for name, found in against["paper"].items()
+        for name, found in against.get("paper", {}).items()
         if name != "beyond"
     ]
-    windows = {other: apart([*runs, yarn], other) for other in ("paper", YARN)}
+    windows = {other: apart([*runs, yarn], other) for other in ("paper", YARN) if other in (*arms, YARN)}
     for other, found in windows.items():
         print(f"balanced - {other} by window: {found}")
         goals += [
@@ -243,8 +264,20 @@ def main() -> int:
             for window, row in found.items()
             for over in ("seeds", "documents")
         ]
+    longest = rise(runs, base["documents"])
+    print(f"balanced at its longest window: {longest}")
+    if parsed.max_scale is not None:
+        goals += [
+            goal(
+                f"W {longest['window']}: NLL {over}, nats per token, upper end over seeds",
+                longest[over]["interval_over_seeds"][1],
+                at_most=0.0,
+            )
+            for over in ("over its own L", "over the base's L")
+        ]
     result = {
         "differences": against,
+        "longest": longest,
         "by_window": windows,
         "nll_by_window": {arm: by_window(runs, arm) for arm in arms}
         | {name: by_window([run], name) for name, run in (("base", base), (YARN, yarn))},
@@ -257,6 +290,7 @@ def main() -> int:
     for place, shown in places.items():  # a result says nothing of the machine's folders
         config = {name: text.replace(place, shown) for name, text in config.items()}
     question = "confirm" if parsed.text == "packages" else "confirm-own"
+    question += f"-x{parsed.max_scale}" if parsed.max_scale else ""
     return finish(question, config=config, runs=result, goals=goals, check=parsed.check)
 
 
