@@ -263,8 +263,8 @@ def test_check_tells_what_a_search_will_do(tmp_path):
     command = e2ray("check", "--config", recipe, "--set", f"storage={tmp_path / 'storage'}")
     code, output, errors = run(command, tmp_path, HF_HUB_OFFLINE="1")
     assert code == 0, errors
-    assert "search: sound. 42 trials of 240 steps over 26 settings, 10 of them published methods" in output
-    assert "stopped early at 160 steps" in output
+    assert "search: sound. 42 trials of 200 steps over 26 settings, 10 of them published methods" in output
+    assert "stopped early at 130 steps" in output
 
 
 def test_plan_shows_which_distances_the_draws_cover(tmp_path):

@@ -2,9 +2,9 @@
 
 import json
 import math
-import multiprocessing
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -150,26 +150,33 @@ def test_a_run_that_an_error_ends_is_told_as_failed(run_folder):
     assert [each.info.status for each in mlflow_runs(run_folder.parent)] == ["FAILED"]
 
 
-def open_beside_others(folder, waiting):
-    waiting.wait()
-    made = opened((MlflowTracker(experiment="mine"),), folder, continued=False)
-    made.log({"loss": 1.0}, 1)
-    made.close()
+BESIDE_OTHERS = """
+import sys, time
+from pathlib import Path
+from mlflow.tracking import MlflowClient
+from e2ray.config.trackers import MlflowTracker
+from e2ray.train.trackers import Trackers, configured, located
+folder = Path(sys.argv[1])
+folder.with_name(f"{folder.name} is ready").touch()
+while not folder.with_name("go").exists():
+    time.sleep(0.01)
+settings = located((MlflowTracker(experiment="mine"),), folder.parent)
+made = Trackers(configured(settings, folder, name=folder.name, continued=False), show=sys.exit)
+made.log({"loss": 1.0}, 1)
+made.close()
+"""
 
 
 def test_trials_that_begin_at_once_make_one_database_and_a_run_each(run_folder):
-    context = multiprocessing.get_context("spawn")
-    waiting = context.Barrier(3)
-    trials = [run_folder / "trials" / str(number) for number in range(3)]
-    work = [
-        context.Process(target=open_beside_others, args=(run_folder.parent / each.name, waiting)) for each in trials
-    ]
-    for each in work:
-        each.start()
-    for each in work:
-        each.join(120)
-    assert [each.exitcode for each in work] == [0, 0, 0]
-    assert sorted(found.info.run_name for found in mlflow_runs(run_folder.parent)) == ["0", "1", "2"]
+    trials = [run_folder.parent / name for name in ("one", "other")]
+    work = [subprocess.Popen([sys.executable, "-c", BESIDE_OTHERS, str(trial)]) for trial in trials]
+    until = time.monotonic() + 120
+    while not all(trial.with_name(f"{trial.name} is ready").exists() for trial in trials):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    run_folder.with_name("go").touch()
+    assert [each.wait(120) for each in work] == [0, 0]
+    assert sorted(found.info.run_name for found in mlflow_runs(run_folder.parent)) == ["one", "other"]
 
 
 def test_wandb_takes_what_lies_behind_its_newest_step_into_the_summary(run_folder):
