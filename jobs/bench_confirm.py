@@ -5,12 +5,11 @@ python jobs/bench_confirm.py --study runs/search-cpu
 The study's base model is fine-tuned for the full budget of best-balanced.yaml under seeds that the study never used,
 on documents that neither the study nor the base ever saw: the Python sources of the installed packages; with --text own
 on the study's own corpus as best-balanced.yaml says, and on held-out documents that the study has not read; with
---max-scale 32 drawn up to and read up to 32 L. The paper's
-preset gets the same rows and as many tokens, once with the recipe's learning rate and once with the balanced one's,
-which tells the draws from the learning rate. The base itself is read by YaRN too, untrained. Held against both at every
-window, each read at scale W / L. Long is the mean NLL over all windows, L among them; since L is also the short
-objective's, the mean over the windows beyond L is told beside it. Differences are paired: over seeds with Student's t
-for three runs, over held-out documents with a bootstrap.
+--max-scale 32 drawn up to and read up to 32 L. The paper's preset gets the same rows and as many tokens, once with the
+recipe's learning rate and once with the balanced one's, which tells the draws from the learning rate. The base itself
+is read by YaRN too, untrained. Held against both at every window, each read at scale W / L. Long is the mean NLL over
+all windows, L among them; since L is also the short objective's, the mean over the windows beyond L is told beside it.
+Differences are paired: over seeds with Student's t for three runs, over held-out documents with a bootstrap.
 """
 
 import statistics
