@@ -196,7 +196,6 @@ def run(
         lookout.resume(state.get("watched"))
     elif lookout is not None:
         looking(lookout.begin)(start)
-    recorder = _recorder(task, start, gauges) if engine.rank == 0 else None
     ledger = Ledger(task.folder, rank=engine.rank, start_step=start) if task.ledger else None
     rows = drawn(
         open_rows(start, task.train.steps),
@@ -254,6 +253,7 @@ def run(
 
     if task.keep and engine.rank == 0:
         steps.begin(checkpoints)
+    recorder = _recorder(task, start, gauges) if engine.rank == 0 else None  # the last that could fail: it is closed
     try:
         return fit(
             engine,
