@@ -190,7 +190,7 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
         _runs(command, parsed)
         return
     config = load.load(parsed.config, parsed.overrides)  # before torch and ray are imported
-    from e2ray import pipeline
+    from e2ray.stages import pipeline
 
     match command:
         case "prepare":
@@ -206,11 +206,11 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
         case "check":
             pipeline.check(config, measure=parsed.measure)
         case "tune":
-            from e2ray import tuning
+            from e2ray.stages import tune as tuning
 
             tuning.tune(config, resume=parsed.resume)
         case "compare":
-            from e2ray import comparing
+            from e2ray.stages import compare as comparing
 
             comparing.compare(config)
         case "plan":
@@ -238,7 +238,7 @@ def _generate(parsed: argparse.Namespace) -> None:
             raise SettingsError(f"--prompt-file {parsed.prompt_file}: is not UTF-8 (byte {error.start})") from None
     from transformers.utils.logging import disable_progress_bar
 
-    from e2ray.generate import Generator
+    from e2ray.serve.generate import Generator
 
     disable_progress_bar()
     generator = Generator(parsed.folder, prefill_tokens=parsed.prefill_tokens)

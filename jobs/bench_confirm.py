@@ -29,7 +29,7 @@ from benchmarking import finish, goal, parser
 from e2ray.config.load import dump, load, read_recipe, validate
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
-from e2ray.run import resolve
+from e2ray.stages.run import resolve
 
 PACKAGES = (
     "numpy",
@@ -96,8 +96,8 @@ def recipes(study: Path, *, text: str, max_scale: int | None) -> dict[str, RunCo
 
 def shared_of(config: RunConfig) -> Any:
     """Return what the runs of all arms share; the shards are prepared already."""
-    from e2ray.pipeline import prepare, task_of
     from e2ray.search.trial import Shared
+    from e2ray.stages.pipeline import prepare, task_of
 
     run = resolve(config)
     shards = prepare(run)
@@ -229,7 +229,7 @@ def main() -> int:
         raise SystemExit("--arms: wants balanced, which all others are held against")
     every = recipes(parsed.study.absolute(), text=parsed.text, max_scale=parsed.max_scale)
     arms = {name: recipe for name, recipe in every.items() if name in parsed.arms}
-    from e2ray.cluster import cluster
+    from e2ray.stages.cluster import cluster
 
     with cluster(arms["balanced"].cluster):
         shared_of(arms["balanced"])  # prepares the shards

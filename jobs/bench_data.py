@@ -307,8 +307,8 @@ def main() -> int:
 
 def measure(parts: list[str], parsed: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure the named parts."""
-    from e2ray.cluster import cluster
     from e2ray.config.train import ClusterSettings
+    from e2ray.stages.cluster import cluster
 
     runs: dict[str, Any] = {}
     goals: list[dict[str, Any]] = []

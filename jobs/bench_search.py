@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarking import finish, goal, parser
 
-from e2ray.cluster import cluster
 from e2ray.config.load import read_recipe, validate
 from e2ray.config.run import RunConfig
 from e2ray.config.space import assign
-from e2ray.pipeline import base_of, prepare, task_of
-from e2ray.run import resolve, show
+from e2ray.stages.cluster import cluster
+from e2ray.stages.pipeline import base_of, prepare, task_of
+from e2ray.stages.run import resolve, show
 
 RECIPE = Path(__file__).parent / "recipes" / "search-cpu.yaml"
 SECOND = {"train.steps": 8, "train.warmup_steps": 1, "train.log_every": 4, "train.checkpoint_every": 8}

@@ -113,7 +113,7 @@ def served(folder: Path, config: Any, settings: Any, vllm: Path | None) -> dict[
 
     from e2ray.config.base import SettingsError
     from e2ray.core.methods.registry import method_of
-    from e2ray.profiles import commands, make_profile
+    from e2ray.serve.profiles import commands, make_profile
 
     method = method_of(settings)
     if method.needs_length:

@@ -53,9 +53,9 @@ Reader = Callable[[Path], object]
 
 def made_run(storage: Path) -> Any:
     """Return a finished run in a storage folder."""
-    from e2ray import pipeline
     from e2ray.config.load import validate
-    from e2ray.run import resolve
+    from e2ray.stages import pipeline
+    from e2ray.stages.run import resolve
 
     config = validate(RECIPE | {"storage": str(storage)}, source="bench_trust")
     pipeline.execute(config)
@@ -130,7 +130,7 @@ def run_of(folder: Path) -> str:
 
 def served_of(folder: Path) -> str:
     """Return what an export is read as."""
-    from e2ray.generate import Generator
+    from e2ray.serve.generate import Generator
 
     return plain(Generator(folder).scales) + model_of(folder)
 
@@ -163,7 +163,7 @@ def made_skipped(folder: Path) -> Path:
 
 def lines_of(path: Path) -> str:
     """Return what a file of sealed lines is read as."""
-    from e2ray.sealed import read
+    from e2ray.records.sealed import read
 
     found = read(path, advice=lambda kept: "put it back from a copy", must_be_sealed=True)
     return plain([found.values, found.torn])
@@ -199,8 +199,8 @@ def kinds(run: Any, shards: Path) -> dict[str, tuple[Path, Path, Reader]]:
     import pyarrow.parquet as pq
 
     from e2ray.config.load import read_resolved
-    from e2ray.export import picture_of
     from e2ray.report.tables import read_table
+    from e2ray.serve.export import picture_of
     from e2ray.train import steps
     from e2ray.train.ledger import read_ledger
 

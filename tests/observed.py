@@ -19,7 +19,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from e2ray import cluster, comparing, evaluation, pipeline
 from e2ray.config.positions import PositionSettings
 from e2ray.core import model as models
 from e2ray.core.methods.registry import method_of
@@ -31,6 +30,9 @@ from e2ray.data.corpus import list_items
 from e2ray.data.order import Reader
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.data.unpack import Limits
+from e2ray.stages import cluster, pipeline
+from e2ray.stages import compare as comparing
+from e2ray.stages import evaluate as evaluation
 from e2ray.train import engine, launch, record, trackers, worker
 from e2ray.train.lookout import pays_too_much
 from e2ray.train.loop import Diverged, Skips, fit

@@ -12,14 +12,16 @@ import pytest
 import torch
 from observed import VOCABULARY, Clock, shards_of
 
-from e2ray import comparing, evaluation, pipeline
 from e2ray.core import model as models
 from e2ray.core.methods.registry import method_of
 from e2ray.evaluate import suites as asking
-from e2ray.profiles import make_profile
 from e2ray.search import progress, tune
 from e2ray.search.study import Measured, Study
 from e2ray.search.trial import share
+from e2ray.serve.profiles import make_profile
+from e2ray.stages import compare as comparing
+from e2ray.stages import evaluate as evaluation
+from e2ray.stages import pipeline
 from e2ray.train import launch
 
 # ---- after the training -----------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def jobs(run, path):
 def study(run, path):
     """The first trials of a study: what each trains with, where it is measured, stopped, and what it is worth."""
     if run.config.search is None:
-        from e2ray import tuning
+        from e2ray.stages import tune as tuning
 
         tuning.tune(run.config, resume=False)
     folder = run.storage / "study"

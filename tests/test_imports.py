@@ -10,34 +10,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "e2ray"
 LAYERS = (
-    "config",
-    "files",
-    "sealed",
-    "follow",
-    "core",
-    "data",
-    "evaluate",
-    "train",
-    "search",
-    "report",
-    "profiles",
-    "export",
-    "twin",
-    "plan",
-    "generate",
-    "run",
-    "closing",
-    "access",
-    "checks",
-    "cluster",
-    "evaluation",
-    "pipeline",
-    "tuning",
-    "comparing",
+    *("config", "files", "records", "core", "data", "evaluate", "train", "search", "serve", "report", "stages"),
     "cli",
 )
 ALLOWED = {
-    "ray": {"data/stream.py", "train/launch.py", "search/tune.py", "search/actor.py", "cluster.py"},
+    "ray": {"data/stream.py", "train/launch.py", "search/tune.py", "search/actor.py", "stages/cluster.py"},
     "deepspeed": {"train/engine.py"},
     "optuna": {"search/*.py"},
     "mlflow": {"train/trackers.py"},
@@ -98,7 +75,7 @@ def test_the_package_holds_its_import_direction():
 
 def test_the_walk_sees_every_module():
     walked = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
-    assert {"cli.py", "run.py", "pipeline.py", "config/load.py", "core/rope.py", "train/record.py"} <= walked
+    assert {"cli.py", "stages/run.py", "serve/export.py", "config/load.py", "core/rope.py", "train/record.py"} <= walked
     seen = {name for path in PACKAGE.rglob("*.py") for _, name in imported(path, "e2ray")}
     assert {"ray", "deepspeed", "e2ray.config.base.SettingsError"} <= seen
 
@@ -122,8 +99,8 @@ def test_the_walk_sees_every_module():
         ("core/a.py", "import e2ray", "core/a.py:1: core imports the package itself"),
         ("core/deep/a.py", "from ... import cli", "core/deep/a.py:1: core imports cli"),
         ("config/a.py", "from e2ray import files", "config/a.py:1: config imports files"),
-        ("run.py", "from e2ray.pipeline import execute", "run.py:1: run imports pipeline"),
-        ("report.py", "from e2ray import export", "report.py:1: report imports export"),
+        ("serve/a.py", "from e2ray.stages.pipeline import execute", "serve/a.py:1: serve imports stages"),
+        ("evaluate/a.py", "from e2ray import serve", "evaluate/a.py:1: evaluate imports serve"),
         ("core/a.py", "import ray", "core/a.py:1: imports ray"),
         ("train/worker.py", "def f():\n    import ray.train", "train/worker.py:2: imports ray"),
         ("data/prepare.py", "from ray.data import Dataset", "data/prepare.py:1: imports ray"),
@@ -143,12 +120,12 @@ def test_a_violation_in_a_made_up_package_is_named(tmp_path, path, code, wanted)
 @pytest.mark.parametrize(
     ("path", "code"),
     [
-        ("cli.py", "from e2ray import pipeline\nfrom e2ray.config import load\nimport e2ray.run"),
-        ("run.py", "from e2ray.train.record import now\nfrom e2ray.core.model import base_facts"),
+        ("cli.py", "from e2ray import stages\nfrom e2ray.config import load\nimport e2ray.stages.run"),
+        ("stages/run.py", "from e2ray.train.record import now\nfrom e2ray.core.model import base_facts"),
         ("core/a.py", "import torch\nfrom e2ray.core.rope import x\nfrom .rope import x\nfrom ..config import base"),
         ("data/stream.py", "import ray.data"),
         ("train/launch.py", "import ray.train"),
-        ("cluster.py", "import ray"),
+        ("stages/cluster.py", "import ray"),
         ("train/engine.py", "from deepspeed.utils import safe_get_full_fp32_param"),
         ("search/tune.py", "import optuna"),
         ("core/a.py", "import raylib, deepspeedy"),

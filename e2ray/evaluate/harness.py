@@ -6,7 +6,7 @@ unlike scale never share a forward pass. A prompt beyond the longest context len
 computed, or cut at its start and noted; the harness's own model cuts it without a word.
 
     from e2ray.evaluate.harness import ScaledLM
-    from e2ray.generate import Generator
+    from e2ray.serve.generate import Generator
     lm_eval.simple_evaluate(ScaledLM(Generator("~/e2ray/demo")), tasks=["hellaswag"])
 """
 
@@ -39,7 +39,7 @@ class RefusedError(Exception):
 
 
 class Reader(Protocol):
-    """A loaded model; `e2ray.generate.Generator` is one.
+    """A loaded model; `e2ray.serve.generate.Generator` is one.
 
     Attributes:
         model: A causal language model of transformers, in evaluation mode.

@@ -1,9 +1,10 @@
 """The journal's file: every line sealed, so that damage is named and never read as other trials or as an empty study.
 
-`study.journal` is an Optuna journal whose lines carry number and seal (`e2ray.sealed`), which Optuna's own readers pass
-over. `study.journal.end` beside it holds the last line's, so that lines missing at the end are known, too. A line is
-written first and the end after it: what a killed process leaves is a torn last line, or one that the end does not know
-yet; both are mended. A journal of an earlier version has no seals: it is told, and gets them with its next line.
+`study.journal` is an Optuna journal whose lines carry number and seal (`e2ray.records.sealed`), which Optuna's own
+readers pass over. `study.journal.end` beside it holds the last line's, so that lines missing at the end are known, too.
+A line is written first and the end after it: what a killed process leaves is a torn last line, or one that the end does
+not know yet; both are mended. A journal of an earlier version has no seals: it is told, and gets them with its next
+line.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 
 from e2ray import files
 from e2ray.config.base import SettingsError
-from e2ray.sealed import End, Lines, read, sealed
+from e2ray.records.sealed import End, Lines, read, sealed
 
 JOURNAL = "study.journal"
 END_SUFFIX = ".end"

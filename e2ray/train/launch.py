@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
-from e2ray.follow import following
+from e2ray.train.follow import following
 from e2ray.train.heartbeat import MEASURING, Beat, Heartbeat
 from e2ray.train.watch import Vigil, Watchman, watched
 

@@ -2,7 +2,7 @@
 
 Only rank 0 of the workers and the driver write here. A line of a jsonl file is flushed when it is written; lines
 behind the checkpoint that a restart continues from, and a line torn by a kill, are removed when it starts; each carries
-a seal (`e2ray.sealed`). What is no finite number is null in them and has no place in trackers.
+a seal (`e2ray.records.sealed`). What is no finite number is null in them and has no place in trackers.
 """
 
 import json
@@ -21,7 +21,7 @@ import psutil
 
 from e2ray import files
 from e2ray.config.base import SettingsError, brief
-from e2ray.sealed import End, Lines, read, seal, sealed
+from e2ray.records.sealed import End, Lines, read, seal, sealed
 from e2ray.train.trackers import Trackers
 
 ENVIRONMENT = "environment.json"

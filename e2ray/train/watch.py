@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from e2ray.follow import following
 from e2ray.train import standstill
+from e2ray.train.follow import following
 from e2ray.train.heartbeat import MEASURING, RESTING, STARTING, Beat, read_beats
 
 LOOK_S = 1.0

@@ -18,7 +18,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.suites import SuiteSettings
 from e2ray.evaluate import suites
 from e2ray.evaluate.harness import RefusedError, ScaledLM
-from e2ray.generate import Generator
+from e2ray.serve.generate import Generator
 
 CHOICE = """\
 task: {name}

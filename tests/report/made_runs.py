@@ -16,7 +16,7 @@ from e2ray.files import write_json
 from e2ray.report.by_length import write_by_length
 from e2ray.report.evaluation import write_evaluation
 from e2ray.report.lengths import write_lengths
-from e2ray.run import resolve
+from e2ray.stages.run import resolve
 from e2ray.train.record import write_status
 
 L, WINDOWS, SCALES = 32, (32, 64, 128), (1.0, 2.0, 4.0)

@@ -1,0 +1,58 @@
+"""What a run ends with: its page, what was measured for its trackers, and the lines for whoever waited."""
+
+from pathlib import Path
+
+from e2ray.config.base import brief
+from e2ray.stages.run import Run, result_line, show
+
+PAGE = "report.html"
+MEASURED = ("config.yaml", "evaluation*.json", "evaluation*.png", "retrieval.*", "effective.json")
+
+
+def write_page(run: Run) -> Path | None:
+    """Write the page of a measured run into its folder, with the Markdown of the same and its pictures.
+
+    Returns:
+        Its path; None where the run was not measured, or where it cannot be written, which is told: the run is done.
+    """
+    from e2ray.report.run_folder import open_runs
+    from e2ray.report.runs import write_report
+
+    if not (run.folder / "evaluation.json").exists():
+        return None
+    try:
+        write_report(run.folder / PAGE, open_runs([str(run.folder)]))
+    except Exception as error:  # whatever it is, the run is done
+        show(f"warning: {brief(' '.join(str(error).split()) or type(error).__name__)}")
+        return None
+    return run.folder / PAGE
+
+
+def last_lines(run: Run, page: Path | None) -> list[str]:
+    """Return what a person wants to read last: what was found, where the page is, and what to type next."""
+    told = [result_line(run)]
+    if page is not None:
+        told.append(f"page: {page}")
+    read = f"e2ray generate {run.folder} --prompt-file TEXT"
+    served = sorted((run.folder / "export" / "serving").glob("*/README.md"), key=lambda path: int(path.parent.name))
+    told.append(f"next: {read}{f'; to serve it: {served[-1]}' if served else ''}")
+    return told
+
+
+def track_evaluation(run: Run) -> None:
+    """Log what was measured where the recipe's trackers are: each NLL as a number, the tables and pictures as files."""
+    from e2ray.files import read_vouched
+    from e2ray.train.trackers import Trackers, configured, located
+
+    path = run.folder / "evaluation.json"
+    if not run.config.trackers or not path.exists():
+        return
+    rows = read_vouched(path, wanted="an evaluation")["rows"]
+    settings = located(run.config.trackers, run.folder.parent)
+    told = Trackers(configured(settings, run.folder, name=run.config.name, continued=True), show=show)
+    nll = {f"evaluate/{row['model']}/{row['window']}/{row['scale']:g}": row["nll"] for row in rows}
+    told.log(nll, run.config.train.steps)
+    for pattern in MEASURED:
+        for found in sorted(run.folder.glob(pattern)):
+            told.log_artifact(found)
+    told.close()

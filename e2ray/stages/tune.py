@@ -1,0 +1,281 @@
+"""A study from its recipe to its exports: shards, base model, trials, tables, recipes and the report."""
+
+import shlex
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+from e2ray.config.load import read_resolved, resolved_text
+from e2ray.config.positions import PositionSettings
+from e2ray.config.run import RunConfig, differences
+from e2ray.config.space import assign
+from e2ray.config.train import ClusterSettings
+from e2ray.stages import checks
+from e2ray.stages.cluster import cluster, remote, wants_gpu
+from e2ray.stages.pipeline import base_of, prepare, task_of
+from e2ray.stages.run import Run, reporting, resolve, show, tell_ignored
+from e2ray.train.record import now, write_status
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from e2ray.search.record import StudyResults
+    from e2ray.search.study import Study
+    from e2ray.search.trial import Shared
+
+FREE_ON_RESUME = (
+    *("compare", "export", "trackers"),
+    *("cluster", "storage", "search.trials", "search.concurrency", "search.progress_s", "train.progress_s"),
+    *(f"search.trial.cluster.{name}" for name in ClusterSettings.model_fields),
+)
+BUDGET = (  # settings of search.trial that the recipe of a chosen trial takes from the study's recipe instead
+    "train.steps",
+    "train.warmup_steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.progress_s",
+)
+EXPORT = "export"
+
+
+def tune(config: RunConfig, *, resume: bool) -> None:
+    """Run a study to its end, or continue it.
+
+    Args:
+        config: A recipe with a `search` section.
+        resume: Continue the study of this name; where there is none, it is begun.
+
+    Raises:
+        SettingsError: If a setting, a path or data is wrong, the name belongs to another study or run, or the cluster
+            is too small for one trial.
+        RuntimeError: If workers die whatever the trial, or no trial was completed.
+    """
+    if config.search is None:
+        raise SettingsError(
+            "search: the recipe has no such section; add `search: {trials: 48}`, which takes the default space"
+        )
+    run = resolve(config)
+    with files.lock(run.folder / ".lock", what="running this study"):
+        refuse_other_study(run, resume=resume)
+        tell_ignored(run)
+        files.write_text(run.folder / "config.yaml", resolved_text(run.config))
+        with reporting(run):
+            from e2ray.train.record import environment
+
+            files.write_sealed(run.folder / "environment.json", environment())
+            line = _run(run)
+            write_status(run.folder, state="succeeded", ended_at=now(), result=line)
+        show(line)
+
+
+def refuse_other_study(run: Run, *, resume: bool) -> None:
+    """Raise SettingsError if the run's folder holds anything but this study, whole, or it is not to be continued."""
+    from e2ray.search.journal import JOURNAL, end_path, verified
+
+    path, journal = run.folder / "config.yaml", run.folder / JOURNAL
+    if (run.folder / "model").is_dir() or (run.folder / "checkpoints").is_dir():
+        raise SettingsError(f"{run.folder}: holds a training run of that name; choose another name for the study")
+    if not journal.exists() and not end_path(journal).exists():
+        if any((run.folder / EXPORT).glob("*")):
+            raise SettingsError(
+                f"{journal}: is missing beside the exports of a study; put it back from a copy, or choose another name"
+            )
+        return
+    if not resume:
+        raise SettingsError(f"{run.folder}: holds a study of that name; --resume continues it, or choose another name")
+    if not path.exists():
+        raise SettingsError(
+            f"{path}: is missing beside the journal of a study, so nobody can say what was searched; put it back or "
+            "choose another name"
+        )
+    before = read_resolved(path)
+    found = differences(before.model_dump(mode="json"), run.config.model_dump(mode="json"), free=FREE_ON_RESUME)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise SettingsError(
+            f"{path}: the study {run.config.name!r} was begun with other settings: {found[0]}{more}; choose another "
+            "name, or the old value"
+        )
+    verified(journal)  # before an hour of tokenising, not after
+
+
+def _run(run: Run) -> str:
+    """Run the trials that are missing and write the exports; return one line that says what came out."""
+    from e2ray.data.shards import read_manifest
+    from e2ray.search import tune as trials
+    from e2ray.search.progress import Progress, table
+    from e2ray.search.study import Study
+    from e2ray.search.trial import share
+
+    search = run.config.search
+    assert search is not None
+    checks.refuse_before_start(run)
+    checks.check_model(run)
+    with cluster(run.config.cluster):
+        checks.refuse_attention(run, use_gpu=wants_gpu(run.config.cluster))
+        workers = run.config.trial().cluster  # of one trial; the recipe's own train the base model
+        room = trials.room(workers, search.concurrency)  # before an hour of tokenising, not after
+        shards = prepare(run)
+        lengths = read_manifest(shards).get("validation_lengths")
+        checks.refuse_unscorable(run.config, run.base_context_length, lengths)
+        model = base_of(run, shards)
+        task = task_of(run, run.folder, shards, model, run.config.trial().train, run.config.positions)
+        shared = share(run.config, task, run.folder)
+        study = Study(run.folder, run.config, run.base_context_length)
+        if len(study.records()) > search.trials:
+            raise SettingsError(f"search.trials: the study has {len(study.records())} already, got {search.trials}")
+        if study.base is None:
+            use_gpu = wants_gpu(run.config.cluster)
+            study.set_base(*remote("evaluate base", _examine_base, shared, use_gpu, use_gpu=use_gpu))
+        unseen = _unseen(run, shards)
+        if unseen is None:
+            show("the trials are scored on every held-out document that is long enough: best.yaml will be, too")
+        progress = Progress(
+            study.records,
+            study.facts(),
+            show=show,
+            every_s=search.progress_s,
+            export=lambda: export_tables(run, study),
+            gauges=trials.gauges(study.name),
+        )
+        show(f"{study.name}: {search.trials} trials, {room.trials} at once")
+        try:
+            trials.run(study, shared, workers, told=progress.told, room_of=room)
+        finally:
+            if any(record.finished for record in study.records()):
+                export_tables(run, study)
+        show(table(study.records(), study.facts(), elapsed_s=progress.elapsed_s))
+        _refuse_unfinished(study)
+        return export(run, study, unseen)
+
+
+def _examine_base(shared: "Shared", use_gpu: bool) -> Any:
+    import torch
+
+    from e2ray.search.trial import examine_base
+
+    return examine_base(shared, torch.device("cuda" if use_gpu else "cpu"))
+
+
+def _unseen(run: Run, shards: str | Path) -> int | None:
+    """Return how many of the recipe's own evaluation documents come before the first that no trial was scored on.
+
+    None if there is no such document.
+    """
+    from e2ray.data.shards import ShardSet
+    from e2ray.evaluate.documents import long_enough
+
+    lengths = [len(tokens) for _, tokens in ShardSet.open(shards).validation_documents()]
+
+    def eligible(config: RunConfig) -> list[int]:
+        settings = config.evaluate
+        assert settings is not None and settings.windows
+        return long_enough(lengths, max(run.base_context_length, *settings.windows), settings.document_tokens)
+
+    settings = run.config.trial().evaluate
+    assert settings is not None
+    scored = eligible(run.config.trial())[settings.skip_documents :][: settings.documents]
+    own = eligible(run.config)
+    first = next((place for place, document in enumerate(own) if document > max(scored, default=-1)), None)
+    return first
+
+
+def _refuse_unfinished(study: "Study") -> None:
+    """Raise RuntimeError if trials are missing, or none was completed."""
+    records = study.records()
+    missing = study.search.trials - sum(record.finished for record in records)
+    if missing:
+        raise RuntimeError(f"{missing} of {study.search.trials} trials did not end; --resume continues the study")
+    if not any(record.state == "complete" for record in records):
+        reasons = Counter(record.reason for record in records if record.reason)
+        raise RuntimeError(f"no trial was completed; most often: {reasons.most_common(1)[0][0] if reasons else '?'}")
+
+
+def found_of(study: "Study", *, with_surrogate: bool) -> "StudyResults":
+    """Return everything that can be said about a study so far."""
+    from e2ray.search.results import results
+
+    importances, spread = study.importances(), study.importance_spread()
+    return results(study.records(), study.facts(), importances, spread, with_surrogate=with_surrogate)
+
+
+def export_tables(run: Run, study: "Study") -> None:
+    """Write what can be said about a running study so far: tables, Pareto front, ranges without a surrogate."""
+    from e2ray.search.exports import write_tables
+
+    write_tables(run.folder / EXPORT, found_of(study, with_surrogate=False))
+
+
+def export(run: Run, study: "Study", unseen: int | None) -> str:
+    """Write all exports of a study and return one line that says what came out.
+
+    Args:
+        run: The study's recipe and folder.
+        study: Finished.
+        unseen: Evaluation documents that a chosen recipe leaves out; None if the study saw them all.
+    """
+    from e2ray.report.study import write_study
+    from e2ray.search.exports import write_recipes, write_tables
+    from e2ray.search.journal import JOURNAL
+
+    folder = run.folder / EXPORT
+    found = found_of(study, with_surrogate=True)
+    write_tables(folder, found)
+    assert run.config.search is not None
+    trial = {path: value for path, value in run.config.search.trial.items() if path.startswith("train.")}
+    recipe = run.config.model_dump(mode="json", exclude={"search"})
+    recipe = assign(recipe, {path: value for path, value in trial.items() if path not in BUDGET}, RunConfig)
+    write_recipes(folder, found, recipe, skip_documents=unseen)
+    with files.atomic_path(folder / JOURNAL) as aside:
+        shutil.copyfile(study.path, aside)
+    command = f"optuna-dashboard {shlex.quote(str(folder / JOURNAL))}"
+    page = write_study(folder, found, coverage=_coverage(study, found), journal_command=command)
+    show(f"browse the study: {command}")
+    return f"{_outcome(found)} Report: {page}"
+
+
+def _coverage(study: "Study", found: "StudyResults") -> dict[str, "Figure"]:
+    """Return the picture of the distances that the draws of the chosen trials show, and those of the paper's."""
+    from e2ray.core.coverage import measure
+    from e2ray.evaluate.perplexity import paper_scale
+    from e2ray.report.coverage import draw_coverage
+
+    start, pictures, seen = study.start, {}, set[int]()
+    for role, number in {**found.chosen, "the paper's preset": 0}.items():
+        record = found.record(number)
+        if number in seen or "positions" not in record.settings:
+            continue
+        seen.add(number)
+        measured = measure(
+            PositionSettings.model_validate(record.settings["positions"]),
+            window=start.data.window,
+            base_context_length=study.base_context_length,
+            scales=[
+                paper_scale(w, study.base_context_length) for w in sorted({study.base_context_length, *study.windows})
+            ],
+            steps=record.steps,
+            batch_sequences=start.train.batch_sequences,
+            seed=record.seed,
+        )
+        title = f"{role} (trial {number})"
+        pictures[title] = draw_coverage(measured, title=title)
+    return pictures
+
+
+def _outcome(found: "StudyResults") -> str:
+    """Return the balanced trial and the paper's preset in one sentence."""
+    from e2ray.search.progress import name_of
+
+    if "balanced" not in found.chosen:
+        return "No trial was completed."
+    best, paper = found.record(found.chosen["balanced"]), found.record(0)
+    text = f"Balanced: trial {best.number}, {name_of(best)}: long {best.long:.4f}, short {best.short:+.4f}"
+    if paper.state == "complete" and best.number:
+        text += f"; the paper's preset: long {paper.long:.4f}, short {paper.short:+.4f}"
+    if found.noise.long is not None:
+        text += f"; noise of one trial {found.noise.long:.4f} and {found.noise.short:.4f}"
+    return text + " nats per token."
