@@ -106,10 +106,3 @@ def lane_positions(lane: str, max_scale: float) -> PositionSettings:
         "pi_long": {"preset": "pi", "max_scale": max_scale},
     }
     return PositionSettings.model_validate(plain.get(lane, {"preset": lane, "max_scale": max_scale}))
-
-
-def lane_scale(lane: str, window: int, base_context_length: int, max_scale: float) -> float:
-    """Return the scale that a lane reads a window with: 1 for the untouched base, G where it trained for G alone."""
-    if lane == UNTOUCHED:
-        return 1.0
-    return max_scale if lane in FIXED_SCALE else max(1.0, window / base_context_length)

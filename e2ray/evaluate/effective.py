@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from e2ray.core.scales import paper_scale
 from e2ray.evaluate.intervals import CONFIDENCE, ratio_interval, resampled
-from e2ray.evaluate.perplexity import Sums, paper_scale
+from e2ray.evaluate.perplexity import Sums
 
 TOLERANCE = 0.01  # nats per token
 RETRIEVAL_THRESHOLD = 0.856
@@ -59,33 +60,6 @@ def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str =
             }
         )
     return {"base_context_length": base_context_length, "model": model, "lengths": rows}
-
-
-def served_at(scales: Mapping[str, Any], context_length: int) -> float:
-    """Return the scale a request of `context_length` tokens is read with: that of the next longer measured length.
-
-    Beyond the longest measured length it is W / L, as in the paper.
-    """
-    for row in scales["lengths"]:
-        if row["context_length"] >= context_length:
-            return row_scale(row)
-    return paper_scale(context_length, scales["base_context_length"])
-
-
-def row_scale(row: Mapping[str, Any]) -> float:
-    """Return the scale that a row of scales.json serves its length with.
-
-    Files made when `served` was the best of the scales measured without W / L among them are read as W / L, too.
-    """
-    unmeasured = "paper_scale" in row and row.get("paper_nll") is None
-    return float(row["paper_scale"] if unmeasured else row["served"])
-
-
-def request_scale(num_tokens: int, base_context_length: int, scales: Mapping[str, Any] | None) -> float:
-    """Return the scale a request of prompt and answer is read with: that of scales.json if there is one, else W / L."""
-    if scales is not None:
-        return served_at(scales, num_tokens)
-    return paper_scale(num_tokens, base_context_length)
 
 
 def effective_length(

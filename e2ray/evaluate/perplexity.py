@@ -124,26 +124,9 @@ class Span:
     scored: int
 
 
-def default_windows(base_context_length: int, max_scale: float) -> tuple[int, ...]:
-    """Return the windows L, 2L, 4L, ... up to max_scale * L, in tokens."""
-    return tuple(int(base_context_length * scale) for scale in default_scales(max_scale))
-
-
-def default_scales(max_scale: float) -> tuple[float, ...]:
-    """Return the scales 1, 2, 4, ... up to `max_scale`."""
-    if max_scale < 1:
-        raise ValueError(f"max_scale must be at least 1, got {max_scale}")
-    return tuple(2.0**power for power in range(math.floor(math.log2(max_scale)) + 1))
-
-
 def default_stride(base_context_length: int) -> int:
     """Return min(256, L / 4), at least 1: the protocol of PI, YaRN and E2-LLM."""
     return min(256, max(1, base_context_length // 4))
-
-
-def paper_scale(window: int, base_context_length: int) -> float:
-    """Return the scale at which the paper serves a window: W / L, at least 1."""
-    return max(1.0, window / base_context_length)
 
 
 def surface(model: nn.Module, hook: RotaryHook, documents: Sequence[np.ndarray], **options: Any) -> list[Cell]:

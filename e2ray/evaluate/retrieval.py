@@ -20,9 +20,10 @@ from e2ray.config.base import SettingsError
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.core.losses import token_nll
 from e2ray.core.rope import RotaryHook
+from e2ray.core.scales import paper_scale
 from e2ray.data.tokenizer import Encoder, encoder_of
 from e2ray.evaluate.haystack import ContextLengthError, Haystack
-from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory, paper_scale
+from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory
 from e2ray.evaluate.prompts import PromptFolder, written
 from e2ray.evaluate.scorers import contained, goes_on
 from e2ray.evaluate.tasks import Prompt

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from e2ray.core.methods.linear import Linear
-from e2ray.evaluate.perplexity import BOS_POLICY, Cell, paper_scale
+from e2ray.core.scales import paper_scale
+from e2ray.evaluate.perplexity import BOS_POLICY, Cell
 from e2ray.evaluate.removed import base_name, scaling_of, sentence
 
 # nats per token: a longer window whose NLL rises by no more than this counts as read

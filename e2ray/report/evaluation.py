@@ -19,7 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from e2ray.config.base import SettingsError
-from e2ray.evaluate.perplexity import Cell, paper_scale
+from e2ray.core.scales import paper_scale
+from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.removed import base_name, scaling_of
 from e2ray.evaluate.verdict import table
 from e2ray.files import atomic_path, read_vouched, write_sealed

@@ -15,9 +15,10 @@ import numpy as np
 
 from e2ray import files
 from e2ray.config.base import SettingsError
+from e2ray.core.scales import paper_scale
 from e2ray.evaluate.by_length import LengthCell
 from e2ray.evaluate.effective import difference_interval
-from e2ray.evaluate.perplexity import Cell, Sums, paper_scale
+from e2ray.evaluate.perplexity import Cell, Sums
 from e2ray.evaluate.removed import scaling_of
 from e2ray.evaluate.weights import refuse_other_weights
 from e2ray.report.by_length import NAME as BY_LENGTH

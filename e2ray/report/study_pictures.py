@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from e2ray.evaluate.perplexity import paper_scale
+from e2ray.core.scales import paper_scale
 from e2ray.evaluate.removed import base_name
 from e2ray.report.drawing import GREEN, label_points, missing_cell, new_figure, plain, tidy, upper_limit
 from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, SURFACE_COLOURS, VERMILLION

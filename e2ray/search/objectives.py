@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from e2ray.evaluate.perplexity import paper_scale
+from e2ray.core.scales import paper_scale
 
 ASKED = ("retrieval", "answer_nll")  # objectives of the retrieval grid
 

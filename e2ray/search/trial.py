@@ -31,10 +31,11 @@ from e2ray.config.run import RunConfig
 from e2ray.core.methods.registry import method_of
 from e2ray.core.model import build_model, made_ready
 from e2ray.core.rope import RotaryHook, refuse_scaled
+from e2ray.core.scales import paper_scale
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.data.tokenizer import load_tokenizer
 from e2ray.evaluate.documents import select_documents
-from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, paper_scale, surface
+from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, surface
 from e2ray.evaluate.retrieval import accuracy
 from e2ray.search.objectives import ASKED, long_windows
 from e2ray.search.study import Measured, Plan

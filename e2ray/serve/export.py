@@ -27,14 +27,14 @@ from e2ray.core.file_names import files_below, kind_left_behind
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
 from e2ray.core.model_folder import RECORD, probe_of, recorded, refuse_damaged, seal, training_of
+from e2ray.core.scales import reaching_scale, row_scale
 from e2ray.data.tokenizer import save_whole, serve_up_to
 from e2ray.evaluate.documents import Progress
-from e2ray.evaluate.effective import row_scale
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.verdict import table
 from e2ray.files import atomic_folder, read_json, write_json, write_sealed, write_text
 from e2ray.serve.profiles import Profile, commands, make_profile
-from e2ray.serve.verify import Check, profile_folder, served_scale, verify
+from e2ray.serve.verify import Check, profile_folder, verify
 from e2ray.train.beside import card_fields
 
 LINEAR = LinearMethod()
@@ -234,7 +234,7 @@ def _write_profile(aside: Path, profile: Profile, name: str, base_context_length
         folder / "commands.json",
         {"context_length": profile.context_length, "scale": profile.scale, **lines},
     )
-    paper = served_scale(profile.context_length, base_context_length)
+    paper = reaching_scale(profile.context_length, base_context_length)
     why = f"= {profile.context_length} / {base_context_length}"
     if profile.scale != paper:
         why = f"was measured better at this length than W / L = {paper:g}, on the documents that chose it"

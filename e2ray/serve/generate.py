@@ -23,9 +23,9 @@ from e2ray.core.methods.registry import method_of
 from e2ray.core.model import base_facts, build_model
 from e2ray.core.model_folder import trained_method, training_of
 from e2ray.core.rope import RotaryHook
+from e2ray.core.scales import request_scale
 from e2ray.data.tokenizer import behind, load_tokenizer, opening_tokens, prefix_tokens, vocabulary_size
 from e2ray.evaluate.decoding import sampling
-from e2ray.evaluate.effective import request_scale
 from e2ray.evaluate.weights import read_scales
 
 SCALES = "scales.json"

@@ -24,7 +24,7 @@ from e2ray.config.base import SettingsError
 from e2ray.core.methods.base import FrequencyMethod
 from e2ray.core.methods.linear import Linear
 from e2ray.core.rope import LOCAL_LAYER_TYPE, other_keys
-from e2ray.serve.verify import served_scale
+from e2ray.core.scales import reaching_scale
 
 PER_PAIR = ("llama3", "yarn")  # kept scalings with frequencies of their own
 DIVIDED = ("default", "linear")
@@ -71,7 +71,7 @@ def make_profile(
         SettingsError: If the config's scaling contradicts the choice or cannot be stacked on, or no rope type says
             what the method does.
     """
-    paper = served_scale(context_length, base_context_length)
+    paper = reaching_scale(context_length, base_context_length)
     scale = paper if scale is None or math.isclose(scale, paper, rel_tol=1e-6) else scale
     parts = _parts(config)
     made = {

@@ -11,7 +11,6 @@ exactly, and layers and logits with the trained model's own angles put into the 
 are served lie from the trained model's is told beside what one ulp in the angles makes of them.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from e2ray.config.base import SettingsError
 from e2ray.core.methods.base import FrequencyMethod
 from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook, find_rotary_modules, frequency_buffers
+from e2ray.core.scales import reaching_scale
 from e2ray.core.weights import load_weights, non_finite, quietly
 from e2ray.evaluate.documents import Progress
-from e2ray.evaluate.perplexity import paper_scale
 from e2ray.files import read_json
 
 COMPARED_TOKENS = 512  # of a forward; positions between are compared at the rotary modules
@@ -89,15 +88,6 @@ def profile_folder(folder: Path, context_length: int) -> Path:
     return folder / "serving" / str(context_length)
 
 
-def served_scale(context_length: int, base_context_length: int) -> float:
-    """Return W / L, at least 1, rounded up so that scale * L reaches W in floating point.
-
-    Servers compare W with that product and would refuse a context length one rounding too long.
-    """
-    scale = paper_scale(context_length, base_context_length)
-    return scale if scale * base_context_length >= context_length else math.nextafter(scale, math.inf)
-
-
 def verify(
     folder: str | Path,
     *,
@@ -131,7 +121,7 @@ def verify(
         SettingsError: If a weight is not finite, or a profile differs from the hook at its scale.
     """
     folder = Path(folder)
-    chosen = {length: served_scale(length, base_context_length) for length in context_lengths} | dict(scales or {})
+    chosen = {length: reaching_scale(length, base_context_length) for length in context_lengths} | dict(scales or {})
     overrides = {
         length: read_json(profile_folder(folder, length) / "config_override.json", wanted="a serving profile")
         for length in context_lengths

@@ -15,9 +15,10 @@ from typing import Any
 
 from e2ray import files
 from e2ray.config.base import SettingsError
-from e2ray.config.compare import UNTOUCHED, CompareSettings, lane_positions, lane_scale
+from e2ray.config.compare import UNTOUCHED, CompareSettings, lane_positions
 from e2ray.config.load import resolved_text
 from e2ray.config.run import RunConfig
+from e2ray.core.scales import drawn_scale, lane_scale
 from e2ray.stages import checks
 from e2ray.stages.cluster import cluster, remote_each, wants_gpu
 from e2ray.stages.pipeline import base_of, prepare, task_of
@@ -395,7 +396,7 @@ def _noted(missing: list[str], window: int) -> Iterator[None]:
 def _served(job: Job, window: int, base_context_length: int) -> float:
     """Return the scale that a lane serves a window at."""
     if job.own and job.config is not None:
-        return job.config.positions.serve_at(window / base_context_length)
+        return drawn_scale(job.config.positions, window, base_context_length)
     return lane_scale(job.lane, window, base_context_length, job.max_scale)
 
 

@@ -466,6 +466,6 @@ class Loaded:
 
     def scale_of(self, num_tokens: int) -> float:
         """Return the scale that a request of `num_tokens` tokens, prompt and answer together, is read with."""
-        from e2ray.evaluate.effective import request_scale
+        from e2ray.core.scales import request_scale
 
         return request_scale(num_tokens, self.base_context_length, self.scales)

@@ -12,7 +12,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.core.coverage import SEEN_PAIRS_PER_ROW, Coverage, ScaleCoverage, measure, percent
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
-from e2ray.evaluate.perplexity import default_scales, paper_scale
+from e2ray.core.scales import default_scales, paper_scale
 from e2ray.report.coverage import write_coverage
 
 

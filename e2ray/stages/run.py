@@ -136,7 +136,8 @@ def resolve(config: RunConfig) -> Run:
         SettingsError: If the model cannot be read, is no RoPE model, or a choice about its scaling is missing.
     """
     from e2ray.core.model import base_facts
-    from e2ray.evaluate.perplexity import default_scales, default_stride, default_windows
+    from e2ray.core.scales import default_scales, default_windows
+    from e2ray.evaluate.perplexity import default_stride
 
     facts = base_facts(config.model)
     length = facts.base_context_length

@@ -241,7 +241,7 @@ def export(run: Run, study: "Study", unseen: int | None) -> str:
 def _coverage(study: "Study", found: "StudyResults") -> dict[str, "Figure"]:
     """Return the picture of the distances that the draws of the chosen trials show, and those of the paper's."""
     from e2ray.core.coverage import measure
-    from e2ray.evaluate.perplexity import paper_scale
+    from e2ray.core.scales import paper_scale
     from e2ray.report.coverage import draw_coverage
 
     start, pictures, seen = study.start, {}, set[int]()

@@ -13,6 +13,7 @@ import torch
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import TrainSettings
+from e2ray.core.scales import drawn_scale
 from e2ray.data.shards import ShardSet
 from e2ray.evaluate.by_length import token_nlls
 from e2ray.evaluate.documents import documents_digest, select_documents
@@ -79,7 +80,7 @@ class Lookout:
         """
         length = self.task.base_context_length
         return {
-            str(window): self._nll(window, self.task.positions.serve_at(window / length)) for window in self.windows
+            str(window): self._nll(window, drawn_scale(self.task.positions, window, length)) for window in self.windows
         }
 
     def _nll(self, window: int, scale: float) -> float | None:

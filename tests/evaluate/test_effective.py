@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from e2ray.evaluate.effective import effective_length, scale_table, sentences, served_at
+from e2ray.core.scales import served_at
+from e2ray.evaluate.effective import effective_length, scale_table, sentences
 from e2ray.evaluate.perplexity import Sums
 
 L = 128

@@ -10,18 +10,7 @@ from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.documents import long_enough, reachable_windows, select_documents
 from e2ray.evaluate.intervals import ratio_interval, ratio_stderr
-from e2ray.evaluate.perplexity import (
-    Sums,
-    cell,
-    default_scales,
-    default_stride,
-    default_windows,
-    document_sums,
-    merged,
-    paper_scale,
-    spans,
-    surface,
-)
+from e2ray.evaluate.perplexity import Sums, cell, default_stride, document_sums, merged, spans, surface
 
 VOCABULARY = 64
 
@@ -238,11 +227,8 @@ def test_unreachable_windows_are_told_in_one_line_and_left_out(documents):
         reachable_windows(documents, (64, 128), cut=None)
 
 
-def test_defaults_are_the_papers_protocol():
-    assert default_windows(128, 16.0) == (128, 256, 512, 1024, 2048)
-    assert default_scales(20) == (1.0, 2.0, 4.0, 8.0, 16.0)
+def test_the_default_stride_is_the_papers_protocol():
     assert (default_stride(4096), default_stride(128), default_stride(2)) == (256, 32, 1)
-    assert (paper_scale(64, 128), paper_scale(320, 128)) == (1.0, 2.5)
 
 
 def test_standard_error_covers_the_spread_of_repeated_studies():

@@ -11,7 +11,7 @@ import torch
 
 from e2ray import files
 from e2ray.config.base import SettingsError
-from e2ray.config.compare import FIXED_SCALE, CompareSettings, lane_positions, lane_scale
+from e2ray.config.compare import FIXED_SCALE, CompareSettings, lane_positions
 from e2ray.config.load import validate
 from e2ray.config.positions import PositionSettings
 from e2ray.stages import compare as comparing
@@ -145,14 +145,6 @@ def test_lanes_are_the_published_methods_and_the_papers_ablations():
     assert lane_positions("e2llm_fixed_scale", 16).placement == paper.placement
     for lane in CompareSettings().lanes:
         assert (lane_positions(lane, 16).scale.kind == "fixed") is (lane in FIXED_SCALE), lane
-
-
-@pytest.mark.parametrize(
-    ("lane", "window", "scale"),
-    [("base", 2048, 1.0), ("e2llm", 64, 1.0), ("e2llm", 2048, 16.0), ("pose", 128, 16.0), ("yarn", 512, 4.0)],
-)
-def test_a_lane_is_served_at_the_scale_it_was_made_for(lane, window, scale):
-    assert lane_scale(lane, window, 128, 16.0) == scale
 
 
 @pytest.mark.parametrize(
