@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.stats import bootstrap
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -34,17 +33,17 @@ def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float] 
     """
     if len(sums) < 2:
         return None
-    found = bootstrap(
-        (sums, counts),
-        lambda sums, counts, axis: sums.sum(axis=axis) / counts.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    draws = resampled(len(sums))
+    ratios = np.sort(sums[draws].sum(axis=-1) / counts[draws].sum(axis=-1))
+    tail = (1 - CONFIDENCE) / 2
+    return _quantile(ratios, tail), _quantile(ratios, 1 - tail)
+
+
+def _quantile(ordered: np.ndarray, share: float) -> float:
+    """Return the value below which a share of sorted numbers lies, taken linearly between two of them."""
+    place = share * len(ordered) + 1 - share
+    below, part = int(place) - 1, place % 1
+    return float((1 - part) * ordered[below] + part * ordered[below + 1])
 
 
 def resampled(num_documents: int, *, seed: int = 0) -> np.ndarray:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import bootstrap, norm
 
 from e2ray.evaluate.intervals import RESAMPLES, ratio_interval, ratio_stderr, resampled
 
@@ -23,6 +23,24 @@ def test_for_many_documents_it_is_the_normal_interval_of_the_standard_error():
     sums = counts * rng.normal(3.0, 0.5, 2000)
     low, high = ratio_interval(sums, counts)
     assert high - low == pytest.approx(2 * norm.ppf(0.975) * ratio_stderr(sums, counts), rel=0.1)
+
+
+@pytest.mark.parametrize("documents", [2, 3, 40, 257])
+def test_it_is_scipys_percentile_bootstrap_to_the_bit(documents):
+    rng = np.random.default_rng(documents)
+    counts = rng.integers(50, 200, documents)
+    sums = counts * rng.normal(3.0, 0.5, documents)
+    reference = bootstrap(
+        (sums, counts),
+        lambda sums, counts, axis: sums.sum(axis=axis) / counts.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=0.95,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    assert ratio_interval(sums, counts) == (reference.low, reference.high)
 
 
 def test_it_covers_the_truth_about_as_often_as_it_says():
