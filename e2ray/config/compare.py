@@ -1,14 +1,15 @@
 """Which methods are compared, each a lane: the same loop, tokens, documents and questions for all."""
 
 import re
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from e2ray.config.base import Seed, Settings, Text
+from e2ray.config.methods import UNTRAINED
 from e2ray.config.positions import PositionSettings
 from e2ray.config.retrieval import RetrievalSettings
-from e2ray.config.train import ObjectiveSettings
+from e2ray.config.train import AnyObjective
 
 TrainedLane = Literal[
     "e2llm",
@@ -23,7 +24,10 @@ TrainedLane = Literal[
     "endprompt",
     "best",
 ]
-UntrainedLane = Literal["linear", "ntk", "dynamic_ntk", "yarn", "ramp_power", "truncated"]  # kinds of config/methods.py
+if TYPE_CHECKING:
+    UntrainedLane = str
+else:
+    UntrainedLane = Literal[tuple(UNTRAINED)]
 LANE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _,+-]{0,59}")
 UNTOUCHED = "base"  # the lane that is always there
 # Methods that train for one scale are served at it, whatever the length of the text.
@@ -34,7 +38,7 @@ class OwnLane(Settings):
     """A trained lane of any draws, read by any method, for any objective."""
 
     positions: PositionSettings = Field(description="Draws, and the method that reads them.")
-    objective: ObjectiveSettings | None = Field(None, description="What is descended; null: what the recipe says.")
+    objective: AnyObjective | None = Field(None, description="What is descended; null: what the recipe says.")
     seeds: int | None = Field(None, ge=1, description="First ones of compare.seeds; null: all.")
 
 
@@ -48,7 +52,7 @@ class CompareSettings(Settings):
         "all others on rows of data.window; best takes draws and learning rate from the recipe named below.",
     )
     untrained: tuple[UntrainedLane, ...] = Field(
-        get_args(UntrainedLane), strict=False, description="Extensions of the base model that need no training."
+        tuple(UNTRAINED), strict=False, description="Extensions of the base model that need no training."
     )
     own: dict[str, OwnLane] = Field({}, description="Further trained lanes, by the name that tables show.")
     best: Text | None = Field(None, description="Recipe that a study has found, for the lane best.")
@@ -78,7 +82,7 @@ class CompareSettings(Settings):
 
     @model_validator(mode="after")
     def _check_best(self) -> "CompareSettings":
-        taken = [name for name in self.own if name in (*get_args(TrainedLane), *get_args(UntrainedLane), UNTOUCHED)]
+        taken = [name for name in self.own if name in (*get_args(TrainedLane), *UNTRAINED, UNTOUCHED)]
         if taken:
             raise ValueError(f"own: {taken[0]} is the name of a lane that is built in; choose another")
         if not self.lanes and not self.own:

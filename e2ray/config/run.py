@@ -15,7 +15,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.config.search import SearchSettings, Space
 from e2ray.config.space import assign, check, family
 from e2ray.config.trackers import TrackerSettings
-from e2ray.config.train import ClusterSettings, ObjectiveSettings, TrainSettings
+from e2ray.config.train import AnyObjective, ClusterSettings, TrainSettings
 
 RESERVED = ("shards", "bases", "tokenizers", "prompts")  # folders of storage that are no runs
 # A run may be continued with other values of these: they change where and how fast it runs and what it leaves beside
@@ -158,9 +158,9 @@ class RunConfig(Settings):
                     f"model.attention: flash_attention_2 needs bf16 weights, {key}.{found}; set it to auto"
                 )
 
-    def refuse_packed(self, objective: ObjectiveSettings, key: str) -> None:
+    def refuse_packed(self, objective: AnyObjective, key: str) -> None:
         """Raise ValueError if an objective's weights by distance, which are made for rows of one text, meet others."""
-        if objective.distance_weights and self.data.pack != "concat":
+        if objective.weighs_reach and self.data.pack != "concat":
             raise ValueError(
                 f"{key}.distance_weights: are made for rows of one text, data.pack is {self.data.pack}; set it to "
                 "concat, or leave the weights out"

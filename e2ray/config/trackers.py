@@ -1,21 +1,59 @@
 """The `trackers` section: where a run's metrics go beside its own files, TensorBoard and Ray's gauges."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from e2ray.config import kinds
 from e2ray.config.base import Settings
 
+SQLITE = "sqlite:///"
 
-class MlflowTracker(Settings):
+
+class TrackerKind(Settings):
+    """A place that metrics go to."""
+
+    kind: str = ""  # each member says its own
+
+    @property
+    def library(self) -> str | None:
+        """What has to be installed, an extra of this package by the same name; None where nothing has."""
+        return None
+
+    @property
+    def key(self) -> str:
+        """What a run's number there is kept by; elsewhere it has another."""
+        return self.kind
+
+    def located(self, storage: Path) -> "TrackerKind":
+        """Return the same with the place where it names none, in the storage of the runs."""
+        return self
+
+
+class MlflowTracker(TrackerKind):
     """An MLflow run of the run's name; needs the extra `mlflow`."""
 
     kind: Literal["mlflow"] = "mlflow"
     uri: str | None = Field(None, min_length=1, description="Of the tracking server; null: <storage>/mlflow.db.")
     experiment: str = Field("e2ray", min_length=1, max_length=200, description="That the run belongs to.")
 
+    @property
+    def library(self) -> str:
+        """MLflow."""
+        return self.kind
 
-class WandbTracker(Settings):
+    @property
+    def key(self) -> str:
+        """Server and experiment."""
+        return f"mlflow {self.uri} {self.experiment}"
+
+    def located(self, storage: Path) -> "MlflowTracker":
+        """Return the same with a database in the storage of the runs where it names no server."""
+        return self if self.uri else self.model_copy(update={"uri": f"{SQLITE}{storage / 'mlflow.db'}"})
+
+
+class WandbTracker(TrackerKind):
     """A Weights & Biases run of the run's name; needs the extra `wandb`."""
 
     kind: Literal["wandb"] = "wandb"
@@ -23,5 +61,24 @@ class WandbTracker(Settings):
     entity: str | None = Field(None, min_length=1, description="User or team; null: the account's own.")
     online: bool = Field(False, description="Send as it trains; else kept under the run's folder for `wandb sync`.")
 
+    @property
+    def library(self) -> str:
+        """Weights & Biases."""
+        return self.kind
 
-TrackerSettings = Annotated[MlflowTracker | WandbTracker, Field(discriminator="kind")]
+    @property
+    def key(self) -> str:
+        """Account and project."""
+        return f"wandb {self.entity or ''}/{self.project}"
+
+
+# Every kind once, and what opens it: called with settings, the run's folder, `name` and the `number` it has there.
+TRACKERS: dict[type[TrackerKind], str] = {
+    MlflowTracker: "e2ray.train.trackers.Mlflow",
+    WandbTracker: "e2ray.train.trackers.Wandb",
+}
+globals().update({each.__name__: each for each in TRACKERS})  # by which other processes find them
+if TYPE_CHECKING:
+    TrackerSettings = TrackerKind
+else:
+    TrackerSettings = kinds.one_of(TRACKERS)

@@ -1,13 +1,33 @@
 """How training steps are made, and what the cluster gives for them."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from e2ray.config import kinds
 from e2ray.config.base import Settings
 
 
-class ObjectiveSettings(Settings):
+class ObjectiveKind(Settings):
+    """What a training descends, and what it has to be given for that."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the next token's NLL alone."""
+        return False
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether it asks the base, as it was before the training."""
+        return False
+
+    @property
+    def weighs_reach(self) -> bool:
+        """Whether tokens weigh by the reach of their context, which only rows of one text have."""
+        return False
+
+
+class ObjectiveSettings(ObjectiveKind):
     """What a training descends: the sum of its parts, each times its weight."""
 
     next_token: float = Field(1.0, ge=0, le=1000, description="Weight of the next token's NLL.")
@@ -32,6 +52,27 @@ class ObjectiveSettings(Settings):
         """Whether it is the next token's NLL alone."""
         return self == ObjectiveSettings()
 
+    @property
+    def is_taught(self) -> bool:
+        """Whether any distillation is in it."""
+        return self.distill > 0
+
+    @property
+    def weighs_reach(self) -> bool:
+        """Whether the recipe says so."""
+        return self.distance_weights
+
+
+# Every kind once, and what is called with settings, `teacher` and `weights`. A section without a kind is the mixture.
+OBJECTIVES: dict[type[ObjectiveKind], str] = {
+    ObjectiveSettings: "e2ray.train.objectives.Mixture",
+}
+globals().update({each.__name__: each for each in OBJECTIVES})  # by which other processes find them
+if TYPE_CHECKING:
+    AnyObjective = ObjectiveKind
+else:
+    AnyObjective = kinds.one_of(OBJECTIVES)
+
 
 class StopSettings(Settings):
     """What ends a training before its last step; what it has by then is its result."""
@@ -45,7 +86,7 @@ class TrainSettings(Settings):
     """Optimizer, schedule and engine of one training."""
 
     steps: int = Field(ge=1, le=10**9, description="Optimizer updates.")
-    objective: ObjectiveSettings = Field(ObjectiveSettings(), description="What is descended.")
+    objective: AnyObjective = Field(ObjectiveSettings(), description="What is descended.")
     batch_sequences: int = Field(16, ge=1, le=10**6, description="Rows of one update over all workers.")
     micro_batch_sequences: int = Field(
         16, ge=1, description="Rows of one forward on one worker at most; the rest is gradient accumulation."

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, assert_never
+from typing import Any, Protocol
 
 from e2ray import files
 from e2ray.config.base import brief
-from e2ray.config.trackers import MlflowTracker, TrackerSettings, WandbTracker
+from e2ray.config.kinds import made_by
+from e2ray.config.trackers import SQLITE, TRACKERS, MlflowTracker, TrackerSettings, WandbTracker
 from e2ray.train.board import Board
 
 NUMBERS = "trackers.json"
-SQLITE = "sqlite:///"
 FINISH_S = 60  # that the end of a run waits for what wandb has not sent yet
 GROUPS = ("loss_by_scale", "watch_nll")  # metrics with a name for each number
 QUIET = {  # nothing goes where nobody asked for it, and a server that is gone holds no run up for long
@@ -45,6 +45,14 @@ class Tracker(Protocol):
 
     def close(self, *, failed: bool = False) -> None:
         """Take nothing more; `failed` where an error ends the run."""
+
+
+class NumberedTracker(Tracker, Protocol):
+    """A tracker of a recipe: a run has a number there, by which it goes on; None where it needs none."""
+
+    @property
+    def number(self) -> str | None:
+        """Of the run, kept in its folder."""
 
 
 def numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -115,7 +123,7 @@ class Mlflow:
             number = self.client.create_run(experiment, run_name=name).info.run_id
         else:
             self.client.update_run(number, status="RUNNING")
-        self.number: str = str(number)
+        self.number = str(number)
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """Log all numbers of a step at once."""
@@ -234,13 +242,8 @@ class Trackers:
 
 
 def located(settings: Sequence[TrackerSettings], storage: Path) -> tuple[TrackerSettings, ...]:
-    """Return trackers with the place of those that name none: MLflow's database in the storage of the runs."""
-    return tuple(
-        each.model_copy(update={"uri": f"{SQLITE}{storage / 'mlflow.db'}"})
-        if isinstance(each, MlflowTracker) and each.uri is None
-        else each
-        for each in settings
-    )
+    """Return trackers with the place of those that name none, in the storage of the runs."""
+    return tuple(each.located(storage) for each in settings)
 
 
 def configured(
@@ -262,23 +265,14 @@ def _opened(settings: TrackerSettings, folder: Path, *, name: str, continued: bo
     known: dict[str, Any] = {}
     if continued and (folder / NUMBERS).exists():
         known = files.read_json(folder / NUMBERS, wanted="a run's numbers in its trackers; remove it to begin new ones")
-    made: Mlflow | Wandb
-    match settings:
-        case MlflowTracker():
-            key = f"mlflow {settings.uri} {settings.experiment}"  # elsewhere the run has another number
-            made = Mlflow(settings, folder, name=name, number=known.get(key))
-        case WandbTracker():
-            key = f"wandb {settings.entity or ''}/{settings.project}"
-            made = Wandb(settings, folder, name=name, number=known.get(key))
-        case _:
-            assert_never(settings)
-    if continued and made.number != known.get(key):
-        files.write_json(folder / NUMBERS, known | {key: made.number})
+    made: NumberedTracker = made_by(TRACKERS, settings)(settings, folder, name=name, number=known.get(settings.key))
+    if continued and made.number != known.get(settings.key):
+        files.write_json(folder / NUMBERS, known | {settings.key: made.number})
     return made
 
 
 def missing(settings: Sequence[TrackerSettings]) -> Iterator[str]:
     """Yield a line for each tracker that a recipe asks for whose library is not installed here."""
     for place, each in enumerate(settings):
-        if importlib.util.find_spec(each.kind) is None:
+        if each.library and importlib.util.find_spec(each.library) is None:
             yield f"trackers.{place}: {each.kind} is not installed; pip install 'e2ray[{each.kind}]', or leave it out"

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from e2ray.config.base import SettingsError
+from e2ray.config.kinds import made_by
 from e2ray.config.model import PretrainedModel
+from e2ray.config.train import OBJECTIVES
 from e2ray.core.methods.registry import method_of
 from e2ray.core.model import build_model, known_probe, prove
 from e2ray.core.positions import draw
@@ -31,7 +33,7 @@ from e2ray.train.engine import Engine, precision_of
 from e2ray.train.ledger import Ledger, rows_of
 from e2ray.train.lookout import lookout_of, pays_too_much
 from e2ray.train.loop import Answer, Skips, fit
-from e2ray.train.objectives import Forward, Mixture
+from e2ray.train.objectives import Forward
 from e2ray.train.origin import base_identity
 from e2ray.train.record import Recorder, note_training, peak_memory_mib
 from e2ray.train.task import Task
@@ -92,7 +94,7 @@ def begin(task: Task, *, device: torch.device, model: nn.Module | None = None, b
         )
     model.train()
     teacher = None
-    if task.train.objective.distill and not adapters_alone(model):
+    if task.train.objective.is_taught and not adapters_alone(model):
         teacher = frozen(model if base is None else base, device=device, copied=base is None)
     engine = Engine(
         model,
@@ -128,12 +130,12 @@ def set_out(engine: Engine, task: Task, *, teacher: Forward | None = None) -> No
     if settings.is_plain:
         return
     by_reach = None
-    if settings.distance_weights:
+    if settings.weighs_reach:
         options = {"window": task.window, "base_context_length": task.base_context_length}
         by_reach = weights(task.positions, **options).to(device)
-    if settings.distill and teacher is None:
+    if settings.is_taught and teacher is None:
         teacher = engine.untouched_logits
-    engine.objective = Mixture(settings, teacher=teacher, weights=by_reach)
+    engine.objective = made_by(OBJECTIVES, settings)(settings, teacher=teacher, weights=by_reach)
 
 
 def refuse_flash_of_rows(engine: Engine) -> None:

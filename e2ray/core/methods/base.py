@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from e2ray.config.base import SettingsError
+from e2ray.config.base import Settings, SettingsError
 from e2ray.config.methods import (
     FactorsMethod,
     LogTemperature,
@@ -37,6 +37,10 @@ class FrequencyMethod(ABC):
     source: ClassVar[str]
     needs_length: ClassVar[bool] = False
     num_pairs: int | None = None
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Take the settings, which a method that has none may go without."""
+        self.settings = settings
 
     @abstractmethod
     def factors(self, base: Float[Tensor, " pairs"], scale: Scales, base_context_length: int) -> Frequencies:
