@@ -21,6 +21,8 @@ from pathlib import Path
 from types import UnionType
 from typing import IO, Any, get_args
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from e2ray.config.base import SettingsError, brief
 
 TEMPORARY = ".tmp-"
@@ -168,19 +170,28 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Return what names a file's content: its bytes and their sha256."""
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+class Fingerprint(BaseModel):
+    """What names a file's content."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    bytes: int = Field(ge=0, description="Its size.", json_schema_extra={"unit": "bytes"})
+    sha256: str = Field(description="Of its bytes, 64 hexadecimal digits.")
 
 
-def fingerprints(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def fingerprint(path: Path) -> Fingerprint:
+    """Return what names a file's content."""
+    return Fingerprint(bytes=path.stat().st_size, sha256=sha256(path))
+
+
+def fingerprints(folder: Path, names: Iterable[str]) -> dict[str, Fingerprint]:
     """Return the fingerprint of each named file of a folder; several are read at a time."""
     names = list(names)
     with ThreadPoolExecutor(max_workers=READERS) as pool:
         return dict(zip(names, pool.map(fingerprint, [folder / name for name in names]), strict=True))
 
 
-def damage(folder: Path, wanted: Mapping[str, Mapping[str, Any]], *, read: Collection[str] | None = None) -> str | None:
+def damage(folder: Path, wanted: Mapping[str, Fingerprint], *, read: Collection[str] | None = None) -> str | None:
     """Return one line that names the first file which is not what its fingerprint says, or None where all are.
 
     Args:
@@ -190,11 +201,11 @@ def damage(folder: Path, wanted: Mapping[str, Mapping[str, Any]], *, read: Colle
     """
     for name, entry in wanted.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            return f"{path}: is missing or truncated (wanted {entry['bytes']} bytes)"
+        if not path.is_file() or path.stat().st_size != entry.bytes:
+            return f"{path}: is missing or truncated (wanted {entry.bytes} bytes)"
     chosen = [name for name in wanted if read is None or name in read]
     for name, found in fingerprints(folder, chosen).items():
-        if found["sha256"] != wanted[name]["sha256"]:
+        if found.sha256 != wanted[name].sha256:
             return f"{folder / name}: is damaged, its sha256 is not the one written"
     return None
 
@@ -258,18 +269,19 @@ def checked_object(
 ) -> dict[str, Any]:
     """Return a value read from JSON that is such an object; see `read_object`."""
     if not isinstance(value, dict):
-        raise SettingsError(f"{where}: is damaged, it holds {_kind(value)}; wanted {wanted}")
+        raise SettingsError(f"{where}: is damaged, it holds {kind_of(value)}; wanted {wanted}")
     for key, kind in keys.items():
         if key not in value:
             raise SettingsError(f"{where}: is damaged, it lacks {key}; wanted {wanted}")
         found = value[key]
         if not isinstance(found, kind) or (isinstance(found, bool) and bool not in (get_args(kind) or (kind,))):
-            shown = repr(found) if isinstance(found, str | int | float) else _kind(found)
+            shown = repr(found) if isinstance(found, str | int | float) else kind_of(found)
             raise SettingsError(f"{where}: is damaged, {key} is {shown}; wanted {wanted}")
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: object) -> str:
+    """Return what a value of JSON is, in words."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")
 
@@ -287,7 +299,17 @@ def read_vouched(path: str | Path, *, wanted: str) -> Any:
         FileNotFoundError: If there is no such file.
         SettingsError: If it cannot be read, is not JSON, or not what was written.
     """
-    return _vouched(read_json(path, wanted=wanted), path, wanted)[0]
+    return read_told(path, wanted=wanted)[0]
+
+
+def read_told(path: str | Path, *, wanted: str) -> tuple[Any, bool]:
+    """Return the value of a JSON file that this project has written, and whether a digest in it vouches for it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        SettingsError: If it cannot be read, is not JSON, or not what was written.
+    """
+    return _vouched(read_json(path, wanted=wanted), path, wanted)
 
 
 def read_sealed(path: str | Path, *, wanted: str, keys: Mapping[str, type | UnionType]) -> tuple[dict[str, Any], bool]:

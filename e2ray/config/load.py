@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from e2ray.config.base import SettingsError
 from e2ray.config.run import RunConfig
+from e2ray.config.words import shown, wanted
 
 MAX_RECIPE_BYTES = 1_000_000
 MAX_DEPTH = 40
@@ -195,45 +196,23 @@ def validate(recipe: dict[str, Any], *, source: str) -> RunConfig:
         raise SettingsError(f"{source}: {path + ': ' if path else ''}{_problem(details)}{more}") from None
 
 
-_WANTED = {  # pydantic's words for what it wanted, and ours
-    r"a valid tuple": "a list",
-    r"a valid string": "text",
-    r"a valid integer": "a whole number",
-    r"a valid number": "a number",
-    r"a valid boolean": "true or false",
-    r"a valid dictionary or .*": "a section",
-    r"greater than or equal to (.*)": r"at least \1",
-    r"less than or equal to (.*)": r"at most \1",
-    r"greater than (.*)": r"more than \1",
-    r"(?:Tuple|String) should have (at (?:least|most) .*?)(?: after validation, not \d+)?": r"\1",
-}
-
-
 def _problem(details: list[ErrorDetails]) -> str:
     """Return `got X, wanted Y` for pydantic's errors at one key, the members of a choice of types among them."""
     detail = details[0]
     context = detail.get("ctx", {})
-    shown = repr(detail["input"]) if len(repr(detail["input"])) <= 60 else repr(detail["input"])[:57] + "..."
+    found = shown(detail["input"])
     match detail["type"]:
         case "missing":
             return "is missing; the recipe must set it"
         case "extra_forbidden":
-            return f"unknown setting (value {shown}); `e2ray schema` lists the known ones"
+            return f"unknown setting (value {found}); `e2ray schema` lists the known ones"
         case "value_error":
             return str(context["error"])
         case "union_tag_not_found":
-            return f"got {shown}, wanted a section with `kind`"
+            return f"got {found}, wanted a section with `kind`"
         case "union_tag_invalid":
             return f"kind is {context['tag']!r}, wanted one of {context['expected_tags']}"
-    return f"got {shown}, wanted {' or '.join(_wanted(detail['msg']) for detail in details)}"
-
-
-def _wanted(message: str) -> str:
-    text = message.removeprefix("Input should be ")
-    for pattern, ours in _WANTED.items():
-        if re.fullmatch(pattern, text):
-            return re.sub(f"^{pattern}$", ours, text)
-    return text
+    return f"got {found}, wanted {wanted(details)}"
 
 
 _CHOICES = {"model", "scale", "placement", "jump", "tokenizer"}  # keys whose section has a `kind`
