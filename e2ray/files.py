@@ -309,7 +309,7 @@ def read_told(path: str | Path, *, wanted: str) -> tuple[Any, bool]:
         FileNotFoundError: If there is no such file.
         SettingsError: If it cannot be read, is not JSON, or not what was written.
     """
-    return _vouched(read_json(path, wanted=wanted), path, wanted)
+    return vouched(read_json(path, wanted=wanted), path, wanted)
 
 
 def read_sealed(path: str | Path, *, wanted: str, keys: Mapping[str, type | UnionType]) -> tuple[dict[str, Any], bool]:
@@ -319,11 +319,11 @@ def read_sealed(path: str | Path, *, wanted: str, keys: Mapping[str, type | Unio
         FileNotFoundError: If there is no such file.
         SettingsError: If it is not what was written.
     """
-    value, told = _vouched(read_json(path, wanted=wanted), path, wanted)
+    value, told = vouched(read_json(path, wanted=wanted), path, wanted)
     return checked_object(value, where=path, wanted=wanted, keys=keys), told
 
 
-def _vouched(value: Any, path: str | Path, wanted: str) -> tuple[Any, bool]:
+def vouched(value: Any, path: str | Path, wanted: str) -> tuple[Any, bool]:
     """Return a JSON value without its digest, and whether it had one."""
     if not isinstance(value, dict) or not value:
         return value, False
@@ -331,14 +331,18 @@ def _vouched(value: Any, path: str | Path, wanted: str) -> tuple[Any, bool]:
     last = next(reversed(value))  # where the digest stands
     damaged = not told and _is_one_bit_off(last, DIGEST)
     if told:
-        said = value.pop(DIGEST)
-        try:
-            damaged = said != digest(value)
-        except ValueError:  # NaN, or half of a surrogate pair, which nobody writes
-            damaged = True
+        damaged = not is_digest(value.pop(DIGEST), value)
     if damaged:
         raise SettingsError(f"{path}: is damaged, its digest does not match; wanted {wanted}")
     return value, told
+
+
+def is_digest(said: object, value: Any) -> bool:
+    """Return whether what a file says is the digest of a value."""
+    try:
+        return bool(said == digest(value))
+    except ValueError:  # NaN, or half of a surrogate pair, which nobody writes
+        return False
 
 
 def _is_one_bit_off(name: str, wanted: str) -> bool:

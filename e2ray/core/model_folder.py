@@ -6,10 +6,9 @@ somewhere else, and nothing is known of it. Weights, configs, tokenizers and ser
 written; texts and pictures for people may be edited.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from transformers.utils import (
@@ -26,29 +25,27 @@ from e2ray.config.base import SettingsError
 from e2ray.config.methods import LinearMethod, Method
 from e2ray.core.file_names import WEIGHTS, files_below, is_for_people, is_loaded
 from e2ray.core.probe import Probe
+from e2ray.records.folders import ModelFolder
+from e2ray.records.model import ModelRecord, ModelTraining
 
-RECORD, MANIFEST, PROBE = "e2ray", "manifest.json", "probe.safetensors"
-FORMAT = 1
+RECORD, PROBE = ModelFolder.about.name, ModelFolder.probe.name
 METHODS: TypeAdapter[Method] = TypeAdapter(Method)
 
 
-def seal(folder: Path, probe: Probe | None, *, training: Mapping[str, Any] | None = None) -> None:
+def seal(folder: Path, probe: Probe | None, *, training: ModelTraining | None = None) -> None:
     """Write the record of a model folder whose files are all there; call it before the folder gets its name.
 
     Args:
         folder: Of the model.
         probe: Of the model, None where none is known.
-        training: What the training was that made the model, plain data; None where none did.
+        training: That made the model; None where none did.
     """
-    record = folder / RECORD
-    record.mkdir()
+    here = ModelFolder(folder)
+    here.about.mkdir()
     if probe is not None:
-        probe.save(record / PROBE)
+        probe.save(here.probe)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    content: dict[str, Any] = {"format": FORMAT, "files": files.fingerprints(folder, names)}
-    if training is not None:
-        content["training"] = dict(training)
-    files.write_json(record / MANIFEST, content | {"digest": files.digest(content)})
+    ModelRecord(files=files.fingerprints(folder, names), training=training).write(here.record)
 
 
 def refuse_damaged(folder: Path, *, only: Iterable[str] | None = None) -> None:
@@ -60,9 +57,10 @@ def refuse_damaged(folder: Path, *, only: Iterable[str] | None = None) -> None:
         folder: Of the model.
         only: Names of the files whose content is read; None: all but documents.
     """
-    manifest = _manifest(folder)
-    if manifest is None:
+    record = _record(folder)
+    if record is None:
         return
+    manifest = record.files
     advice = "restore it, or remove the folder and write it anew with the command that made it"
     wanted = {name: entry for name, entry in manifest.items() if not is_for_people(name)}
     if only is not None:
@@ -78,18 +76,17 @@ def refuse_damaged(folder: Path, *, only: Iterable[str] | None = None) -> None:
 
 def recorded(folder: Path) -> frozenset[str] | None:
     """Return the names of the files that a model folder was written with, None where nothing is known of it."""
-    manifest = _manifest(folder)
-    return None if manifest is None else frozenset(manifest)
+    record = _record(folder)
+    return None if record is None else frozenset(record.files)
 
 
 def probe_of(folder: Path) -> Probe | None:
     """Return the probe of a model folder, None where none is known."""
-    manifest = _manifest(folder)
-    name = f"{RECORD}/{PROBE}"
-    if manifest is None or name not in manifest:
+    record = _record(folder)
+    if record is None or PROBE not in record.files:
         return None
-    refuse_damaged(folder, only=[name])
-    return Probe.read(folder / name)
+    refuse_damaged(folder, only=[PROBE])
+    return Probe.read(folder / PROBE)
 
 
 def weights_identity(path: str, revision: str | None, *, is_folder: bool) -> str | None:
@@ -105,27 +102,28 @@ def weights_identity(path: str, revision: str | None, *, is_folder: bool) -> str
         config = cached_file(path, CONFIG_NAME, revision=revision)
         assert config is not None, "a model that was loaded has a config"
         folder = Path(config).parent
-    manifest = _manifest(folder)
+    record = _record(folder)
     names = weight_files(folder)
     if not names:
         return None
-    found = files.fingerprints(folder, names) if manifest is None else {name: manifest[name] for name in names}
-    return files.digest(found)
+    found = files.fingerprints(folder, names) if record is None else {name: record.files[name] for name in names}
+    return files.digest({name: each.model_dump() for name, each in found.items()})
 
 
-def training_of(folder: Path) -> dict[str, Any] | None:
+def training_of(folder: Path) -> ModelTraining | None:
     """Return what the training was that made the model of a folder, None where nothing is known of it.
 
     Nothing is known of models whose record holds a digest of their settings alone, as the first records did.
     """
-    training = (_content(folder) or {}).get("training")
-    return training if training and isinstance(training.get("settings"), Mapping) else None
+    record = _record(folder)
+    return record.training if record else None
 
 
 def trained_method(folder: Path) -> Method:
     """Return what a scale meant in the training of a folder's model; linear where nothing is known of it."""
-    settings = (training_of(folder) or {}).get("settings", {})
-    told = settings.get("positions", {}).get("method")  # of trainings that knew none other than linear, None
+    training = training_of(folder)
+    positions = training.settings.get("positions") if training else None
+    told = positions.get("method") if isinstance(positions, dict) else None  # None: none other than linear was known
     if told is None:
         return LinearMethod()
     try:
@@ -133,7 +131,7 @@ def trained_method(folder: Path) -> Method:
     except ValidationError:
         kind = told.get("kind") if isinstance(told, dict) else told
         raise SettingsError(
-            f"{folder / RECORD / MANIFEST}: was trained under the frequency method {kind!r}, which this version does "
+            f"{ModelFolder(folder).record}: was trained under the frequency method {kind!r}, which this version does "
             "not know; take a newer one"
         ) from None
 
@@ -163,26 +161,15 @@ def weight_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS and path.is_file())
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the fingerprints of a folder's files by name, None where it has no record."""
-    content = _content(folder)
-    return None if content is None else dict(content["files"])
-
-
-def _content(folder: Path) -> dict[str, Any] | None:
-    """Return what a folder's record holds, None where it has none.
+def _record(folder: Path) -> ModelRecord | None:
+    """Return what vouches for a folder, None where nothing does.
 
     Raises:
         SettingsError: If the record is damaged.
     """
-    record = folder / RECORD
-    if not record.is_dir():
+    here = ModelFolder(folder)
+    if not here.about.is_dir():
         return None
-    path = record / MANIFEST
-    if not path.is_file():
-        raise SettingsError(f"{path}: is missing; restore it, or write {folder} anew with the command that made it")
-    content = files.read_json(path, wanted="the digests of a model folder")
-    told = content.pop("digest", None) if isinstance(content, dict) else None
-    if told is None or files.digest(content) != told or content.get("format") != FORMAT:
-        raise SettingsError(f"{path}: is damaged; restore it, or write {folder} anew with the command that made it")
-    return dict(content)
+    if not here.record.is_file():
+        raise SettingsError(f"{here.record}: is missing; {ModelRecord.anew}")
+    return ModelRecord.read(here.record)

@@ -1,13 +1,14 @@
 """What stands in a checkpoint beside its tensors: state.json and manifest.json."""
 
-from typing import Any
+from pathlib import Path
+from typing import Self
 
 from pydantic import Field
 
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.files import Fingerprint
-from e2ray.records.record import Count, Many, Part, Plain, Record, Tokens
+from e2ray.records.record import VERSION, Count, Length, Many, Nats, Part, Plain, Record, Tokens
 
 FORMAT = 3
 
@@ -17,6 +18,30 @@ class Parameter(Part):
 
     file: str = Field(description="Name of the part.")
     shape: Many[Count] = Field(description="Of the parameter.")
+
+
+class FirstLook(Part):
+    """What was seen of the untouched model before the first step."""
+
+    nll: Nats | None = Field(description="At L and scale 1; null where it was no finite number.")
+    window: Length = Field(description="L.")
+    scored: Tokens = Field(description="Last tokens of a window that were scored.")
+    documents: str = Field(description="Digest of the documents.")
+
+
+class Look(Part):
+    """What a look at the model in training has found."""
+
+    step: Count = Field(description="Updates made.")
+    watch_nll: dict[str, Nats | None] = Field(description="By window; null where it did not fit, or was not finite.")
+    price_at_base: Nats | None = Field(description="At L, minus the untouched model's.")
+
+
+class Watched(Part):
+    """What a watch has seen so far."""
+
+    base: FirstLook | None = Field(description="Before the first step.")
+    last: Look | None = Field(description="The newest look.")
 
 
 class CheckpointState(Record):
@@ -31,14 +56,14 @@ class CheckpointState(Record):
     tokens: Tokens = Field(0, description="Tokens read.")
     skipped_steps: Count = Field(0, description="Steps that changed nothing.")
     skipped_in_a_row: Count = Field(0, description="Of them the last ones without a break.")
-    watched: Plain | None = Field(None, description="What a watch has seen of the base and last; null without one.")
+    watched: Watched | None = Field(None, description="What a watch has seen; null where the training has none.")
     stopped: bool = Field(False, description="Whether `train.stop` ended the training here.")
     identity: Plain = Field(default_factory=dict, description="What the training is: all that its weights follow from.")
     dtype: str = Field("float32", description="Of the weights of the engine.")
     parameters: dict[str, Parameter] = Field(description="By name, in the model's order.")
 
     @classmethod
-    def parse(cls, value: object, *, where: Any) -> "CheckpointState":
+    def parse(cls, value: object, *, where: str | Path) -> Self:
         """Return what a value of JSON stands for; of another format it is refused by name."""
         told = value.get("format") if isinstance(value, dict) else None
         if isinstance(told, int) and told != FORMAT:
@@ -58,14 +83,14 @@ class CheckpointManifest(Record):
     files: dict[str, Fingerprint] = Field(description="By name.")
 
     @classmethod
-    def read(cls, path: Any) -> "CheckpointManifest":
-        """Return what a file holds; in one without a version the digest vouches for the files alone."""
+    def read_told(cls, path: str | Path) -> tuple[Self, bool]:
+        """Return what a file holds; its digest always vouches for it, in one without a version for the files alone."""
         value = files.read_json(path, wanted=cls.wanted())
-        if isinstance(value, dict) and "schema_version" not in value:
-            whole = False
-            if isinstance(value.get("files"), dict):
-                whole = files.digest(value["files"]) == value.pop(files.DIGEST, None)
-            if not whole:
-                raise cls.damaged(path, "its digest does not match")
-            return cls.parse(value, where=path)
-        return super().read(path)
+        if isinstance(value, dict) and VERSION not in value:
+            told = files.is_digest(value.pop(files.DIGEST, None), value.get("files"))
+        else:
+            value, told = files.vouched(value, path, cls.wanted())
+        manifest = cls.parse(value, where=path)
+        if not told:
+            raise cls.damaged(path, "its digest does not match")
+        return manifest, True

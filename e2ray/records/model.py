@@ -1,6 +1,7 @@
 """e2ray/manifest.json of a model folder: what names its files, and what training made it."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -28,6 +29,14 @@ class ModelRecord(Record):
     format: int = Field(1, ge=1, le=1, description="Of the record.")
     files: dict[str, Fingerprint] = Field(description="Of the folder, by name.")
     training: ModelTraining | None = left_out("What made it; not there where no training did.")
+
+    @classmethod
+    def read_told(cls, path: str | Path) -> tuple[Self, bool]:
+        """Return what a file holds; its digest always vouches for it."""
+        record, told = super().read_told(path)
+        if not told:
+            raise cls.damaged(path, "it lacks its digest")
+        return record, told
 
     @classmethod
     def of_older(cls, fields: dict[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,8 @@ class Generator:
         if scales.is_file():
             self.scales = read_scales(scales, model=place)
             settings = _agreed(settings, folder, self.scales)
-        trained = (training_of(place) or {}).get("settings", {}).get("base_context_length")
+        training = training_of(place)
+        trained = training.settings.get("base_context_length") if training else None
         if trained is not None:  # a recipe may say otherwise than the model's config
             settings = settings.model_copy(update={"base_context_length": trained})
         assert settings.base_context_length is not None

@@ -18,6 +18,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.config.run import MENDABLE, RunConfig
 from e2ray.config.train import TrainSettings
 from e2ray.evaluate.removed import sentence
+from e2ray.records.model import ModelTraining
 from e2ray.stages import checks
 from e2ray.stages.closing import last_lines, track_evaluation, write_page
 from e2ray.stages.cluster import cluster, remote, wants_gpu
@@ -221,15 +222,15 @@ def _export(run: Run, base: Any) -> None:
     evaluation = _evaluation(run)
     settings, model = run.config.export, run.config.model
     assert settings is not None and settings.context_lengths
-    made = training_of(run.folder / "model") or {}
-    steps = made.get("step", run.config.train.steps)
-    tokens = made.get("tokens", steps * run.config.train.batch_sequences * run.config.data.window)
+    made = training_of(run.folder / "model") or ModelTraining(settings={})
+    steps = run.config.train.steps if made.step is None else made.step
+    tokens = steps * run.config.train.batch_sequences * run.config.data.window if made.tokens is None else made.tokens
     facts = RunFacts(
         name=run.config.name,
         base_model=base_name(model),
         settings=run.config.model_dump(mode="json", exclude={"storage", "trackers"}),
         method=run.config.positions.method,
-        facts={"steps": steps, "tokens": tokens} | ({"ended by": "train.stop"} if made.get("stopped") else {}),
+        facts={"steps": steps, "tokens": tokens} | ({"ended by": "train.stop"} if made.stopped else {}),
     )
     write_export(
         run.folder / "model",

@@ -50,7 +50,7 @@ def write_model(
         pointer = found.parent / steps.LATEST
         raise SettingsError(f"{error}; choose an older step-<n> by writing its name into {pointer}") from None
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if parameters.keys() != state["parameters"].keys():
+    if parameters.keys() != state.parameters.keys():
         raise SettingsError(f"{found}: belongs to another model than the settings describe")
     with torch.no_grad():
         for entry in checkpoint.read_parameters(found, state):
@@ -70,8 +70,8 @@ def write_model(
         save_whole(tokenizer, aside)
         if source is not None:
             told += take_along(source, aside)
-        made = {"step": state["step"], "tokens": state["tokens"], "stopped": bool(state.get("stopped"))}
-        seal(aside, probe, training=origin(state["identity"]) | made)
+        made = {"step": state.step, "tokens": state.tokens, "stopped": state.stopped}
+        seal(aside, probe, training=origin(state.identity).changed(**made))
     return told
 
 

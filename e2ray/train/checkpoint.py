@@ -7,10 +7,10 @@ parallel into a folder aside, which is flushed and renamed when all of them are 
 it. Damage is found before anything is loaded, and so is a checkpoint of another training.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,14 +24,17 @@ from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.run import differences
 from e2ray.core.probe import Probe
+from e2ray.files import Fingerprint
+from e2ray.records.checkpoint import FORMAT, CheckpointManifest, CheckpointState, Parameter
+from e2ray.records.folders import CheckpointFolder
 from e2ray.train import steps
 from e2ray.train.engine import Engine, ParameterState
 from e2ray.train.loop import Diverged
 from e2ray.train.task import completed
 
-FORMAT = 3
-PROBE = "probe.safetensors"
+PROBE = CheckpointFolder.probe.name
 PART_BYTES = 2 * 2**30
+BEGINNING = CheckpointState(format=FORMAT, step=0, parameters={})  # where no checkpoint stands yet
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 T = TypeVar("T")
 
@@ -66,14 +69,14 @@ def _portable(error: Exception | None) -> tuple[bool, str | None]:
     return isinstance(error, SettingsError), str(error) if isinstance(error, SettingsError) else repr(error)
 
 
-def save(engine: Engine, folder: Path, *, step: int, facts: dict[str, Any], keep: int) -> Path:
+def save(engine: Engine, folder: Path, *, step: int, facts: Mapping[str, object], keep: int) -> Path:
     """Write the checkpoint after `step` updates and return its folder; every rank must call this.
 
     Args:
         engine: The engine whose state is saved.
         folder: The run's `checkpoints` folder.
         step: Updates made so far.
-        facts: Plain data kept in state.json (tokens, what the training is, ...).
+        facts: Further fields of `CheckpointState` (tokens, what the training is, ...).
         keep: Newest checkpoints that stay.
 
     Raises:
@@ -96,20 +99,16 @@ def save(engine: Engine, folder: Path, *, step: int, facts: dict[str, Any], keep
 
     def commit() -> None:
         if engine.rank == 0:
-            parameters = {name: entry for part in written for name, entry in part["parameters"].items()}
-            order = [name for name, _ in engine.parameters()]
-            state = {
-                "format": FORMAT,
-                "step": step,
-                **facts,
-                "parameters": {name: parameters[name] for name in order},
-            }
+            parameters = {name: entry for part in written for name, entry in part.parameters.items()}
+            in_order = {name: parameters[name] for name, _ in engine.parameters()}
+            known = {"format": FORMAT, "step": step, **facts, "parameters": in_order}
+            here = CheckpointFolder(aside)
             with files.naming(final):
-                files.write_json(aside / "state.json", state)
-                digests = {name: entry for part in written for name, entry in part["files"].items()}
-                probe.save(aside / PROBE)
-                digests |= files.fingerprints(aside, ["state.json", PROBE])
-                files.write_json(aside / "manifest.json", {"files": digests, "digest": files.digest(digests)})
+                CheckpointState.model_validate(known).write(here.state)
+                digests = {name: entry for part in written for name, entry in part.files.items()}
+                probe.save(here.probe)
+                digests |= files.fingerprints(aside, [here.state.name, PROBE])
+                CheckpointManifest(files=digests).write(here.manifest)
                 files.commit_folder(aside, final)
                 files.write_text(folder / steps.LATEST, f"step-{step}\n")
             _prune(folder, keep=keep, newest=step)
@@ -136,29 +135,37 @@ def refuse_non_finite(engine: Engine, *, step: int, folder: Path | None = None) 
         )
 
 
-def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
+@dataclass(frozen=True)
+class _Written:
+    """What one rank has written: its files, and where each of its parameters lies."""
+
+    files: dict[str, Fingerprint]
+    parameters: dict[str, Parameter]
+
+
+def _writer(engine: Engine, aside: Path) -> Callable[[], _Written]:
     """Return the work of one rank: take part in gathering every parameter, keep and write its own share.
 
     All parameters are gathered even after a failed write: the others wait in the same collectives.
     """
 
-    def work() -> dict[str, Any]:
+    def work() -> _Written:
         held: dict[str, torch.Tensor] = {}
-        parts: dict[str, Any] = {}
-        parameters: dict[str, Any] = {}
+        parts: dict[str, Fingerprint] = {}
+        parameters: dict[str, Parameter] = {}
         failure: Exception | None = None
 
         def flush() -> None:
             nonlocal failure
-            name = f"part-{engine.rank:05d}-{len(parts):03d}.safetensors"
+            path = CheckpointFolder(aside).part(rank=engine.rank, number=len(parts))
             try:
                 if failure is None and held:
-                    _write_part(aside / name, held)
-                    parts[name] = files.fingerprint(aside / name)
+                    _write_part(path, held)
+                    parts[path.name] = files.fingerprint(path)
                     for key, value in held.items():
                         kind, parameter = key.split("/", 1)
                         if kind == "weight":
-                            parameters[parameter] = {"file": name, "shape": list(value.shape)}
+                            parameters[parameter] = Parameter(file=path.name, shape=tuple(value.shape))
             except Exception as error:  # safetensors has one of its own for a failed write
                 failure = error
             held.clear()
@@ -171,7 +178,7 @@ def _writer(engine: Engine, aside: Path) -> Callable[[], dict[str, Any]]:
         flush()
         if failure:
             raise files.named_write_error(failure, aside) from failure
-        return {"files": parts, "parameters": parameters}
+        return _Written(parts, parameters)
 
     return work
 
@@ -188,7 +195,7 @@ def _prune(folder: Path, *, keep: int, newest: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def read_state(checkpoint: Path, *, verify: range | None = None) -> dict[str, Any]:
+def read_state(checkpoint: Path, *, verify: range | None = None) -> CheckpointState:
     """Return state.json of a checkpoint whose files are as they were written.
 
     Args:
@@ -200,52 +207,38 @@ def read_state(checkpoint: Path, *, verify: range | None = None) -> dict[str, An
         DamagedError: Naming the missing, truncated or changed file.
         SettingsError: If it is whole, and another version's.
     """
-    manifest = _manifest(checkpoint / "manifest.json")
-    names = list(manifest["files"])
+    here = CheckpointFolder(checkpoint)
+    try:
+        manifest = CheckpointManifest.read(here.manifest)
+    except FileNotFoundError:
+        raise DamagedError(f"{here.manifest}: is missing") from None
+    except SettingsError as error:
+        raise DamagedError(str(error)) from None
+    names = list(manifest.files)
     read = names if verify is None else [names[index] for index in verify if index < len(names)]
     try:
-        found = files.damage(checkpoint, manifest["files"], read=read)
+        found = files.damage(checkpoint, manifest.files, read=read)
     except OSError as error:
         found = f"{checkpoint}: cannot be read: {error.strerror}"
     if found:
         raise DamagedError(found)
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if state["format"] != FORMAT:
-        raise SettingsError(
-            f"{checkpoint}: has format {state['format']}, this version reads {FORMAT}; finish the run with the version "
-            "that began it, or choose another name"
-        )
-    if checkpoint.name != f"step-{state['step']}":
-        raise DamagedError(f"{checkpoint}: holds the state after {state['step']} updates")
-    return dict(state)
+    state = CheckpointState.read(here.state)
+    if checkpoint.name != f"step-{state.step}":
+        raise DamagedError(f"{checkpoint}: holds the state after {state.step} updates")
+    return state
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = files.read_json(path, wanted="a checkpoint's manifest")
-        whole = isinstance(manifest, dict) and files.digest(manifest.get("files")) == manifest.get("digest")
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: is missing") from None
-    except SettingsError as error:
-        raise DamagedError(str(error)) from None
-    except ValueError:  # numbers or text that nobody writes
-        whole = False
-    if not whole:
-        raise DamagedError(f"{path}: is damaged")
-    return dict(manifest)
-
-
-def read_parameters(checkpoint: Path, state: dict[str, Any]) -> Iterator[ParameterState]:
+def read_parameters(checkpoint: Path, state: CheckpointState) -> Iterator[ParameterState]:
     """Yield the state of each parameter in the order they were saved in, float32 on the CPU."""
     opened: dict[str, Any] = {}
-    for name, entry in state["parameters"].items():
-        if entry["file"] not in opened:
-            opened[entry["file"]] = safe_open(checkpoint / entry["file"], framework="pt")
-        part = opened[entry["file"]]
+    for name, entry in state.parameters.items():
+        if entry.file not in opened:
+            opened[entry.file] = safe_open(checkpoint / entry.file, framework="pt")
+        part = opened[entry.file]
         yield ParameterState(name, *(part.get_tensor(f"{kind}/{name}") for kind in KINDS))
 
 
-def refuse_other_training(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def refuse_other_training(checkpoint: Path, state: CheckpointState, identity: Mapping[str, Any]) -> None:
     """Raise SettingsError naming the first difference if a checkpoint is not of the training that would go on from it.
 
     Args:
@@ -253,7 +246,7 @@ def refuse_other_training(checkpoint: Path, state: Mapping[str, Any], identity: 
         state: Its state.json.
         identity: What the training is, plain data: all that its weights follow from.
     """
-    found = differences(completed(state["identity"]), dict(identity), free=())
+    found = differences(completed(state.identity), dict(identity), free=())
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise SettingsError(
@@ -261,7 +254,7 @@ def refuse_other_training(checkpoint: Path, state: Mapping[str, Any], identity: 
         )
 
 
-def load(engine: Engine, checkpoint: Path, *, identity: Mapping[str, Any]) -> dict[str, Any]:
+def load(engine: Engine, checkpoint: Path, *, identity: Mapping[str, Any]) -> CheckpointState:
     """Make a new engine continue from a checkpoint and return its state.json; every rank must call this.
 
     Where it is damaged the newest whole one before it is taken, and told.
@@ -280,33 +273,35 @@ def load(engine: Engine, checkpoint: Path, *, identity: Mapping[str, Any]) -> di
     complaints: list[str] = []
     for candidate in candidates:
         found = together(partial(_whole, engine, candidate), doing="reading the checkpoint")
-        complaint = next((each for _, each in found if each), None)
-        if complaint is None:
-            _take_over(engine, candidate, found[engine.rank][0], identity)
-            return found[engine.rank][0]
+        complaint = next((each for each in found if isinstance(each, str)), None)
+        state = found[engine.rank]
+        if isinstance(state, CheckpointState) and complaint is None:
+            _take_over(engine, candidate, state, identity)
+            return state
+        assert complaint is not None
         complaints.append(complaint)
         if engine.rank == 0:
             print(f"{complaint}; looking for an older checkpoint", flush=True)
     raise SettingsError(f"{complaints[0]}; no older one is whole either: remove {checkpoint.parent} to begin anew")
 
 
-def _whole(engine: Engine, checkpoint: Path) -> tuple[dict[str, Any], str | None]:
-    """Return a checkpoint's state, and one line if a file that this rank reads is damaged."""
+def _whole(engine: Engine, checkpoint: Path) -> CheckpointState | str:
+    """Return a checkpoint's state, or one line where a file that this rank reads is damaged."""
     count = len(list(checkpoint.iterdir())) if checkpoint.is_dir() else 0
     try:
-        return read_state(checkpoint, verify=range(engine.rank, count, engine.num_workers)), None
+        return read_state(checkpoint, verify=range(engine.rank, count, engine.num_workers))
     except DamagedError as error:
-        return {}, str(error)
+        return str(error)
 
 
-def _take_over(engine: Engine, checkpoint: Path, state: dict[str, Any], identity: Mapping[str, Any]) -> None:
+def _take_over(engine: Engine, checkpoint: Path, state: CheckpointState, identity: Mapping[str, Any]) -> None:
     def check() -> None:
         refuse_other_training(checkpoint, state, identity)
-        shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in engine.parameters()}
-        if shapes != {name: entry["shape"] for name, entry in state["parameters"].items()}:
+        shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.parameters()}
+        if shapes != {name: entry.shape for name, entry in state.parameters.items()}:
             raise SettingsError(f"{checkpoint}: belongs to another model, its parameters have other names or shapes")
 
     together(check, doing="reading the checkpoint")
-    updates = state["step"] - state["skipped_steps"]
+    updates = state.step - state.skipped_steps
     engine.load(read_parameters(checkpoint, state), optimizer_step=updates)
     engine.refuse_other_answers(Probe.read(checkpoint / PROBE), what=str(checkpoint))

@@ -18,6 +18,7 @@ from e2ray.data.shards import ShardSet
 from e2ray.evaluate.by_length import token_nlls
 from e2ray.evaluate.documents import documents_digest, select_documents
 from e2ray.evaluate.perplexity import is_out_of_memory
+from e2ray.records.checkpoint import FirstLook, Look, Watched
 from e2ray.train.engine import Engine
 from e2ray.train.task import Task
 
@@ -64,9 +65,9 @@ class Lookout:
         )
         share = slice(None) if task.train.zero_stage == 3 else slice(engine.rank, None, engine.num_workers)
         self.documents = list(chosen)[share]  # of ZeRO 3 every rank takes part in each forward
-        self.seen = {"window": self.windows[0], "scored": self.scored, "documents": documents_digest(chosen)}
-        self.base: dict[str, Any] | None = None
-        self.last: dict[str, Any] | None = None
+        self.digest = documents_digest(chosen)
+        self.base: FirstLook | None = None
+        self.last: Look | None = None
 
     @property
     def scored(self) -> int:
@@ -104,7 +105,7 @@ class Lookout:
         total, count = self.engine.total(sums).tolist()
         return total / count if math.isfinite(total) else None
 
-    def begin(self, step: int = 0) -> dict[str, Any]:
+    def begin(self, step: int = 0) -> dict[str, object]:
         """Look at the model before its first step; every rank must call this.
 
         Raises:
@@ -116,34 +117,37 @@ class Lookout:
                 f"train.stop: NLL of the untouched model at {self.windows[0]} tokens is no finite number or did not "
                 "fit into memory, so no price can be told; set it to null"
             )
-        self.base = {"nll": nll} | self.seen
+        self.base = self._first(nll)
         return {}
 
-    def resume(self, facts: Mapping[str, Any] | None) -> None:
+    def _first(self, nll: float | None) -> FirstLook:
+        return FirstLook(nll=nll, window=self.windows[0], scored=self.scored, documents=self.digest)
+
+    def resume(self, watched: Watched | None) -> None:
         """Take up what a checkpoint has kept.
 
         Raises:
             SettingsError: If it was made without a look at this text before the first step.
         """
-        if facts is None or {key: facts["base"].get(key) for key in self.seen} != self.seen:
+        if watched is None or watched.base is None or watched.base != self._first(watched.base.nll):
             raise SettingsError(
                 "train.watch_every: the checkpoint was made without a look at these documents before the first step, "
                 "so no price can be told; set it and train.watch_documents as they were, or choose another name"
             )
-        self.base, self.last = dict(facts["base"]), facts["last"]
+        self.base, self.last = watched.base, watched.last
 
-    def metrics(self, step: int) -> dict[str, Any]:
+    def metrics(self, step: int) -> dict[str, object]:
         """Return what joins a logged step's metrics: `watch_nll` by window, and `price_at_base` in nats per token."""
         assert self.base is not None, "the first look is before the first step"
-        found, before = self.look(), self.base["nll"]
+        found, before = self.look(), self.base.nll
         here = found[str(self.windows[0])]
         price = None if here is None or before is None else here - before
-        self.last = {"step": step, NLL: found, PRICE: price}
-        return {key: self.last[key] for key in (NLL, PRICE)}
+        self.last = Look(step=step, watch_nll=found, price_at_base=price)
+        return {NLL: found, PRICE: price}
 
-    def facts(self) -> dict[str, Any]:
+    def watched(self) -> Watched:
         """Return what a checkpoint keeps."""
-        return {"base": self.base, "last": self.last}
+        return Watched(base=self.base, last=self.last)
 
 
 def lookout_of(engine: Engine, task: Task) -> Lookout | None:

@@ -13,6 +13,7 @@ from e2ray.config.model import Model, PretrainedModel
 from e2ray.config.run import differences
 from e2ray.core.model import config_digest, trained_config
 from e2ray.core.model_folder import training_of, weights_identity
+from e2ray.records.model import ModelTraining
 from e2ray.train.task import Task, completed
 
 
@@ -24,15 +25,15 @@ def base_identity(model: Model) -> tuple[str | None, str | None]:
     return weights, config_digest(trained_config(model))
 
 
-def origin(identity: Mapping[str, Any]) -> dict[str, Any]:
+def origin(identity: Mapping[str, Any]) -> ModelTraining:
     """Return what a model's record says of its training: its settings, and digests of the base.
 
     Args:
         identity: What the training was, as `Task.identity` gives it.
     """
     model = dict(identity["model"])
-    base = {"base_weights": model.pop("base_weights"), "base_config": model.pop("base_config")}
-    return {"settings": {**identity, "model": model}, **base}
+    weights, config = model.pop("base_weights"), model.pop("base_config")
+    return ModelTraining(settings={**identity, "model": model}, base_weights=weights, base_config=config)
 
 
 def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:
@@ -46,7 +47,7 @@ def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:
     """
     known, wanted = training_of(task.folder / "model"), origin(task.identity(None, None))
     free = () if by_rows else ("data.rows",)
-    found = [] if known is None else differences(completed(known["settings"]), wanted["settings"], free=free)
+    found = [] if known is None else differences(completed(known.settings), wanted.settings, free=free)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise SettingsError(
@@ -57,11 +58,11 @@ def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:
 
 def ended_early(task: Task) -> str | None:
     """Return a line where the model that stands in a training's folder is of fewer steps, ended by `train.stop`."""
-    known = training_of(task.folder / "model") or {}
-    if not known.get("stopped"):
+    known = training_of(task.folder / "model")
+    if known is None or not known.stopped:
         return None
     return (
-        f"{task.folder / 'model'}: its training ended at step {known['step']} of {task.train.steps} by train.stop; "
+        f"{task.folder / 'model'}: its training ended at step {known.step} of {task.train.steps} by train.stop; "
         "remove the folder to go on from there under another limit"
     )
 
@@ -75,9 +76,11 @@ def refuse_other_base(folder: Path, base: Model) -> None:
     if known is None:
         return
     weights, config = base_identity(base)
-    for name, found in (("base_weights", weights), ("base_config", config)):
-        if found is not None and known[name] != found:
-            what = "weights" if name == "base_weights" else "settings in config.json"
+    for what, found, told in (
+        ("weights", weights, known.base_weights),
+        ("settings in config.json", config, known.base_config),
+    ):
+        if found is not None and told != found:
             raise SettingsError(
                 f"model.path {getattr(base, 'path', '')}: has other {what} than the base that {folder} was trained "
                 "from, so they cannot be compared; put the base back as it was"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from e2ray import files
 from e2ray.config.base import SettingsError
+from e2ray.records.folders import CheckpointFolder, CheckpointsFolder
 
-LATEST = "latest"
+LATEST = CheckpointsFolder.latest.name
 NAME = re.compile(r"step-(\d{1,18})")
 LONGEST_POINTER = 64  # bytes that are read of it
 
@@ -19,7 +20,7 @@ LONGEST_POINTER = 64  # bytes that are read of it
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of every committed checkpoint, the newest first; other names are none."""
     found = [(int(name[1]), path) for path in folder.glob("step-*") if (name := NAME.fullmatch(path.name))]
-    return sorted((step, path) for step, path in found if (path / "manifest.json").is_file())[::-1]
+    return sorted((step, path) for step, path in found if CheckpointFolder(path).manifest.is_file())[::-1]
 
 
 def begin(folder: Path) -> None:

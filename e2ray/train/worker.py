@@ -185,17 +185,16 @@ def run(
     checkpoints = task.folder / "checkpoints"
     identity = together(partial(_identity, task, engine), doing="reading the base model")[0] or {}
     found = steps.latest(checkpoints)
-    state: dict[str, Any] = {"step": 0, "tokens": 0}
-    if found:
-        state = checkpoint.load(engine, found, identity=identity)
-    start = state["step"]
+    state = checkpoint.load(engine, found, identity=identity) if found else checkpoint.BEGINNING
+    start = state.step
     if engine.rank == 0:
         _tell(task, engine)
-    if state.get("stopped") and pays_too_much(task.train, state["watched"]["last"], task.base_context_length):
-        return int(start)
+    last = state.watched.last if state.watched else None
+    if state.stopped and last and pays_too_much(task.train, last.plain(), task.base_context_length):
+        return start
     lookout = lookout_of(engine, task)
     if lookout is not None and found:
-        lookout.resume(state.get("watched"))
+        lookout.resume(state.watched)
     elif lookout is not None:
         looking(lookout.begin)(start)
     ledger = Ledger(task.folder, rank=engine.rank, start_step=start) if task.ledger else None
@@ -207,8 +206,8 @@ def run(
         start_step=start,
         ledger=ledger,
     )
-    seen = {"tokens": state["tokens"], "stopped": False}
-    skips = Skips(state.get("skipped_steps", 0), state.get("skipped_in_a_row", 0))
+    seen = {"tokens": state.tokens, "stopped": False}
+    skips = Skips(state.skipped_steps, state.skipped_in_a_row)
 
     def record(metrics: dict[str, Any]) -> Answer:
         seen["tokens"] = metrics["tokens"]
@@ -246,7 +245,7 @@ def run(
             "tokens": seen["tokens"],
             "skipped_steps": skips.total,
             "skipped_in_a_row": skips.in_a_row,
-            "watched": lookout.facts() if lookout else None,
+            "watched": lookout.watched() if lookout else None,
             "stopped": seen["stopped"],
             "identity": identity,
             "dtype": str(precision_of(task.train, device)).removeprefix("torch."),
@@ -268,7 +267,7 @@ def run(
             progress=recorder.progress if recorder else None,
             note_skipped=note_skipped,
             skips=skips,
-            tokens=state["tokens"],
+            tokens=state.tokens,
         )
     finally:
         if recorder:

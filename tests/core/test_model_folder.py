@@ -8,6 +8,7 @@ import pytest
 
 from e2ray.config.base import SettingsError
 from e2ray.core import model_folder
+from e2ray.records.folders import ModelFolder
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_only_the_files_asked_for_are_read(folder):
 
 
 def test_every_changed_byte_of_the_record_is_noticed_or_changes_nothing(folder):
-    path = folder / model_folder.RECORD / model_folder.MANIFEST
+    path = ModelFolder(folder).record
     text = path.read_bytes()
     before = json.loads(text)
     for place in range(len(text)):
@@ -117,7 +118,7 @@ def test_every_changed_byte_of_the_record_is_noticed_or_changes_nothing(folder):
 
 
 def test_a_lost_record_in_its_folder_is_told(folder):
-    (folder / model_folder.RECORD / model_folder.MANIFEST).unlink()
+    (ModelFolder(folder).record).unlink()
     with pytest.raises(SettingsError, match=r"manifest\.json: is missing"):
         model_folder.refuse_damaged(folder)
 

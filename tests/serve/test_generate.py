@@ -13,6 +13,7 @@ from e2ray.core.methods.registry import method_of
 from e2ray.core.model_folder import seal
 from e2ray.data.tokenizer import load_tokenizer
 from e2ray.evaluate.weights import weights_digest
+from e2ray.records.model import ModelTraining
 from e2ray.serve.export import RunFacts, export
 from e2ray.serve.generate import Generator
 
@@ -59,7 +60,7 @@ def test_a_model_that_was_trained_under_yarn_reads_a_scale_by_it(run, tmp_path, 
     shutil.copytree(run / "model", folder)
     method = YarnMethod(fast=6, slow=0.4)
     shutil.rmtree(folder / "e2ray", ignore_errors=True)
-    seal(folder, None, training={"settings": {"positions": {"method": method.model_dump(mode="json")}}})
+    seal(folder, None, training=ModelTraining(settings={"positions": {"method": method.model_dump(mode="json")}}))
     if exported:
         export(
             folder, tmp_path / "out", base_context_length=L, context_lengths=(4 * L,), base_scaling=None,
@@ -273,7 +274,7 @@ def test_the_base_context_length_of_the_training_counts_more_than_the_configs(be
         (beside / name).unlink(missing_ok=True)
     model = beside / "model"
     shutil.rmtree(model / "e2ray", ignore_errors=True)
-    seal(model, None, training={"settings": {"base_context_length": 2 * L}})
+    seal(model, None, training=ModelTraining(settings={"base_context_length": 2 * L}))
     generator = Generator(model, device="cpu")
     assert generator.base_context_length == 2 * L and generator.scale_of(8 * L) == 4.0
 

@@ -13,6 +13,7 @@ from e2ray.config.suites import SuiteSettings
 from e2ray.core.model_folder import seal
 from e2ray.evaluate.plausible import ImplausibleError
 from e2ray.evaluate.weights import weights_digest
+from e2ray.records.model import ModelTraining
 from e2ray.stages import evaluate as evaluation
 from e2ray.stages import pipeline
 from e2ray.stages.run import Run
@@ -121,7 +122,7 @@ def test_nothing_is_exported_with_an_evaluation_of_other_weights(measured, file)
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_card_says_how_many_steps_a_training_made_and_what_ended_it(measured, monkeypatch, stopped):
     model = measured.folder / "model"
-    seal(model, None, training={"settings": {}, "step": 17, "tokens": 1234, "stopped": stopped})
+    seal(model, None, training=ModelTraining(settings={}, step=17, tokens=1234, stopped=stopped))
     told = []
     monkeypatch.setattr("e2ray.serve.export.export", lambda *arguments, run, **options: told.append(run.facts))
     pipeline._export(measured, measured.config.model)

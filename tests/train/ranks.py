@@ -101,7 +101,7 @@ def main(phases, results):
         engine, settings = engine_for(phase)
         prove(engine.logits, engine.hook, engine.ds.module, vocab_size=VOCABULARY, device=CPU, tokens=24)
         if "load" in phase:
-            assert checkpoint.load(engine, Path(phase["load"]), identity=IDENTITY)["step"] == phase["start"]
+            assert checkpoint.load(engine, Path(phase["load"]), identity=IDENTITY).step == phase["start"]
         losses, skips = updates(engine, settings, phase)
         if "save" in phase:
             folder = Path(phase["save"])

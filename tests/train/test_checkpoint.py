@@ -88,7 +88,7 @@ def test_every_parameter_is_saved_once_in_plain_safetensors(saved_by_two):
     for path in folder.glob("part-*.safetensors"):
         with safe_open(path, framework="pt") as part:
             names += list(part.keys())
-    wanted = [f"{kind}/{name}" for kind in checkpoint.KINDS for name in state["parameters"]]
+    wanted = [f"{kind}/{name}" for kind in checkpoint.KINDS for name in state.parameters]
     assert sorted(names) == sorted(wanted)
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
     assert len(list(folder.glob("part-*.safetensors"))) == 2  # each rank wrote its part

@@ -78,7 +78,7 @@ def test_what_is_seen_joins_the_metrics_and_the_checkpoint_and_changes_no_weight
     lines = read_metrics(task.folder)
     assert [line["step"] for line in lines if "watch_nll" in line] == [2, 4, 6, 8]
     state = read_state(steps.latest(task.folder / "checkpoints"))
-    base, last = state["watched"]["base"], state["watched"]["last"]
+    base, last = state.watched.base.plain(), state.watched.last.plain()
     assert last == {"step": 8, "watch_nll": lines[-1]["watch_nll"], "price_at_base": lines[-1]["price_at_base"]}
     assert last["price_at_base"] == pytest.approx(last["watch_nll"]["24"] - base["nll"])
     blind = replace(
@@ -158,7 +158,7 @@ def test_a_run_whose_last_look_is_too_dear_ran_in_full(task, run):
     task = replace(task, model=fresh, train=task.train.model_copy(update=dear))
     assert run(task) == 8
     state = read_state(steps.latest(task.folder / "checkpoints"))
-    assert state["watched"]["last"]["price_at_base"] > 1e-3 and state["stopped"] is False
+    assert state.watched.last.price_at_base > 1e-3 and state.stopped is False
 
 
 def test_who_would_end_by_a_price_wants_a_number_to_hold_it_against(task, memory_for):

@@ -7,12 +7,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.methods import LinearMethod
 from e2ray.config.model import LlamaModel, PretrainedModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import ObjectiveSettings, TrainSettings
 from e2ray.core.model_folder import seal, trained_method
+from e2ray.records.folders import ModelFolder
 from e2ray.train.origin import base_identity, ended_early, origin, refuse_other_base, refuse_other_training
 from e2ray.train.task import Task
 
@@ -150,9 +152,18 @@ def test_another_base_is_told_by_its_weights_and_by_its_config(task, base, tmp_p
         refuse_other_base(task.folder / "model", base)
 
 
+def seal_as_before(folder, training):
+    """Seal a model as a version did that knew no versions of files."""
+    seal(folder, None)
+    record = ModelFolder(folder).record
+    content = json.loads(record.read_text())
+    written = {key: value for key, value in content.items() if key not in ("schema_version", "digest")}
+    files.write_sealed(record, written | {"training": training})
+
+
 def without(told, *paths):
     """Return a record as an earlier version wrote it, which knew no such settings."""
-    told = json.loads(json.dumps(told))
+    told = json.loads(json.dumps(told.plain()))
     for path in paths:
         *parents, last = path.split(".")
         place = told
@@ -165,7 +176,7 @@ def without(told, *paths):
 def test_a_record_that_holds_a_digest_of_the_settings_alone_says_nothing(task):
     folder = task.folder / "model"
     folder.mkdir(parents=True)
-    seal(folder, None, training={"settings": "ab" * 32, "base_weights": None, "base_config": None})
+    seal_as_before(folder, {"settings": "ab" * 32, "base_weights": None, "base_config": None})
     refuse_other_training(task)
     refuse_other_base(folder, task.model)
     assert ended_early(task) is None and trained_method(folder) == LinearMethod()
@@ -175,7 +186,7 @@ def test_what_earlier_versions_left_unsaid_was_linear_and_the_next_token(task):
     told = origin(task.identity(*base_identity(task.model)))
     folder = task.folder / "model"
     folder.mkdir(parents=True)
-    seal(folder, None, training=without(told, "settings.positions.method", "settings.train.objective"))
+    seal_as_before(folder, without(told, "settings.positions.method", "settings.train.objective"))
     refuse_other_training(task)
     assert trained_method(folder) == LinearMethod()
     yarn = PositionSettings.model_validate({"preset": "pose", "max_scale": 4, "method": {"kind": "yarn"}})

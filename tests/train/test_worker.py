@@ -107,7 +107,7 @@ def test_adapters_train_alone_and_are_merged_into_the_model_folder(task, tmp_pat
     adapted = replace(task, model=PretrainedModel(path=str(base), base_context_length=WINDOW, lora=lora))
     run(adapted)
     state = checkpoint.read_state(steps.latest(task.folder / "checkpoints"))
-    assert all("lora_" in name for name in state["parameters"])
+    assert all("lora_" in name for name in state.parameters)
     model = write(adapted, tmp_path / "model")
     before, after = dict(AutoModelForCausalLM.from_pretrained(base).named_parameters()), dict(model.named_parameters())
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -264,8 +264,9 @@ def test_a_checkpoint_of_another_version_is_no_damage(task):
         state = json.loads((folder / "state.json").read_text()) | {"format": 1}
         (folder / "state.json").write_text(json.dumps(state))
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["files"]["state.json"] = files.fingerprint(folder / "state.json")
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": files.digest(manifest["files"])}))
+        manifest["files"]["state.json"] = files.fingerprint(folder / "state.json").model_dump()
+        manifest.pop("digest")
+        files.write_sealed(folder / "manifest.json", manifest)
     with pytest.raises(SettingsError, match=r"step-4: has format 1, .*finish the run with the version") as told:
         run(task)
     assert "remove" not in str(told.value)
@@ -325,9 +326,9 @@ def test_a_model_written_from_other_weights_is_refused(task, tmp_path, precision
     run(other)
     shutil.copy(other.folder / "checkpoints" / "step-6" / "probe.safetensors", folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"] |= files.fingerprints(folder, ["probe.safetensors"])
-    manifest["digest"] = files.digest(manifest["files"])
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest["files"]["probe.safetensors"] = files.fingerprint(folder / "probe.safetensors").model_dump()
+    manifest.pop("digest")
+    files.write_sealed(folder / "manifest.json", manifest)
     with pytest.raises(SettingsError, match="answers otherwise than the model that was trained"):
         write(task, tmp_path / "again")
     assert not (tmp_path / "again").exists()
@@ -405,7 +406,7 @@ def test_steps_whose_rows_have_no_gradient_are_skipped_told_and_counted(poisoned
         )
     assert len(read_ledger(poisoned.folder)) == 8 * 4  # every step
     state = checkpoint.read_state(poisoned.folder / "checkpoints" / "step-8")
-    assert (state["skipped_steps"], state["skipped_in_a_row"]) == (3, 0)
+    assert (state.skipped_steps, state.skipped_in_a_row) == (3, 0)
     for path in poisoned.folder.rglob("*.json*"):
         assert not re.search(r"\b(NaN|-?Infinity)\b", path.read_text()), path
 
