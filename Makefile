@@ -1,5 +1,5 @@
 # make train    set up .venv and run the built-in recipe into runs/demo-cpu
-# make test     set up .venv and run the tests
+# make test     set up .venv and run the tests, in two processes that share them
 # make docs     set up .venv and build the pages as a site into build/site
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +20,7 @@ train: $(READY)
 	$(BIN)/python jobs/train.py --config jobs/recipes/demo-cpu.yaml --set storage=$(CURDIR)/runs
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-slow: $(READY)
 	$(BIN)/pytest -m 'slow and not gpu'

@@ -1,4 +1,8 @@
-"""What all tests share: one Ray for the session, few threads, no network."""
+"""What all tests share: one Ray for the process, few threads, no network.
+
+With `-n 2` two processes share the tests. A module stays in one of them, and so do all modules that start a Ray, but
+for the one whose head node jobs are submitted to. The longest begin first.
+"""
 
 import os
 import resource
@@ -23,6 +27,22 @@ os.environ.pop("RAY_ADDRESS", None)
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+FIRST = ("tests/test_submit.py", "ray")  # the groups that take longest, in the order in which they begin
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Name the group of each test for `--dist loadgroup`; in one process the tests keep their order."""
+    if not config.pluginmanager.hasplugin("xdist") or config.getoption("dist") != "loadgroup":
+        return
+
+    def group(item):
+        module = item.nodeid.partition("::")[0]
+        return module if module in FIRST or not item.get_closest_marker("ray") else "ray"
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: FIRST.index(group(item)) if group(item) in FIRST else len(FIRST))
 
 
 @pytest.fixture(autouse=True, scope="session")
