@@ -19,7 +19,9 @@ from benchmarking import goal
 
 from e2ray.config.base import SettingsError
 from e2ray.data.rows import TrainRows, ValidationRows
-from e2ray.data.shards import SCHEMA_VERSION, local_batches, manifest_text
+from e2ray.data.shards import local_batches
+from e2ray.records.folders import ShardFolder
+from e2ray.records.manifest import Manifest
 
 KILLS, FLIPS = 20, 1000
 
@@ -35,18 +37,16 @@ def write_rows(folder: Path, rows: int, window: int) -> Path:
     dropped = writer.finish()
     held_out = ValidationRows(folder, shard_rows=8192)
     held_out.finish()
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "tokenizer_hash": "0" * 64,
-        "window": window,
-        "pack": "concat",
-        "rows": rows,
-        "rows_per_batch": writer.rows_per_batch,
-        "dropped_tokens": dropped,
-        "shards": writer.writer.entries,
-        "validation": [],
-    }
-    (folder / "manifest.json").write_text(manifest_text(manifest), encoding="utf-8")
+    manifest = Manifest(
+        tokenizer_hash="0" * 64,
+        window=window,
+        rows=rows,
+        rows_per_batch=writer.rows_per_batch,
+        dropped_tokens=dropped,
+        shards=tuple(writer.writer.entries),
+        validation=(),
+    )
+    manifest.write(ShardFolder(folder).manifest)
     return folder
 
 

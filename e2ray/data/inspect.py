@@ -4,12 +4,12 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from e2ray.config.base import SettingsError
 from e2ray.data.folder import Folder
 from e2ray.data.order import PARTS
 from e2ray.data.shards import read_manifest
+from e2ray.records.manifest import DocumentLengths, Manifest, ShardEntry
 
 BAR = 40  # characters of the longest bar of a histogram
 
@@ -26,29 +26,29 @@ def verify(place: str | Path, *, show: Callable[[str], None]) -> None:
     """
     folder = Folder(place)
     manifest = read_manifest(folder)
-    entries = manifest["shards"] + manifest["validation"]
+    entries = manifest.shards + manifest.validation
     sizes = folder.sizes()
-    owners = {entry["sha256"]: entry["file"] for entry in entries}
+    owners = {entry.sha256: entry.file for entry in entries}
 
-    def problem(entry: dict[str, Any]) -> str | None:
-        path, size = folder.name(entry["file"]), sizes.get(entry["file"])
+    def problem(entry: ShardEntry) -> str | None:
+        path, size = folder.name(entry.file), sizes.get(entry.file)
         if size is None:
             return f"{path}: missing shard"
         try:
-            found = folder.sha256(entry["file"])
+            found = folder.sha256(entry.file)
         except SettingsError as error:
             return str(error)
-        if found == entry["sha256"]:
+        if found == entry.sha256:
             return None
         if found in owners:
             return f"{path}: swapped, holds what {owners[found]} should hold"
-        if size != entry["bytes"]:
-            return f"{path}: damaged shard, {size} bytes, wanted {entry['bytes']}"
+        if size != entry.bytes:
+            return f"{path}: damaged shard, {size} bytes, wanted {entry.bytes}"
         return f"{path}: damaged shard, its sha256 does not match"
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         found = [line for line in pool.map(problem, entries) if line]
-    known = {entry["file"] for entry in entries}
+    known = {entry.file for entry in entries}
     found += [
         f"{folder.name(name)}: extra shard that the manifest does not name"
         for name in sorted(sizes)
@@ -61,7 +61,7 @@ def verify(place: str | Path, *, show: Callable[[str], None]) -> None:
             f"{folder.place}: {len(found)} of {len(entries)} files are not what prepare wrote; remove the folder and "
             "rerun prepare, or remove what is extra"
         )
-    size = sum(entry["bytes"] for entry in entries)
+    size = sum(entry.bytes for entry in entries)
     show(f"{folder.place}: whole, {len(entries)} files of {size:,} bytes match their sha256")
 
 
@@ -73,55 +73,55 @@ def info(place: str | Path) -> list[str]:
     """
     folder = Folder(place)
     manifest = read_manifest(folder)
-    files_of = {kind: manifest[key] for kind, key in (("train", "shards"), ("validation", "validation"))}
-    size = sum(entry["bytes"] for entries in files_of.values() for entry in entries)
-    pack = manifest.get("pack", "concat")
-    full = manifest.get("tokens", 0) / (manifest["rows"] * manifest["window"])
+    files_of = {"train": manifest.shards, "validation": manifest.validation}
+    size = sum(entry.bytes for entries in files_of.values() for entry in entries)
+    full = manifest.tokens / (manifest.rows * manifest.window)
     lines = [
-        f"{folder.place}: {size:,} bytes, schema version {manifest['schema_version']}, shards "
-        f"{manifest.get('corpus_digest', '')[:16] or 'without a digest of their corpus'}",
-        f"rows        {manifest['rows']:,} of {manifest['window']:,} tokens in {len(files_of['train'])} files; "
-        f"{manifest['dropped_tokens']:,} tokens at the end filled no row",
-        f"packing     {pack}" + (f", rows {full:.4%} full" if pack != "concat" else ""),
-        f"tokenizer   {manifest['tokenizer_hash'][:16]}, {manifest.get('vocab_size', 0):,} tokens",
+        f"{folder.place}: {size:,} bytes, schema version {Manifest.schema_version}, shards "
+        f"{manifest.corpus_digest[:16] or 'without a digest of their corpus'}",
+        f"rows        {manifest.rows:,} of {manifest.window:,} tokens in {len(files_of['train'])} files; "
+        f"{manifest.dropped_tokens:,} tokens at the end filled no row",
+        f"packing     {manifest.pack}" + (f", rows {full:.4%} full" if manifest.pack != "concat" else ""),
+        f"tokenizer   {manifest.tokenizer_hash[:16]}, {manifest.vocab_size:,} tokens",
     ]
     lines += _mixture(manifest)
     for kind in files_of:
-        lines += _documents(kind, manifest.get("documents", {}).get(kind) or {"count": 0})
-    if manifest.get("num_short"):
-        lines.append(f"left out    {manifest['num_short']:,} documents with fewer tokens than min_tokens")
-    if manifest.get("num_long"):
-        lines.append(f"left out    {manifest['num_long']:,} documents with more tokens than their source's max_tokens")
-    if manifest.get("num_repeated"):
-        lines.append(f"left out    {manifest['num_repeated']:,} documents that nearly repeat an earlier one")
-    if manifest.get("num_skipped"):
-        lines += [f"skipped     {manifest['num_skipped']:,} documents, for example:"]
-        lines += [f"  {reason}" for reason in manifest["skipped"][:3]]
+        lines += _documents(kind, manifest.documents.get(kind))
+    if manifest.num_short:
+        lines.append(f"left out    {manifest.num_short:,} documents with fewer tokens than min_tokens")
+    if manifest.num_long:
+        lines.append(f"left out    {manifest.num_long:,} documents with more tokens than their source's max_tokens")
+    if manifest.num_repeated:
+        lines.append(f"left out    {manifest.num_repeated:,} documents that nearly repeat an earlier one")
+    if manifest.num_skipped:
+        lines += [f"skipped     {manifest.num_skipped:,} documents, for example:"]
+        lines += [f"  {reason}" for reason in manifest.skipped[:3]]
     return lines
 
 
-def _mixture(manifest: dict[str, Any]) -> list[str]:
+def _mixture(manifest: Manifest) -> list[str]:
     """Return one line for each corpus of a mixture: how much of a run is of it, and what it has."""
-    corpora = manifest.get("corpora", [])
-    drawn = [corpus["parts"] * corpus["tokens"] / corpus["rows"] for corpus in corpora]
+    corpora = manifest.corpora or ()
+    drawn = [corpus.parts * corpus.tokens / corpus.rows for corpus in corpora]
     return [
-        f"source {number:<5}{tokens / sum(drawn):.2%} of a run's tokens, {corpus['parts'] / PARTS:.2%} of its rows; "
-        f"has {corpus['rows']:,} rows, {corpus['tokens']:,} tokens"
+        f"source {number:<5}{tokens / sum(drawn):.2%} of a run's tokens, {corpus.parts / PARTS:.2%} of its rows; "
+        f"has {corpus.rows:,} rows, {corpus.tokens:,} tokens"
         for number, (corpus, tokens) in enumerate(zip(corpora, drawn, strict=True))
     ]
 
 
-def _documents(kind: str, facts: dict[str, Any]) -> list[str]:
+def _documents(kind: str, facts: DocumentLengths | None) -> list[str]:
     """Return the lines of one half of the corpus: counts, then how long its documents are."""
-    if not facts["count"]:
+    if facts is None or not facts.count:
         return [f"{kind:<12}no documents"]
     lines = [
-        f"{kind:<12}{facts['count']:,} documents, {facts['tokens']:,} tokens; {facts['min']:,} to {facts['max']:,} "
-        f"tokens each, median {facts['median']:,}"
+        f"{kind:<12}{facts.count:,} documents, {facts.tokens:,} tokens; {facts.min:,} to {facts.max:,} "
+        f"tokens each, median {facts.median:,}"
     ]
-    most = max(count for _, count in facts["histogram"])
-    width = max(len(f"{length:,}") for length, _ in facts["histogram"])
-    for length, count in facts["histogram"]:
+    histogram = facts.histogram or ()
+    most = max(count for _, count in histogram)
+    width = max(len(f"{length:,}") for length, _ in histogram)
+    for length, count in histogram:
         bar = "#" * max(1, round(BAR * count / most))
         lines.append(f"  up to {length:>{width},} tokens  {count:>9,}  {bar}")
     return lines

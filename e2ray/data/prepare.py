@@ -26,9 +26,11 @@ from e2ray.data.order import shares
 from e2ray.data.packing import Packer
 from e2ray.data.parts import Keeper, Parts
 from e2ray.data.rows import PackedRows, TrainRows, ValidationRows
-from e2ray.data.shards import MANIFEST, SCHEMA_VERSION, ShardSet, Tokens, manifest_text
+from e2ray.data.shards import ShardSet, Tokens
 from e2ray.data.stream import tokenise
 from e2ray.data.unpack import Limits
+from e2ray.records.folders import ShardFolder
+from e2ray.records.manifest import CorpusRows, DocumentLengths, Manifest
 
 TOKENIZER_FOLDER = "tokenizer"
 TOKENS = 2  # how a document becomes tokens; parts that an earlier way made are made again
@@ -55,7 +57,7 @@ def shards_digest(settings: DataSettings, *, tokenizer_source: TokenizerSource) 
     """
     return files.digest(
         {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": Manifest.schema_version,
             "settings": settings.identity(without=READ_ONLY | {"tokenizer"}),
             "tokenizer": _tokenizer_identity(tokenizer_source),
             "python": platform.python_version(),
@@ -85,7 +87,7 @@ def prepare(
     *,
     tokenizer_source: TokenizerSource,
     progress: Callable[[str], None],
-) -> dict[str, Any]:
+) -> Manifest:
     """Return the manifest of the shards in `folder`, made now unless they are there already. Needs a running Ray.
 
     Args:
@@ -103,7 +105,7 @@ def prepare(
     with files.lock(folder.with_name(f".{folder.name}.lock"), what="preparing the same shards"):
         finished = _finished(folder, wanted, progress)
         if finished is not None:
-            progress(f"prepare: {folder} is up to date, {finished['rows']} rows of {finished['window']} tokens")
+            progress(f"prepare: {folder} is up to date, {finished.rows} rows of {finished.window} tokens")
             return finished
         limits = Limits.of(settings)
         held_out = [list_items([source], limits=limits) for source in settings.validation_corpus]
@@ -130,20 +132,20 @@ def prepare(
                     build.add(part, source, held_out=False)
                 for source, part in zip(settings.validation_corpus, held_out, strict=True):
                     build.add(part, source, held_out=True)
-                (aside / MANIFEST).write_text(build.finish(wanted), encoding="utf-8")
+                build.finish(wanted).write(ShardFolder(aside).manifest)
         except SettingsError:
             parts.remove()  # what has to be mended makes other tokens; a lost worker or a kill does not
             raise
         parts.remove()
         manifest = ShardSet.open(folder).manifest
-        if manifest["padded_tokens"]:
+        if manifest.padded_tokens:
             progress(f"prepare: rows are {fill(manifest):.2%} full")
         return manifest
 
 
-def fill(manifest: dict[str, Any]) -> float:
+def fill(manifest: Manifest) -> float:
     """Return the share of the rows' places that hold a document's token, exactly, 0 to 1."""
-    return float(manifest["tokens"] / (manifest["rows"] * manifest["window"]))
+    return float(manifest.tokens / (manifest.rows * manifest.window))
 
 
 def refuse_short_rows(window: int, tokenizer: Any) -> None:
@@ -165,22 +167,22 @@ def _held_out_files(settings: DataSettings, source: Source) -> frozenset[str]:
     return frozenset(os.path.realpath(file.path) for file in found)
 
 
-def _finished(folder: Path, wanted: str, progress: Callable[[str], None]) -> dict[str, Any] | None:
+def _finished(folder: Path, wanted: str, progress: Callable[[str], None]) -> Manifest | None:
     """Return the manifest in `folder` if it is the wanted one and whole; tell of damage, refuse others' folders."""
-    ours = (folder / MANIFEST).is_file() and any(folder.glob("train-*.arrow"))
+    ours = ShardFolder(folder).manifest.is_file() and any(folder.glob("train-*.arrow"))
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder}: exists and holds no shards; choose an empty or new folder for data.shards")
     if not ours:
         return None
     try:
         manifest = ShardSet.open(folder).manifest
-        if manifest["corpus_digest"] != wanted:
+        if manifest.corpus_digest != wanted:
             return None
         tokenizer = tokenizers.load_shard_tokenizer(folder / TOKENIZER_FOLDER)
     except SettingsError as error:
         progress(f"prepare: the shards are made anew; {error}")
         return None
-    return manifest if manifest["begin_token"] == tokenizers.begin_name(tokenizer) else None
+    return manifest if manifest.begin_token == tokenizers.begin_name(tokenizer) else None
 
 
 class _Build:
@@ -207,7 +209,7 @@ class _Build:
         self.num_documents = 0
         self.num_tokens = 0
         self.dropped = 0
-        self.corpora: list[dict[str, Any]] = []
+        self.corpora: list[CorpusRows] = []
         self.started = 0.0
         self.tokenizer: Any = None
         self.train: TrainRows | PackedRows
@@ -328,10 +330,11 @@ class _Build:
 
     def _end_corpus(self, source: Source) -> None:
         """Close the rows of a source that is a corpus of its own."""
-        writer, first = self.train.writer, sum(corpus["rows"] for corpus in self.corpora)
+        assert source.weight is not None, "others join on"
+        writer, first = self.train.writer, sum(corpus.rows for corpus in self.corpora)
         dropped = self.train.finish()
         self.dropped += dropped
-        padded = self.train.padded - sum(corpus["padded_tokens"] for corpus in self.corpora)
+        padded = self.train.padded - sum(corpus.padded_tokens for corpus in self.corpora)
         rows = writer.rows - first
         if not rows:
             raise SettingsError(
@@ -340,14 +343,15 @@ class _Build:
             )
         tokens = rows * self.settings.window - padded
         self.corpora.append(
-            {
-                "weight": source.weight,
-                "first_row": first,
-                "rows": rows,
-                "shard_rows": self.settings.shard_rows,
-                "tokens": tokens,
-                "padded_tokens": padded,
-            }
+            CorpusRows(
+                weight=source.weight,
+                first_row=first,
+                rows=rows,
+                shard_rows=self.settings.shard_rows,
+                tokens=tokens,
+                padded_tokens=padded,
+                parts=0,  # shared out once all are known
+            )
         )
 
     def _report(self) -> None:
@@ -382,53 +386,50 @@ class _Build:
         self.num_tokens += len(tokens)
         self.lengths["validation" if held_out else "train"].append(len(tokens))
 
-    def finish(self, corpus_digest: str) -> str:
-        """Close the files, check that there is something in them and return the manifest's text."""
+    def finish(self, corpus_digest: str) -> Manifest:
+        """Close the files, check that there is something in them and return the manifest."""
         dropped = self.dropped + self.train.finish()
         self.validation.finish()
         self._check(dropped)
         settings = self.settings
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "corpus_digest": corpus_digest,
-            "tokenizer_hash": tokenizers.tokenizer_hash(self.tokenizer),
-            "vocab_size": tokenizers.vocabulary_size(self.tokenizer),
-            "begin_token": tokenizers.begin_name(self.tokenizer),
-            "end_token": self.tokenizer.eos_token_id,
-            "window": settings.window,
-            "rows": self.train.writer.rows,
-            "rows_per_batch": self.train.rows_per_batch,
-            "pack": settings.pack,
-            "tokens": self.train.writer.rows * settings.window - self.train.padded,
-            "padded_tokens": self.train.padded,
-            "dropped_tokens": dropped,
-            "documents": {kind: _lengths(lengths) for kind, lengths in self.lengths.items()},
-            "validation_lengths": self.lengths["validation"],
-            "num_short": self.num_short,
-            "num_long": self.num_long,
-            "num_repeated": self.num_repeated,
-            "num_skipped": self.num_skipped,
-            "skipped": self.skipped,
-            "sources": [source.model_dump(mode="json") for source in settings.corpus],
-            "validation_sources": [source.model_dump(mode="json") for source in settings.validation_corpus],
-            "validation_share": settings.validation_share,
-            "seed": settings.seed,
-            "settings": settings.made_with(),
-            "shards": self.train.writer.entries,
-            "validation": self.validation.writer.entries,
-        }
-        if self.corpora:
-            manifest["corpora"] = self._shared_out()
-        return manifest_text(manifest)
+        return Manifest(
+            corpus_digest=corpus_digest,
+            tokenizer_hash=tokenizers.tokenizer_hash(self.tokenizer),
+            vocab_size=tokenizers.vocabulary_size(self.tokenizer),
+            begin_token=tokenizers.begin_name(self.tokenizer),
+            end_token=self.tokenizer.eos_token_id,
+            window=settings.window,
+            rows=self.train.writer.rows,
+            rows_per_batch=self.train.rows_per_batch,
+            pack=settings.pack,
+            tokens=self.train.writer.rows * settings.window - self.train.padded,
+            padded_tokens=self.train.padded,
+            dropped_tokens=dropped,
+            documents={kind: _lengths(lengths) for kind, lengths in self.lengths.items()},
+            validation_lengths=tuple(self.lengths["validation"]),
+            num_short=self.num_short,
+            num_long=self.num_long,
+            num_repeated=self.num_repeated,
+            num_skipped=self.num_skipped,
+            skipped=tuple(self.skipped),
+            sources=tuple(source.model_dump(mode="json") for source in settings.corpus),
+            validation_sources=tuple(source.model_dump(mode="json") for source in settings.validation_corpus),
+            validation_share=settings.validation_share,
+            seed=settings.seed,
+            settings=settings.made_with(),
+            shards=tuple(self.train.writer.entries),
+            validation=tuple(self.validation.writer.entries),
+            corpora=self._shared_out() if self.corpora else None,
+        )
 
-    def _shared_out(self) -> list[dict[str, Any]]:
+    def _shared_out(self) -> tuple[CorpusRows, ...]:
         """Return what the manifest says of each corpus, the share of its rows in a run among it."""
-        per_row = [corpus["tokens"] / corpus["rows"] for corpus in self.corpora]
+        per_row = [corpus.tokens / corpus.rows for corpus in self.corpora]
         try:
-            parts = shares([corpus["weight"] for corpus in self.corpora], per_row)
+            parts = shares([corpus.weight for corpus in self.corpora], per_row)
         except ValueError as error:
             raise SettingsError(f"data.corpus: {error}") from None
-        return [corpus | {"parts": count} for corpus, count in zip(self.corpora, parts, strict=True)]
+        return tuple(corpus.changed(parts=count) for corpus, count in zip(self.corpora, parts, strict=True))
 
     def _check(self, dropped: int) -> None:
         documents = {kind: len(lengths) for kind, lengths in self.lengths.items()}
@@ -464,20 +465,17 @@ def _documents(table: Any) -> Iterator[tuple[str, Tokens, str | None]]:
             yield name, flat[offsets[row] : offsets[row + 1]].copy(), reason
 
 
-def _lengths(lengths: list[int]) -> dict[str, Any]:
-    """Return what the manifest says about document lengths in tokens, without a number per document.
-
-    `histogram` is a list of [power of two, number of documents of at most that many tokens and more than half].
-    """
+def _lengths(lengths: list[int]) -> DocumentLengths:
+    """Return what the manifest says about document lengths in tokens, without a number per document."""
     if not lengths:
-        return {"count": 0, "tokens": 0}
+        return DocumentLengths(count=0, tokens=0)
     values = np.array(lengths)
     bins, counts = np.unique(np.ceil(np.log2(values)).astype(int), return_counts=True)
-    return {
-        "count": len(values),
-        "tokens": int(values.sum()),
-        "min": int(values.min()),
-        "median": int(np.sort(values)[len(values) // 2]),
-        "max": int(values.max()),
-        "histogram": [[2 ** int(exponent), int(count)] for exponent, count in zip(bins, counts, strict=True)],
-    }
+    return DocumentLengths(
+        count=len(values),
+        tokens=int(values.sum()),
+        min=int(values.min()),
+        median=int(np.sort(values)[len(values) // 2]),
+        max=int(values.max()),
+        histogram=tuple((2 ** int(exponent), int(count)) for exponent, count in zip(bins, counts, strict=True)),
+    )

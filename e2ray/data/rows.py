@@ -16,6 +16,7 @@ from isal.isal_zlib import crc32
 
 from e2ray.data.packing import Packer, Row
 from e2ray.data.shards import PADDING, Tokens, train_schema, validation_schema
+from e2ray.records.manifest import ShardEntry
 
 BATCH_BYTES = 256 * 2**10  # a random row verifies its whole record batch
 
@@ -54,12 +55,12 @@ class ShardWriter:
 
     def __init__(self, folder: Path, kind: str, schema: pa.Schema, *, shard_rows: int) -> None:
         self.folder, self.kind, self.schema, self.shard_rows = folder, kind, schema, shard_rows
-        self.entries: list[dict[str, Any]] = []
+        self.entries: list[ShardEntry] = []
         self.rows = 0
         self._sink: _Sink | None = None
         self._writer: Any = None
         self._first_row = 0
-        self._blocks: list[list[int]] = []
+        self._blocks: list[tuple[int, int]] = []
 
     @property
     def room(self) -> int:
@@ -88,19 +89,19 @@ class ShardWriter:
         self._cut(self._sink)
         self._sink.close()
         self.entries.append(
-            {
-                "file": f"{self.kind}-{len(self.entries):05d}.arrow",
-                "rows": self.rows - self._first_row,
-                "first_row": self._first_row,
-                "bytes": self._sink.place,
-                "sha256": self._sink.sha256.hexdigest(),
-                "blocks": self._blocks,
-            }
+            ShardEntry(
+                file=f"{self.kind}-{len(self.entries):05d}.arrow",
+                rows=self.rows - self._first_row,
+                first_row=self._first_row,
+                bytes=self._sink.place,
+                sha256=self._sink.sha256.hexdigest(),
+                blocks=tuple(self._blocks),
+            )
         )
         self._first_row, self._sink, self._blocks = self.rows, None, []
 
     def _cut(self, sink: _Sink) -> None:
-        self._blocks.append([sink.place, sink.crc])
+        self._blocks.append((sink.place, sink.crc))
         sink.crc = 0
 
 

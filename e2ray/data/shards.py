@@ -7,28 +7,26 @@ to the last byte, so a batch whose file was damaged or swapped is never handed o
 0.3 ms per MiB the first time a process touches it.
 """
 
-import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from isal.isal_zlib import crc32
 
-from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import SHUFFLE_SHARDS
 from e2ray.data.folder import Folder
 from e2ray.data.order import Corpus, Order, Reader
+from e2ray.records.folders import ShardFolder
+from e2ray.records.manifest import Manifest, ShardEntry
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST = ShardFolder.manifest.name
 PADDING = -1  # in `documents`: tokens that only fill a row
 MAGIC_BYTES = 8  # at the head of an Arrow file, padding included
 KEPT_BYTES = 512 * 2**20  # of record batches of a remote place, in one process
@@ -91,19 +89,7 @@ def validation_schema() -> pa.Schema:
     return pa.schema(fields)
 
 
-def manifest_text(manifest: dict[str, Any]) -> str:
-    """Return the one spelling of a manifest, its digest included; any other text is not read."""
-    content = {key: value for key, value in manifest.items() if key != "digest"}
-    content["digest"] = files.digest(content)
-    lines = [f"{json.dumps(key)}: {_json(value)}" for key, value in content.items()]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
-
-
-def read_manifest(place: str | Path | Folder) -> dict[str, Any]:
+def read_manifest(place: str | Path | Folder) -> Manifest:
     """Return the manifest of a folder of shards.
 
     Raises:
@@ -113,21 +99,7 @@ def read_manifest(place: str | Path | Folder) -> dict[str, Any]:
     path = folder.name(MANIFEST)
     if MANIFEST not in folder.sizes():
         raise SettingsError(f"{path}: not found, {folder.place} holds no finished shards; run prepare")
-    content = folder.read(MANIFEST)  # a place that cannot be read is not a damaged one
-    try:
-        text = content.decode("utf-8")
-        manifest = json.loads(text)
-        whole = isinstance(manifest, dict) and manifest_text(manifest) == text
-    except (ValueError, TypeError, RecursionError):
-        whole = False
-    if not whole:
-        raise SettingsError(f"{path}: damaged or edited, its digest does not match; {_again(folder)}")
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise SettingsError(
-            f"{path}: schema version {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
-            f"{_again(folder)}"
-        )
-    return manifest
+    return Manifest.of_text(folder.read(MANIFEST), where=path)
 
 
 def _again(folder: Folder) -> str:
@@ -137,12 +109,12 @@ def _again(folder: Folder) -> str:
 class _Shard:
     """One file; a record batch is verified whenever it is read."""
 
-    def __init__(self, folder: Folder, entry: dict[str, Any], schema: pa.Schema) -> None:
+    def __init__(self, folder: Folder, entry: ShardEntry, schema: pa.Schema) -> None:
         self.folder, self.schema = folder, schema
-        self.path = folder.name(entry["file"])
-        self.blocks: list[list[int]] = entry["blocks"]
-        self.file = folder.open(entry["file"])
-        if self.file.size != entry["bytes"]:
+        self.path = folder.name(entry.file)
+        self.blocks = entry.blocks
+        self.file = folder.open(entry.file)
+        if self.file.size != entry.bytes:
             raise self.damaged("its size changed")
         self._verified(len(self.blocks) - 1)  # the footer, before Arrow reads it
         found = pa.ipc.open_file(self.file.whole()).schema
@@ -197,13 +169,11 @@ class ShardSet:
     needed, several at once, and the newest ones are kept.
     """
 
-    def __init__(self, folder: Folder, manifest: dict[str, Any], *, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, folder: Folder, manifest: Manifest, *, kept_bytes: int = KEPT_BYTES) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.rows: int = manifest["rows"]
-        self.window: int = manifest["window"]
-        self.rows_per_batch: int = manifest["rows_per_batch"]
-        self._firsts = np.array([entry["first_row"] for entry in manifest["shards"]], dtype=np.int64)
+        self.rows, self.window, self.rows_per_batch = manifest.rows, manifest.window, manifest.rows_per_batch
+        self._firsts = np.array([entry.first_row for entry in manifest.shards], dtype=np.int64)
         self._shards: dict[str, _Shard] = {}
         self._kept: OrderedDict[Key, _Block] = OrderedDict()
         self._kept_bytes, self._most_bytes = 0, kept_bytes
@@ -224,25 +194,24 @@ class ShardSet:
         """
         folder = Folder(place)
         manifest = read_manifest(folder)
-        if window is not None and manifest["window"] != window:
+        if window is not None and manifest.window != window:
             raise SettingsError(
-                f"{folder.place}: shards hold {manifest['window']}-token rows, the run wants {window}; "
+                f"{folder.place}: shards hold {manifest.window}-token rows, the run wants {window}; "
                 f"rerun prepare with --set data.window={window}"
             )
-        if tokenizer_hash is not None and manifest["tokenizer_hash"] != tokenizer_hash:
+        if tokenizer_hash is not None and manifest.tokenizer_hash != tokenizer_hash:
             raise SettingsError(
-                f"{folder.place}: shards were made with tokenizer {manifest['tokenizer_hash'][:12]}, the run uses "
+                f"{folder.place}: shards were made with tokenizer {manifest.tokenizer_hash[:12]}, the run uses "
                 f"{tokenizer_hash[:12]}; rerun prepare with the run's tokenizer"
             )
-        entries = {entry["file"]: entry for entry in manifest["shards"] + manifest["validation"]}
+        entries = {entry.file: entry for entry in manifest.shards + manifest.validation}
         sizes = folder.sizes()
         for name, entry in entries.items():
             if name not in sizes:
                 raise SettingsError(f"{folder.name(name)}: missing shard; {_again(folder)}")
-            if sizes[name] != entry["bytes"]:
+            if sizes[name] != entry.bytes:
                 raise SettingsError(
-                    f"{folder.name(name)}: damaged shard, {sizes[name]} bytes, wanted {entry['bytes']}; "
-                    f"{_again(folder)}"
+                    f"{folder.name(name)}: damaged shard, {sizes[name]} bytes, wanted {entry.bytes}; {_again(folder)}"
                 )
         for name in sorted(sizes):
             if name.endswith(".arrow") and name not in entries:
@@ -297,7 +266,7 @@ class ShardSet:
             self._kept_bytes -= self._kept.popitem(last=False)[1].bytes
 
     def _block(self, shard: int, number: int) -> _Block:
-        batch = self._shard(self.manifest["shards"][shard], train_schema(self.window)).batch(number)
+        batch = self._shard(self.manifest.shards[shard], train_schema(self.window)).batch(number)
         tokens, starts, documents = batch.columns
         return _Block(
             tokens.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.window),
@@ -329,15 +298,15 @@ class ShardSet:
     @property
     def corpora(self) -> tuple[Corpus, ...]:
         """The corpora whose rows are mixed, each with its share of the rows of a run."""
-        found = self.manifest.get("corpora")
+        found = self.manifest.corpora
         if found is None:  # one text, shards of equal length
-            return (Corpus(0, self.rows, self.manifest["shards"][0]["rows"]),)
-        return tuple(Corpus(entry["first_row"], entry["rows"], entry["shard_rows"], entry["parts"]) for entry in found)
+            return (Corpus(0, self.rows, self.manifest.shards[0].rows),)
+        return tuple(Corpus(each.first_row, each.rows, each.shard_rows, each.parts) for each in found)
 
     @property
     def packed(self) -> bool:
         """Whether rows hold documents that do not see each other."""
-        return self.manifest.get("pack", "concat") != "concat"
+        return self.manifest.pack != "concat"
 
     def rows_of(self, row_ids: npt.ArrayLike) -> Rows:
         """Return training rows in the order of `row_ids`, fresh arrays.
@@ -366,16 +335,16 @@ class ShardSet:
             places[row] = place
         return places
 
-    def _shard(self, entry: dict[str, Any], schema: pa.Schema) -> _Shard:
+    def _shard(self, entry: ShardEntry, schema: pa.Schema) -> _Shard:
         with self._lock:
-            shard = self._shards.get(entry["file"])
+            shard = self._shards.get(entry.file)
             if shard is None:
-                shard = self._shards[entry["file"]] = _Shard(self.folder, entry, schema)
+                shard = self._shards[entry.file] = _Shard(self.folder, entry, schema)
             return shard
 
     def train_batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all training rows in their order with their document pieces (`train_schema`), verified."""
-        yield from self._batches(self.manifest["shards"], train_schema(self.window))
+        yield from self._batches(self.manifest.shards, train_schema(self.window))
 
     def validation_documents(self) -> Iterator[tuple[str, Tokens]]:
         """Yield (name, tokens int32 [tokens]) of each held-out document in corpus order, verified.
@@ -383,7 +352,7 @@ class ShardSet:
         Raises:
             SettingsError: If a record batch is damaged.
         """
-        for batch in self._batches(self.manifest["validation"], validation_schema()):
+        for batch in self._batches(self.manifest.validation, validation_schema()):
             for name, tokens in zip(batch.column("name"), batch.column("tokens"), strict=True):
                 yield name.as_py(), tokens.values.to_numpy(zero_copy_only=True).copy()
 
@@ -391,10 +360,10 @@ class ShardSet:
         """Return the tokens of all held-out documents; errors are those of `validation_documents`."""
         return [tokens for _, tokens in self.validation_documents()]
 
-    def _batches(self, entries: list[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def _batches(self, entries: Sequence[ShardEntry], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for entry in entries:
             shard = self._shard(entry, schema)
-            for number in range(len(entry["blocks"]) - 1):
+            for number in range(len(entry.blocks) - 1):
                 yield shard.batch(number)
 
     def verify(self) -> None:
@@ -403,11 +372,10 @@ class ShardSet:
         Raises:
             SettingsError: At the first file that differs.
         """
-        for entry in self.manifest["shards"] + self.manifest["validation"]:
-            if self.folder.sha256(entry["file"]) != entry["sha256"]:
+        for entry in self.manifest.shards + self.manifest.validation:
+            if self.folder.sha256(entry.file) != entry.sha256:
                 raise SettingsError(
-                    f"{self.folder.name(entry['file'])}: damaged shard, its sha256 does not match; "
-                    f"{_again(self.folder)}"
+                    f"{self.folder.name(entry.file)}: damaged shard, its sha256 does not match; {_again(self.folder)}"
                 )
 
 

@@ -249,7 +249,7 @@ def batches(
     function = partial(
         _read_steps,
         folder=str(folder) if is_uri(folder) else str(Path(folder).absolute()),
-        digest=shards.manifest["digest"],
+        digest=shards.manifest.digest,
         packed=shards.packed,
         reader=reader,
         block_steps=block_steps,
@@ -281,7 +281,7 @@ def _borders(num_steps: int, block_steps: int, task_steps: int) -> list[int]:
 @lru_cache(maxsize=4)
 def _shards(folder: str, digest: str) -> ShardSet:
     shards = ShardSet.open(folder)
-    if shards.manifest["digest"] != digest:
+    if shards.manifest.digest != digest:
         raise SettingsError(f"{folder}: the shards were made anew while a run reads them; start the run again")
     return shards
 

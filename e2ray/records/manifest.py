@@ -43,7 +43,7 @@ class DocumentLengths(Part):
 class CorpusRows(Part):
     """The rows of one corpus of a mixture."""
 
-    weight: float | None = Field(description="Share of tokens asked for, against the others'.")
+    weight: float = Field(description="Share of tokens asked for, against the others'.")
     first_row: Count = Field(description="Number of its first row.")
     rows: Count = Field(description="Its rows.")
     shard_rows: Length = Field(description="Rows of each of its shards but the last.", json_schema_extra={"unit": ""})

@@ -27,6 +27,7 @@ from e2ray.config.load import load
 from e2ray.config.model import PretrainedModel
 from e2ray.config.places import is_uri
 from e2ray.config.run import RunConfig
+from e2ray.records.manifest import Manifest
 from e2ray.stages.run import Run, ray_address, show
 
 TOKENS_PER_BYTE = 12  # at most: a normaliser turns the 3 bytes of one character into 33, each a token of its own
@@ -308,7 +309,7 @@ def unfit_here(run: Run) -> list[str]:
     return told
 
 
-def standing_shards(run: Run) -> dict[str, Any] | None:
+def standing_shards(run: Run) -> Manifest | None:
     """Return the manifest of the run's shards where they are made already, else None.
 
     Raises:
@@ -328,7 +329,7 @@ def standing_shards(run: Run) -> dict[str, Any] | None:
     return ShardSet.open(place, window=data.window, tokenizer_hash=checked_tokenizer(run)).manifest
 
 
-def made_otherwise(data: DataSettings, manifest: Mapping[str, Any]) -> list[str]:
+def made_otherwise(data: DataSettings, manifest: Manifest | Mapping[str, Any]) -> list[str]:
     """Return one line for each setting that the shards named by `data.shards` were not made with.
 
     A default is not meant, so only what a recipe says is told of.

@@ -457,11 +457,11 @@ def check(config: RunConfig, *, measure: bool = False) -> None:
     refuse_other_settings(run, besides=(*MENDABLE, "search", "compare"))
     checks.refuse_lost_checkpoints(run)
     check_suites(run)
-    shards = checks.standing_shards(run) or {}
-    lengths = shards.get("validation_lengths")
+    shards = checks.standing_shards(run)
+    lengths = shards.validation_lengths if shards else None
     checks.refuse_unscorable(run.config, run.base_context_length, lengths)
     tell_ignored(run)
-    for line in checks.made_otherwise(run.config.data, shards):
+    for line in checks.made_otherwise(run.config.data, shards) if shards else ():
         show(f"warning: {line}")
     for line in [] if ray_address() else checks.unfit_here(run):
         show(f"warning: on this machine: {line}")

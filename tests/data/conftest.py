@@ -7,7 +7,7 @@ import pytest
 
 from e2ray.data.packing import Packer
 from e2ray.data.rows import PackedRows, TrainRows, ValidationRows
-from e2ray.data.shards import SCHEMA_VERSION, manifest_text
+from e2ray.records.manifest import Manifest
 
 
 @pytest.fixture
@@ -28,18 +28,17 @@ def write_shards(tmp_path):
             held_out.add(len(train) + number, title, np.asarray(tokens, dtype=np.int32))
         dropped = rows.finish()
         held_out.finish()
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "tokenizer_hash": "a" * 64,
-            "window": window,
-            "pack": pack,
-            "rows": rows.writer.rows,
-            "rows_per_batch": rows.rows_per_batch,
-            "dropped_tokens": dropped,
-            "shards": rows.writer.entries,
-            "validation": held_out.writer.entries,
-        }
-        (folder / "manifest.json").write_text(manifest_text(manifest), encoding="utf-8")
+        manifest = Manifest(
+            tokenizer_hash="a" * 64,
+            window=window,
+            pack=pack,
+            rows=rows.writer.rows,
+            rows_per_batch=rows.rows_per_batch,
+            dropped_tokens=dropped,
+            shards=tuple(rows.writer.entries),
+            validation=tuple(held_out.writer.entries),
+        )
+        manifest.write(folder / "manifest.json")
         return folder
 
     return write

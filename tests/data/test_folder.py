@@ -50,8 +50,8 @@ def test_no_more_is_kept_than_there_is_room_for(store, small_batches, write_shar
     uri = store[0](write_shards(documents), "kept")
     manifest = read_manifest(uri)
     shards = ShardSet(Folder(uri), manifest, kept_bytes=1500)
-    wanted = ShardSet.open(uri).tokens(np.arange(manifest["rows"]))
-    for row in np.random.default_rng(0).permutation(manifest["rows"]):
+    wanted = ShardSet.open(uri).tokens(np.arange(manifest.rows))
+    for row in np.random.default_rng(0).permutation(manifest.rows):
         np.testing.assert_array_equal(shards.tokens([row])[0], wanted[row])
         assert sum(block.bytes for block in shards._kept.values()) == shards._kept_bytes <= 1500
     assert shards._kept
@@ -62,7 +62,7 @@ def test_damage_in_a_bucket_is_one_line_that_names_the_object(store, small_batch
     folder = write_shards(documents, HELD_OUT)
     uri = put(folder, "damaged")
     content = bytearray((folder / "train-00000.arrow").read_bytes())
-    content[read_manifest(folder)["shards"][0]["blocks"][2][0] - 40] ^= 4  # in the third record batch
+    content[read_manifest(folder).shards[0].blocks[2][0] - 40] ^= 4  # in the third record batch
     client.put_object(Bucket="corpus", Key="damaged/train-00000.arrow", Body=bytes(content))
     shards = ShardSet.open(uri)
     assert shards.tokens(np.arange(8)).shape == (8, 16)

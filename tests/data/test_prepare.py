@@ -14,7 +14,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer
 from e2ray.data import prepare as prepare_module
 from e2ray.data.prepare import fill, is_held_out, prepare, shards_digest
-from e2ray.data.shards import ShardSet, manifest_text, read_manifest
+from e2ray.data.shards import ShardSet, read_manifest
 from e2ray.data.stream import tokenise
 from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash, train_byte_level_bpe
 
@@ -79,8 +79,8 @@ def test_passkeys_are_never_held_out_nor_cut_out_of_what_is(ray_cluster, tmp_pat
     tokenizer = load_tokenizer(tmp_path / "shards" / "tokenizer")
     held_out = {tokenizer.decode(tokens[:1].tolist()) for _, tokens in shards.validation_documents()}
     assert 3 < len(held_out) < 23 and not any("pass" in name for name, _ in shards.validation_documents())
-    rows = shards.manifest["corpora"][1]
-    said = tokenizer.decode(np.concatenate(shards.rows_of(range(rows["first_row"], shards.rows)).tokens).tolist())
+    rows = shards.manifest.corpora[1]
+    said = tokenizer.decode(np.concatenate(shards.rows_of(range(rows.first_row, shards.rows)).tokens).tolist())
     around = set(re.findall(r"([A-Z])  ", said))
     assert said.count("Remember it.") > 100 and len(around) > 3 and not around & held_out
 
@@ -90,12 +90,12 @@ def test_a_mixture_has_each_sources_tokens_by_weight(ray_cluster, corpus, tmp_pa
     shards, _ = make(corpus, tmp_path / "shards", shard_rows=20, **mixed(corpus, 6, 1, 3, pack=pack))
     whole, _ = make(corpus, tmp_path / "whole", pack="document")
     manifest = shards.manifest
-    lengths = manifest["documents"]["train"]
-    assert lengths["count"] == whole.manifest["documents"]["train"]["count"]  # each text is in one of the two
-    assert manifest["num_long"] + manifest["num_short"] == 40
-    parts = [shards.rows_of(range(c["first_row"], c["first_row"] + c["rows"])) for c in manifest["corpora"]]
+    lengths = manifest.documents["train"]
+    assert lengths.count == whole.manifest.documents["train"].count  # each text is in one of the two
+    assert manifest.num_long + manifest.num_short == 40
+    parts = [shards.rows_of(range(c.first_row, c.first_row + c.rows)) for c in manifest.corpora]
     filled = [32 * len(part.ids) if part.places is None else int((part.places >= 0).sum()) for part in parts]
-    assert filled == [corpus["tokens"] for corpus in manifest["corpora"]] and sum(filled) == manifest["tokens"]
+    assert filled == [corpus.tokens for corpus in manifest.corpora] and sum(filled) == manifest.tokens
     tokenizer = load_tokenizer(tmp_path / "shards" / "tokenizer")
     of_table = ["of a table" in tokenizer.decode(part.tokens[0].tolist()) for part in parts]
     assert of_table == [False, False, True]
@@ -127,17 +127,15 @@ def test_every_document_lands_whole_in_its_place(ray_cluster, corpus, tmp_path):
     assert found == {name: row for name, row in tokens if name in held_out}
     assert 5 < len(found) < 40
     manifest = shards.manifest
-    assert (shards.rows, manifest["dropped_tokens"]) == (rows, len(train) % 32)
-    assert manifest["tokenizer_hash"] == tokenizer_hash(tokenizer)
-    assert manifest["vocab_size"] == len(tokenizer) == 300
-    assert manifest["documents"]["train"]["count"] == 100 - len(found)
-    assert manifest["documents"]["train"]["tokens"] == len(train)
-    assert manifest["validation_lengths"] == [len(row) for row in found.values()]
-    assert sum(count for _, count in manifest["documents"]["train"]["histogram"]) == 100 - len(found)
+    assert (shards.rows, manifest.dropped_tokens) == (rows, len(train) % 32)
+    assert manifest.tokenizer_hash == tokenizer_hash(tokenizer)
+    assert manifest.vocab_size == len(tokenizer) == 300
+    assert manifest.documents["train"].count == 100 - len(found)
+    assert manifest.documents["train"].tokens == len(train)
+    assert list(manifest.validation_lengths) == [len(row) for row in found.values()]
+    assert sum(count for _, count in manifest.documents["train"].histogram) == 100 - len(found)
     assert lines[0] == "prepare: training a byte-level BPE of 300 tokens"
-    assert lines[-1].startswith(
-        f"prepare: 100 documents, {len(train) + sum(manifest['validation_lengths']):,} tokens, "
-    )
+    assert lines[-1].startswith(f"prepare: 100 documents, {len(train) + sum(manifest.validation_lengths):,} tokens, ")
     shards.verify()
 
 
@@ -158,8 +156,8 @@ def test_packed_rows_hold_every_document_and_say_how_full_they_are(ray_cluster, 
         found += [piece.tolist() for piece in np.split(real, np.flatnonzero(places[places >= 0] == 0)[1:])]
     assert sorted(found) == sorted(cut)
     manifest = shards.manifest
-    assert manifest["tokens"] == sum(map(len, wanted)) == (read.places >= 0).sum()
-    assert fill(manifest) == manifest["tokens"] / (shards.rows * 32) and manifest["dropped_tokens"] == 0
+    assert manifest.tokens == sum(map(len, wanted)) == (read.places >= 0).sum()
+    assert fill(manifest) == manifest.tokens / (shards.rows * 32) and manifest.dropped_tokens == 0
     assert lines[-1] == f"prepare: rows are {fill(manifest):.2%} full"
     shards.verify()
 
@@ -172,11 +170,11 @@ def test_short_documents_are_left_out_and_counted(ray_cluster, corpus, tmp_path)
     assert [len(tokens) for _, tokens in shards.validation_documents()] == [n for n in lengths if n >= least]
     manifest = shards.manifest
     before, after = (
-        sum(made.manifest["documents"][kind]["count"] for kind in ("train", "validation")) for made in (whole, shards)
+        sum(made.manifest.documents[kind].count for kind in ("train", "validation")) for made in (whole, shards)
     )
-    assert manifest["num_short"] == before - after > 10
-    assert lines[-1].endswith(f", {manifest['num_short']} shorter than min_tokens")
-    assert min(manifest["documents"][kind]["min"] for kind in ("train", "validation")) >= least
+    assert manifest.num_short == before - after > 10
+    assert lines[-1].endswith(f", {manifest.num_short} shorter than min_tokens")
+    assert min(manifest.documents[kind].min for kind in ("train", "validation")) >= least
     with pytest.raises(SettingsError, match=r"data\.min_tokens: 100 documents are shorter than it .* and none is left"):
         make(corpus, tmp_path / "none", min_tokens=99_999)
 
@@ -203,17 +201,17 @@ def test_finished_shards_are_taken_as_they_are_until_something_changes(ray_clust
     shards, lines = make(corpus, folder, window=64)
     shards.verify()
     assert lines[0].startswith("prepare: the shards are made anew; ") and "train-00000.arrow" in lines[0]
-    before = shards.manifest["tokens"]
+    before = shards.manifest.tokens
     (corpus / "99.txt").write_text("more text " * 500)
     shards, _ = make(corpus, folder, window=64)
-    assert shards.manifest["tokens"] > before
+    assert shards.manifest.tokens > before
 
 
 def test_a_pretrained_tokenizer_is_kept_beside_the_shards(ray_cluster, corpus, tmp_path):
     first, _ = make(corpus, tmp_path / "first")
     source = PretrainedTokenizer(path=str(tmp_path / "first" / "tokenizer"))
     second, _ = make(corpus, tmp_path / "second", tokenizer_source=source)
-    assert first.manifest["tokenizer_hash"] == second.manifest["tokenizer_hash"]
+    assert first.manifest.tokenizer_hash == second.manifest.tokenizer_hash
     rows = np.arange(first.rows)
     np.testing.assert_array_equal(first.tokens(rows), second.tokens(rows))
 
@@ -245,7 +243,7 @@ def test_rows_and_held_out_documents_begin_with_the_whole_prefix(ray_cluster, co
     train = [token for name, row in wanted.items() if name not in held_out for token in row]
     rows = shards.tokens(np.arange(shards.rows))
     assert rows.reshape(-1).tolist() == train[: rows.size]
-    assert shards.manifest["begin_token"] == prefix and shards.manifest["tokenizer_hash"] == tokenizer_hash(tokenizer)
+    assert shards.manifest.begin_token == prefix and shards.manifest.tokenizer_hash == tokenizer_hash(tokenizer)
 
 
 def test_a_prefix_that_leaves_a_row_no_text_is_refused(tmp_path):
@@ -262,10 +260,9 @@ def test_shards_that_were_made_without_the_whole_prefix_are_not_taken_for_finish
     def finished(begin, names, bos, name):
         folder = write_shards(documents, name=name)
         tokens = with_prefix(folder / "tokenizer", names, bos)[1]
-        manifest = {key: value for key, value in read_manifest(folder).items() if key != "digest"}
         begin = tokens[0] if begin == "first" else begin
-        manifest |= {"corpus_digest": "c" * 64, "begin_token": begin}
-        (folder / "manifest.json").write_text(manifest_text(manifest))
+        manifest = read_manifest(folder).changed(corpus_digest="c" * 64, begin_token=begin)
+        manifest.write(folder / "manifest.json")
         return prepare_module._finished(folder, "c" * 64, print) is not None
 
     assert finished(None, (), None, "none") and finished(None, (), "<|endoftext|>", "named")
@@ -279,7 +276,7 @@ def test_the_validation_corpus_is_held_out_whole_even_where_the_corpus_names_it(
     held_out = [{"kind": "text", "paths": [f"{corpus}/0*.txt"]}]
     shards, _ = make(corpus, tmp_path / "shards", validation_share=0.0, validation_corpus=held_out)
     assert [name for name, _ in shards.validation_documents()] == [f"corpus/0{number}.txt" for number in range(10)]
-    assert shards.manifest["documents"]["train"]["count"] == 90
+    assert shards.manifest.documents["train"].count == 90
 
 
 def test_bad_documents_stop_the_run_or_are_listed(ray_cluster, corpus, tmp_path):
@@ -290,10 +287,10 @@ def test_bad_documents_stop_the_run_or_are_listed(ray_cluster, corpus, tmp_path)
         make(corpus, tmp_path / "shards")
     assert not (tmp_path / "shards").exists()
     shards, lines = make(corpus, tmp_path / "shards", on_bad="skip")
-    assert shards.manifest["num_skipped"] == 3
-    skipped = [reason.split(": ")[0] for reason in shards.manifest["skipped"]]
+    assert shards.manifest.num_skipped == 3
+    skipped = [reason.split(": ")[0] for reason in shards.manifest.skipped]
     assert skipped == [f"{corpus}/05.txt", f"{corpus}/07.txt", rf"{corpus}/z\n\udcff.txt"]
-    assert shards.manifest["documents"]["train"]["count"] + len(list(shards.validation_documents())) == 98
+    assert shards.manifest.documents["train"].count + len(list(shards.validation_documents())) == 98
     assert lines[-1].endswith(", 3 skipped")
 
 
@@ -334,7 +331,7 @@ def test_a_decompression_bomb_and_a_source_without_documents_are_told(ray_cluste
     nothing = {"kind": "jsonl", "paths": [str(tmp_path / "none.jsonl")]}
     sources = [{"kind": "text", "paths": [f"{corpus}/*.txt"]}, nothing]
     shards, lines = make(corpus, tmp_path / "shards", max_document_mib=1, on_bad="skip", corpus=sources)
-    assert shards.manifest["num_skipped"] == 1 and "bomb.txt: is larger than 1 MiB" in shards.manifest["skipped"][0]
+    assert shards.manifest.num_skipped == 1 and "bomb.txt: is larger than 1 MiB" in shards.manifest.skipped[0]
     assert f"prepare: warning: data source {tmp_path}/none.jsonl: holds no document" in lines
     assert len([line for line in lines if "warning" in line]) == 1
 
@@ -438,7 +435,7 @@ def test_a_killed_prepare_goes_on_behind_the_documents_it_had(ray_cluster, corpu
     make(corpus, tmp_path / "whole", **same)
     for path in (tmp_path / "whole").glob("*.arrow"):
         assert path.read_bytes() == (folder / path.name).read_bytes()
-    assert shards.manifest["digest"] == ShardSet.open(tmp_path / "whole").manifest["digest"]
+    assert shards.manifest.digest == ShardSet.open(tmp_path / "whole").manifest.digest
 
 
 def test_near_duplicates_are_left_out_and_counted(ray_cluster, corpus, tmp_path):
@@ -447,8 +444,8 @@ def test_near_duplicates_are_left_out_and_counted(ray_cluster, corpus, tmp_path)
     (corpus / "32.txt").write_text("before " + first)
     shards, lines = make(corpus, tmp_path / "shards", near_duplicates=0.9, min_tokens=50)
     without, _ = make(corpus, tmp_path / "all", min_tokens=50)
-    assert shards.manifest["num_repeated"] == 2 and any(", 2 near duplicates" in line for line in lines)
-    counts = [sum(half["count"] for half in one.manifest["documents"].values()) for one in (without, shards)]
+    assert shards.manifest.num_repeated == 2 and any(", 2 near duplicates" in line for line in lines)
+    counts = [sum(half["count"] for half in one.manifest.documents.values()) for one in (without, shards)]
     assert counts[0] - counts[1] == 2
 
 

@@ -5,7 +5,8 @@ import pytest
 from e2ray.data import rows as rows_module
 from e2ray.data.packing import Packer
 from e2ray.data.rows import PackedRows
-from e2ray.data.shards import SCHEMA_VERSION, ShardSet, manifest_text, train_schema, validation_schema
+from e2ray.data.shards import ShardSet, train_schema, validation_schema
+from e2ray.records.manifest import Manifest
 
 HELD_OUT = [("books/a.txt", [5, 6, 7]), ("books/ä.txt", list(range(1000))), ("c", [1])]
 
@@ -30,8 +31,8 @@ def test_rows_are_the_documents_end_to_end(write_shards, documents, monkeypatch,
     wanted, dropped = naive_rows(documents, window)
     found = [row for batch in shards.train_batches() for row in batch.to_pylist()]
     assert [(row["tokens"], row["starts"], row["documents"]) for row in found] == wanted
-    assert (shards.rows, shards.manifest["dropped_tokens"]) == (len(wanted), dropped)
-    assert [entry["rows"] for entry in shards.manifest["shards"][:-1]] == [shard_rows] * (
+    assert (shards.rows, shards.manifest.dropped_tokens) == (len(wanted), dropped)
+    assert [entry["rows"] for entry in shards.manifest.shards[:-1]] == [shard_rows] * (
         -(-len(wanted) // shard_rows) - 1
     )
     order = np.random.default_rng(0).permutation(len(wanted))
@@ -63,18 +64,18 @@ def test_packed_rows_come_back_with_each_tokens_place(tmp_path, documents, pack)
     for number, tokens in enumerate(documents):
         rows.add(number, tokens)
     assert rows.finish() == 0
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "pack": pack,
-        "window": window,
-        "rows": rows.writer.rows,
-        "rows_per_batch": rows.rows_per_batch,
-        "shards": rows.writer.entries,
-        "validation": [],
-    }
-    (tmp_path / "manifest.json").write_text(manifest_text(manifest), encoding="utf-8")
+    manifest = Manifest(
+        tokenizer_hash="a" * 64,
+        pack=pack,
+        window=window,
+        rows=rows.writer.rows,
+        rows_per_batch=rows.rows_per_batch,
+        shards=tuple(rows.writer.entries),
+        validation=(),
+    )
+    manifest.write(tmp_path / "manifest.json")
     shards = ShardSet.open(tmp_path)
-    assert len(manifest["shards"]) > 1 and shards.packed
+    assert len(manifest.shards) > 1 and shards.packed
     read = shards.rows_of(np.arange(shards.rows)[::-1])
     assert read.ids.tolist() == list(range(shards.rows))[::-1]
     tokens, places = read.tokens[::-1], read.places[::-1]

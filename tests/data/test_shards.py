@@ -6,7 +6,8 @@ import pytest
 
 from e2ray.config.base import SettingsError
 from e2ray.data import rows as rows_module
-from e2ray.data.shards import ShardSet, local_batches, manifest_text, read_manifest
+from e2ray.data.shards import ShardSet, local_batches, read_manifest
+from e2ray.records.manifest import spelled
 
 HELD_OUT = [("books/a.txt", [5, 6, 7]), ("books/ä.txt", list(range(1000))), ("c", [1])]
 
@@ -16,7 +17,7 @@ def test_validation_documents_come_back_whole(write_shards, documents, monkeypat
     shards = ShardSet.open(write_shards(documents, HELD_OUT, shard_rows=2))
     found = [(name, tokens.tolist()) for name, tokens in shards.validation_documents()]
     assert found == HELD_OUT
-    assert len(shards.manifest["validation"]) == 2
+    assert len(shards.manifest.validation) == 2
     assert all(tokens.dtype == np.int32 for _, tokens in shards.validation_documents())
 
 
@@ -53,7 +54,7 @@ def test_every_flipped_bit_is_noticed_and_the_file_named(write_shards, documents
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(generator.integers(8))
         (folder / name).write_bytes(damaged)
-        with pytest.raises(SettingsError, match=rf"/{name}: (damaged|not found|schema).*rerun prepare$") as caught:
+        with pytest.raises(SettingsError, match=rf"/{name}: (is damaged|damaged|not found).*rerun prepare$") as caught:
             read_all(folder)
         assert "\n" not in str(caught.value)
     (folder / name).write_bytes(whole)
@@ -63,7 +64,7 @@ def test_every_flipped_bit_is_noticed_and_the_file_named(write_shards, documents
 def test_rows_beside_a_damaged_batch_are_still_handed_out(write_shards, documents, monkeypatch):
     monkeypatch.setattr(rows_module, "BATCH_BYTES", 64 * 4)
     folder = write_shards(documents)
-    blocks = read_manifest(folder)["shards"][0]["blocks"]
+    blocks = read_manifest(folder).shards[0].blocks
     content = bytearray((folder / "train-00000.arrow").read_bytes())
     content[blocks[2][0] - 40] ^= 4  # in the third record batch
     (folder / "train-00000.arrow").write_bytes(content)
@@ -117,7 +118,7 @@ def test_a_shard_that_shrinks_after_opening_is_named(write_shards, documents):
 def test_an_edited_manifest_is_refused(write_shards, documents, change):
     path = write_shards(documents) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(SettingsError, match=r"manifest.json: damaged or edited, its digest does not match"):
+    with pytest.raises(SettingsError, match=r"manifest.json: is damaged, its digest does not match"):
         ShardSet.open(path.parent)
 
 
@@ -125,14 +126,14 @@ def test_an_edited_manifest_is_refused(write_shards, documents, change):
 def test_a_manifest_that_is_none_is_refused(write_shards, documents, content):
     path = write_shards(documents) / "manifest.json"
     path.write_text(content)
-    with pytest.raises(SettingsError, match=r"manifest.json: damaged or edited"):
+    with pytest.raises(SettingsError, match=r"manifest.json: is damaged, .*; remove the folder and rerun prepare"):
         ShardSet.open(path.parent)
 
 
 def test_an_unknown_schema_version_is_refused(write_shards, documents):
     path = write_shards(documents) / "manifest.json"
-    path.write_text(manifest_text(json.loads(path.read_text()) | {"schema_version": 2}))
-    with pytest.raises(SettingsError, match="schema version 2, this program reads 1"):
+    path.write_text(spelled(json.loads(path.read_text()) | {"schema_version": 2}))
+    with pytest.raises(SettingsError, match=r"newer e2ray, in schema version 2; this one reads 1: .* rerun prepare"):
         ShardSet.open(path.parent)
 
 
@@ -154,8 +155,7 @@ def test_shards_that_do_not_fit_the_run_say_how_to_make_them_fit(write_shards, d
 def test_a_file_of_other_columns_is_refused(write_shards, documents, tmp_path):
     folder = write_shards(documents, HELD_OUT)
     manifest = read_manifest(folder)
-    manifest["validation"][0] = manifest["shards"][0]
-    (folder / "manifest.json").write_text(manifest_text(manifest))
+    manifest.changed(validation=manifest.shards[:1]).write(folder / "manifest.json")
     (folder / "validation-00000.arrow").unlink()
     with pytest.raises(SettingsError, match=r"has the columns tokens: .*, wanted tokens: .*, document: int64, name"):
         list(ShardSet.open(folder).validation_documents())

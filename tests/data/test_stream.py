@@ -91,7 +91,7 @@ def test_no_steps_give_no_batches(ray_cluster, write_shards, documents):
 
 def test_a_damaged_shard_is_one_line_when_its_row_is_due(ray_cluster, write_shards, documents, monkeypatch):
     folder = write_shards(documents)
-    blocks = read_manifest(folder)["shards"][1]["blocks"]
+    blocks = read_manifest(folder).shards[1].blocks
     content = bytearray((folder / "train-00001.arrow").read_bytes())
     content[blocks[0][0] - 100] ^= 1
     (folder / "train-00001.arrow").write_bytes(content)
@@ -146,7 +146,7 @@ def test_a_reader_that_nobody_drains_stops_reading_ahead(ray_cluster, write_shar
     time.sleep(1.5)
     row = ShardSet.open(folder).order(3, 16).at(np.array([step * 6]))[0]
     with (folder / "train-00000.arrow").open("r+b") as file:
-        file.seek(read_manifest(folder)["shards"][0]["blocks"][row][0] - 200)
+        file.seek(read_manifest(folder).shards[0].blocks[row][0] - 200)
         file.write(b"damage")
     with pytest.raises(SettingsError, match=r"train-00000.arrow: damaged shard"):
         list(seen)

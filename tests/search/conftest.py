@@ -7,7 +7,7 @@ import pytest
 
 from e2ray.config.load import validate
 from e2ray.data.rows import TrainRows, ValidationRows
-from e2ray.data.shards import SCHEMA_VERSION, manifest_text
+from e2ray.records.manifest import Manifest
 from e2ray.search.trial import share
 from e2ray.train.task import Task
 
@@ -25,18 +25,17 @@ def shards(tmp_path_factory):
     for number in range(6):
         held_out.add(6 + number, f"held out {number}", generator.integers(0, VOCABULARY, 5 * WINDOW, dtype=np.int32))
     held_out.finish()
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "tokenizer_hash": "a" * 64,
-        "vocab_size": VOCABULARY,
-        "window": WINDOW,
-        "rows": rows.writer.rows,
-        "rows_per_batch": rows.rows_per_batch,
-        "dropped_tokens": dropped,
-        "shards": rows.writer.entries,
-        "validation": held_out.writer.entries,
-    }
-    (folder / "manifest.json").write_text(manifest_text(manifest), encoding="utf-8")
+    manifest = Manifest(
+        tokenizer_hash="a" * 64,
+        vocab_size=VOCABULARY,
+        window=WINDOW,
+        rows=rows.writer.rows,
+        rows_per_batch=rows.rows_per_batch,
+        dropped_tokens=dropped,
+        shards=tuple(rows.writer.entries),
+        validation=tuple(held_out.writer.entries),
+    )
+    manifest.write(folder / "manifest.json")
     return folder
 
 

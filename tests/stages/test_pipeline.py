@@ -120,20 +120,20 @@ def test_a_tokenizer_that_rows_cannot_be_made_with_is_told_by_check(recipe, tmp_
 
 def test_shards_that_an_earlier_version_made_without_the_whole_prefix_are_refused(recipe, tmp_path, capsys):
     from e2ray.data import tokenizer as tokenizers
-    from e2ray.data.shards import SCHEMA_VERSION, manifest_text
+    from e2ray.records.manifest import Manifest, spelled
 
     made = prefixed_tokenizer(tmp_path / "tokenizer", "[gMASK] <sop> $A")
     recipe["data"]["tokenizer"] = {"kind": "pretrained", "path": str(tmp_path / "tokenizer")}
     recipe["data"]["shards"] = (tmp_path / "mine").as_uri()
     (tmp_path / "mine").mkdir()
-    manifest = {"schema_version": SCHEMA_VERSION, "window": 32, "rows": 0, "rows_per_batch": 1}
+    manifest = {"schema_version": Manifest.schema_version, "window": 32, "rows": 0, "rows_per_batch": 1}
     manifest |= {"shards": [], "validation": []}
     content = json.loads(made.backend_tokenizer.to_str())
     plain = {key: content[key] for key in content if key not in ("version", "padding", "truncation")}
     named = {"tokenizer": plain, "end": made.eos_token_id, "size": len(made)}
     for begin, sound in ((None, False), (tokenizers.prefix_tokens(made), True)):
         manifest["tokenizer_hash"] = files.digest(named | {"begin": begin})
-        (tmp_path / "mine" / "manifest.json").write_text(manifest_text(manifest))
+        (tmp_path / "mine" / "manifest.json").write_text(spelled(manifest))
         if sound:
             pipeline.check(config_of(recipe))
             assert capsys.readouterr().out.startswith("small: sound.")

@@ -12,8 +12,8 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe
 from e2ray.config.load import validate
 from e2ray.data.prepare import shards_digest
-from e2ray.data.shards import SCHEMA_VERSION, manifest_text
 from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash, train_byte_level_bpe
+from e2ray.records.manifest import Manifest
 from e2ray.stages import pipeline
 from e2ray.stages.run import Preempted, Run, ray_address, reporting, resolve, result_line, run_tokenizer
 from e2ray.train.record import KILLED, read_status, write_status
@@ -121,8 +121,9 @@ def shards(tmp_path, saved_tokenizer):
     """What is read of shards here: a manifest, and the tokenizer of whoever prepared them."""
     folder = tmp_path / "shards"
     place = saved_tokenizer("shards/tokenizer", {"default": "first", "rag": "first of all"})
-    manifest = {"schema_version": SCHEMA_VERSION, "tokenizer_hash": tokenizer_hash(load_tokenizer(place))}
-    (folder / "manifest.json").write_text(manifest_text(manifest))
+    named = tokenizer_hash(load_tokenizer(place))
+    nothing = Manifest(tokenizer_hash=named, window=1, rows=0, rows_per_batch=1, shards=(), validation=())
+    nothing.write(folder / "manifest.json")
     return folder
 
 

@@ -12,7 +12,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
 from e2ray.data.packing import Packer
 from e2ray.data.rows import PackedRows, TrainRows
-from e2ray.data.shards import SCHEMA_VERSION, manifest_text
+from e2ray.records.manifest import Manifest
 from e2ray.train.task import Task
 
 WINDOW, VOCABULARY = 32, 64
@@ -65,19 +65,18 @@ def task(tmp_path, request):
     for number, length in enumerate(lengths):
         rows.add(number, generator.integers(0, VOCABULARY, length, dtype=np.int32))
     dropped = rows.finish()
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "tokenizer_hash": "a" * 64,
-        "vocab_size": VOCABULARY,
-        "window": WINDOW,
-        "pack": pack,
-        "rows": rows.writer.rows,
-        "rows_per_batch": rows.rows_per_batch,
-        "dropped_tokens": dropped,
-        "shards": rows.writer.entries,
-        "validation": [],
-    }
-    (shards / "manifest.json").write_text(manifest_text(manifest), encoding="utf-8")
+    manifest = Manifest(
+        tokenizer_hash="a" * 64,
+        vocab_size=VOCABULARY,
+        window=WINDOW,
+        pack=pack,
+        rows=rows.writer.rows,
+        rows_per_batch=rows.rows_per_batch,
+        dropped_tokens=dropped,
+        shards=tuple(rows.writer.entries),
+        validation=(),
+    )
+    manifest.write(shards / "manifest.json")
     folder = tmp_path / "run"
     folder.mkdir()
     return Task(
