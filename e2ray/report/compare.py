@@ -24,8 +24,8 @@ from e2ray.evaluate.intervals import CONFIDENCE, resampled
 from e2ray.evaluate.perplexity import BOS_POLICY
 from e2ray.evaluate.removed import base_name
 from e2ray.files import atomic_path, write_json, write_text
-from e2ray.report.drawing import GREEN, PURPLE, label_ends, label_points, new_figure, tidy
-from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, VERMILLION
+from e2ray.report.frame.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, new_figure, tidy
+from e2ray.report.frame.labels import label_ends, label_points
 
 BASE, PAPER, YARN = "base", "e2llm", "yarn"
 NAMES = {

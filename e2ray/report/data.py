@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 
 from e2ray.config.base import SettingsError
 from e2ray.data.order import pattern
-from e2ray.report.drawing import new_figure, plain, tidy
-from e2ray.report.evaluation import BLUE, ORANGE, SKY
-from e2ray.report.page import Column, Picture, Row, Section, Table, Words, png, write_page
+from e2ray.report.frame.drawing import BLUE, ORANGE, SKY, new_figure, plain, tidy
+from e2ray.report.frame.page import Card, Column, Picture, Row, Table, Words, png, write_page
 
 KINDS = (("train", "training", BLUE), ("validation", "held out", ORANGE))
 
@@ -34,12 +33,12 @@ def write_data(path: Path, manifest: dict[str, Any], *, place: str, rows: int | 
     if rows < 1:
         raise SettingsError(f"--rows: wanted at least 1, got {rows}")
     sections = [
-        Section("What is in it", "content", [_contents(manifest)]),
-        Section("How long the documents are", "lengths", _lengths(manifest)),
-        Section("What a run reads", "mixture", _mixture(manifest, rows)),
+        Card("What is in it", "content", [_contents(manifest)]),
+        Card("How long the documents are", "lengths", _lengths(manifest)),
+        Card("What a run reads", "mixture", _mixture(manifest, rows)),
     ]
     if manifest.get("num_skipped"):
-        sections.append(Section("What was skipped", "skipped", [_skipped(manifest)]))
+        sections.append(Card("What was skipped", "skipped", [_skipped(manifest)]))
     write_page(path, "Training data", place, sections)
 
 

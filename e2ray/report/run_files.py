@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from e2ray import files
 from e2ray.config.base import SettingsError
@@ -21,18 +22,54 @@ from e2ray.evaluate.effective import difference_interval
 from e2ray.evaluate.perplexity import Cell, Sums
 from e2ray.evaluate.removed import scaling_of
 from e2ray.evaluate.weights import refuse_other_weights
-from e2ray.report.by_length import NAME as BY_LENGTH
-from e2ray.report.by_length import read_by_length
-from e2ray.report.evaluation import read_evaluation
-from e2ray.report.lengths import read_sums
 from e2ray.report.run_folder import EVALUATION, RECIPE, RunFolder
+from e2ray.report.tables import read_table
 from e2ray.train.record import METRICS, read_metrics
 
-SUMS, SUITES = "evaluation-documents.parquet", "suites.json"
+SUMS, LENGTHS, SUITES = "evaluation-documents.parquet", "evaluation-lengths.parquet", "suites.json"
 RETRIEVAL_KEYS = frozenset({"model", "task", "context_length", "depth", "scale", "found", "trials"})
 SCORE_KEYS = frozenset({"model", "task", "metric", "value"})
 MISSING_KEYS = frozenset({"model", "task", "reason"})
 METRIC_KEYS = frozenset({"step", "tokens", "tokens_per_second"})
+SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("window", pa.int64(), nullable=False),
+        pa.field("scale", pa.float64(), nullable=False),
+        pa.field("nll", pa.float64(), nullable=False),
+        pa.field("perplexity", pa.float64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("documents", pa.int64(), nullable=False),
+        pa.field("stride", pa.int64(), nullable=False),
+        pa.field("stderr", pa.float64()),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+    ]
+)
+SUMS_SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("window", pa.int64(), nullable=False),
+        pa.field("scale", pa.float64(), nullable=False),
+        pa.field("document", pa.int64(), nullable=False),
+        pa.field("nll", pa.float64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+    ]
+)
+LENGTHS_SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("context_length", pa.int64(), nullable=False),
+        pa.field("scale", pa.float64(), nullable=False),
+        pa.field("nll", pa.float64(), nullable=False),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+        pa.field("bucket_nll", pa.float64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("documents", pa.int64(), nullable=False),
+        pa.field("last", pa.int64(), nullable=False),
+    ]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +186,7 @@ def read_run(run: RunFolder) -> RunRecord:
         cells, verdict = read_evaluation(folder / EVALUATION)
         _refuse_damaged(folder / EVALUATION, cells, verdict)
         sums = read_sums(folder / SUMS, cells) if (folder / SUMS).exists() else []
-        by_length = read_by_length(lengths) if (lengths := folder / f"{BY_LENGTH}.parquet").exists() else []
+        by_length = read_by_length(lengths) if (lengths := folder / LENGTHS).exists() else []
         scales = _read(folder / "scales.json", "the scales of an evaluation", keys={"lengths"})
         effective = _read(folder / "effective.json", "the effective length", keys={"claimed", "effective", "lengths"})
         retrieval = _rows(folder / "retrieval.json", "rows", RETRIEVAL_KEYS)
@@ -174,6 +211,11 @@ def comparable(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
         if record.cells:
             groups.setdefault(record.scored or place, []).append(record)
     return list(groups.values())
+
+
+def together(one: RunRecord, other: RunRecord) -> bool:
+    """Return whether what two runs measured may be compared."""
+    return any(len(group) == 2 for group in comparable([one, other]))
 
 
 def difference(one: tuple[RunRecord, Cell | None], other: tuple[RunRecord, Cell | None]) -> Difference | None:
@@ -239,3 +281,60 @@ def _refuse_damaged(path: Path, cells: Sequence[Cell], verdict: Any) -> None:
     for cell in cells:
         if not all(isinstance(value, int | float) for value in (cell.window, cell.scale, cell.nll)):
             raise SettingsError(f"{path}: is damaged, a cell has window {cell.window}, NLL {cell.nll}")
+
+
+def read_evaluation(path: str | Path) -> tuple[list[Cell], dict[str, Any]]:
+    """Return the cells and the verdict of an evaluation.json.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        SettingsError: If it is something else.
+    """
+    value = files.read_vouched(path, wanted="the evaluation.json of a run")
+    try:
+        return [Cell(**row) for row in value["rows"]], value["verdict"]
+    except (TypeError, KeyError) as error:
+        raise SettingsError(f"{path}: is no evaluation ({error}); rerun `e2ray evaluate`") from None
+
+
+def read_sums(path: Path, cells: Sequence[Cell]) -> list[Sums]:
+    """Return each document's sums in the cells of an evaluation, from its evaluation-documents.parquet.
+
+    Args:
+        path: The file.
+        cells: Of the same evaluation; they know the stride.
+
+    Raises:
+        SettingsError: If it cannot be read, or holds other cells or documents than those.
+    """
+    columns = read_table(path, SUMS_SCHEMA).to_pydict()
+    places: dict[tuple[str, int, float], list[int]] = {}
+    for place, key in enumerate(zip(columns["model"], columns["window"], columns["scale"], strict=True)):
+        places.setdefault(key, []).append(place)
+    found = []
+    for each in cells:
+        here = places.pop((each.model, each.window, each.scale), [])
+        documents, nll, tokens = ([columns[name][place] for place in here] for name in ("document", "nll", "tokens"))
+        if (len(here), sum(tokens)) != (each.documents, each.tokens):
+            raise SettingsError(f"{path}: is of another evaluation than evaluation.json beside it")
+        found.append(
+            Sums(
+                model=each.model,
+                window=each.window,
+                scale=each.scale,
+                stride=each.stride,
+                documents=np.array(documents),
+                nll=np.array(nll),
+                tokens=np.array(tokens),
+            )
+        )
+    return found
+
+
+def read_by_length(path: Path) -> list[LengthCell]:
+    """Return the cells of an evaluation-lengths.parquet.
+
+    Raises:
+        SettingsError: If it cannot be read or is something else.
+    """
+    return [LengthCell(**row) for row in read_table(path, LENGTHS_SCHEMA).to_pylist()]

@@ -11,6 +11,7 @@ from typing import Any
 
 from e2ray.config.base import SettingsError, brief
 from e2ray.config.load import read_resolved
+from e2ray.report.frame.text import printable
 from e2ray.search.journal import JOURNAL
 from e2ray.train.record import KILLED, STATUS_ADVICE, read_status, was_killed
 
@@ -114,11 +115,6 @@ def open_run(place: str | Path) -> RunFolder:
     if was_killed(folder, status):
         status |= {"state": "killed", "error": KILLED}
     return RunFolder(folder, printable(folder.name), settings, status)
-
-
-def printable(text: str) -> str:
-    """Return a text on one line, without what a terminal or a picture could take for a command."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in " ".join(text.split()))
 
 
 def _wanted(folder: Path) -> str:

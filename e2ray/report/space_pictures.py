@@ -17,16 +17,28 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from e2ray.report.drawing import PALE, log_ticks, new_figure, plain, share_of_range, tidy, upper_limit
-from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SURFACE_COLOURS, VERMILLION
+from e2ray.report.frame.drawing import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    SURFACE_COLOURS,
+    VERMILLION,
+    log_ticks,
+    new_figure,
+    plain,
+    tidy,
+)
+from e2ray.report.frame.text import number, plural
 from e2ray.report.study_terms import (
     best_trial,
     measured_trials,
-    number,
-    plural,
     range_words,
     ranges_by_space,
+    share_of_range,
     short_name,
+    upper_limit,
 )
 from e2ray.search.record import StudyResults, TrialRecord
 from e2ray.search.results import text_of

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from e2ray.report.page import Part, Picture, Points, Section, Words, png, write_page, write_png
+from e2ray.report.frame.page import Card, Part, Picture, Points, Words, png, write_page, write_png
+from e2ray.report.frame.text import nats, plural
 from e2ray.report.space_pictures import MOST_AXES, draw_importances, draw_parallel, draw_ranges, draw_slices
 from e2ray.report.study_pictures import draw_pareto, draw_progress, draw_rungs, draw_surfaces
 from e2ray.report.study_tables import all_trials, correlations, measurement, ranges, recommendation
-from e2ray.report.study_terms import best_trial, nats, paper_trial, plural
+from e2ray.report.study_terms import best_trial, paper_trial
 from e2ray.report.study_words import findings
 from e2ray.search.record import StudyResults
 
@@ -68,29 +69,29 @@ def write_study(
 
 def _sections(
     results: StudyResults, drawn: Mapping[str, bytes], covered: Mapping[str, bytes], journal_command: str
-) -> list[Section]:
+) -> list[Card]:
     """Return the page's sections in their order."""
     sections = [
-        Section("In plain words", "words", [Points(findings(results))]),
-        Section("What to train with", "recommendation", recommendation(results)),
-        Section("Pareto front", "pareto", [_picture(results, drawn, "pareto")]),
-        Section("Ranges", "ranges", [_picture(results, drawn, "ranges"), *ranges(results)]),
-        Section("Importances", "importances", [_picture(results, drawn, "importances")]),
-        Section("Slices", "slices", [_picture(results, drawn, "slices")]),
-        Section("Parallel coordinates", "parallel", [_picture(results, drawn, "parallel")]),
-        Section("Best against the paper's preset", "surfaces", [_picture(results, drawn, "surfaces")]),
-        Section(
+        Card("In plain words", "words", [Points(findings(results))]),
+        Card("What to train with", "recommendation", recommendation(results)),
+        Card("Pareto front", "pareto", [_picture(results, drawn, "pareto")]),
+        Card("Ranges", "ranges", [_picture(results, drawn, "ranges"), *ranges(results)]),
+        Card("Importances", "importances", [_picture(results, drawn, "importances")]),
+        Card("Slices", "slices", [_picture(results, drawn, "slices")]),
+        Card("Parallel coordinates", "parallel", [_picture(results, drawn, "parallel")]),
+        Card("Best against the paper's preset", "surfaces", [_picture(results, drawn, "surfaces")]),
+        Card(
             "Progress and rungs",
             "progress",
             [*(_picture(results, drawn, name) for name in ("progress", "rungs")), *correlations(results)],
         ),
-        Section("All trials", "trials", [all_trials(results)]),
-        Section("How it was measured", "method", measurement(results, journal_command)),
+        Card("All trials", "trials", [all_trials(results)]),
+        Card("How it was measured", "method", measurement(results, journal_command)),
     ]
     if covered:
         parts = [_coverage(title, content) for title, content in covered.items()]
         place = next(place for place, section in enumerate(sections) if section.anchor == "parallel")
-        sections.insert(place + 1, Section("Which distances the draws show", "coverage", parts))
+        sections.insert(place + 1, Card("Which distances the draws show", "coverage", parts))
     return sections
 
 

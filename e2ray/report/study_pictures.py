@@ -17,8 +17,21 @@ from matplotlib.ticker import MaxNLocator
 
 from e2ray.core.scales import paper_scale
 from e2ray.evaluate.removed import base_name
-from e2ray.report.drawing import GREEN, label_points, missing_cell, new_figure, plain, tidy, upper_limit
-from e2ray.report.evaluation import BLUE, GREY, INK, ORANGE, SKY, SURFACE_COLOURS, VERMILLION
+from e2ray.report.frame.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    SKY,
+    SURFACE_COLOURS,
+    VERMILLION,
+    new_figure,
+    plain,
+    tidy,
+)
+from e2ray.report.frame.heat import missing_cell
+from e2ray.report.frame.labels import label_points
 from e2ray.report.study_terms import (
     Grid,
     asked_objectives,
@@ -28,6 +41,7 @@ from e2ray.report.study_terms import (
     method,
     numbers_of,
     paper_trial,
+    upper_limit,
 )
 from e2ray.search.record import StudyResults, TrialRecord
 

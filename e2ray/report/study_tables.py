@@ -7,24 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from e2ray.evaluate.removed import base_name, base_words
-from e2ray.report.page import Code, Column, Part, Point, Points, Row, Table, Words
+from e2ray.report.frame.page import Code, Column, Part, Point, Points, Row, Table, Words
+from e2ray.report.frame.text import count, duration, nats, number, plural, plus_minus, share_words
+from e2ray.report.sections.draws import settings_words
 from e2ray.report.study_terms import (
     asked_objectives,
     best_trial,
     correlation_words,
-    count,
-    duration,
     measured_trials,
     method,
-    nats,
-    number,
     paper_trial,
-    plural,
-    plus_minus,
     range_words,
     ranges_by_space,
-    settings_words,
-    share_words,
     short_name,
     trial_name,
 )

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from e2ray.config.search import PAPER
+from e2ray.report.frame.text import nats, number, plural
 from e2ray.search.objectives import ASKED
 from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import StudyResults, TrialRecord
@@ -67,64 +70,6 @@ def difference_words(found: Difference) -> str:
     return f"{size}, {times}: {'a hint, no proof' if found.grade == 'hint' else 'beyond the noise'}"
 
 
-def nats(value: float | None) -> str:
-    """Return a number of nats with three decimals, a small one with four, or one digit where those would hide it."""
-    if value is None:
-        return "unknown"
-    if value == 0 or abs(value) >= 0.01:
-        return f"{value:.3f}"
-    return f"{value:.4f}" if abs(value) >= 0.0001 else f"{value:.0e}"
-
-
-def plus_minus(value: float | None, noise: float | None, *, signed: bool = False) -> str:
-    """Return `3.512 ± 0.004`; `(noise unknown)` where it was not measured, `missing` for no value."""
-    if value is None:
-        return "missing"
-    return f"{value:{'+' if signed else ''}.3f} " + ("(noise unknown)" if noise is None else f"± {nats(noise)}")
-
-
-def number(value: Any) -> str:
-    """Return the value of a setting: 0.13, 16, 1.4e-3, yes, random breaks."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return str(value)
-    if not isinstance(value, float):
-        return str(value).replace("_", " ")
-    if value == 0 or not math.isfinite(value) or 0.01 <= abs(value) < 1e5:
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def count(value: float) -> str:
-    """Return a number of tokens: 950, 12.3 k, 1.23 M, 4.5 G."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
-        if value >= size:
-            return f"{value / min(size, 1e3 if unit == ' k' else size):.3g}{unit}"
-    return f"{value:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time: 12 s, 4.5 min, 3.2 h."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
-
-
-def plural(number_of: int, noun: str) -> str:
-    """Return `3 trials`, `1 trial`, `no trial`."""
-    return f"{number_of or 'no'} {noun}{'s' if number_of > 1 else ''}"
-
-
-def share_words(share: float, interval: tuple[float, float] | list[float] | None) -> str:
-    """Return a share with its lowest and highest value, where these are known: `31 % (24 to 40)`."""
-    known = "" if interval is None else f" ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
-    return f"{100 * share:.0f} %{known}"
-
-
 def short_name(path: str) -> str:
     """Return a setting's name without the section that every trial shares: scale.kind, learning rate."""
     return "learning rate" if path == "train.lr" else path.removeprefix("positions.").removeprefix("train.")
@@ -145,48 +90,6 @@ def trial_name(record: TrialRecord) -> str:
 def asked_objectives(results: StudyResults) -> list[str]:
     """Return the objectives of the retrieval grid that trials have."""
     return [name for name in ASKED if any(getattr(record, name) is not None for record in results.records)]
-
-
-def settings_words(settings: Mapping[str, Any]) -> str:
-    """Return a trial's settings: `scale: power, exponent -0.8, 13 % native; placement: ...; per sequence; lr ...`."""
-    positions = settings.get("positions") or {}
-    parts = []
-    if "scale" in positions:
-        scale = dict(positions["scale"])
-        native = scale.pop("native_share", 0)
-        words = _section_words(scale, {"max_scale": "at" if scale.get("kind") == "fixed" else "up to"})
-        parts.append(f"scale: {words}" + (f", {100 * native:.3g} % native" if native else ""))
-    if "placement" in positions:
-        placement = dict(positions["placement"])
-        jump = placement.pop("jump", None)
-        words = _section_words(placement, {"num_breaks": "", "prefix": "", "num_chunks": ""})
-        parts.append(f"placement: {words}" + (f", jump {_section_words(jump, {})}" if jump else ""))
-    if "per" in positions:
-        parts.append(f"per {number(positions['per'])}")
-    method = dict(positions.get("method") or {"kind": "linear"})
-    if method["kind"] != "linear":
-        heat = method.pop("temperature", None) or {}
-        method = {key: value for key, value in method.items() if not isinstance(value, list | tuple)}
-        told = f", temperature {_section_words(heat, {'coefficient': ''})}" if heat else ""
-        parts.append(f"read by {_section_words(method, {'max_scale': 'listed at'})}{told}")
-    rest = [(path.removeprefix("train."), value) for path, value in settings.items() if path != "positions"]
-    return "; ".join(parts + [f"{name} {number(value)}" for name, value in rest])
-
-
-def _section_words(section: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Return a section's kind and its values; a flag is named if set, a list of scales keeps its weights."""
-    words = [number(section["kind"])] if "kind" in section else []
-    for key, value in section.items():
-        name = names.get(key, key.replace("_", " "))
-        if key == "kind" or value is False:
-            continue
-        if value is True:
-            words.append(name)
-        elif key == "choices":
-            words += [f"{number(c['scale'])} (weight {number(c['weight'])})" for c in value]
-        else:
-            words.append(f"{name} {number(value)}".strip())
-    return ", ".join(words)
 
 
 def ranges_by_space(results: StudyResults) -> dict[str, dict[str, Any]]:
@@ -251,3 +154,19 @@ def last_rows(record: TrialRecord) -> Grid:
     """Return a trial's NLL and its standard error by (window, scale) at the last step it was read at."""
     last = max((row["step"] for row in record.curves), default=None)
     return {(r["window"], round(r["scale"], 6)): (r["nll"], r["stderr"]) for r in record.curves if r["step"] == last}
+
+
+def share_of_range(value: float, spec: Mapping[str, Any]) -> float:
+    """Return where a number stands in its searched interval, 0 to 1, logarithmic where the search is."""
+    low, high = spec["low"], spec["high"]
+    if low == high:
+        return 0.5
+    if spec.get("log"):
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def upper_limit(values: Sequence[float]) -> float:
+    """Return the top of an axis that shows the low values well and cuts far outliers off."""
+    low, middle, high = (float(q) for q in np.quantile(values, (0.0, 0.5, 1.0)))
+    return min(high, low + 2.5 * max(middle - low, 1e-3))

@@ -10,27 +10,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from e2ray.evaluate.removed import base_words
-from e2ray.report.page import Point
+from e2ray.report.frame.page import Point
+from e2ray.report.frame.text import count, duration, nats, number, plural, plus_minus, share_words
+from e2ray.report.sections.draws import settings_words
 from e2ray.report.study_terms import (
     Difference,
     best_trial,
     correlation_words,
-    count,
     difference,
     difference_words,
-    duration,
     last_rows,
     measured_trials,
     method,
-    nats,
-    number,
     paper_trial,
-    plural,
-    plus_minus,
     range_words,
     ranges_by_space,
-    settings_words,
-    share_words,
     short_name,
 )
 from e2ray.search.record import StudyResults, TrialRecord

@@ -45,9 +45,7 @@ def evaluate(run: Run, shards: str | Path, base: Any) -> dict[str, Any]:
     from e2ray.evaluate.removed import scaling_of
     from e2ray.evaluate.verdict import table, verdict
     from e2ray.evaluate.weights import weights_digest
-    from e2ray.report.by_length import write_by_length
-    from e2ray.report.evaluation import write_evaluation
-    from e2ray.report.lengths import write_lengths
+    from e2ray.report.evaluation import write_by_length, write_evaluation, write_lengths
     from e2ray.train.record import read_metrics
 
     settings = run.config.evaluate

@@ -242,7 +242,7 @@ def _coverage(study: "Study", found: "StudyResults") -> dict[str, "Figure"]:
     """Return the picture of the distances that the draws of the chosen trials show, and those of the paper's."""
     from e2ray.core.coverage import measure
     from e2ray.core.scales import paper_scale
-    from e2ray.report.coverage import draw_coverage
+    from e2ray.report.sections.coverage import draw_coverage
 
     start, pictures, seen = study.start, {}, set[int]()
     for role, number in {**found.chosen, "the paper's preset": 0}.items():

@@ -8,8 +8,8 @@ from e2ray.config.model import LlamaModel, PretrainedModel
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.removed import base_name, measure_removed, removed_scaling, sentence
 from e2ray.evaluate.verdict import table, verdict
-from e2ray.report.by_length import draw_by_length
-from e2ray.report.evaluation import draw
+from e2ray.report.sections.lengths import draw_by_length
+from e2ray.report.sections.surface import draw_evaluation as draw
 
 FLOAT = {"dtype": torch.float32, "device": torch.device("cpu")}
 REMOVED = {"scaling": "yarn", "factor": 4.0, "tokens": 512, "mean_difference": 0.31, "changed_argmax": 0.125}

@@ -13,9 +13,7 @@ from e2ray.evaluate.effective import effective_length, scale_table, sentences
 from e2ray.evaluate.perplexity import Sums, cell
 from e2ray.evaluate.verdict import verdict
 from e2ray.files import write_json
-from e2ray.report.by_length import write_by_length
-from e2ray.report.evaluation import write_evaluation
-from e2ray.report.lengths import write_lengths
+from e2ray.report.evaluation import write_by_length, write_evaluation, write_lengths
 from e2ray.stages.run import resolve
 from e2ray.train.record import write_status
 

@@ -3,7 +3,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from e2ray.config.base import SettingsError
-from e2ray.report.by_length import SCHEMA, draw_by_length, read_by_length, write_by_length
+from e2ray.report.evaluation import write_by_length
+from e2ray.report.run_files import LENGTHS_SCHEMA as SCHEMA
+from e2ray.report.run_files import read_by_length
+from e2ray.report.sections.lengths import draw_by_length
 from report.made_runs import SCALES, SPREAD, WINDOWS, by_length, nll
 
 

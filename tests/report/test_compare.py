@@ -7,7 +7,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from e2ray.report.compare import draw, named, summary, tables, winners, write_comparison
-from e2ray.report.drawing import spread
+from e2ray.report.frame.labels import spread
 
 L, WINDOWS = 128, (128, 256, 512)
 PROTOCOL = {"stride": 32, "documents": 3, "tokens": 300, "bos": "no token is added", "missing": []}

@@ -5,7 +5,7 @@ from matplotlib import image as images
 from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.core.coverage import SEEN_PAIRS_PER_ROW, measure
-from e2ray.report.coverage import draw_coverage, write_coverage
+from e2ray.report.sections.coverage import draw_coverage, write_coverage
 
 L = 32
 

@@ -10,7 +10,9 @@ from matplotlib import image as images
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.verdict import verdict
-from e2ray.report.evaluation import SCHEMA, draw, read_evaluation, write_evaluation
+from e2ray.report.evaluation import write_evaluation
+from e2ray.report.run_files import SCHEMA, read_evaluation
+from e2ray.report.sections.surface import draw_evaluation as draw
 
 L = 64
 

@@ -9,7 +9,9 @@ from matplotlib.patches import Rectangle
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.effective import effective_length, scale_table
 from e2ray.evaluate.perplexity import Sums, cell
-from e2ray.report.lengths import SUMS_SCHEMA, draw_retrieval, read_sums, write_lengths
+from e2ray.report.evaluation import write_lengths
+from e2ray.report.run_files import SUMS_SCHEMA, read_sums
+from e2ray.report.sections.retrieval import draw_retrieval
 
 TOKENS = np.array([100, 120])
 

@@ -1,14 +1,14 @@
 import re
 from pathlib import Path
 
-from e2ray.report.markdown import escaped, file_names, render
-from e2ray.report.page import Code, Column, Point, Points, Row, Section, Table, Words
+from e2ray.report.frame.markdown import escaped, file_names, render
+from e2ray.report.frame.page import Card, Code, Column, Point, Points, Row, Table, Words
 from report.test_page import HOSTILE, every_part
 
 
 def test_a_section_reads_as_its_page_does():
     sections = [
-        Section(
+        Card(
             "Figures",
             "figures",
             [
@@ -27,7 +27,7 @@ def test_a_section_reads_as_its_page_does():
 
 def test_nothing_gets_out_of_its_place():
     table = Table([Column("a|b")], [Row(["x | y\nz <b>"])], "`code` *bold* [a](b) $x$ &lt;")
-    text = render("# <i>", "~~x~~", [Section("s", "s", [table])], {})
+    text = render("# <i>", "~~x~~", [Card("s", "s", [table])], {})
     assert "| a\\|b |" in text
     assert "| x \\| y z &lt;b&gt; |" in text
     assert "\\`code\\` \\*bold\\* \\[a\\](b) \\$x\\$ &amp;lt;" in text
@@ -35,7 +35,7 @@ def test_nothing_gets_out_of_its_place():
 
 
 def test_hostile_texts_are_shown_as_they_stand():
-    sections = [Section(HOSTILE, "all", every_part(HOSTILE))]
+    sections = [Card(HOSTILE, "all", every_part(HOSTILE))]
     names = file_names(sections, Path("pictures"))
     assert [*names.values()] == ["pictures/all-1.png"]
     text = render(HOSTILE, HOSTILE, sections, names)
@@ -45,7 +45,7 @@ def test_hostile_texts_are_shown_as_they_stand():
 
 
 def test_a_code_block_outlasts_the_ticks_in_it():
-    text = render("t", "s", [Section("c", "c", [Code("```\nx\n```")])], {})
+    text = render("t", "s", [Card("c", "c", [Code("```\nx\n```")])], {})
     assert text.endswith("````\n```\nx\n```\n````\n")
 
 

@@ -7,7 +7,20 @@ import pytest
 from matplotlib.figure import Figure
 
 from e2ray.config.base import SettingsError
-from e2ray.report.page import Code, Column, Picture, Point, Points, Row, Section, Table, Words, png, render, write_page
+from e2ray.report.frame.page import (
+    Card,
+    Code,
+    Column,
+    Picture,
+    Point,
+    Points,
+    Row,
+    Table,
+    Words,
+    png,
+    render,
+    write_page,
+)
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -59,7 +72,7 @@ def every_part(text):
 
 
 def page(text="plain"):
-    return render(text, text, [Section(text, "first", every_part(text))])
+    return render(text, text, [Card(text, "first", every_part(text))])
 
 
 def test_all_texts_of_all_parts_reach_the_reader_as_they_are_and_never_as_markup():
@@ -95,12 +108,12 @@ def test_tables_scroll_inside_their_own_box():
 
 def test_a_row_of_another_length_than_the_columns_is_refused():
     with pytest.raises(ValueError, match=r"zip\(\) argument 2 is longer"):
-        render("t", "s", [Section("s", "a", [Table([Column("one")], [Row(["1", "2"])], "")])])
+        render("t", "s", [Card("s", "a", [Table([Column("one")], [Row(["1", "2"])], "")])])
 
 
 def test_the_same_page_has_the_same_bytes(tmp_path):
     for name in ("a.html", "b.html"):
-        write_page(tmp_path / name, "t", "s", [Section("s", "first", every_part("text"))])
+        write_page(tmp_path / name, "t", "s", [Card("s", "first", every_part("text"))])
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
 

@@ -3,10 +3,11 @@ import io
 import pytest
 from rich.console import Console
 
-from e2ray.report.run_diff import figures, grid, show_diff
+from e2ray.report.frame.terminal import grid
+from e2ray.report.frame.text import DASH
+from e2ray.report.run_diff import figures, show_diff
 from e2ray.report.run_files import read_run
 from e2ray.report.run_folder import open_runs
-from e2ray.report.run_terms import DASH
 from report.made_runs import TEXT, asked, begun, evaluated
 
 

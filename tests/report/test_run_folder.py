@@ -5,7 +5,8 @@ import pytest
 
 from e2ray import files
 from e2ray.config.base import SettingsError
-from e2ray.report.run_folder import open_run, open_runs, printable
+from e2ray.report.frame.text import printable
+from e2ray.report.run_folder import open_run, open_runs
 from e2ray.train.record import read_status
 from report.made_runs import begun, evaluated
 

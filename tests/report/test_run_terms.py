@@ -1,23 +1,17 @@
 import pytest
 
 from e2ray.evaluate.perplexity import Cell
+from e2ray.report.frame.text import DASH, MISSING, setting_text
+from e2ray.report.frame.text import duration as time_text
+from e2ray.report.frame.text import share as share_text
+from e2ray.report.frame.text import whole as tokens_text
 from e2ray.report.run_files import Difference, read_run
 from e2ray.report.run_folder import open_run
-from e2ray.report.run_terms import (
-    DASH,
-    MISSING,
-    cost,
-    difference_text,
-    differing,
-    flat,
-    length_text,
-    nll_text,
-    score_text,
-    setting_text,
-    share_text,
-    time_text,
-    tokens_text,
-)
+from e2ray.report.sections.cost import cost
+from e2ray.report.sections.nll import difference_text, nll_text
+from e2ray.report.sections.reach import length_text
+from e2ray.report.sections.settings import differing, flat
+from e2ray.report.sections.suites import score_text
 from report.made_runs import begun, evaluated
 
 

@@ -8,19 +8,19 @@ import pytest
 
 from e2ray.config.base import SettingsError
 from e2ray.files import read_vouched, write_json
-from e2ray.report.page import Picture, Table
+from e2ray.report.frame.page import Picture, Table
+from e2ray.report.frame.text import DASH
 from e2ray.report.run_files import read_run
 from e2ray.report.run_folder import open_runs
-from e2ray.report.run_pictures import draw_nll
-from e2ray.report.run_terms import DASH
-from e2ray.report.runs import sections, write_report
+from e2ray.report.runs import cards, write_report
+from e2ray.report.sections.nll import draw_nll
 from report.made_runs import TEXT, asked, begun, evaluated
 from report.test_page import read
 
 
 def made(*folders):
     """Return the sections of a report by their anchors."""
-    return {section.anchor: section for section in sections([read_run(run) for run in open_runs(folders)])}
+    return {section.anchor: section for section in cards([read_run(run) for run in open_runs(folders)])}
 
 
 def tables(section):

@@ -9,21 +9,13 @@ from matplotlib import image as images
 from matplotlib.figure import Figure
 from search.made_up import SPACE, L, failed, importances_of, made_up
 
+from e2ray.report.frame.text import count, duration, nats, number
+from e2ray.report.sections.draws import settings_words
 from e2ray.report.space_pictures import NOT_USED, draw_parallel, draw_ranges, draw_slices
 from e2ray.report.study import PICTURES, write_study
 from e2ray.report.study_pictures import draw_pareto, draw_rungs, draw_surfaces
 from e2ray.report.study_tables import measurement, searched_words
-from e2ray.report.study_terms import (
-    correlation_words,
-    count,
-    difference,
-    difference_words,
-    duration,
-    nats,
-    number,
-    range_words,
-    settings_words,
-)
+from e2ray.report.study_terms import correlation_words, difference, difference_words, range_words
 from e2ray.report.study_words import conclusion, findings
 from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import Noise

@@ -4,8 +4,8 @@ import json
 
 from e2ray.report.run_files import read_run
 from e2ray.report.run_folder import open_runs
-from e2ray.report.runs import sections
-from e2ray.report.watched import draw_watched, watched_lines
+from e2ray.report.runs import cards
+from e2ray.report.sections.watched import draw_watched, watched_lines
 from report.made_runs import evaluated
 
 
@@ -40,13 +40,13 @@ def test_a_report_shows_what_was_seen_and_the_price(tmp_path):
         line.update({key: value for key, value in LOOKS[-1].items() if key != "step"})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run,) = open_runs([folder])
-    found = {section.anchor: section for section in sections([read_run(run)])}
+    found = {section.anchor: section for section in cards([read_run(run)])}
     assert "At the last look NLL at L was +0.062 nats against the base." in found["watched"].parts[0].caption
 
 
 def test_a_run_that_was_not_watched_has_no_such_section(tmp_path):
     (run,) = open_runs([evaluated(tmp_path)])
-    assert "watched" not in {section.anchor for section in sections([read_run(run)])}
+    assert "watched" not in {section.anchor for section in cards([read_run(run)])}
 
 
 def test_no_curve_is_drawn_of_a_window_without_a_number():

@@ -17,8 +17,9 @@ from e2ray.config.base import SettingsError
 from e2ray.config.load import validate
 from e2ray.report.run_files import comparable, read_run
 from e2ray.report.run_folder import open_runs
-from e2ray.report.run_terms import cost, differing
 from e2ray.report.runs import write_report
+from e2ray.report.sections.cost import cost
+from e2ray.report.sections.settings import differing
 from e2ray.stages import pipeline
 from e2ray.train.record import read_metrics, read_status
 

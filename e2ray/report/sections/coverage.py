@@ -21,7 +21,7 @@ from matplotlib.patches import Patch, Rectangle
 from e2ray.config.base import SettingsError
 from e2ray.core.coverage import SEEN_PAIRS_PER_ROW, Coverage, percent
 from e2ray.files import atomic_path
-from e2ray.report.evaluation import BLUE, DOTS_PER_INCH, GREY, INK, ORANGE, SKY, SURFACE_COLOURS, VERMILLION
+from e2ray.report.frame.drawing import BLUE, DOTS_PER_INCH, GREY, INK, ORANGE, SKY, SURFACE_COLOURS, VERMILLION
 
 HATCH_COLOUR = "#C8C8C8"
 

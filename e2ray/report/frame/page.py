@@ -1,6 +1,6 @@
 """The frame of every HTML page the package writes: one file that opens offline, without scripts.
 
-A page is data: sections of words, points, tables, pictures and code. One template draws them all, so that pages look
+A page is data: cards of words, points, tables, pictures and code. One template draws them all, so that pages look
 alike and nothing gets into the HTML unescaped: names, reasons and commands come from recipes and from other people's
 errors. Pictures lie in the page as data URIs, and the page's own content policy forbids any request.
 """
@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from e2ray.config.base import SettingsError
 from e2ray.files import atomic_path, write_text
 
 
@@ -29,11 +30,12 @@ class Words:
 
 @dataclass(frozen=True)
 class Point:
-    """A finding: its subject in bold, then what is to be said."""
+    """A finding: its subject in bold, then what is to be said; `more` stands below it, a bullet each."""
 
     head: str
     text: str
     warning: bool = False
+    more: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Table:
     compact: bool = False
     folded: str | None = None
 
+    @property
+    def columns_as_row(self) -> Row:
+        """The titles of the columns."""
+        return Row([column.title for column in self.columns])
+
     def paired(self, row: Row) -> Iterator[tuple[Column, str]]:
         """Return the cells of a row with their columns."""
         return zip(self.columns, row.cells, strict=True)
@@ -103,29 +110,28 @@ Part = Words | Points | Table | Picture | Code
 
 
 @dataclass(frozen=True)
-class Section:
-    """A titled card of the page; `anchor` is its name in links."""
+class Card:
+    """A titled part of the page; `anchor` is its name in links and in the files of its pictures."""
 
     title: str
     anchor: str
     parts: Sequence[Part]
 
 
-def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+def render(title: str, subtitle: str, cards: Sequence[Card]) -> str:
     """Return the page as HTML text; everything in it is escaped, and the same input gives the same text."""
     environment = Environment(
-        loader=PackageLoader("e2ray.report"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+        loader=PackageLoader("e2ray.report.frame"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
     )
-    return environment.get_template("page.html").render(title=title, subtitle=subtitle, sections=sections)
+    return environment.get_template("page.html").render(title=title, subtitle=subtitle, cards=cards)
 
 
-def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    """Write the page whole or not at all.
-
-    Raises:
-        SettingsError: If the folder cannot be written.
-    """
-    write_text(path, render(title, subtitle, sections))
+def picture(figure: Figure, alt: str, caption: str) -> Picture:
+    """Return a figure as a part of a page."""
+    return Picture(png(figure), alt, caption)
 
 
 def png(figure: Figure) -> bytes:
@@ -135,7 +141,22 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def write_png(path: Path, content: bytes) -> None:
-    """Write a picture's bytes whole or not at all."""
+def write_png(path: Path, content: bytes | Figure) -> None:
+    """Write a picture whole or not at all."""
     with atomic_path(path) as aside:
-        aside.write_bytes(content)
+        aside.write_bytes(content if isinstance(content, bytes) else png(content))
+
+
+def refuse_other_names(page: Path) -> None:
+    """Raise SettingsError if a page is asked for under a name that does not end in .html."""
+    if page.suffix.lower() != ".html":
+        raise SettingsError(f"{page}: the report is a page; give it a name that ends in .html")
+
+
+def write_page(path: Path, title: str, subtitle: str, cards: Sequence[Card]) -> None:
+    """Write the page whole or not at all.
+
+    Raises:
+        SettingsError: If the folder cannot be written.
+    """
+    write_text(path, render(title, subtitle, cards))

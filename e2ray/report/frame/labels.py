@@ -1,76 +1,18 @@
-"""What the pictures of a page share: size, looks, and labels that keep clear of each other.
-
-Figures are made without pyplot, so nothing is kept between them. Colours are Okabe and Ito's.
-"""
+"""Labels of points and of curves that keep clear of each other."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 from scipy.optimize import isotonic_regression
 
-from e2ray.report.evaluation import GREY, INK
-from e2ray.report.study_terms import number
+from e2ray.report.frame.drawing import GREY, INK, plain
 
-DOTS_PER_INCH = 130
 END_GAP = 9.5  # points between the names of two curves
 NEAR = 23  # points from which a label needs a line to its point
-WIDTH = 10.5  # inches: at the page's full width its 10 pt text reads like the page's own
-GREEN, PURPLE, PALE = "#009E73", "#CC79A7", "#E5E5E5"
-
-
-def new_figure(height: float, *, width: float = WIDTH) -> Figure:
-    """Return an empty figure of a page's width, sizes in inches."""
-    return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
-
-
-def tidy(axis: Axes, title: str = "", *, grid: Literal["both", "x", "y"] = "both") -> None:
-    """Give an axis the looks of the house."""
-    if title:
-        axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
-    axis.grid(visible=True, axis=grid, color=PALE, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def plain(text: Any) -> str:
-    """Return a text that is drawn as it stands; `$` would begin a formula."""
-    return str(text).replace("$", r"\$")
-
-
-def share_of_range(value: float, spec: Mapping[str, Any]) -> float:
-    """Return where a number stands in its searched interval, 0 to 1, logarithmic where the search is."""
-    low, high = spec["low"], spec["high"]
-    if low == high:
-        return 0.5
-    if spec.get("log"):
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
-
-
-def upper_limit(values: Sequence[float]) -> float:
-    """Return the top of an axis that shows the low values well and cuts far outliers off."""
-    low, middle, high = (float(q) for q in np.quantile(values, (0.0, 0.5, 1.0)))
-    return min(high, low + 2.5 * max(middle - low, 1e-3))
-
-
-def log_ticks(axis: Axes, low: float, high: float, *, which: str = "x") -> None:
-    """Label a logarithmic axis at 1, 2 and 5 of each decade inside [low, high], or at its ends."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [m * 10.0**d for d in decades for m in (1, 2, 5) if low * 0.999 <= m * 10.0**d <= high * 1.001]
-    if len(ticks) > 5:
-        ticks = [tick for tick in ticks if f"{tick:e}".startswith("1")]
-    side = axis.xaxis if which == "x" else axis.yaxis
-    side.set_major_locator(FixedLocator(ticks if len(ticks) > 1 else [low, high]))
-    side.set_minor_locator(NullLocator())
-    side.set_major_formatter(FuncFormatter(lambda value, _: number(float(value))))
 
 
 def label_points(
@@ -173,9 +115,3 @@ def _offsets() -> list[tuple[float, float]]:
     """Return places of a label round its point, in points, the nearest first."""
     around = [(1, 0), (1, 1), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, -1), (-1, 0)]
     return [(radius * x, radius * y) for radius in (9, 16, 26, 40, 60, 85) for x, y in around]
-
-
-def missing_cell(axis: Axes, column: int, row: int) -> None:
-    """Hatch a cell of a grid that was not measured."""
-    patch = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="white", edgecolor=GREY, hatch="////", linewidth=0)
-    axis.add_patch(patch)

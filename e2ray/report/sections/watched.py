@@ -1,12 +1,16 @@
-"""The picture of what was seen while a model trained: NLL at L and at longer windows, step by step."""
+"""What was seen while a model trained: NLL at L and at longer windows, step by step."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from e2ray.report.drawing import GREEN, PURPLE, label_ends, new_figure, tidy
-from e2ray.report.evaluation import BLUE, GREY, ORANGE, VERMILLION
+from e2ray.report.frame.curve import LOOKS, curve
+from e2ray.report.frame.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, new_figure, tidy
+from e2ray.report.frame.labels import label_ends
+from e2ray.report.frame.page import Picture, picture
+from e2ray.report.run_files import RunRecord
+from e2ray.report.sections.section import RunSection
 
 COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE)
 
@@ -30,7 +34,7 @@ def draw_watched(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         points = [(line["step"], line["watch_nll"][str(window)]) for line in looks]
         known = [(step, nll) for step, nll in points if nll is not None]
         if known:
-            axis.plot(*zip(*known, strict=True), color=colour, linewidth=1.8, marker="o", markersize=3)
+            curve(axis, known, LOOKS[0].but(colour=colour, width=1.8, size=3))
             ends.append((*known[-1], f"{window:,} tokens", colour))
     last = max(step for step, *_ in ends) if ends else 1
     axis.set_xlim(0, last * 1.22)
@@ -40,3 +44,20 @@ def draw_watched(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     tidy(axis, "Held-out text while it trained, each window at the scale it is served with")
     label_ends(axis, ends)
     return figure
+
+
+def _parts(records: Sequence[RunRecord]) -> list[Picture]:
+    parts = []
+    for record in records:
+        looks = watched_lines(record.metrics)
+        if not looks:
+            continue
+        price = looks[-1].get("price_at_base")
+        told = "" if price is None else f" At the last look NLL at L was {price:+.3f} nats against the base."
+        alt = f"NLL of {record.name} on held-out text while it trained, by window"
+        caption = f"{record.name}: every window scores the same last tokens of the same few documents.{told}"
+        parts.append(picture(draw_watched(record.metrics), alt, caption))
+    return parts
+
+
+WATCHED = RunSection("While it trained", "watched", _parts)
