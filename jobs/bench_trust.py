@@ -152,11 +152,12 @@ def made_journal(folder: Path) -> Path:
 
 def made_skipped(folder: Path) -> Path:
     """Return a skipped.jsonl of three steps."""
+    from e2ray.records.run import SkippedRow
     from e2ray.train.record import SKIPPED, note_skipped
 
     folder.mkdir()
     for step in (3, 4, 9):
-        rows = [{"row": 17 * step, "loss": 3.25, "scale": 2.5, "places": [4], "shifts": [90 + step]}]
+        rows = [SkippedRow(row=17 * step, loss=3.25, scale=2.5, places=(4,), shifts=(90 + step,))]
         note_skipped(folder, step, rows)
     return folder / SKIPPED
 

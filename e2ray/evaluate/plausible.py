@@ -5,10 +5,10 @@ positions or another tokenizer than it was trained with, is off by nats, and one
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from e2ray.evaluate.perplexity import Cell
+from e2ray.records.run import MetricsLine
 
 LAST_SHARE = 0.1  # of the updates, whose losses count
 
@@ -19,7 +19,7 @@ class ImplausibleError(RuntimeError):
 
 def refuse_implausible(
     cells: Sequence[Cell],
-    metrics: Sequence[Mapping[str, Any]],
+    metrics: Sequence[MetricsLine],
     *,
     window: int,
     loss_gap: float,
@@ -64,14 +64,14 @@ def scale_bucket(scale: float) -> str:
     return str(2 ** max(0, math.ceil(math.log2(scale))))
 
 
-def _last_losses(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _last_losses(metrics: Sequence[MetricsLine]) -> dict[str, float]:
     """Return the mean loss of each bucket of scales over the last lines."""
     if not metrics:
         return {}
-    first = metrics[-1]["step"] * (1 - LAST_SHARE)
+    first = metrics[-1].step * (1 - LAST_SHARE)
     found: dict[str, list[float]] = {}
     for line in metrics:
-        if line["step"] > first:
-            for bucket, loss in line["loss_by_scale"].items():
+        if line.step > first:
+            for bucket, loss in line.loss_by_scale.items():
                 found.setdefault(bucket, []).append(loss)
     return {bucket: sum(losses) / len(losses) for bucket, losses in found.items()}

@@ -50,9 +50,11 @@ class Part(BaseModel):
         protected_namespaces=(),
     )
 
+    sparse: ClassVar[bool] = False
+
     def plain(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
-        return self.model_dump()
+        """Return the fields as JSON has them; of a sparse part those that are known."""
+        return self.model_dump(exclude_unset=self.sparse)
 
     def __getitem__(self, name: str) -> Any:
         """Return a field that is known."""

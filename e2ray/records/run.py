@@ -1,6 +1,6 @@
 """What a run leaves while it goes: status.json, environment.json, the lines of metrics.jsonl and skipped.jsonl."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 
@@ -46,16 +46,13 @@ class Environment(Record):
 
     what = "versions and hardware of a run"
     anew = REWRITTEN
+    sparse = True
 
     versions: dict[str, str | None] = Field(default_factory=dict, description="Of the libraries, by name.")
     python: str | None = Field(None, description="Version of Python.")
     commit: str | None = Field(None, description="Of e2ray's checkout, `-dirty` behind changes; null outside of one.")
     hardware: Hardware | None = Field(None, description="Of the driver's machine.")
-    training: Training | None = left_out("What the training runs on, once it does.")
-
-    def plain(self) -> dict[str, Any]:
-        """Return the fields that are known."""
-        return self.model_dump(exclude_unset=True)
+    training: Training | None = Field(None, description="What the training runs on, once it does.")
 
 
 class MetricsLine(Line):
@@ -64,6 +61,7 @@ class MetricsLine(Line):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float | dict[str, float | None] | None]
 
+    sparse = True
     what = "a logged step"
     anew = "put the file back from a copy, or remove it: the run does not need it"
 
@@ -75,13 +73,13 @@ class MetricsLine(Line):
     tokens_per_second: float = Field(description="Of all ranks since the last line.")
     scale_mean: Scale | None = Field(None, description="Mean scale of the rows.")
     loss_by_scale: dict[str, Nats] = Field(
-        default_factory=dict, description="Mean loss of the rows by the power of two at or below their scale."
+        default_factory=dict, description="Mean loss of the rows by the power of two at or above their scale."
     )
     data_wait_s: Seconds | None = Field(None, description="Mean wait for data of a step and rank.")
     skipped_steps: Count = Field(0, description="Steps so far that changed nothing.")
-    peak_memory_mib: float | None = left_out("Most memory of the first rank's process so far.")
-    watch_nll: dict[str, Nats | None] | None = left_out("NLL on held-out text by window, where training is watched.")
-    price_at_base: Nats | None = left_out("Of these the one at L minus the untouched model's.")
+    peak_memory_mib: float | None = Field(None, description="Most memory of the first rank's process so far.")
+    watch_nll: dict[str, Nats | None] | None = Field(None, description="NLL on held-out text by window, if watched.")
+    price_at_base: Nats | None = Field(None, description="Of these the one at L minus the untouched model's.")
 
 
 class SkippedRow(Part):

@@ -107,8 +107,14 @@ def read(path: Path, *, advice: Callable[[int], str], must_be_sealed: bool = Fal
             raise SettingsError(f"{path}: line {number} of {len(whole)} {damage}; {advice(number - 1)}")
         end = End(number, match[3].decode() if match else "")
         ends.append(end)
-        values.append({key: item for key, item in value.items() if key not in ("line", "seal")} if match else value)
+        values.append(without_seal(value) if match else value)
     return Lines(values, ends, len(torn), has_seals and bool(whole))
+
+
+def without_seal(value: Any) -> Any:
+    """Return a line's value without its number and its seal."""
+    is_object = isinstance(value, dict)
+    return {key: item for key, item in value.items() if key not in ("line", "seal")} if is_object else value
 
 
 def _is_nearly_sealed(line: bytes) -> bool:

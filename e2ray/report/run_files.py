@@ -260,7 +260,7 @@ def _rows(path: Path, key: str, columns: frozenset[str], *, wanted: bool = True)
 
 def _metrics(run: RunFolder) -> list[dict[str, Any]]:
     path = run.folder / METRICS
-    lines, wanted = read_metrics(run.folder), ", ".join(sorted(METRIC_KEYS))
+    lines, wanted = [line.plain() for line in read_metrics(run.folder)], ", ".join(sorted(METRIC_KEYS))
     for place, line in enumerate(lines, start=1):
         if not all(isinstance(line.get(key), int | float) for key in METRIC_KEYS):
             raise SettingsError(f"{path}: line {place} is damaged, wanted numbers under {wanted}; remove the file")

@@ -112,9 +112,8 @@ def open_run(place: str | Path) -> RunFolder:
         raise SettingsError(f"{str(error).removesuffix(f'; {STATUS_ADVICE}')}; {again}") from None
     if status is None:
         raise SettingsError(f"{given}: holds no run: status.json is missing; {_wanted(folder)}")
-    if was_killed(folder, status):
-        status |= {"state": "killed", "error": KILLED}
-    return RunFolder(folder, printable(folder.name), settings, status)
+    told = status.plain() | ({"state": "killed", "error": KILLED} if was_killed(folder, status) else {})
+    return RunFolder(folder, printable(folder.name), settings, told)
 
 
 def _wanted(folder: Path) -> str:

@@ -10,7 +10,6 @@ nothing are among them; a run's skipped.jsonl names those.
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,10 @@ from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.core.positions import Draw
 from e2ray.data.shards import Rows
+from e2ray.records.folders import RunFolder
+from e2ray.records.run import SkippedRow
 
-FOLDER = "ledger"
+FOLDER = RunFolder.ledger.name
 NAME = re.compile(r"steps-(\d+)-(\d+)-rank-(\d+)(?:-([0-9a-f]{16}))?\.arrow")  # earlier versions had no digest
 SCHEMA = pa.schema(
     [
@@ -104,22 +105,24 @@ def jumps(offsets: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
     return places, offsets[places]
 
 
-def rows_of(ids: Int[Tensor, " rows"], draw: Draw, nll: Float[Tensor, " rows"]) -> list[dict[str, Any]]:
+def rows_of(ids: Int[Tensor, " rows"], draw: Draw, nll: Float[Tensor, " rows"]) -> list[SkippedRow]:
     """Return what skipped.jsonl tells of each row of a batch.
 
     Args:
         ids: Number of each row among all rows, int64 [rows].
         draw: Their `Draw`, on the CPU.
         nll: Mean NLL of each row, [rows].
-
-    Returns:
-        A {"row", "loss", "scale", "places", "shifts"} for each: its number, its mean NLL (null where that is no finite
-        number), and its draw as the ledger has it.
     """
     shifts = [jumps(offsets) for offsets in draw.offsets.numpy()]
     rows = zip(ids.tolist(), nll.tolist(), draw.scale.tolist(), shifts, strict=True)
     return [
-        {"row": row, "loss": files.finite(loss), "scale": scale, "places": places.tolist(), "shifts": moved.tolist()}
+        SkippedRow(
+            row=row,
+            loss=files.finite(loss),
+            scale=scale,
+            places=tuple(places.tolist()),
+            shifts=tuple(moved.tolist()),
+        )
         for row, loss, scale, (places, moved) in rows
     ]
 

@@ -10,29 +10,29 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import psutil
 
 from e2ray import files
 from e2ray.config.base import SettingsError, brief
-from e2ray.records.sealed import End, Lines, read, seal, sealed
+from e2ray.records.folders import RunFolder
+from e2ray.records.record import Line
+from e2ray.records.run import MetricsLine, SkippedRow, SkippedStep, State, Status
+from e2ray.records.sealed import End, seal, sealed, without_seal
 from e2ray.train.trackers import Trackers
 
 ENVIRONMENT = "environment.json"
 ENVIRONMENT_WANTED = "versions and hardware of a run; remove it, what runs next writes it anew"
-METRICS = "metrics.jsonl"
+METRICS, SKIPPED, STATUS = RunFolder.metrics.name, RunFolder.skipped.name, RunFolder.status.name
 LONGEST_METRICS = 2**16  # bytes of a line
-SKIPPED = "skipped.jsonl"
-State = Literal["running", "succeeded", "failed", "preempted"]
-STATUS = "status.json"
-STATUS_KEYS: dict[str, Any] = {"state": str, "step": int, "error": str | None}
-STATUS_ADVICE = "remove it, what runs next writes it anew"
+LINES: dict[str, type[Line]] = {METRICS: MetricsLine, SKIPPED: SkippedStep}
+STATUS_ADVICE = Status.anew
 KILLED = "its process was killed, or the machine went down"
 PACKAGES = ("e2ray", "torch", "transformers", "deepspeed", "ray", "pyarrow", "optuna", "peft", "tokenizers", "numpy")
 
@@ -42,17 +42,17 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def write_status(folder: Path, **changes: Any) -> None:
+def write_status(folder: Path, **changes: object) -> None:
     """Update status.json: `state`, `step`, `error`, `started_at`, `ended_at`, and a `result` line at the end.
 
     Raises:
         SettingsError: If the file that is there is none of a run's, or it cannot be written.
     """
-    files.write_sealed(folder / STATUS, (read_status(folder) or _new_status()) | changes)
+    (read_status(folder) or _new_status()).changed(**changes).write(folder / STATUS)
 
 
-def _new_status() -> dict[str, Any]:
-    return {"state": "running", "step": 0, "error": None, "started_at": now(), "ended_at": None}
+def _new_status() -> Status:
+    return Status(state="running", step=0, error=None, started_at=now(), ended_at=None)
 
 
 def end_status(folder: Path, state: State, error: object) -> None:
@@ -69,27 +69,17 @@ def end_status(folder: Path, state: State, error: object) -> None:
     with suppress(OSError, SettingsError):
         status = read_status(folder) or status
     with suppress(OSError), (folder / STATUS).open("rb+", buffering=0) as file:
-        file.write(json.dumps(status | changes).encode())
+        file.write(json.dumps(status.changed(**changes).content()).encode())
         file.truncate()
 
 
-def read_status(folder: Path) -> dict[str, Any] | None:
+def read_status(folder: Path) -> Status | None:
     """Return status.json of a run, or None where there is none.
 
     Raises:
         SettingsError: If it cannot be read, or is none of a run's.
     """
-    path = folder / STATUS
-    if not path.exists():
-        return None
-    value = files.read_vouched(path, wanted=f"a run's status; {STATUS_ADVICE}")
-    if not isinstance(value, dict) or "state" not in value:
-        raise SettingsError(f"{path}: is damaged, it tells no state; {STATUS_ADVICE}")
-    states = ", ".join(get_args(State))
-    found = files.checked_object(value, where=path, wanted=f"one of a run; {STATUS_ADVICE}", keys=STATUS_KEYS)
-    if found["state"] not in get_args(State):
-        raise SettingsError(f"{path}: is damaged, state is {found['state']!r}, wanted one of {states}; {STATUS_ADVICE}")
-    return found
+    return Status.find(folder / STATUS)
 
 
 def settle(folder: Path) -> str | None:
@@ -98,15 +88,15 @@ def settle(folder: Path) -> str | None:
     The caller holds the run's lock, so nothing runs.
     """
     status = read_status(folder)
-    if status is None or status["state"] != "running":
+    if status is None or status.state != "running":
         return None
     end_status(folder, "failed", KILLED)
-    return f"{folder}: ended at step {status['step']} without a word: {KILLED}"
+    return f"{folder}: ended at step {status.step} without a word: {KILLED}"
 
 
-def was_killed(folder: Path, status: Mapping[str, Any] | None) -> bool:
+def was_killed(folder: Path, status: Status | None) -> bool:
     """Return whether a status says `running` though no process holds the run: one was killed and could not say so."""
-    return status is not None and status["state"] == "running" and files.is_locked(folder / ".lock") is False
+    return status is not None and status.state == "running" and files.is_locked(RunFolder(folder).lock) is False
 
 
 def environment() -> dict[str, Any]:
@@ -193,21 +183,23 @@ def prune_lines(path: Path, step: int) -> End:
     """
     if not path.exists():
         return End()
-    text, end = sealed([json.dumps(line) for line in _lines(path).values if line["step"] <= step])
+    lines, found = LINES[path.name].lines(path)
+    kept = [value for line, value in zip(lines, found.values, strict=True) if line["step"] <= step]
+    text, end = sealed([json.dumps(value) for value in kept])
     files.write_text(path, text)
     return end
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[MetricsLine]:
     """Return the whole lines of metrics.jsonl; one that is just being written is left out.
 
     Raises:
         SettingsError: If a line is not what was written.
     """
-    return _lines(folder / METRICS).values
+    return MetricsLine.lines(folder / METRICS)[0]
 
 
-def newest_metrics(folder: Path) -> dict[str, Any] | None:
+def newest_metrics(folder: Path) -> MetricsLine | None:
     """Return the last whole line of metrics.jsonl for a person who looks on, whatever its seal; None without one.
 
     Only the end of the file is read, since a long run's is large.
@@ -219,20 +211,12 @@ def newest_metrics(folder: Path) -> dict[str, Any] | None:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_METRICS))
         *_, before, _ = (b"", *file.read().split(b"\n"))
     with suppress(ValueError):
-        found = json.loads(before)
-        return found if isinstance(found, dict) else None
+        value = json.loads(before)
+        return MetricsLine.parse(without_seal(value), where=path)
     return None
 
 
-def _lines(path: Path) -> Lines:
-    found = read(path, advice=lambda kept: "put the file back from a copy, or remove it: the run does not need it")
-    for place, line in enumerate(found.values, start=1):
-        if not isinstance(line.get("step"), int):
-            raise SettingsError(f"{path}: line {place} is damaged, it tells no step; remove the file")
-    return found
-
-
-def progress_line(metrics: dict[str, Any], *, step: int, steps: int, seconds_per_step: float) -> str:
+def progress_line(metrics: MetricsLine, *, step: int, steps: int, seconds_per_step: float) -> str:
     """Return `step 120/1200  loss 3.412  45,120 tokens/s  scale 8.4  ETA 2:31`."""
     minutes, seconds = divmod(round((steps - step) * seconds_per_step), 60)
     hours, minutes = divmod(minutes, 60)
@@ -240,19 +224,17 @@ def progress_line(metrics: dict[str, Any], *, step: int, steps: int, seconds_per
     return f"step {step}/{steps}  {figures(metrics)}  ETA {eta}"
 
 
-def figures(metrics: dict[str, Any]) -> str:
+def figures(metrics: MetricsLine) -> str:
     """Return `loss 3.412  45,120 tokens/s  scale 8.4` of a logged step, and how many steps were skipped, if any."""
-    loss, scale = metrics["loss"], metrics["scale_mean"]
     parts = [
-        "loss -" if loss is None else f"loss {loss:.3f}",
-        f"{metrics['tokens_per_second']:,.0f} tokens/s",
-        "scale -" if scale is None else f"scale {scale:.1f}",
+        "loss -" if metrics.loss is None else f"loss {metrics.loss:.3f}",
+        f"{metrics.tokens_per_second:,.0f} tokens/s",
+        "scale -" if metrics.scale_mean is None else f"scale {metrics.scale_mean:.1f}",
     ]
-    skipped = metrics.get("skipped_steps", 0)
-    return "  ".join([*parts, f"{skipped} skipped"] if skipped else parts)
+    return "  ".join([*parts, f"{metrics.skipped_steps} skipped"] if metrics.skipped_steps else parts)
 
 
-def note_skipped(folder: Path, step: int, rows: list[dict[str, Any]]) -> str:
+def note_skipped(folder: Path, step: int, rows: Sequence[SkippedRow]) -> str:
     """Write a skipped step's line into skipped.jsonl and return what to say about it.
 
     Args:
@@ -260,15 +242,17 @@ def note_skipped(folder: Path, step: int, rows: list[dict[str, Any]]) -> str:
         step: Its number as metrics.jsonl counts, from 1.
         rows: Of the global batch in order, as `ledger.rows_of` gives them.
     """
-    wrong = "gradient norm" if all(row["loss"] is not None for row in rows) else "loss"
+    is_norm = all(row.loss is not None for row in rows)
+    skipped = SkippedStep(step=step, not_finite="gradient norm" if is_norm else "loss", rows=tuple(rows))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SKIPPED
-    line, _ = seal(json.dumps({"step": step, "not_finite": wrong, "rows": rows}, allow_nan=False), _lines(path).end)
+    line, _ = seal(skipped.text(), SkippedStep.lines(path)[1].end)
     with files.naming(path), path.open("a", encoding="utf-8") as file:
         file.write(line)
-    numbers = ", ".join(str(row["row"]) for row in rows[:8])
+    numbers = ", ".join(str(row.row) for row in rows[:8])
     more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-    return f"step {step}: skipped, its {wrong} is no finite number; rows {numbers}{more}: {folder / SKIPPED}"
+    wrong = skipped.not_finite
+    return f"step {step}: skipped, its {wrong} is no finite number; rows {numbers}{more}: {path}"
 
 
 class Recorder:
@@ -289,22 +273,22 @@ class Recorder:
         prune_lines(folder / SKIPPED, start_step)
         self.folder, self.steps, self.progress_s = folder, steps, progress_s
         self.show, self.trackers = show, trackers or Trackers(())
-        self.metrics: dict[str, Any] | None = None
+        self.metrics: MetricsLine | None = None
         self.began, self.start_step = time.perf_counter(), start_step
         self.shown = self.began
         self.file = (folder / METRICS).open("a", encoding="utf-8")
 
-    def report(self, metrics: dict[str, Any]) -> None:
+    def report(self, metrics: Mapping[str, object]) -> None:
         """Write a logged step everywhere it belongs."""
-        line, self.end = seal(json.dumps(metrics, allow_nan=False), self.end)
+        self.metrics = MetricsLine.model_validate(metrics)
+        line, self.end = seal(self.metrics.text(), self.end)
         with files.naming(self.folder / METRICS):
             self.file.write(line)
             self.file.flush()
-        self.metrics = metrics
-        self.trackers.log(metrics, metrics["step"])
-        write_status(self.folder, step=metrics["step"])
+        self.trackers.log(metrics, self.metrics.step)
+        write_status(self.folder, step=self.metrics.step)
 
-    def skipped(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def skipped(self, step: int, rows: Sequence[SkippedRow]) -> None:
         """Write down a step that changed nothing, and say so."""
         line = note_skipped(self.folder, step, rows)
         if self.show:

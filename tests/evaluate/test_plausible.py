@@ -4,6 +4,7 @@ import pytest
 
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.plausible import ImplausibleError, refuse_implausible, scale_bucket
+from e2ray.records.run import MetricsLine
 from e2ray.train.loop import scale_bucket as bucket_in_training
 
 
@@ -12,7 +13,10 @@ def cell(nll, *, window=128, scale=1.0, model="tuned"):
 
 
 def lines(loss, *, bucket="1"):
-    return [{"step": step, "loss_by_scale": {bucket: loss + (9 if step < 90 else 0)}} for step in range(10, 101, 10)]
+    return [
+        MetricsLine(step=step, tokens=0, tokens_per_second=1.0, loss_by_scale={bucket: loss + (9 if step < 90 else 0)})
+        for step in range(10, 101, 10)
+    ]
 
 
 def check(cells, metrics, window=128, loss_gap=3.0, least_loss_share=0.1):

@@ -13,6 +13,7 @@ from e2ray.records.checkpoint import CheckpointManifest
 from e2ray.records.evaluation import RemovedScaling
 from e2ray.records.folders import FOLDERS
 from e2ray.records.manifest import Manifest, spelled
+from e2ray.records.model import ModelRecord
 from e2ray.records.record import Line, Part, Record
 from e2ray.records.run import Status
 from e2ray.records.sealed import sealed
@@ -92,7 +93,10 @@ def put(content, path, value):
 
 def store(path, record, content):
     """Write fields as they are, without a digest where the file may do without."""
-    path.write_text(spelled(content) if record is Manifest else json.dumps(content))
+    if record is ModelRecord:
+        files.write_sealed(path, content)
+    else:
+        path.write_text(spelled(content) if record is Manifest else json.dumps(content))
 
 
 def plain(record):
@@ -190,7 +194,7 @@ def test_a_file_of_before_versions_is_read_as_todays(tmp_path, record):
     if record is CheckpointManifest:
         content["digest"] = files.digest(content["files"])
     unknown = {"field_of_then": 1} if record.model_config.get("extra") == "forbid" else {}
-    path.write_text(json.dumps(unknown | content))
+    store(path, record, unknown | content)
     assert record.read(path) == one
 
 

@@ -117,9 +117,9 @@ def test_rows_of_a_batch_tell_their_draws_as_the_ledger_does():
     nll = torch.arange(ROWS, dtype=torch.float32)
     nll[3], nll[5] = torch.nan, torch.inf
     found = rows_of(torch.arange(ROWS) + 100, drawn, nll)
-    assert [row["row"] for row in found] == list(range(100, 100 + ROWS))
-    assert [row["loss"] for row in found] == [None if n in (3, 5) else n for n in range(ROWS)]
-    for place, row in enumerate(json.loads(json.dumps(found, allow_nan=False))):
+    assert [row.row for row in found] == list(range(100, 100 + ROWS))
+    assert [row.loss for row in found] == [None if n in (3, 5) else n for n in range(ROWS)]
+    for place, row in enumerate(json.loads(json.dumps([row.plain() for row in found], allow_nan=False))):
         assert row["scale"] == float(drawn.scale[place])
         assert torch.equal(replayed(row, WINDOW), drawn.offsets[place])
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from e2ray.config.base import SettingsError
+from e2ray.records.run import MetricsLine, SkippedRow
 from e2ray.train.record import (
     KILLED,
     SKIPPED,
@@ -76,7 +77,7 @@ def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
         recorder.report(line(step))
         recorder.progress(step)
     recorder.close()
-    assert read_metrics(tmp_path) == [line(10), line(20)] == gauged
+    assert [entry.plain() for entry in read_metrics(tmp_path)] == [line(10), line(20)] == gauged
     assert read_status(tmp_path)["step"] == 20
     assert [text.split("  ")[0] for text in shown] == ["step 10/20", "step 20/20"]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -117,7 +118,7 @@ def test_a_line_without_a_finite_number_has_no_place_in_tensorboard(tmp_path):
 @pytest.mark.parametrize("key", ["loss", "grad_norm", "data_wait_s"])
 def test_no_line_of_metrics_can_hold_what_is_no_number(tmp_path, key):
     recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=1.0)
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match="Input should be a finite number"):
         recorder.report(line(10) | {key: math.nan})
     recorder.close()
     assert read_metrics(tmp_path) == []
@@ -125,16 +126,17 @@ def test_no_line_of_metrics_can_hold_what_is_no_number(tmp_path, key):
 
 def test_a_skipped_step_is_written_down_and_told_with_its_rows(tmp_path):
     shown = []
-    rows = [{"row": 7 * n, "loss": 2.0, "scale": 2.0, "places": [4], "shifts": [9]} for n in range(10)]
+    rows = [SkippedRow(row=7 * n, loss=2.0, scale=2.0, places=(4,), shifts=(9,)) for n in range(10)]
     recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=1.0, show=shown.append)
     recorder.skipped(3, rows)
-    recorder.skipped(4, [rows[0], rows[1] | {"loss": None}])
+    recorder.skipped(4, [rows[0], rows[1].changed(loss=None)])
     recorder.close()
+    rows = [row.plain() | {"places": [4], "shifts": [9]} for row in rows]
     found = [json.loads(text) for text in (tmp_path / SKIPPED).read_text().splitlines()]
     assert [(line.pop("line"), len(line.pop("seal"))) for line in found] == [(1, 32), (2, 32)]
     assert found == [
-        {"step": 3, "not_finite": "gradient norm", "rows": rows},
-        {"step": 4, "not_finite": "loss", "rows": [rows[0], rows[1] | {"loss": None}]},
+        {"schema_version": 1, "step": 3, "not_finite": "gradient norm", "rows": rows},
+        {"schema_version": 1, "step": 4, "not_finite": "loss", "rows": [rows[0], rows[1] | {"loss": None}]},
     ]
     told = f"skipped, its gradient norm is no finite number; rows 0, 7, 14, 21, 28, 35, 42, 49 and 2 more: {tmp_path}"
     assert shown[0] == f"step 3: {told}/{SKIPPED}" and shown[1].startswith("step 4: skipped, its loss is no finite")
@@ -148,9 +150,9 @@ def test_the_peak_of_memory_is_that_of_this_process():
 
 
 def test_progress_line_tells_step_loss_speed_scale_and_remaining_time():
-    text = progress_line(line(10), step=120, steps=1200, seconds_per_step=0.14)
+    text = progress_line(MetricsLine(**line(10)), step=120, steps=1200, seconds_per_step=0.14)
     assert text == "step 120/1200  loss 0.300  45,120 tokens/s  scale 8.4  ETA 2:31"
-    assert progress_line(line(10), step=0, steps=1000, seconds_per_step=4).endswith("ETA 1:06:40")
+    assert progress_line(MetricsLine(**line(10)), step=0, steps=1000, seconds_per_step=4).endswith("ETA 1:06:40")
 
 
 @pytest.mark.parametrize("count", [1, 2, 2000])
@@ -237,7 +239,7 @@ def test_metrics_of_an_earlier_version_are_read_and_vouched_for_from_the_next_st
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line(step)) + "\n" for step in (10, 20)))
     prune_lines(path, 20)
-    assert read_metrics(tmp_path) == [line(10), line(20)]
+    assert [entry.plain() for entry in read_metrics(tmp_path)] == [line(10), line(20)]
     path.write_text(path.read_text().replace('"step": 20', '"step": 90'))
     with pytest.raises(SettingsError, match="line 2 of 2 is damaged, its seal does not match"):
         read_metrics(tmp_path)
@@ -247,17 +249,20 @@ def test_metrics_of_an_earlier_version_are_read_and_vouched_for_from_the_next_st
     ("content", "message"),
     [
         ("[" * 100_000, "is nested too deep; wanted a run's status; remove it"),
-        ("[1]", "is damaged, it tells no state; remove it"),
-        ('"succeeded"', "is damaged, it tells no state; remove it"),
-        ("{}", "is damaged, it tells no state; remove it"),
-        ('{"state": "running"}', "is damaged, it lacks step; wanted one of a run; remove it"),
-        ('{"state": "running", "step": "3", "error": null}', "is damaged, step is '3'; wanted one of a run"),
-        ('{"state": ["running"], "step": 3, "error": null}', "is damaged, state is a list; wanted one of a run"),
+        ("[1]", "is damaged, it holds a list; wanted a run's status; remove it"),
+        ('"succeeded"', "is damaged, it holds text; wanted a run's status; remove it"),
+        ("{}", "is damaged, it lacks state; wanted a run's status; remove it"),
+        ('{"state": "running"}', "is damaged, it lacks step; wanted a run's status; remove it"),
+        (
+            '{"state": "running", "step": "3", "error": null}',
+            "is damaged, step is '3', wanted a whole number; wanted a run's status; remove it",
+        ),
+        ('{"state": ["running"], "step": 3, "error": null}', "is damaged, state is a list, wanted 'running', 'succeed"),
         (
             '{"state": "runnimg", "step": 3, "error": null}',
-            "is damaged, state is 'runnimg', wanted one of running, succ",
+            "is damaged, state is 'runnimg', wanted 'running', 'succeeded', 'failed' or 'preempted'; wanted a run's",
         ),
-        ('{"state": "failed", "step": 3, "error": {"a": 1}}', "is damaged, error is an object; wanted one of a run"),
+        ('{"state": "failed", "step": 3, "error": {"a": 1}}', "is damaged, error is an object, wanted text; wanted"),
         (json.dumps({"state": "x" * 5_000, "step": 1, "error": None}), "is damaged, state is 'xxx"),
         ('{"state": "running", "step": 3, "error": null, "x": NaN, "digest": "0"}', "is damaged, its digest does not"),
         ('{"state": "running", "step": 3, "error": "\\ud800", "digest": "0"}', "is damaged, its digest does not match"),
