@@ -1,37 +1,24 @@
 """Which methods are compared, each a lane: the same loop, tokens, documents and questions for all."""
 
 import re
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from e2ray.config.base import Seed, Settings, Text
-from e2ray.config.methods import UNTRAINED
+from e2ray.config.methods import NAMED, TRAINED, UNTRAINED
 from e2ray.config.positions import PositionSettings
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.config.train import AnyObjective
 
-TrainedLane = Literal[
-    "e2llm",
-    "e2llm_no_shift",
-    "e2llm_fixed_scale",
-    "pi_short",
-    "pi_long",
-    "pose",
-    "randpos",
-    "cream",
-    "clex",
-    "endprompt",
-    "best",
-]
 if TYPE_CHECKING:
+    TrainedLane = str
     UntrainedLane = str
 else:
-    UntrainedLane = Literal[tuple(UNTRAINED)]
+    TrainedLane, UntrainedLane = Literal[TRAINED], Literal[tuple(UNTRAINED)]
 LANE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _,+-]{0,59}")
 UNTOUCHED = "base"  # the lane that is always there
-# Methods that train for one scale are served at it, whatever the length of the text.
-FIXED_SCALE = ("e2llm_fixed_scale", "pi_short", "pi_long", "pose", "randpos", "cream", "endprompt")
+FIXED_SCALE = tuple(lane for lane in TRAINED if NAMED[lane].one_scale)
 
 
 class OwnLane(Settings):
@@ -46,7 +33,7 @@ class CompareSettings(Settings):
     """The lanes of a comparison on one base model; the draws' largest scale is the recipe's."""
 
     lanes: tuple[TrainedLane, ...] = Field(
-        tuple(lane for lane in get_args(TrainedLane) if lane != "best"),
+        tuple(lane for lane in TRAINED if lane != "best"),
         strict=False,
         description="Trained lanes. e2llm is the paper's preset; pi_long trains on rows of max_scale * L real tokens, "
         "all others on rows of data.window; best takes draws and learning rate from the recipe named below.",
@@ -82,7 +69,7 @@ class CompareSettings(Settings):
 
     @model_validator(mode="after")
     def _check_best(self) -> "CompareSettings":
-        taken = [name for name in self.own if name in (*get_args(TrainedLane), *UNTRAINED, UNTOUCHED)]
+        taken = [name for name in self.own if name in (*TRAINED, *UNTRAINED, UNTOUCHED)]
         if taken:
             raise ValueError(f"own: {taken[0]} is the name of a lane that is built in; choose another")
         if not self.lanes and not self.own:
@@ -99,14 +86,4 @@ def lane_positions(lane: str, max_scale: float) -> PositionSettings:
         lane: Its name.
         max_scale: G, the largest scale the lane trains for.
     """
-    none = {"kind": "none"}
-    plain: dict[str, dict[str, Any]] = {
-        "e2llm_no_shift": {"preset": "e2llm", "max_scale": max_scale, "placement": none},
-        "e2llm_fixed_scale": {
-            "scale": {"kind": "fixed", "max_scale": max_scale},
-            "placement": {"kind": "prefix", "prefix": 4},
-        },
-        "pi_short": {"preset": "pi", "max_scale": max_scale},
-        "pi_long": {"preset": "pi", "max_scale": max_scale},
-    }
-    return PositionSettings.model_validate(plain.get(lane, {"preset": lane, "max_scale": max_scale}))
+    return PositionSettings.model_validate(NAMED[lane].positions(max_scale))

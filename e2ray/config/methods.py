@@ -1,11 +1,13 @@
-"""What a scale does to the frequencies: the second axis of the family, as data.
+"""Every method by its name: what a scale does to the frequencies, and what is drawn, as data.
 
 A pair j of head dimensions turns by position * inv_freq[j] * F_j(g), and cosines and sines are multiplied by a
 temperature T(g). The formulas stand in `core/methods/`, one object for each class of `METHODS`. Rotations of a
 pair are its turns within the base context length L: r_j = L * inv_freq[j] / (2 pi).
 """
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -132,3 +134,70 @@ else:
 UNTRAINED: dict[str, UntrainedMethod] = {
     each().kind: each() for each in METHODS if not any(field.is_required() for field in each.model_fields.values())
 }
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws that have a name: a preset of a recipe, a trained lane of a comparison, or both.
+
+    Attributes:
+        label: What tables and pictures call it.
+        source: The paper, or whose it is otherwise.
+        scale: How scales are drawn, but for the largest one.
+        placement: Where the jumps are.
+        more: What else `positions` says.
+        preset: Whether a recipe names it; a study tries those that are `published`.
+        lane: Whether a comparison names it.
+        published: Whether it is somebody's method.
+        compared: What a comparison calls it where that says more than its label.
+    """
+
+    label: str
+    source: str
+    scale: Mapping[str, Any] = field(default_factory=dict)
+    placement: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+    preset: bool = True
+    lane: bool = True
+    published: bool = True
+    compared: str = ""
+
+    def positions(self, max_scale: float) -> dict[str, Any]:
+        """Return the settings of `positions` up to a largest scale, plain data."""
+        return {"scale": {"max_scale": max_scale, **self.scale}, "placement": dict(self.placement), **self.more}
+
+    @property
+    def one_scale(self) -> bool:
+        """Whether it trains for its largest scale alone, and is served at it whatever the length of the text."""
+        return self.scale.get("kind") == "fixed"
+
+
+_FIXED, _INTEGERS, _PREFIX, _STILL = (
+    {"kind": "fixed"}, {"kind": "uniform_int"}, {"kind": "prefix", "prefix": 4}, {"kind": "none"},
+)  # fmt: skip
+_BREAK = {"kind": "random_breaks", "num_breaks": 1}
+_HALF_NATIVE = {"kind": "log_uniform", "native_share": 0.5}
+_YARN = {"method": {"kind": "yarn"}}
+_PINNED = {"kind": "sorted_random", "pin_first": True, "pin_last": True}
+_OURS = "this project"
+# Every name of draws once, in the order of tables.
+NAMED: dict[str, Draws] = {
+    "e2llm": Draws("E²-LLM", "arXiv:2401.06951", _INTEGERS, _PREFIX, compared="E2-LLM (paper's preset)"),
+    "e2llm_no_shift": Draws("E2-LLM without shift", _OURS, _INTEGERS, _STILL, preset=False),
+    "e2llm_fixed_scale": Draws("E2-LLM, one fixed scale", _OURS, _FIXED, _PREFIX, preset=False),
+    "pi_short": Draws("PI, short rows", _OURS, _FIXED, _STILL, preset=False),
+    "pi_long": Draws("PI, long rows", "arXiv:2306.15595", _FIXED, _STILL, preset=False),
+    "pose": Draws("PoSE", "arXiv:2309.10400", _FIXED, _BREAK),
+    "randpos": Draws("RandPos", "arXiv:2305.16843", _FIXED, {"kind": "sorted_random"}),
+    "cream": Draws("CREAM", "arXiv:2406.07138", _FIXED, {"kind": "head_middle_tail"}),
+    "clex": Draws("CLEX", "arXiv:2310.16450", _INTEGERS, _PINNED, {"per": "step"}, compared="CLEX-style"),
+    "endprompt": Draws("EndPrompt", "EndPrompt (May 2026)", _FIXED, {"kind": "terminal"}),
+    "pi": Draws("PI", "arXiv:2306.15595, on short rows", _FIXED, _STILL, lane=False),
+    "native": Draws("native", "training as usual", _FIXED | {"max_scale": 1.0}, _STILL, lane=False),
+    "e2yarn": Draws("E²-LLM under YaRN", _OURS, _INTEGERS, _PREFIX, _YARN, lane=False, published=False),
+    "recommended": Draws("recommended", _OURS, _HALF_NATIVE, _BREAK, _YARN, lane=False, published=False),
+    "best": Draws("best of the search", "a study's recipe", preset=False),
+}
+PRESETS = tuple(name for name, draws in NAMED.items() if draws.preset)
+PUBLISHED = tuple(name for name in PRESETS if NAMED[name].published)
+TRAINED = tuple(name for name, draws in NAMED.items() if draws.lane)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from e2ray.config.base import LARGEST_SCALE, Settings
-from e2ray.config.methods import LinearMethod, Method
+from e2ray.config.methods import NAMED, PRESETS, LinearMethod, Method
 
 MaxScale = Annotated[
     float, Field(ge=1, le=LARGEST_SCALE, description="Largest scale G; serves contexts up to G * L tokens.")
@@ -210,38 +210,10 @@ def preset(name: str, max_scale: float) -> dict[str, Any]:
     Args:
         name: One of `PRESETS`.
         max_scale: The scale the method trains for, >= 1; `native` ignores it.
-
-    Source: the papers named in the module's placement and scale classes.
     """
-    fixed = {"kind": "fixed", "max_scale": max_scale}
-    uniform_int = {"kind": "uniform_int", "max_scale": max_scale}
-    presets: dict[str, dict[str, Any]] = {
-        "e2llm": {"scale": uniform_int, "placement": {"kind": "prefix", "prefix": 4}},
-        "pose": {"scale": fixed, "placement": {"kind": "random_breaks", "num_breaks": 1}},
-        "randpos": {"scale": fixed, "placement": {"kind": "sorted_random"}},
-        "cream": {"scale": fixed, "placement": {"kind": "head_middle_tail"}},
-        "clex": {
-            "scale": uniform_int,
-            "placement": {"kind": "sorted_random", "pin_first": True, "pin_last": True},
-            "per": "step",
-        },
-        "endprompt": {"scale": fixed, "placement": {"kind": "terminal"}},
-        "pi": {"scale": fixed, "placement": {"kind": "none"}},
-        "native": {"scale": {"kind": "fixed", "max_scale": 1.0}, "placement": {"kind": "none"}},
-        "e2yarn": {"scale": uniform_int, "placement": {"kind": "prefix", "prefix": 4}, "method": {"kind": "yarn"}},
-        "recommended": {
-            "scale": {"kind": "log_uniform", "max_scale": max_scale, "native_share": 0.5},
-            "placement": {"kind": "random_breaks", "num_breaks": 1},
-            "method": {"kind": "yarn"},
-        },
-    }
-    if name not in presets:
-        raise ValueError(f"must be one of {', '.join(presets)}, got {name!r}")
-    return presets[name]
-
-
-PUBLISHED = ("e2llm", "pose", "randpos", "cream", "clex", "endprompt", "pi", "native")
-PRESETS = (*PUBLISHED, "e2yarn", "recommended")
+    if name not in PRESETS:
+        raise ValueError(f"must be one of {', '.join(PRESETS)}, got {name!r}")
+    return NAMED[name].positions(max_scale)
 
 
 def _with_presets(schema: dict[str, Any]) -> None:

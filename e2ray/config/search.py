@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from e2ray.config.base import Settings
-from e2ray.config.positions import PRESETS, PUBLISHED
+from e2ray.config.methods import PRESETS, PUBLISHED
 from e2ray.config.retrieval import RetrievalSettings
 
 Value = bool | int | float | str | None

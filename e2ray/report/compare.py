@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from e2ray.config.methods import UNTRAINED
-from e2ray.core.methods.registry import method_of
+from e2ray.core.methods.registry import lane_labels
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
 from e2ray.evaluate.perplexity import BOS_POLICY
 from e2ray.evaluate.removed import base_name
@@ -28,21 +27,7 @@ from e2ray.report.frame.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, S
 from e2ray.report.frame.labels import label_ends, label_points
 
 BASE, PAPER, YARN = "base", "e2llm", "yarn"
-NAMES = {
-    "base": "base, untouched",
-    **{lane: f"{method_of(method).label}, untrained" for lane, method in UNTRAINED.items()},
-    "e2llm": "E2-LLM (paper's preset)",
-    "e2llm_no_shift": "E2-LLM without shift",
-    "e2llm_fixed_scale": "E2-LLM, one fixed scale",
-    "pi_short": "PI, short rows",
-    "pi_long": "PI, long rows",
-    "pose": "PoSE",
-    "randpos": "RandPos",
-    "cream": "CREAM",
-    "clex": "CLEX-style",
-    "endprompt": "EndPrompt",
-    "best": "best of the search",
-}
+NAMES = lane_labels()
 MOST_NAMED = 18  # lanes; of more a picture names the best
 OWN_COLOURS = (GREEN, PURPLE, ORANGE, "#8B5A2B", "#5F6B8A")
 STYLES = {

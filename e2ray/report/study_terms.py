@@ -12,22 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from e2ray.config.methods import NAMED
 from e2ray.config.search import PAPER
 from e2ray.report.frame.text import nats, number, plural
 from e2ray.search.objectives import ASKED
 from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import StudyResults, TrialRecord
 
-METHODS = {
-    "e2llm": "E²-LLM",
-    "pose": "PoSE",
-    "randpos": "RandPos",
-    "cream": "CREAM",
-    "clex": "CLEX",
-    "endprompt": "EndPrompt",
-    "pi": "PI",
-    "native": "native",
-}
 HINT = 2.0  # a difference up to so many times its noise is a hint, a larger one a finding
 FEW_TRIALS = 10  # a rank correlation of fewer says little
 TRUSTED = 0.8  # a rank correlation from which a rung's order is called trustworthy
@@ -77,7 +68,7 @@ def short_name(path: str) -> str:
 
 def method(name: str) -> str:
     """Return the name of a published method as its authors write it."""
-    return METHODS.get(name, name)
+    return NAMED[name].label if name in NAMED else name
 
 
 def trial_name(record: TrialRecord) -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from e2ray.config.effect import without_effect
 from e2ray.config.load import apply_override, validate
-from e2ray.config.positions import PRESETS
+from e2ray.config.methods import PRESETS
 from e2ray.config.retrieval import WITHOUT_DEPTH, WITHOUT_NUMBERS, RetrievalSettings
 
 L = 64

@@ -24,7 +24,7 @@ from e2ray.config.load import (
     schema,
     validate,
 )
-from e2ray.config.positions import PRESETS
+from e2ray.config.methods import PRESETS
 from e2ray.config.run import FREE_ON_RESUME, RunConfig, differences
 
 RECIPES = sorted((Path(__file__).parents[2] / "jobs" / "recipes").glob("*.yaml"))

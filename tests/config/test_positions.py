@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from e2ray.config.positions import PRESETS, PositionSettings, preset
+from e2ray.config.methods import PRESETS
+from e2ray.config.positions import PositionSettings, preset
 
 FIXED = {"kind": "fixed", "max_scale": 4.0}
 

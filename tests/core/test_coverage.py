@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2ray.config.positions import PRESETS, PositionSettings
+from e2ray.config.methods import PRESETS
+from e2ray.config.positions import PositionSettings
 from e2ray.core import coverage as coverage_module
 from e2ray.core.coverage import SEEN_PAIRS_PER_ROW, measure, pairs_below, percent, text_below
 from e2ray.core.positions import draw

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2ray.config.positions import PRESETS, PositionSettings
+from e2ray.config.methods import PRESETS
+from e2ray.config.positions import PositionSettings
 from e2ray.core.positions import Draw, draw, positions, room
 
 NO_JUMPS = {"kind": "none"}

@@ -1,6 +1,7 @@
 """What a study says while it runs."""
 
-from e2ray.config.positions import PRESETS, PositionSettings
+from e2ray.config.methods import PRESETS
+from e2ray.config.positions import PositionSettings
 from e2ray.search.progress import Progress, best_of, line_of, name_of, positions_in_words, table
 from search.made_up import made_up
 
