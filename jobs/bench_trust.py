@@ -200,7 +200,7 @@ def kinds(run: Any, shards: Path) -> dict[str, tuple[Path, Path, Reader]]:
     import pyarrow.parquet as pq
 
     from e2ray.config.load import read_resolved
-    from e2ray.report.tables import read_table
+    from e2ray.records.table import read_table
     from e2ray.serve.export import picture_of
     from e2ray.train import steps
     from e2ray.train.ledger import read_ledger

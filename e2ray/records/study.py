@@ -76,6 +76,8 @@ class Searched(Part):
 class Range(Part):
     """What the good trials have in common in one setting."""
 
+    sparse = True
+
     kind: Literal["float", "int", "choice"] = Field(description="Of its values.")
     trials: Count = Field(description="Good trials that have it.")
     undetermined: bool = Field(description="Whether these are too few to tell.")

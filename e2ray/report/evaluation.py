@@ -11,12 +11,12 @@ from e2ray.evaluate.by_length import LengthCell
 from e2ray.evaluate.perplexity import Cell, Sums
 from e2ray.evaluate.removed import scaling_of
 from e2ray.files import write_sealed
+from e2ray.records.table import write_table
 from e2ray.report.frame.page import write_png
 from e2ray.report.run_files import LENGTHS, LENGTHS_SCHEMA, SCHEMA, SUMS, SUMS_SCHEMA
 from e2ray.report.sections.lengths import draw_by_length
 from e2ray.report.sections.retrieval import draw_retrieval
 from e2ray.report.sections.surface import draw_evaluation
-from e2ray.report.tables import write_table
 
 
 def write_evaluation(

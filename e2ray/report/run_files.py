@@ -22,8 +22,8 @@ from e2ray.evaluate.effective import difference_interval
 from e2ray.evaluate.perplexity import Cell, Sums
 from e2ray.evaluate.removed import scaling_of
 from e2ray.evaluate.weights import refuse_other_weights
+from e2ray.records.table import read_table
 from e2ray.report.run_folder import EVALUATION, RECIPE, RunFolder
-from e2ray.report.tables import read_table
 from e2ray.train.record import METRICS, read_metrics
 
 SUMS, LENGTHS, SUITES = "evaluation-documents.parquet", "evaluation-lengths.parquet", "suites.json"

@@ -21,7 +21,10 @@ import pyarrow.parquet as pq
 from e2ray.config import load, space
 from e2ray.config.run import RunConfig
 from e2ray.evaluate.removed import base_words
-from e2ray.files import atomic_path, write_json, write_text
+from e2ray.files import atomic_path, write_text
+from e2ray.records.folders import StudyExport
+from e2ray.records.study import CurveRow, Pareto, Point, Ranges, StudyNoise, TrialRow
+from e2ray.records.table import schema_of
 from e2ray.search.objectives import ASKED
 from e2ray.search.record import Noise, StudyFacts, StudyResults, TrialRecord
 from e2ray.search.results import KEPT_GAIN_SHARE, MAXIMISED, base_long, objectives_of, text_of
@@ -30,45 +33,7 @@ PARAM = "param:"
 MAX_NAME = 100  # characters of a run's name
 HEADER_WIDTH = 110
 
-_FIELDS: tuple[tuple[str, pa.DataType, bool], ...] = (  # name, type, may be null
-    ("number", pa.int64(), False),
-    ("state", pa.string(), False),
-    ("baseline", pa.string(), True),
-    ("repeat", pa.int64(), True),
-    ("seed", pa.int64(), False),
-    ("long", pa.float64(), True),
-    ("short", pa.float64(), True),
-    ("retrieval", pa.float64(), True),
-    ("answer_nll", pa.float64(), True),
-    ("value", pa.float64(), True),
-    ("step", pa.int64(), False),
-    ("steps", pa.int64(), False),
-    ("tokens", pa.int64(), False),
-    ("seconds", pa.float64(), False),
-    ("reason", pa.string(), True),
-    ("scale_kind", pa.string(), True),
-    ("max_scale", pa.float64(), True),
-    ("native_share", pa.float64(), True),
-    ("placement_kind", pa.string(), True),
-    ("per", pa.string(), True),
-    ("lr", pa.float64(), True),
-    ("positions", pa.string(), True),
-)
-_OWN = [name for name, _, _ in _FIELDS[:14]]  # what the record of a trial has under the same name
-
-CURVES_SCHEMA = pa.schema(
-    [
-        pa.field("number", pa.int64(), nullable=False),
-        pa.field("step", pa.int64(), nullable=False),
-        pa.field("window", pa.int64(), nullable=False),
-        pa.field("scale", pa.float64(), nullable=False),
-        pa.field("nll", pa.float64(), nullable=False),
-        pa.field("stderr", pa.float64()),
-        pa.field("tokens", pa.int64(), nullable=False),
-        pa.field("documents", pa.int64(), nullable=False),
-        pa.field("stride", pa.int64(), nullable=False),
-    ]
-)
+_OWN = [*TrialRow.model_fields][:14]  # what the record of a trial has under the same name
 
 ROLES = {
     "long-first": "Long first: of the study's Pareto front, the trial with the lowest long objective.",
@@ -87,18 +52,20 @@ def write_tables(folder: Path, found: StudyResults) -> None:
     """
     schema = trials_schema(found.facts)
     rows = [_row(record, schema, found.facts) for record in sorted(found.records, key=lambda record: record.number)]
-    _write_parquet(folder / "trials.parquet", rows, schema)
-    _write_csv(folder / "trials.csv", rows, schema)
-    _write_parquet(folder / "curves.parquet", _curves(found), CURVES_SCHEMA)
-    write_json(folder / "pareto.json", _pareto(found))
-    write_json(folder / "ranges.json", found.ranges | {"seeds": found.noise.runs, "rungs": found.correlations})
+    export = StudyExport(folder)
+    _write_parquet(export.trials, rows, schema)
+    _write_csv(export.trials_text, rows, schema)
+    _write_parquet(export.curves, _curves(found), schema_of(CurveRow))
+    _pareto(found).write(export.pareto)
+    ranges = found.ranges | {"seeds": found.noise.runs, "rungs": found.correlations}
+    Ranges.model_validate(ranges).write(export.ranges)
 
 
 def trials_schema(facts: StudyFacts) -> pa.Schema:
     """Return the columns of trials.parquet and trials.csv: what every trial has, then one per searched setting."""
-    fields = [pa.field(name, kind, nullable=nullable) for name, kind, nullable in _FIELDS]
     # by name: a resumed study may list its space in another order
-    return pa.schema(fields + [pa.field(PARAM + path, _type(facts.space[path])) for path in sorted(facts.space)])
+    params = [pa.field(PARAM + path, _type(facts.space[path])) for path in sorted(facts.space)]
+    return pa.schema([*schema_of(TrialRow), *params])
 
 
 def _type(parameter: Mapping[str, Any]) -> pa.DataType:
@@ -172,23 +139,19 @@ def _csv_text(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _pareto(found: StudyResults) -> dict[str, Any]:
+def _pareto(found: StudyResults) -> Pareto:
     objectives, facts = objectives_of(found.records), found.facts
     base = {"long": base_long(facts), "short": 0.0, **{name: getattr(facts, f"base_{name}") for name in ASKED}}
-    return {
-        "study": found.facts.name,
-        "objectives": {name: "maximise" if name in MAXIMISED else "minimise" for name in objectives},
-        "weights": dict(found.facts.weights),
-        "noise": asdict(found.noise),
-        "base": base,
-        "front": [_point(found.record(number)) for number in found.front],
-        "chosen": dict(found.chosen),
-    }
-
-
-def _point(record: TrialRecord) -> dict[str, Any]:
-    names = ("number", "long", "short", *ASKED, "value", "baseline", "params", "settings")
-    return {name: getattr(record, name) for name in names}
+    points = (found.record(number) for number in found.front)
+    return Pareto(
+        study=found.facts.name,
+        objectives={name: "maximise" if name in MAXIMISED else "minimise" for name in objectives},
+        weights=dict(found.facts.weights),
+        noise=StudyNoise(**asdict(found.noise)),
+        base=base,
+        front=tuple(Point(**{name: getattr(point, name) for name in Point.model_fields}) for point in points),
+        chosen=dict(found.chosen),
+    )
 
 
 def write_recipes(folder: Path, found: StudyResults, recipe: Mapping[str, Any], *, skip_documents: int | None) -> None:

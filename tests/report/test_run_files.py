@@ -8,9 +8,9 @@ from safetensors.numpy import save_file
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.weights import weights_digest
 from e2ray.files import read_vouched
+from e2ray.records.table import write_table
 from e2ray.report.run_files import comparable, difference, read_run
 from e2ray.report.run_folder import open_run
-from e2ray.report.tables import write_table
 from report.made_runs import SPREAD, TEXT, TOKENS, WINDOWS, asked, begun, evaluated, nll
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2ray.config.base import SettingsError
-from e2ray.report.tables import read_table, write_table
+from e2ray.records.table import read_table, write_table
 
 TYPES = {
     "double": (pa.float64(), st.floats(allow_nan=True)),
