@@ -190,21 +190,15 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
         _runs(command, parsed)
         return
     config = load.load(parsed.config, parsed.overrides)  # before torch and ray are imported
-    from e2ray.stages import pipeline
-
     match command:
-        case "prepare":
-            pipeline.prepare_only(config)
-        case "train":
-            pipeline.execute(config)
-        case "evaluate":
-            pipeline.evaluate_only(config)
-        case "suites":
-            pipeline.suites_only(config)
-        case "export":
-            pipeline.export_only(config)
+        case "train" | "prepare" | "evaluate" | "suites" | "export":
+            from e2ray.stages import pipeline
+
+            pipeline.COMMANDS[command](config)
         case "check":
-            pipeline.check(config, measure=parsed.measure)
+            from e2ray.stages.check import check
+
+            check(config, measure=parsed.measure)
         case "tune":
             from e2ray.stages import tune as tuning
 
@@ -216,7 +210,9 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
         case "plan":
             if not parsed.coverage:
                 raise SettingsError("say what to plan: --coverage shows which relative distances the draws cover")
-            pipeline.plan_coverage(config, parsed.out)
+            from e2ray.stages.plan import plan
+
+            plan(config, parsed.out)
 
 
 def _generate(parsed: argparse.Namespace) -> None:

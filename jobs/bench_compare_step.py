@@ -23,7 +23,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.core.losses import next_token_nll
 from e2ray.core.positions import draw
 from e2ray.core.rope import RotaryHook
-from e2ray.train.record import peak_memory_mib
+from e2ray.train.environment import peak_memory_mib
 
 L, STEPS = 128, 4
 SIZES = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 344}

@@ -96,8 +96,8 @@ def recipes(study: Path, *, text: str, max_scale: int | None) -> dict[str, RunCo
 
 def shared_of(config: RunConfig) -> Any:
     """Return what the runs of all arms share; the shards are prepared already."""
-    from e2ray.search.trial import Shared
-    from e2ray.stages.pipeline import prepare, task_of
+    from e2ray.search.shared import Shared
+    from e2ray.stages.train import prepare, task_of
 
     run = resolve(config)
     shards = prepare(run)

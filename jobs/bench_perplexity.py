@@ -26,7 +26,7 @@ from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.by_length import length_cells, token_nlls
 from e2ray.evaluate.perplexity import surface
 from e2ray.evaluate.scoring import forward_nll
-from e2ray.train.record import peak_memory_mib
+from e2ray.train.environment import peak_memory_mib
 
 L = 128
 SIZES = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 344}

@@ -29,8 +29,8 @@ from e2ray.config.load import read_recipe, validate
 from e2ray.config.run import RunConfig
 from e2ray.config.space import assign
 from e2ray.stages.cluster import cluster
-from e2ray.stages.pipeline import base_of, prepare, task_of
 from e2ray.stages.run import resolve, show
+from e2ray.stages.train import base_of, prepare, task_of
 
 RECIPE = Path(__file__).parent / "recipes" / "search-cpu.yaml"
 SECOND = {"train.steps": 8, "train.warmup_steps": 1, "train.log_every": 4, "train.checkpoint_every": 8}
@@ -58,8 +58,9 @@ def opened(config: RunConfig) -> tuple[Any, Any, Any]:
     """Return (run, what trials share, study) of a recipe, its base model at hand."""
     import torch
 
+    from e2ray.search.shared import share
     from e2ray.search.study import Study
-    from e2ray.search.trial import examine_base, share
+    from e2ray.search.trial import examine_base
 
     run = resolve(config)
     run.folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,8 @@ from e2ray.config.train import TrainSettings
 from e2ray.core.losses import next_token_nll
 from e2ray.core.positions import draw
 from e2ray.train.batch import Batch
-from e2ray.train.engine import Engine, deepspeed_settings, parameter_groups, precision_of
+from e2ray.train.engine import Engine, deepspeed_settings, parameter_groups
+from e2ray.train.parameters import precision_of
 
 RATIO_AT_MOST = 1.02
 SIZES = {

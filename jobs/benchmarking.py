@@ -112,7 +112,7 @@ def _without_place(word: str) -> str:
 def finish(question: str, *, config: dict[str, Any], runs: Any, goals: list[dict[str, Any]], check: bool) -> int:
     """Print the goals, write `results/<question>_<hardware>_<date>.json`, and return the exit code."""
     from e2ray import files
-    from e2ray.train.record import environment
+    from e2ray.train.environment import environment
 
     found = environment()
     for entry in goals:

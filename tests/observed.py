@@ -30,9 +30,10 @@ from e2ray.data.corpus import list_items
 from e2ray.data.order import Reader
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.data.unpack import Limits
-from e2ray.stages import cluster, pipeline
+from e2ray.stages import cluster, pipeline, suites
 from e2ray.stages import compare as comparing
 from e2ray.stages import evaluate as evaluation
+from e2ray.stages import train as training
 from e2ray.train import engine, launch, record, trackers, worker
 from e2ray.train.lookout import pays_too_much
 from e2ray.train.loop import Diverged, Skips, fit
@@ -66,7 +67,7 @@ def without_ray(library):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus.sysconfig, "get_paths", lambda: {"stdlib": str(library)})
         patch.setattr(preparing, "tokenise", _tokenise)
-        for module in (pipeline, evaluation, comparing):
+        for module in (pipeline, evaluation, suites, comparing):
             patch.setattr(module, "wants_gpu", lambda settings: False)
         patch.setattr(evaluation, "remote_each", lambda name, function, calls, **options: [function(*c) for c in calls])
         yield
@@ -76,7 +77,7 @@ def without_ray(library):
 
 
 def shards_of(run):
-    return pipeline.prepare(run)
+    return training.prepare(run)
 
 
 def shards_place(run, path):
@@ -126,9 +127,9 @@ def task(run, path="train"):
     """The training as the workers are told it."""
     if path == "pretrain":
         native = PositionSettings.model_validate({"preset": "native"})
-        return pipeline.task_of(run, run.base, shards_of(run), run.config.model, run.config.pretrain, native)
+        return training.task_of(run, run.base, shards_of(run), run.config.model, run.config.pretrain, native)
     model = run.config.model
-    return pipeline.task_of(run, run.folder, shards_of(run), model, run.config.train, run.config.positions)
+    return training.task_of(run, run.folder, shards_of(run), model, run.config.train, run.config.positions)
 
 
 def draws(run, path):
@@ -244,9 +245,9 @@ def pretraining(run, path):
     """What the pretraining is made with."""
     told = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_train", lambda run, task: told.extend([task.model, task.train, task.positions]))
+        patch.setattr(training, "_train", lambda run, task: told.extend([task.model, task.train, task.positions]))
         shutil.rmtree(run.base, ignore_errors=True)
-        pipeline.pretrain(run, shards_of(run))
+        training.pretrain(run, run.config.pretrain, shards_of(run))
     return [each.model_dump() for each in told]
 
 

@@ -14,13 +14,14 @@ from observed import VOCABULARY, Clock, shards_of
 
 from e2ray.core import model as models
 from e2ray.core.methods.registry import method_of
-from e2ray.evaluate import suites as asking
+from e2ray.evaluate import asking
 from e2ray.search import progress, tune
+from e2ray.search.shared import share
 from e2ray.search.study import Measured, Study
-from e2ray.search.trial import share
 from e2ray.serve.profiles import make_profile
 from e2ray.stages import compare as comparing
 from e2ray.stages import evaluate as evaluation
+from e2ray.stages import export as exporting
 from e2ray.stages import pipeline
 from e2ray.train import launch
 
@@ -99,10 +100,10 @@ def suites(run, path):
         patch.setattr(
             asking, "checked", lambda settings, told_them=None: told.append(told_them) or real(settings, told_them)
         )
-        parts = evaluation._ask_suites(
-            run, shards_of(run), shards_of(run) / "tokenizer", "base", base_in_place(run), None, False
-        )
-    samples = (run.folder / "suites-samples-base.jsonl").read_text(encoding="utf-8")
+        reading = evaluation.reading_of(run, shards_of(run), "base", base_in_place(run))
+        samples = run.folder / "suites-samples-base.jsonl"
+        parts = asking.ask_suites(reading, settings, run.longest, run.config.evaluate.batch_tokens, None, samples)
+    samples = samples.read_text(encoding="utf-8")
     assert settings is not None
     return [parts, samples, [each["max_seq_lengths"] for each in told]]
 
@@ -130,7 +131,7 @@ def served(run, path):
         "weights_digest": weights_digest(run.folder / "model"),
     }
     (run.folder / "scales.json").write_text(json.dumps(found), encoding="utf-8")
-    return pipeline._measured_scales(run)
+    return exporting.measured_scales(run)
 
 
 def stages(run, path):

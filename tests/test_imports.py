@@ -10,11 +10,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "e2ray"
 LAYERS = (
-    *("config", "files", "records", "core", "data", "evaluate", "train", "search", "serve", "report", "stages"),
-    "cli",
+    *("config", "files", "optional", "records", "core", "data", "evaluate", "train", "search", "serve", "report"),
+    *("stages", "cli"),
 )
 ALLOWED = {
-    "ray": {"data/stream.py", "train/launch.py", "search/tune.py", "search/actor.py", "stages/cluster.py"},
+    "ray": {
+        *("data/stream.py", "train/launch.py", "search/tune.py", "search/actor.py"),
+        *("stages/cluster.py", "stages/remote.py"),
+    },
     "deepspeed": {"train/engine.py"},
     "optuna": {"search/*.py"},
     "mlflow": {"train/trackers.py"},

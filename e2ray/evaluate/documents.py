@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence, Sized
 import numpy as np
 
 from e2ray.config.base import SettingsError
+from e2ray.config.resolved import ResolvedEvaluate
 
 Progress = Callable[[str], None]
 
@@ -102,6 +103,28 @@ def documents_digest(documents: Sequence[np.ndarray]) -> str:
 def long_enough(lengths: Sequence[int], minimum_tokens: int, cut: int | None) -> list[int]:
     """Return the indices of the documents that `select_documents` chooses among, by their lengths in tokens."""
     return [i for i, length in enumerate(lengths) if (length if cut is None else min(length, cut)) >= minimum_tokens]
+
+
+def first_unseen(
+    lengths: Sequence[int], base_context_length: int, *, scored: ResolvedEvaluate, own: ResolvedEvaluate
+) -> int | None:
+    """Return how many documents that an evaluation chooses among come before the first that another has not scored.
+
+    Args:
+        lengths: Of all held-out documents, in tokens.
+        base_context_length: L in tokens.
+        scored: The settings of the other evaluation.
+        own: Those of the evaluation.
+
+    Returns:
+        Their number; None if the other has scored them all.
+    """
+
+    def eligible(settings: ResolvedEvaluate) -> list[int]:
+        return long_enough(lengths, max(base_context_length, *settings.windows), settings.document_tokens)
+
+    seen = eligible(scored)[scored.skip_documents :][: scored.documents]
+    return next((n for n, document in enumerate(eligible(own)) if document > max(seen, default=-1)), None)
 
 
 def _cut_length(document: Sized, cut: int | None) -> int:

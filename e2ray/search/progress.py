@@ -9,7 +9,7 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from e2ray.search.record import State, StudyFacts, TrialRecord
+from e2ray.search.record import State, StudyFacts, StudyResults, TrialRecord
 
 WIDTH = 150  # characters of the table; logs have no width of their own
 SHOWN = 5
@@ -116,6 +116,19 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def outcome(found: StudyResults) -> str:
+    """Return the balanced trial and the paper's preset in one sentence."""
+    if "balanced" not in found.chosen:
+        return "No trial was completed."
+    best, paper = found.record(found.chosen["balanced"]), found.record(0)
+    text = f"Balanced: trial {best.number}, {name_of(best)}: long {best.long:.4f}, short {best.short:+.4f}"
+    if paper.state == "complete" and best.number:
+        text += f"; the paper's preset: long {paper.long:.4f}, short {paper.short:+.4f}"
+    if found.noise.long is not None:
+        text += f"; noise of one trial {found.noise.long:.4f} and {found.noise.short:.4f}"
+    return text + " nats per token."
 
 
 class Progress:

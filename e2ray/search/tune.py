@@ -26,8 +26,9 @@ from ray.tune.search import Searcher
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
 from e2ray.search.actor import TrialActor, distributed, packed
+from e2ray.search.examiner import measured
+from e2ray.search.shared import Shared
 from e2ray.search.study import Study
-from e2ray.search.trial import Shared, measured
 from e2ray.train import launch
 from e2ray.train.watch import watched
 

@@ -3,21 +3,22 @@
 from pathlib import Path
 
 from e2ray.config.base import brief
-from e2ray.stages.run import Run, result_line, show
+from e2ray.files import read_vouched
+from e2ray.report.run_folder import open_runs
+from e2ray.report.runs import write_report
+from e2ray.stages.run import ResolvedRun, result_line, show
+from e2ray.train.trackers import Trackers, configured, located
 
 PAGE = "report.html"
 MEASURED = ("config.yaml", "evaluation*.json", "evaluation*.png", "retrieval.*", "effective.json")
 
 
-def write_page(run: Run) -> Path | None:
+def write_page(run: ResolvedRun) -> Path | None:
     """Write the page of a measured run into its folder, with the Markdown of the same and its pictures.
 
     Returns:
         Its path; None where the run was not measured, or where it cannot be written, which is told: the run is done.
     """
-    from e2ray.report.run_folder import open_runs
-    from e2ray.report.runs import write_report
-
     if not (run.folder / "evaluation.json").exists():
         return None
     try:
@@ -28,7 +29,7 @@ def write_page(run: Run) -> Path | None:
     return run.folder / PAGE
 
 
-def last_lines(run: Run, page: Path | None) -> list[str]:
+def last_lines(run: ResolvedRun, page: Path | None) -> list[str]:
     """Return what a person wants to read last: what was found, where the page is, and what to type next."""
     told = [result_line(run)]
     if page is not None:
@@ -39,11 +40,8 @@ def last_lines(run: Run, page: Path | None) -> list[str]:
     return told
 
 
-def track_evaluation(run: Run) -> None:
+def track_evaluation(run: ResolvedRun) -> None:
     """Log what was measured where the recipe's trackers are: each NLL as a number, the tables and pictures as files."""
-    from e2ray.files import read_vouched
-    from e2ray.train.trackers import Trackers, configured, located
-
     path = run.folder / "evaluation.json"
     if not run.config.trackers or not path.exists():
         return

@@ -1,4 +1,4 @@
-"""The driver's hand on Ray: connect to a cluster or start one, and run a function where there is room for it."""
+"""The driver's hand on Ray: connect to a cluster, or start one on this machine."""
 
 import os
 import re
@@ -6,10 +6,13 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+
+import ray
+from ray._private import ray_constants, services, utils
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
@@ -30,7 +33,6 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
         SettingsError: If no cluster answers, one beyond this machine asks for no token, or none can be started here.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-    import ray
 
     if ray.is_initialized():
         yield
@@ -69,8 +71,6 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 @contextmanager
 def _loopback_alone() -> Iterator[None]:
     """Keep 127.0.0.1 for this machine's address in the block; Ray takes the machine's other one, and listens on all."""
-    from ray._private import ray_constants
-
     before = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment when ray was imported
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -89,8 +89,6 @@ def _started(settings: ClusterSettings) -> Iterator[None]:
     beside another run's they may take that. The dashboard stays on, since without it placement groups of ended trials
     are never freed.
     """
-    import ray
-
     folder = ray_folder()
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
         _tell(keep_token_private(create=True))
@@ -163,8 +161,6 @@ def _attached(address: str) -> Iterator[None]:
     Raises:
         SettingsError: If the address is the jobs API's, no cluster answers there, or it wants another token.
     """
-    import ray
-
     if address.startswith(("http://", "https://")):
         raise SettingsError(
             f"RAY_ADDRESS: {address} is where jobs are submitted; use `ray job submit -- python jobs/train.py ...`, "
@@ -184,8 +180,6 @@ def _attached(address: str) -> Iterator[None]:
 
 def _on_loopback_alone(address: str) -> bool:
     """Return whether a Ray at `host:port` of the loopback interface cannot be reached by the machine's own address."""
-    import ray
-
     host, _, port = address.rpartition(":")
     if "://" in address or not is_loopback(host):
         return False
@@ -197,8 +191,6 @@ def _on_loopback_alone(address: str) -> bool:
 
 
 def _connect(address: str, found: str) -> None:
-    import ray
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     host, colon, port = found.rpartition(":")
     told = '"RAY_ADDRESS"' in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")  # by who submitted the job
@@ -225,8 +217,6 @@ def _found_here() -> str:
     Raises:
         SettingsError: If there is none, or several without a newest.
     """
-    from ray._private import services, utils
-
     running = services.find_gcs_addresses()
     newest: str | None = utils.read_ray_address()
     shared = sorted(address for address in running if not is_loopback(address.rpartition(":")[0]))
@@ -237,76 +227,3 @@ def _found_here() -> str:
     if shared:
         raise SettingsError(f"RAY_ADDRESS: auto finds {len(shared)} Rays here, {', '.join(shared)}; name one of them")
     raise SettingsError("RAY_ADDRESS: auto finds no Ray here that `ray start` started; start one or unset it")
-
-
-def remote(name: str, function: Callable[..., Any], *arguments: Any, use_gpu: bool) -> Any:
-    """Run a function on a node of the cluster that has what it needs, and return its result.
-
-    The driver of a Ray job sits on the head node, which has often neither a GPU nor memory to spare. `name` is what
-    the dashboard shows.
-    """
-    return remote_each(name, function, [arguments], use_gpu=use_gpu)[0]
-
-
-def remote_each(
-    name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, use_gpu: bool, fresh: bool = False
-) -> list[Any]:
-    """Run a function for every tuple of arguments, wherever the cluster has room, and return the results in order.
-
-    Calls that find no room wait for their turn. The cores of a node are shared among as many calls as there are. Where
-    one fails, the others are called off.
-
-    Args:
-        name: Of the task, for the dashboard.
-        function: Runs on a worker; it can be pickled.
-        calls: Arguments, a tuple for each call.
-        use_gpu: Whether each call gets a GPU.
-        fresh: Whether each call gets a process of its own, whose peak memory is that of the call; on GPUs each does.
-
-    Raises:
-        SettingsError: If a call raises one.
-        RuntimeError: If a call fails otherwise.
-    """
-    import ray
-
-    from e2ray.data.corpus import one_line
-
-    task = _task(use_gpu=use_gpu, fresh=fresh).options(name=name)
-    running = [task.remote(function, arguments, len(calls)) for arguments in calls]
-    try:
-        return ray.get(running)
-    except ray.exceptions.RayTaskError as error:
-        for each in running:
-            ray.cancel(each, force=True)
-        if isinstance(error.cause, SettingsError):
-            raise SettingsError(str(error.cause)) from error
-        cause = error.cause or error
-        raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
-
-
-def _task(*, use_gpu: bool, fresh: bool) -> Any:
-    """Return Ray's remote function of one call.
-
-    A process keeps the first card it saw, and that card's memory, so a call on a GPU gets its own. Ray sees to that by
-    itself only where the GPUs stand in the decorator, and takes `max_calls` nowhere else.
-    """
-    import ray
-
-    own = fresh or use_gpu
-    return ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_calls=int(own), max_retries=0)(_in_task)
-
-
-def _in_task(function: Callable[..., Any], arguments: tuple[Any, ...], num_calls: int) -> Any:
-    import torch
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_calls))
-    return function(*arguments)
-
-
-def wants_gpu(settings: ClusterSettings) -> bool:
-    """Return whether the workers get GPUs on the connected cluster."""
-    import ray
-
-    return ray.cluster_resources().get("GPU", 0) > 0 if settings.use_gpu == "auto" else settings.use_gpu

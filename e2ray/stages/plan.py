@@ -9,11 +9,30 @@ from pathlib import Path
 
 from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
+from e2ray.config.run import RunConfig
 from e2ray.core.coverage import SEEN_PAIRS_PER_ROW, Coverage, ScaleCoverage, measure, percent
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
+from e2ray.core.model import base_facts
 from e2ray.core.scales import default_scales, paper_scale
 from e2ray.report.sections.coverage import write_coverage
+from e2ray.stages.run import show
+
+
+def plan(config: RunConfig, out: str | None) -> None:
+    """Show which relative distances a recipe's draws will show the model, and write the picture."""
+    coverage(
+        config.positions,
+        name=config.name,
+        window=config.data.window,
+        base_context_length=base_facts(config.model).base_context_length,
+        steps=config.train.steps,
+        batch_sequences=config.train.batch_sequences,
+        seed=config.seed,
+        windows=config.evaluate.windows if config.evaluate else None,
+        out=Path(out or f"{config.name}-coverage.png"),
+        show=show,
+    )
 
 
 def coverage(
@@ -165,6 +184,3 @@ def _legend(found: Coverage) -> list[str]:
         f"shown, in base-model tokens. Measured on every pair of the first {found.num_rows:,} of the run's "
         f"{found.run_rows:,} rows{shared}.",
     ]
-
-
-__all__ = ["coverage", "lines", "sentences"]

@@ -10,16 +10,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import PretrainedTokenizer
 from e2ray.config.effect import without_effect
 from e2ray.config.load import read_resolved
-from e2ray.config.model import PretrainedModel
+from e2ray.config.model import Model, PretrainedModel
+from e2ray.config.resolved import ResolvedConfig, ResolvedData, ResolvedEvaluate, ResolvedExport, filled
 from e2ray.config.run import FREE_ON_RESUME, MENDABLE, RunConfig, differences
 from e2ray.config.train import ClusterSettings
+from e2ray.core.model import base_facts
+from e2ray.core.model_folder import seal
+from e2ray.core.scales import default_scales, default_windows
+from e2ray.data.folder import Folder
+from e2ray.data.prepare import TOKENIZER_FOLDER, shards_digest
+from e2ray.data.shards import read_manifest
+from e2ray.data.tokenizer import save_whole, whole_digest
+from e2ray.evaluate.perplexity import default_stride
 from e2ray.train.record import end_status, now, read_status, settle, write_status
 from e2ray.train.steps import begun as checkpoints_begun
 
@@ -31,7 +39,7 @@ class Preempted(KeyboardInterrupt):
 
 
 @dataclass(frozen=True)
-class Run:
+class ResolvedRun:
     """A resolved recipe and the places it writes to.
 
     Attributes:
@@ -40,7 +48,7 @@ class Run:
         ignored: One line for each setting of the recipe that is without effect beside the others.
     """
 
-    config: RunConfig
+    config: ResolvedConfig
     base_context_length: int
     ignored: tuple[str, ...] = ()
 
@@ -53,6 +61,46 @@ class Run:
     def folder(self) -> Path:
         """Folder of this run."""
         return self.storage / self.config.name
+
+    @property
+    def evaluation(self) -> ResolvedEvaluate:
+        """What is measured.
+
+        Raises:
+            SettingsError: If the recipe leaves the stage out.
+        """
+        if self.config.evaluate is None:
+            raise SettingsError("evaluate: is null, which leaves the stage out; give it a section or remove the line")
+        return self.config.evaluate
+
+    @property
+    def exported(self) -> ResolvedExport:
+        """What is exported.
+
+        Raises:
+            SettingsError: If the recipe leaves the stage out.
+        """
+        if self.config.export is None:
+            raise SettingsError("export: is null, which leaves the stage out; give it a section or remove the line")
+        return self.config.export
+
+    @property
+    def base_batch_tokens(self) -> int:
+        """Tokens of one forward, at least, where the base is read before anything is trained."""
+        return self.config.evaluate.batch_tokens if self.config.evaluate else 1
+
+    def refuse_untrained(self, command: str = "train") -> None:
+        """Raise SettingsError if there is no tuned model, saying what makes one."""
+        if not (self.folder / "model").is_dir():
+            raise SettingsError(f"{self.folder / 'model'}: no tuned model yet; run {command} first")
+
+    @property
+    def made_shards(self) -> Path:
+        """Folder of the shards that are made of the run's sources: `data.shards`, or one that is named by content."""
+        data = self.config.data
+        if data.shards is not None:
+            return Path(data.shards).expanduser()
+        return self.storage / "shards" / shards_digest(data, tokenizer_source=data.tokenizer)[:16]
 
     @property
     def longest(self) -> int:
@@ -83,7 +131,7 @@ def show(line: str) -> None:
     print(line, flush=True)
 
 
-def tell_ignored(run: Run, *sections: str) -> None:
+def tell_ignored(run: ResolvedRun, *sections: str) -> None:
     """Say on a line of its own of each setting that is without effect, of some sections or of all."""
     for line in run.ignored:
         if not sections or line.startswith(tuple(f"{section}." for section in sections)):
@@ -96,7 +144,7 @@ def ray_address() -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def run_tokenizer(run: Run, shards: str | Path) -> Path:
+def run_tokenizer(run: ResolvedRun, shards: str | Path) -> Path:
     """Return the folder of the run's own tokenizer on the file system that all nodes share, copied there now or before.
 
     Shards are named by tokens alone, so the tokenizer beside them may have the chat template of whoever prepared them.
@@ -105,18 +153,12 @@ def run_tokenizer(run: Run, shards: str | Path) -> Path:
     Raises:
         SettingsError: If it cannot be read, or the storage cannot be written.
     """
-    from e2ray.core.model_folder import seal
-    from e2ray.data.folder import Folder
-    from e2ray.data.prepare import TOKENIZER_FOLDER
-    from e2ray.data.shards import read_manifest
-    from e2ray.data.tokenizer import save_whole, whole_digest
-
     source, folder = run.config.data.tokenizer, Folder(shards)
     named = source if isinstance(source, PretrainedTokenizer) else None
     if named is None and folder.local is not None:
         return folder.local / TOKENIZER_FOLDER
     content = whole_digest(named.path, named.revision) if named else None
-    name = files.digest([read_manifest(folder)["tokenizer_hash"], content])[:16]
+    name = files.digest([read_manifest(folder).tokenizer_hash, content])[:16]
     target = run.storage / "tokenizers" / name
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,34 +171,22 @@ def run_tokenizer(run: Run, shards: str | Path) -> Path:
     return target
 
 
-def resolve(config: RunConfig) -> Run:
+def resolve(config: RunConfig) -> ResolvedRun:
     """Return the run of a recipe with all defaults that depend on the model filled in.
 
     Raises:
         SettingsError: If the model cannot be read, is no RoPE model, or a choice about its scaling is missing.
     """
-    from e2ray.core.model import base_facts
-    from e2ray.core.scales import default_scales, default_windows
-    from e2ray.evaluate.perplexity import default_stride
-
     facts = base_facts(config.model)
     length = facts.base_context_length
-    largest = config.positions.max_scale
-    changes: dict[str, Any] = {}
-    if config.evaluate:
-        filled = {
-            "windows": config.evaluate.windows or default_windows(length, largest),
-            "scales": config.evaluate.scales or default_scales(largest),
-            "stride": config.evaluate.stride or default_stride(length),
-        }
-        changes["evaluate"] = config.evaluate.model_copy(update=filled)
-    if config.export and not config.export.context_lengths:
-        changes["export"] = config.export.model_copy(update={"context_lengths": default_windows(length, largest)})
-    if isinstance(config.model, PretrainedModel):
-        changes["model"] = config.model.model_copy(update={"base_context_length": length})
-        if config.data.tokenizer is None:
-            tokenizer = PretrainedTokenizer(path=config.model.path, revision=config.model.revision)
-            changes["data"] = config.data.model_copy(update={"tokenizer": tokenizer})
+    whole = filled(
+        ResolvedConfig,
+        config,
+        model=_model(config, length),
+        data=_data(config),
+        evaluate=_evaluate(config, length),
+        export=_export(config, length),
+    )
     ignored = [*facts.ignored, *without_effect(config, length)]
     store = ClusterSettings.model_fields["object_store_mib"].default
     if ray_address() and config.cluster.object_store_mib != store:
@@ -164,10 +194,43 @@ def resolve(config: RunConfig) -> Run:
             f"cluster.object_store_mib: {config.cluster.object_store_mib} is without effect, since RAY_ADDRESS names a "
             "cluster that has its object stores already"
         )
-    return Run(config.model_copy(update=changes), length, tuple(ignored))
+    return ResolvedRun(whole, length, tuple(ignored))
 
 
-def refuse_other_settings(run: Run, *, besides: Sequence[str] = (), begun: bool | None = None) -> None:
+def _model(config: RunConfig, base_context_length: int) -> Model:
+    if not isinstance(config.model, PretrainedModel):
+        return config.model
+    return config.model.model_copy(update={"base_context_length": base_context_length})
+
+
+def _data(config: RunConfig) -> ResolvedData:
+    if config.data.tokenizer is None and isinstance(config.model, PretrainedModel):
+        tokenizer = PretrainedTokenizer(path=config.model.path, revision=config.model.revision)
+        return filled(ResolvedData, config.data, tokenizer=tokenizer)
+    return filled(ResolvedData, config.data)
+
+
+def _evaluate(config: RunConfig, base_context_length: int) -> ResolvedEvaluate | None:
+    settings, largest = config.evaluate, config.positions.max_scale
+    if settings is None:
+        return None
+    return filled(
+        ResolvedEvaluate,
+        settings,
+        windows=settings.windows or default_windows(base_context_length, largest),
+        scales=settings.scales or default_scales(largest),
+        stride=settings.stride or default_stride(base_context_length),
+    )
+
+
+def _export(config: RunConfig, base_context_length: int) -> ResolvedExport | None:
+    if config.export is None:
+        return None
+    windows = default_windows(base_context_length, config.positions.max_scale)
+    return filled(ResolvedExport, config.export, context_lengths=config.export.context_lengths or windows)
+
+
+def refuse_other_settings(run: ResolvedRun, *, besides: Sequence[str] = (), begun: bool | None = None) -> None:
     """Raise SettingsError naming the difference if the run's folder holds a run with other settings.
 
     Args:
@@ -197,7 +260,7 @@ def refuse_other_settings(run: Run, *, besides: Sequence[str] = (), begun: bool 
         )
 
 
-def tell_unmeasured(run: Run) -> None:
+def tell_unmeasured(run: ResolvedRun) -> None:
     """Say in one line what a finished run was measured or exported with that the recipe now says otherwise."""
     path = run.folder / "config.yaml"
     before = read_resolved(path).model_dump(mode="json", include=set(MENDABLE))
@@ -216,7 +279,7 @@ def tell_unmeasured(run: Run) -> None:
 
 
 @contextmanager
-def reporting(run: Run) -> Iterator[None]:
+def reporting(run: ResolvedRun) -> Iterator[None]:
     """Write into status.json that the run is running, and how it ended, whatever ends it.
 
     That is an error, an interrupt or SIGTERM. The last, from `ray job stop`, is written down by the handler itself:
@@ -256,7 +319,7 @@ def _was_stopped(folder: Path) -> bool:
     return status is not None and status["state"] == "preempted"
 
 
-def result_line(run: Run) -> str:
+def result_line(run: ResolvedRun) -> str:
     """Return one line that says what a finished run found and where it lies."""
     parts: list[str] = []
     evaluation = run.folder / "evaluation.json"

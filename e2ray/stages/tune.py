@@ -4,27 +4,40 @@ import shlex
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import torch
+from matplotlib.figure import Figure
 
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.load import read_resolved, resolved_text
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig, differences
+from e2ray.config.search import SearchSettings
 from e2ray.config.space import assign
 from e2ray.config.train import ClusterSettings
+from e2ray.core.coverage import measure
+from e2ray.core.scales import paper_scale
+from e2ray.data.shards import ShardSet, read_manifest
+from e2ray.evaluate.documents import first_unseen
+from e2ray.report.sections.coverage import draw_coverage
+from e2ray.report.study import write_study
+from e2ray.search import tune as trials
+from e2ray.search.exports import write_recipes, write_tables
+from e2ray.search.journal import JOURNAL, end_path, verified
+from e2ray.search.progress import Progress, outcome, table
+from e2ray.search.record import StudyResults
+from e2ray.search.results import results
+from e2ray.search.shared import share
+from e2ray.search.study import Study
+from e2ray.search.trial import examine_base
 from e2ray.stages import checks
-from e2ray.stages.cluster import cluster, remote, wants_gpu
-from e2ray.stages.pipeline import base_of, prepare, task_of
-from e2ray.stages.run import Run, reporting, resolve, show, tell_ignored
+from e2ray.stages.cluster import cluster
+from e2ray.stages.remote import remote, wants_gpu
+from e2ray.stages.run import ResolvedRun, reporting, resolve, show, tell_ignored
+from e2ray.stages.train import base_of, prepare, task_of
+from e2ray.train.environment import environment
 from e2ray.train.record import now, write_status
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from e2ray.search.record import StudyResults
-    from e2ray.search.study import Study
-    from e2ray.search.trial import Shared
 
 FREE_ON_RESUME = (
     *("compare", "export", "trackers"),
@@ -64,18 +77,14 @@ def tune(config: RunConfig, *, resume: bool) -> None:
         tell_ignored(run)
         files.write_text(run.folder / "config.yaml", resolved_text(run.config))
         with reporting(run):
-            from e2ray.train.record import environment
-
             files.write_sealed(run.folder / "environment.json", environment())
-            line = _run(run)
+            line = _run(run, config.search)
             write_status(run.folder, state="succeeded", ended_at=now(), result=line)
         show(line)
 
 
-def refuse_other_study(run: Run, *, resume: bool) -> None:
+def refuse_other_study(run: ResolvedRun, *, resume: bool) -> None:
     """Raise SettingsError if the run's folder holds anything but this study, whole, or it is not to be continued."""
-    from e2ray.search.journal import JOURNAL, end_path, verified
-
     path, journal = run.folder / "config.yaml", run.folder / JOURNAL
     if (run.folder / "model").is_dir() or (run.folder / "checkpoints").is_dir():
         raise SettingsError(f"{run.folder}: holds a training run of that name; choose another name for the study")
@@ -103,16 +112,8 @@ def refuse_other_study(run: Run, *, resume: bool) -> None:
     verified(journal)  # before an hour of tokenising, not after
 
 
-def _run(run: Run) -> str:
+def _run(run: ResolvedRun, search: SearchSettings) -> str:
     """Run the trials that are missing and write the exports; return one line that says what came out."""
-    from e2ray.data.shards import read_manifest
-    from e2ray.search import tune as trials
-    from e2ray.search.progress import Progress, table
-    from e2ray.search.study import Study
-    from e2ray.search.trial import share
-
-    search = run.config.search
-    assert search is not None
     checks.refuse_before_start(run)
     checks.check_model(run)
     with cluster(run.config.cluster):
@@ -120,7 +121,7 @@ def _run(run: Run) -> str:
         workers = run.config.trial().cluster  # of one trial; the recipe's own train the base model
         room = trials.room(workers, search.concurrency)  # before an hour of tokenising, not after
         shards = prepare(run)
-        lengths = read_manifest(shards).get("validation_lengths")
+        lengths = read_manifest(shards).validation_lengths
         checks.refuse_unscorable(run.config, run.base_context_length, lengths)
         model = base_of(run, shards)
         task = task_of(run, run.folder, shards, model, run.config.trial().train, run.config.positions)
@@ -130,7 +131,8 @@ def _run(run: Run) -> str:
             raise SettingsError(f"search.trials: the study has {len(study.records())} already, got {search.trials}")
         if study.base is None:
             use_gpu = wants_gpu(run.config.cluster)
-            study.set_base(*remote("evaluate base", _examine_base, shared, use_gpu, use_gpu=use_gpu))
+            device = torch.device("cuda" if use_gpu else "cpu")
+            study.set_base(*remote("evaluate base", examine_base, shared, device, use_gpu=use_gpu))
         unseen = _unseen(run, shards)
         if unseen is None:
             show("the trials are scored on every held-out document that is long enough: best.yaml will be, too")
@@ -153,38 +155,15 @@ def _run(run: Run) -> str:
         return export(run, study, unseen)
 
 
-def _examine_base(shared: "Shared", use_gpu: bool) -> Any:
-    import torch
-
-    from e2ray.search.trial import examine_base
-
-    return examine_base(shared, torch.device("cuda" if use_gpu else "cpu"))
-
-
-def _unseen(run: Run, shards: str | Path) -> int | None:
-    """Return how many of the recipe's own evaluation documents come before the first that no trial was scored on.
-
-    None if there is no such document.
-    """
-    from e2ray.data.shards import ShardSet
-    from e2ray.evaluate.documents import long_enough
-
+def _unseen(run: ResolvedRun, shards: str | Path) -> int | None:
+    """Return how many of the recipe's own evaluation documents come before the first that no trial was scored on."""
+    trial = run.config.trial().evaluate
+    assert trial is not None, "a search compares trials by it"
     lengths = [len(tokens) for _, tokens in ShardSet.open(shards).validation_documents()]
-
-    def eligible(config: RunConfig) -> list[int]:
-        settings = config.evaluate
-        assert settings is not None and settings.windows
-        return long_enough(lengths, max(run.base_context_length, *settings.windows), settings.document_tokens)
-
-    settings = run.config.trial().evaluate
-    assert settings is not None
-    scored = eligible(run.config.trial())[settings.skip_documents :][: settings.documents]
-    own = eligible(run.config)
-    first = next((place for place, document in enumerate(own) if document > max(scored, default=-1)), None)
-    return first
+    return first_unseen(lengths, run.base_context_length, scored=trial, own=run.evaluation)
 
 
-def _refuse_unfinished(study: "Study") -> None:
+def _refuse_unfinished(study: Study) -> None:
     """Raise RuntimeError if trials are missing, or none was completed."""
     records = study.records()
     missing = study.search.trials - sum(record.finished for record in records)
@@ -195,22 +174,18 @@ def _refuse_unfinished(study: "Study") -> None:
         raise RuntimeError(f"no trial was completed; most often: {reasons.most_common(1)[0][0] if reasons else '?'}")
 
 
-def found_of(study: "Study", *, with_surrogate: bool) -> "StudyResults":
+def found_of(study: Study, *, with_surrogate: bool) -> StudyResults:
     """Return everything that can be said about a study so far."""
-    from e2ray.search.results import results
-
     importances, spread = study.importances(), study.importance_spread()
     return results(study.records(), study.facts(), importances, spread, with_surrogate=with_surrogate)
 
 
-def export_tables(run: Run, study: "Study") -> None:
+def export_tables(run: ResolvedRun, study: Study) -> None:
     """Write what can be said about a running study so far: tables, Pareto front, ranges without a surrogate."""
-    from e2ray.search.exports import write_tables
-
     write_tables(run.folder / EXPORT, found_of(study, with_surrogate=False))
 
 
-def export(run: Run, study: "Study", unseen: int | None) -> str:
+def export(run: ResolvedRun, study: Study, unseen: int | None) -> str:
     """Write all exports of a study and return one line that says what came out.
 
     Args:
@@ -218,10 +193,6 @@ def export(run: Run, study: "Study", unseen: int | None) -> str:
         study: Finished.
         unseen: Evaluation documents that a chosen recipe leaves out; None if the study saw them all.
     """
-    from e2ray.report.study import write_study
-    from e2ray.search.exports import write_recipes, write_tables
-    from e2ray.search.journal import JOURNAL
-
     folder = run.folder / EXPORT
     found = found_of(study, with_surrogate=True)
     write_tables(folder, found)
@@ -235,15 +206,11 @@ def export(run: Run, study: "Study", unseen: int | None) -> str:
     command = f"optuna-dashboard {shlex.quote(str(folder / JOURNAL))}"
     page = write_study(folder, found, coverage=_coverage(study, found), journal_command=command)
     show(f"browse the study: {command}")
-    return f"{_outcome(found)} Report: {page}"
+    return f"{outcome(found)} Report: {page}"
 
 
-def _coverage(study: "Study", found: "StudyResults") -> dict[str, "Figure"]:
+def _coverage(study: Study, found: StudyResults) -> dict[str, Figure]:
     """Return the picture of the distances that the draws of the chosen trials show, and those of the paper's."""
-    from e2ray.core.coverage import measure
-    from e2ray.core.scales import paper_scale
-    from e2ray.report.sections.coverage import draw_coverage
-
     start, pictures, seen = study.start, {}, set[int]()
     for role, number in {**found.chosen, "the paper's preset": 0}.items():
         record = found.record(number)
@@ -264,18 +231,3 @@ def _coverage(study: "Study", found: "StudyResults") -> dict[str, "Figure"]:
         title = f"{role} (trial {number})"
         pictures[title] = draw_coverage(measured, title=title)
     return pictures
-
-
-def _outcome(found: "StudyResults") -> str:
-    """Return the balanced trial and the paper's preset in one sentence."""
-    from e2ray.search.progress import name_of
-
-    if "balanced" not in found.chosen:
-        return "No trial was completed."
-    best, paper = found.record(found.chosen["balanced"]), found.record(0)
-    text = f"Balanced: trial {best.number}, {name_of(best)}: long {best.long:.4f}, short {best.short:+.4f}"
-    if paper.state == "complete" and best.number:
-        text += f"; the paper's preset: long {paper.long:.4f}, short {paper.short:+.4f}"
-    if found.noise.long is not None:
-        text += f"; noise of one trial {found.noise.long:.4f} and {found.noise.short:.4f}"
-    return text + " nats per token."

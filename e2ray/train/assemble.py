@@ -14,10 +14,37 @@ from e2ray.core.probe import Probe, forward_of, refuse_other_answers
 from e2ray.core.rope import RotaryHook
 from e2ray.core.weights import non_finite
 from e2ray.data.tokenizer import save_whole
+from e2ray.records.checkpoint import CheckpointState
+from e2ray.records.folders import CheckpointFolder
 from e2ray.train import checkpoint, steps
 from e2ray.train.beside import base_folder, has_generation_settings, take_along
 from e2ray.train.loop import Diverged
 from e2ray.train.origin import origin
+from e2ray.train.task import Task
+
+
+def write_trained(task: Task) -> list[str]:
+    """Write the model of a training that has ended, from its last checkpoint, and return what `write_model` tells."""
+    found = steps.latest(task.folder / "checkpoints")
+    assert found is not None, "a training that ends has saved its last step"
+    return write_model(
+        task.model,
+        found,
+        task.folder / "model",
+        dtype=_saved_dtype(found),
+        vocab_size=task.vocab_size,
+        seed=task.seed,
+        tokenizer=task.tokenizer_folder,
+    )
+
+
+def _saved_dtype(found: Path) -> torch.dtype:
+    kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    path = CheckpointFolder(found).state
+    name = CheckpointState.read(path).dtype
+    if name not in kinds:
+        raise SettingsError(f"{path}: is damaged, dtype is {name!r}; wanted {' or '.join(kinds)}")
+    return kinds[name]
 
 
 def write_model(

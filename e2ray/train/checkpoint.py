@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,9 +28,12 @@ from e2ray.files import Fingerprint
 from e2ray.records.checkpoint import FORMAT, CheckpointManifest, CheckpointState, Parameter
 from e2ray.records.folders import CheckpointFolder
 from e2ray.train import steps
-from e2ray.train.engine import Engine, ParameterState
 from e2ray.train.loop import Diverged
+from e2ray.train.parameters import ParameterState
 from e2ray.train.task import completed
+
+if TYPE_CHECKING:  # what reads a checkpoint needs no engine
+    from e2ray.train.engine import Engine
 
 PROBE = CheckpointFolder.probe.name
 PART_BYTES = 2 * 2**30
@@ -69,7 +72,7 @@ def _portable(error: Exception | None) -> tuple[bool, str | None]:
     return isinstance(error, SettingsError), str(error) if isinstance(error, SettingsError) else repr(error)
 
 
-def save(engine: Engine, folder: Path, *, step: int, facts: Mapping[str, object], keep: int) -> Path:
+def save(engine: "Engine", folder: Path, *, step: int, facts: Mapping[str, object], keep: int) -> Path:
     """Write the checkpoint after `step` updates and return its folder; every rank must call this.
 
     Args:
@@ -117,7 +120,7 @@ def save(engine: Engine, folder: Path, *, step: int, facts: Mapping[str, object]
     return final
 
 
-def refuse_non_finite(engine: Engine, *, step: int, folder: Path | None = None) -> None:
+def refuse_non_finite(engine: "Engine", *, step: int, folder: Path | None = None) -> None:
     """Raise Diverged on every rank if a trainable weight or one of its moments is not finite; all must call this.
 
     Args:
@@ -143,7 +146,7 @@ class _Written:
     parameters: dict[str, Parameter]
 
 
-def _writer(engine: Engine, aside: Path) -> Callable[[], _Written]:
+def _writer(engine: "Engine", aside: Path) -> Callable[[], _Written]:
     """Return the work of one rank: take part in gathering every parameter, keep and write its own share.
 
     All parameters are gathered even after a failed write: the others wait in the same collectives.
@@ -254,7 +257,7 @@ def refuse_other_training(checkpoint: Path, state: CheckpointState, identity: Ma
         )
 
 
-def load(engine: Engine, checkpoint: Path, *, identity: Mapping[str, Any]) -> CheckpointState:
+def load(engine: "Engine", checkpoint: Path, *, identity: Mapping[str, Any]) -> CheckpointState:
     """Make a new engine continue from a checkpoint and return its state.json; every rank must call this.
 
     Where it is damaged the newest whole one before it is taken, and told.
@@ -285,7 +288,7 @@ def load(engine: Engine, checkpoint: Path, *, identity: Mapping[str, Any]) -> Ch
     raise SettingsError(f"{complaints[0]}; no older one is whole either: remove {checkpoint.parent} to begin anew")
 
 
-def _whole(engine: Engine, checkpoint: Path) -> CheckpointState | str:
+def _whole(engine: "Engine", checkpoint: Path) -> CheckpointState | str:
     """Return a checkpoint's state, or one line where a file that this rank reads is damaged."""
     count = len(list(checkpoint.iterdir())) if checkpoint.is_dir() else 0
     try:
@@ -294,7 +297,7 @@ def _whole(engine: Engine, checkpoint: Path) -> CheckpointState | str:
         return str(error)
 
 
-def _take_over(engine: Engine, checkpoint: Path, state: CheckpointState, identity: Mapping[str, Any]) -> None:
+def _take_over(engine: "Engine", checkpoint: Path, state: CheckpointState, identity: Mapping[str, Any]) -> None:
     def check() -> None:
         refuse_other_training(checkpoint, state, identity)
         shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.parameters()}

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from e2ray.core.probe import Forward, Probe, ask, refuse_other_answers
 from e2ray.core.rope import RotaryHook
 from e2ray.train.batch import Batch
 from e2ray.train.objectives import Objective, objective_of
+from e2ray.train.parameters import ParameterState
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -50,25 +51,6 @@ finally:
         del sys.modules["mlflow"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class ParameterState:
-    """One trainable parameter in full: the fp32 weight and Adam's moments, all of the weight's shape, on the CPU."""
-
-    name: str
-    weight: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-
-
-def precision_of(settings: TrainSettings, device: torch.device) -> torch.dtype:
-    """Return the dtype of weights in the forward pass: bfloat16 or float32."""
-    if settings.precision == "auto":
-        wanted = "bf16" if device.type == "cuda" and settings.zero_stage > 0 else "fp32"
-    else:
-        wanted = settings.precision
-    return torch.bfloat16 if wanted == "bf16" else torch.float32
 
 
 def micro_batch(settings: TrainSettings, num_workers: int) -> tuple[int, int]:

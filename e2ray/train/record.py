@@ -7,17 +7,12 @@ a seal (`e2ray.records.sealed`). What is no finite number is null in them and ha
 
 import json
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from e2ray import files
 from e2ray.config.base import SettingsError, brief
@@ -34,7 +29,6 @@ LONGEST_METRICS = 2**16  # bytes of a line
 LINES: dict[str, type[Line]] = {METRICS: MetricsLine, SKIPPED: SkippedStep}
 STATUS_ADVICE = Status.anew
 KILLED = "its process was killed, or the machine went down"
-PACKAGES = ("e2ray", "torch", "transformers", "deepspeed", "ray", "pyarrow", "optuna", "peft", "tokenizers", "numpy")
 
 
 def now() -> str:
@@ -99,30 +93,6 @@ def was_killed(folder: Path, status: Status | None) -> bool:
     return status is not None and status.state == "running" and files.is_locked(RunFolder(folder).lock) is False
 
 
-def environment() -> dict[str, Any]:
-    """Return versions, git commit and hardware of this process's machine, for environment.json."""
-    import torch
-
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "versions": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "commit": git_commit(),
-        "hardware": {
-            "machine": platform.machine(),
-            "cpus": len(os.sched_getaffinity(0)),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "gpus": gpus,
-        },
-    }
-
-
-def write_environment(folder: Path) -> None:
-    """Write environment.json of a run that begins or goes on; what it says of the training stays."""
-    kept = {"training": facts} if (facts := training_facts(folder)) else {}
-    files.write_sealed(folder / ENVIRONMENT, environment() | kept)
-
-
 def note_training(folder: Path, facts: Mapping[str, str]) -> None:
     """Put into environment.json what runs: `device`, `dtype` of the weights and `attention`."""
     files.write_sealed(folder / ENVIRONMENT, _read_environment(folder) | {"training": dict(facts)})
@@ -141,38 +111,6 @@ def _read_environment(folder: Path) -> dict[str, Any]:
         files.read_vouched(path, wanted=ENVIRONMENT_WANTED), where=path, wanted=ENVIRONMENT_WANTED, keys={}
     )
     return files.checked_object(found, where=path, wanted=ENVIRONMENT_WANTED, keys={"training": dict})
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def git_commit() -> str | None:
-    """Return the commit of the checkout the package lies in, with `-dirty` for changes; None outside of one."""
-    root = Path(__file__).resolve().parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
-
-
-def peak_memory_mib(device: Any) -> float | None:
-    """Return the most memory this process has held so far, in MiB: of its GPU, or on CPUs resident.
-
-    None where the system does not tell.
-    """
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def prune_lines(path: Path, step: int) -> End:

@@ -29,13 +29,15 @@ from e2ray.data.shards import Rows
 from e2ray.train import checkpoint, steps
 from e2ray.train.batch import Batch
 from e2ray.train.checkpoint import together
-from e2ray.train.engine import Engine, precision_of
+from e2ray.train.engine import Engine
+from e2ray.train.environment import peak_memory_mib
 from e2ray.train.ledger import Ledger, rows_of
 from e2ray.train.lookout import lookout_of, pays_too_much
 from e2ray.train.loop import Answer, Skips, fit
 from e2ray.train.objectives import Forward
 from e2ray.train.origin import base_identity
-from e2ray.train.record import Recorder, note_training, peak_memory_mib
+from e2ray.train.parameters import precision_of
+from e2ray.train.record import Recorder, note_training
 from e2ray.train.task import Task
 from e2ray.train.teacher import adapters_alone, frozen
 from e2ray.train.trackers import Gauges, TensorBoard, Tracker, Trackers, configured

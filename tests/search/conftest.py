@@ -8,7 +8,7 @@ import pytest
 from e2ray.config.load import validate
 from e2ray.data.rows import TrainRows, ValidationRows
 from e2ray.records.manifest import Manifest
-from e2ray.search.trial import share
+from e2ray.search.shared import share
 from e2ray.train.task import Task
 
 WINDOW, VOCABULARY = 32, 64

@@ -16,9 +16,10 @@ from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.evaluate.documents import select_documents
 from e2ray.evaluate.perplexity import surface
-from e2ray.search import trial
+from e2ray.search import examiner
+from e2ray.search.examiner import measured
 from e2ray.search.study import Plan
-from e2ray.search.trial import Rungs, Workbench, examine_base, measured
+from e2ray.search.trial import Rungs, Workbench, examine_base
 from e2ray.train import worker
 from e2ray.train.record import read_metrics
 from e2ray.train.trackers import located
@@ -200,8 +201,8 @@ def test_cells_are_those_of_the_evaluation_of_a_run(configured, shared_of):
 def test_what_is_asked_for_is_found_and_its_nll_is_the_mean_over_all_prompts(configured, shared_of, monkeypatch):
     shared = shared_of(configured({"weights": {"answer_nll": 1.0}}))
     rows = [{"found": 1, "trials": 4, "answer_nll": 2.0}, {"found": 2, "trials": 2, "answer_nll": 5.0}]
-    monkeypatch.setattr(trial, "load_tokenizer", lambda folder: None)
-    monkeypatch.setattr(trial, "accuracy", lambda *args, **options: rows)
+    monkeypatch.setattr(examiner, "load_tokenizer", lambda folder: None)
+    monkeypatch.setattr(examiner, "accuracy", lambda *args, **options: rows)
     _, asked, yarn = examine_base(shared, CPU)
     assert asked == {"retrieval": 0.5, "answer_nll": 3.0} == {name: yarn[name] for name in asked}
 

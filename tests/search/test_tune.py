@@ -13,8 +13,9 @@ import ray
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
 from e2ray.search import tune
+from e2ray.search.shared import Shared
 from e2ray.search.study import Study
-from e2ray.search.trial import Shared, examine_base
+from e2ray.search.trial import examine_base
 
 pytestmark = pytest.mark.ray
 

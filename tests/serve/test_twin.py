@@ -31,6 +31,7 @@ from e2ray.serve.twin import EXPORTED, check_base, cut_down
 from e2ray.stages import compare as comparing
 from e2ray.stages import pipeline
 from e2ray.stages import tune as tuning
+from e2ray.stages.check import check
 
 TINY = SIZES | {"max_position_embeddings": 512, "vocab_size": 256}
 YARN = {
@@ -201,13 +202,13 @@ def test_check_and_a_run_say_what_a_base_cannot_before_anything_else(small, tmp_
         "search": {"trials": 12, "early_stopping": None, "baselines": ["e2llm"]},
         "compare": {"lanes": ["e2llm"]},
     }
-    stages = (pipeline.check, pipeline.execute, partial(tuning.tune, resume=False), comparing.compare)
+    stages = (check, pipeline.execute, partial(tuning.tune, resume=False), comparing.compare)
     for number, stage in enumerate(stages):
         with pytest.raises(SettingsError, match=r"so nothing beyond 63 tokens can change its logits"):
             stage(validate(recipe | several | {"name": f"small-{number}"}, source="test"))
     saved(tmp_path / "base", Gemma2Config, {"head_dim": 16, "sliding_window": 32}, {"rope_type": "default"})
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "base")).save_pretrained(tmp_path / "base")
-    pipeline.check(validate(recipe, source="test"))
+    check(validate(recipe, source="test"))
     told, sound = capsys.readouterr().out.splitlines()[-2:]
     assert "1 of its 2 layers see the nearest 32 tokens only" in told
     assert ": sound. " in sound

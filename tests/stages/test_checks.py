@@ -21,7 +21,9 @@ from e2ray.evaluate import base_length
 from e2ray.stages import checks, pipeline
 from e2ray.stages import compare as comparing
 from e2ray.stages import evaluate as evaluation
+from e2ray.stages import train as training
 from e2ray.stages import tune as tuning
+from e2ray.stages.check import check
 from e2ray.stages.run import resolve
 
 SMALL_TOKENIZER = {"kind": "byte_level_bpe", "vocab_size": 280, "training_bytes": 3000}
@@ -58,7 +60,7 @@ def checkpoint(tmp_path):
 
 
 def test_a_sound_recipe_is_one_line(recipe, capsys):
-    pipeline.check(config_of(recipe))
+    check(config_of(recipe))
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("small: sound. L 32, window 32, scales up to 4, contexts up to 128 tokens")
 
@@ -81,7 +83,7 @@ def test_a_sound_recipe_is_one_line(recipe, capsys):
 def test_what_is_without_effect_is_told_in_one_plain_line_each_and_the_recipe_is_sound(
     recipe, capsys, assignments, lines
 ):
-    pipeline.check(config_of(recipe, *assignments))
+    check(config_of(recipe, *assignments))
     *told, sound = capsys.readouterr().out.splitlines()
     assert len(told) == len(lines) and sound.startswith("small: sound.")
     for found, wanted in zip(told, lines, strict=True):
@@ -90,7 +92,7 @@ def test_what_is_without_effect_is_told_in_one_plain_line_each_and_the_recipe_is
 
 def test_a_choice_about_a_scaling_that_is_not_there_is_told_the_same_way(recipe, checkpoint, capsys):
     recipe["model"] = checkpoint() | {"base_scaling": "keep"}
-    pipeline.check(config_of(recipe))
+    check(config_of(recipe))
     told = capsys.readouterr().out.splitlines()[0]
     assert told.startswith("warning: model.base_scaling: keep is without effect, since ")
 
@@ -144,11 +146,11 @@ def test_checkpoints_that_nobody_points_to_are_told_before_any_worker_starts(rec
     (checkpoints / "step-4" / "manifest.json").write_text("{}")
     if said is not None:
         (checkpoints / "latest").write_text(said)
-    for ask in (pipeline.check, lambda config: checks.refuse_lost_checkpoints(resolve(config))):
+    for ask in (check, lambda config: checks.refuse_lost_checkpoints(resolve(config))):
         with pytest.raises(SettingsError, match=r"`echo step-4 > .+/checkpoints/latest'?` names the newest one"):
             ask(config)
     (checkpoints / "latest").write_text("step-4")
-    pipeline.check(config)
+    check(config)
     (checkpoints / "latest").unlink()
     (checkpoints.parent / "model").mkdir()  # which is what a finished run is read from
     checks.refuse_lost_checkpoints(resolve(config))
@@ -178,20 +180,20 @@ def test_a_method_that_the_model_or_its_servers_cannot_carry_is_told_at_check(
             .replace("or set export: null$", "")
         )
     with pytest.raises(SettingsError, match=message):
-        pipeline.check(config_of(recipe))
+        check(config_of(recipe))
     recipe["positions"]["method"] = {"kind": "yarn"}
-    pipeline.check(config_of(recipe))
+    check(config_of(recipe))
 
 
 def test_a_lane_whose_method_the_model_cannot_carry_is_told_at_check_by_its_name(recipe):
     positions = {"preset": "e2yarn", "max_scale": 4}
     lanes = {"sound": {"positions": positions}}
     recipe["compare"] = {"lanes": [], "untrained": [], "own": lanes}
-    pipeline.check(config_of(recipe))
+    check(config_of(recipe))
     listed = {"kind": "factors", "factors": [1.0, 2.0, 3.0], "max_scale": 4}
     lanes["wrong, listed"] = {"positions": positions | {"method": listed}}
     with pytest.raises(SettingsError, match=r"^compare\.own\.wrong, listed\.positions\.method\.factors: has 3 numbers"):
-        pipeline.check(config_of(recipe))
+        check(config_of(recipe))
 
 
 def test_the_lane_best_trains_for_what_its_study_has_found(recipe, tmp_path):
@@ -237,13 +239,13 @@ def weights(checkpoint):
 )
 def test_weights_that_are_not_whole_are_told_at_check(recipe, weights, capfd, change, message):
     section, path = weights()
-    pipeline.check(config_of(recipe | {"model": section}))
+    check(config_of(recipe | {"model": section}))
     held = load_file(path)
     change(held)
     save_file(held, path, {"format": "pt"})
     capfd.readouterr()
     with pytest.raises(SettingsError, match=rf"model\.path \S+checkpoint: .*{message}"):
-        pipeline.check(config_of(recipe | {"model": section}))
+        check(config_of(recipe | {"model": section}))
     assert capfd.readouterr() == ("", "")  # nothing of transformers beside it
 
 
@@ -260,11 +262,11 @@ def test_a_tokenizer_with_ids_beyond_the_embeddings_is_told_at_check(recipe, wei
     recipe["data"]["tokenizer"] = {"kind": "pretrained", "path": str(tmp_path / "t")}
     tokenizer = load_tokenizer(tmp_path / "t")
     assert len(tokenizer) < vocabulary_size(tokenizer) == 290
-    pipeline.check(config_of(recipe | {"model": section}))
+    check(config_of(recipe | {"model": section}))
     vocabulary[last] = 290
     path.write_text(json.dumps(content))
     with pytest.raises(SettingsError, match="has 290 token embeddings, the tokenizer 291 tokens; name the model's own"):
-        pipeline.check(config_of(recipe | {"model": section}))
+        check(config_of(recipe | {"model": section}))
 
 
 @pytest.mark.parametrize(
@@ -274,14 +276,14 @@ def test_a_tokenizer_with_ids_beyond_the_embeddings_is_told_at_check(recipe, wei
 def test_a_quantised_base_is_refused(recipe, checkpoint, told, method):
     section = checkpoint(quantization_config=told)
     with pytest.raises(SettingsError, match=rf"its weights are quantised \({method}\), wanted bf16, fp16 or fp32"):
-        pipeline.check(config_of(recipe | {"model": section}))
+        check(config_of(recipe | {"model": section}))
 
 
 def test_what_lora_does_otherwise_than_asked_for_is_told_in_one_line(recipe, checkpoint, capsys):
     base = checkpoint(tie_word_embeddings=True)
     lora = {"rank": 2, "targets": ["embed_tokens", "q_proj", "v_proj"], "trainable": ["self_attn"]}
     recipe["model"] = base | {"lora": lora}
-    pipeline.check(config_of(recipe))
+    check(config_of(recipe))
     shared, inside, sound = capsys.readouterr().out.splitlines()
     assert shared.startswith("warning: model.lora.targets: model.embed_tokens (with lm_head) share a weight")
     assert inside.startswith("warning: model.lora.targets: model.layers.0.self_attn.q_proj, ") and ": sound." in sound
@@ -303,7 +305,7 @@ def test_a_config_with_a_context_length_that_cannot_be_is_refused(recipe, checkp
     with pytest.raises(
         SettingsError, match=rf"its config\.json says that it was pretrained with {length} tokens, wanted"
     ):
-        pipeline.check(config_of(recipe))
+        check(config_of(recipe))
     config = config_of(recipe | {"model": recipe["model"] | {"base_context_length": 32}})
     assert resolve(config).base_context_length == 32
 
@@ -330,12 +332,12 @@ def test_the_context_length_before_a_scaling_is_looked_at_too(recipe, checkpoint
 def test_adapters_on_modules_that_are_not_there_are_refused_without_weights(recipe, checkpoint, kind, lora, message):
     recipe["model"] = (recipe["model"] if kind == "built" else checkpoint()) | {"lora": lora}
     with pytest.raises(SettingsError, match=message):
-        pipeline.check(config_of(recipe))
+        check(config_of(recipe))
 
 
 def test_adapters_on_modules_that_are_there_are_sound(recipe, checkpoint, capsys):
     recipe["model"] = checkpoint() | {"lora": {"targets": ["gate_proj"], "trainable": ["embed_tokens"]}}
-    pipeline.check(config_of(recipe))
+    check(config_of(recipe))
     assert "sound" in capsys.readouterr().out
 
 
@@ -355,7 +357,7 @@ def test_adapters_on_modules_that_are_there_are_sound(recipe, checkpoint, capsys
 )
 def test_a_storage_that_takes_no_folder_is_refused(recipe, storage, message):
     with pytest.raises(SettingsError, match=message):
-        pipeline.check(config_of(recipe | {"storage": storage}))
+        check(config_of(recipe | {"storage": storage}))
 
 
 # ---- sources and held-out documents -----------------------------------------------------------------------------
@@ -393,14 +395,14 @@ def test_a_storage_that_takes_no_folder_is_refused(recipe, storage, message):
 )
 def test_what_cannot_be_trained_or_measured_is_refused_before_anything_is_made(recipe, assignments, message):
     with pytest.raises(SettingsError, match=message):
-        pipeline.check(config_of(recipe, *assignments))
+        check(config_of(recipe, *assignments))
     assert not Path(recipe["storage"]).exists()
 
 
 def test_a_weight_too_small_for_a_row_is_refused_at_check(recipe):
     recipe["data"]["corpus"] = [recipe["data"]["corpus"][0] | {"weight": weight} for weight in (1.0, 1e-7)]
     with pytest.raises(SettingsError, match=r"data\.corpus: weight 1e-07 is under a ten-thousandth of all"):
-        pipeline.check(config_of(recipe))
+        check(config_of(recipe))
 
 
 @pytest.mark.parametrize("name", ["more.txt.gz", "more.txt"])
@@ -431,17 +433,17 @@ def test_documents_that_are_not_there_are_told_at_check_where_shards_stand_and_e
     with without_ray(tmp_path):
         monkeypatch.setattr(pipeline, "cluster", lambda settings: nullcontext())
         monkeypatch.setattr("e2ray.train.launch.resources", lambda settings: None)
-        monkeypatch.setattr(pipeline, "_train", lambda *arguments: pytest.fail("it trained"))
+        monkeypatch.setattr(training, "_train", lambda *arguments: pytest.fail("it trained"))
         with pytest.raises(SettingsError, match=message):
             pipeline.execute(config_of(recipe, *assignments))
     with pytest.raises(SettingsError, match=message):  # the shards stand now
-        pipeline.check(config_of(recipe | {"name": "other"}, *assignments))
+        check(config_of(recipe | {"name": "other"}, *assignments))
 
 
 def test_shards_that_were_made_otherwise_are_told(recipe, tmp_path, capsys):
     recipe["data"]["shards"] = str(tmp_path / "mine")
     with without_ray(tmp_path):
-        pipeline.prepare(resolve(config_of(recipe)))
+        training.prepare(resolve(config_of(recipe)))
     capsys.readouterr()
     for assignment, path in (
         ("data.validation_share=0.1", "data.validation_share"),
@@ -451,18 +453,18 @@ def test_shards_that_were_made_otherwise_are_told(recipe, tmp_path, capsys):
         ("data.near_duplicates=0.8", "data.near_duplicates"),
         ("data.tokenizer.vocab_size=300", "data.tokenizer"),
     ):
-        pipeline.check(config_of(recipe, assignment))
+        check(config_of(recipe, assignment))
         told, _ = capsys.readouterr().out.splitlines()
         assert told.startswith(
             f"warning: {path}: is without effect, since the shards of data.shards were made with another"
         )
-    pipeline.check(config_of(recipe))
+    check(config_of(recipe))
     assert "warning" not in capsys.readouterr().out
-    pipeline.check(config_of(recipe, "data.corpus.0.paths=[/gone/*.txt]"))  # nobody reads them any more
+    check(config_of(recipe, "data.corpus.0.paths=[/gone/*.txt]"))  # nobody reads them any more
     told, sound = capsys.readouterr().out.splitlines()
     assert told.startswith("warning: data.corpus: is without effect") and f" rows in {tmp_path / 'mine'};" in sound
     with pytest.raises(SettingsError, match="32-token rows, the run wants 16; rerun prepare"):
-        pipeline.check(config_of(recipe, "data.window=16"))
+        check(config_of(recipe, "data.window=16"))
 
 
 def test_how_far_a_base_reads_is_measured_once_there_is_held_out_text(
@@ -471,17 +473,17 @@ def test_how_far_a_base_reads_is_measured_once_there_is_held_out_text(
     monkeypatch.setattr(evaluation, "wants_gpu", lambda settings: False)
     monkeypatch.setattr(evaluation, "remote", lambda name, function, *arguments, use_gpu: function(*arguments))
     with pytest.raises(SettingsError, match=r"^--measure: the base is pretrained by the run at L"):
-        pipeline.check(config_of(recipe), measure=True)
+        check(config_of(recipe), measure=True)
     recipe["model"] = checkpoint()
     config = config_of(recipe)
     with pytest.raises(
         SettingsError, match=r"^--measure: reads held-out text, and .*shards.* is not made yet; run `e2r"
     ):
-        pipeline.check(config, measure=True)
+        check(config, measure=True)
     with without_ray(tmp_path):
-        shards = pipeline.prepare(resolve(config))
+        shards = training.prepare(resolve(config))
         capsys.readouterr()
-        pipeline.check(config, measure=True)
+        check(config, measure=True)
         (told, _) = [line for line in capsys.readouterr().out.splitlines() if "base: reads" in line or "sound" in line]
         assert re.match(r"(warning: )?base: reads \d+ tokens", told)
         run = resolve(config)
@@ -506,7 +508,7 @@ def test_a_source_that_gives_nothing_beside_others_is_told_with_the_reasons_and_
     again = {"kind": "text", "paths": [f"{copies}/*.txt"], "min_tokens": 9}
     recipe["data"]["corpus"] = [first, again, first | {"min_tokens": 2000}]
     with without_ray(texts):
-        pipeline.prepare(resolve(config_of(recipe, "data.tokenizer.vocab_size=3000", "data.near_duplicates=0.9")))
+        training.prepare(resolve(config_of(recipe, "data.tokenizer.vocab_size=3000", "data.near_duplicates=0.9")))
     told = capsys.readouterr().out
     reasons = "1 shorter than min_tokens, 3 near duplicates"
     assert f"prepare: data.corpus.1 gives nothing, of its documents are left out: {reasons}\n" in told
@@ -566,4 +568,4 @@ def test_a_place_that_cannot_be_written_is_told_at_check_by_its_setting(recipe, 
     (tmp_path / "words").write_text("words")
     config = config_of(recipe, f"{key}={place.format(file=tmp_path / 'words')}")
     with pytest.raises(SettingsError, match=rf"{key}: .*{message}.*; choose another {key}"):
-        pipeline.check(config)
+        check(config)

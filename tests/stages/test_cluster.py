@@ -25,7 +25,7 @@ from e2ray.cli import parser
 from e2ray.config.base import SettingsError
 from e2ray.config.load import load
 from e2ray.config.run import RunConfig
-from e2ray.stages import cluster
+from e2ray.stages import cluster, remote
 from e2ray.stages.access import is_loopback
 from e2ray.train.launch import READER_CPUS
 
@@ -146,9 +146,9 @@ def test_the_dockerfile_copies_files_that_exist_to_where_the_job_looks():
 
 
 def test_calls_on_gpus_and_fresh_ones_get_a_process_each():
-    assert cluster._task(use_gpu=True, fresh=False)._max_calls == 1
-    assert cluster._task(use_gpu=False, fresh=True)._max_calls == 1
-    assert cluster._task(use_gpu=False, fresh=False)._max_calls == 0
+    assert remote._task(use_gpu=True, fresh=False)._max_calls == 1
+    assert remote._task(use_gpu=False, fresh=True)._max_calls == 1
+    assert remote._task(use_gpu=False, fresh=False)._max_calls == 0
 
 
 def test_no_task_gets_its_gpus_where_ray_does_not_count_its_calls():
@@ -171,7 +171,7 @@ def started(program: str, folder: str, home: Path, **environment: str) -> subpro
 
 ON_GPUS = """
 import json, os, ray
-from e2ray.stages.cluster import remote_each
+from e2ray.stages.remote import remote_each
 def where(seconds):
     import time
     time.sleep(seconds)

@@ -5,6 +5,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from e2ray.config.compare import FIXED_SCALE, CompareSettings, lane_positions
 from e2ray.config.load import validate
 from e2ray.config.positions import PositionSettings
 from e2ray.stages import compare as comparing
+from e2ray.train import lane as lanes
+from e2ray.train.lane import NO_COST, Job, is_done, run_job
 
 
 @pytest.fixture
@@ -35,7 +38,8 @@ def recipe(small):
 
 def job_of(recipe, lane, **changes):
     config = validate(recipe, source="test")
-    return comparing.Job(lane, 1, None, config.model_copy(update=changes), 4.0, None, Path("x.json"))
+    task = SimpleNamespace(base_context_length=32)
+    return Job(lane, 1, task, None, None, config.model_copy(update=changes), 4.0, None, Path("x.json"))
 
 
 def test_an_own_lane_is_served_by_its_draws_and_the_others_by_their_name(recipe):
@@ -43,7 +47,7 @@ def test_an_own_lane_is_served_by_its_draws_and_the_others_by_their_name(recipe)
     job = job_of(recipe, "mine", positions=PositionSettings.model_validate(native))
     for own, served in ((True, [1, 4, 4]), (False, [1, 2, 4])):
         made = replace(job, own=own)
-        assert [comparing._served(made, window, 32) for window in (32, 64, 128)] == served
+        assert [made.served(window) for window in (32, 64, 128)] == served
 
 
 def test_a_job_of_the_lane_best_says_what_it_trains_with(recipe):
@@ -156,42 +160,42 @@ def test_lanes_are_the_published_methods_and_the_papers_ablations():
     ],
 )
 def test_a_job_that_fails_says_why_and_a_defect_is_none_of_these(tmp_path, monkeypatch, recipe, capsys, error, said):
-    def trained(job, device):
+    def trained(job, config, device):
         raise error
 
-    monkeypatch.setattr(comparing, "_trained", trained)
-    job = comparing.Job("pose", 1, (None, None), validate(recipe, source="test"), 4.0, None, tmp_path / "pose-1.json")
-    comparing._run_job(job, use_gpu=False)
+    monkeypatch.setattr(lanes, "_trained", trained)
+    job = Job("pose", 1, None, None, None, validate(recipe, source="test"), 4.0, None, tmp_path / "pose-1.json")
+    run_job(job, use_gpu=False)
     left = json.loads(job.out.read_text())
     assert (left["failed"], left["sums"], left["tokens"]) == (said, [], 0)
     assert f"pose, seed 1: {said}" in capsys.readouterr().out
     error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="mat1"):
-        comparing._run_job(job, use_gpu=False)
+        run_job(job, use_gpu=False)
 
 
 def lane(folder, **changes):
     """Return a job, and what it may have left."""
-    job = comparing.Job("pose", 2, (None, None), None, 4.0, None, folder / "pose-2.json")
-    left = {"lane": "pose", "seed": 2, **comparing.NO_COST, "sums": [{"nll": [3.25]}], "retrieval": [], "missing": []}
+    job = Job("pose", 2, None, None, None, None, 4.0, None, folder / "pose-2.json")
+    left = {"lane": "pose", "seed": 2, **NO_COST, "sums": [{"nll": [3.25]}], "retrieval": [], "missing": []}
     return job, left | changes
 
 
 def test_a_result_that_is_not_what_its_job_wrote_is_refused_and_never_another_figure(tmp_path):
     job, left = lane(tmp_path)
     files.write_sealed(job.out, left)
-    assert comparing._is_done(job) and comparing._left(job) == left
+    assert is_done(job) and lanes.left(job) == left
     content = job.out.read_bytes()
     for place in random.Random(0).sample(range(8 * len(content)), 300):
         damaged = bytearray(content)
         damaged[place // 8] ^= 1 << place % 8
         job.out.write_bytes(damaged)
         with contextlib.suppress(SettingsError):
-            found = comparing._left(job)
+            found = lanes.left(job)
             assert {key: found[key] for key in left} == left
             continue
         with pytest.raises(SettingsError, match="remove the file, and that job is done again"):
-            comparing._is_done(job)
+            is_done(job)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +211,7 @@ def test_a_result_of_another_shape_is_one_short_line(tmp_path, content, message)
     job, _ = lane(tmp_path)
     job.out.write_text(content)
     with pytest.raises(SettingsError, match=rf"\A\S+pose-2\.json: {message}") as error:
-        comparing._is_done(job)
+        is_done(job)
     assert len(str(error.value)) < 600
 
 
@@ -217,12 +221,12 @@ def test_the_result_of_another_job_is_refused(tmp_path):
     with pytest.raises(
         SettingsError, match=r"pose-2\.json: is of the job pose, seed 3, wanted pose, seed 2; remove the"
     ):
-        comparing._is_done(job)
+        is_done(job)
 
 
 def test_results_of_an_earlier_version_count_and_are_told(tmp_path, capsys):
     job, left = lane(tmp_path)
     files.write_json(job.out, left)
-    assert comparing._is_done(job)
+    assert is_done(job)
     comparing._tell_unsealed([job])
     assert "1 results in" in capsys.readouterr().out

@@ -15,19 +15,20 @@ from e2ray.evaluate.plausible import ImplausibleError
 from e2ray.evaluate.weights import weights_digest
 from e2ray.records.model import ModelTraining
 from e2ray.stages import evaluate as evaluation
-from e2ray.stages import pipeline
-from e2ray.stages.run import Run
+from e2ray.stages import export as exporting
+from e2ray.stages import suites
+from e2ray.stages.run import ResolvedRun
 from e2ray.train.record import note_training
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     config = settings(tmp_path, evaluate={"documents": 4, "stride": 8, "retrieval": {"trials": 4}})
-    made = Run(config, L)
+    made = ResolvedRun(config, L)
     (made.folder / "model").mkdir(parents=True)
     save_file({"weight": np.ones(8, np.float32)}, made.folder / "model" / "model.safetensors")
     monkeypatch.setattr(evaluation, "_surface", lambda *arguments: (surface(), passes(), TEXT))
-    monkeypatch.setattr(evaluation, "_models", lambda *arguments: {"base": None, "tuned": None})
+    monkeypatch.setattr(evaluation, "models_of", lambda *arguments: {"base": None, "tuned": None})
     return made
 
 
@@ -92,13 +93,13 @@ def test_both_models_are_read_with_the_attention_of_the_training_unless_the_reci
     monkeypatch.setattr(evaluation, "wants_gpu", lambda settings: False)
     monkeypatch.setattr(evaluation, "remote", lambda name, function, *arguments, use_gpu: function(*arguments))
     sizes = settings(tmp_path).model.model_dump() | {"attention": named}
-    run = Run(settings(tmp_path, model=sizes), L)
+    run = ResolvedRun(settings(tmp_path, model=sizes), L)
     run.folder.mkdir(parents=True)
-    models = evaluation._models(run, run.config.model)
+    models = evaluation.models_of(run, run.config.model)
     assert {each.attention for each in models.values()} == {named}
     note_training(run.folder, {"device": device, "dtype": "float32", "attention": "sdpa"})
     capsys.readouterr()
-    models = evaluation._models(run, run.config.model)
+    models = evaluation.models_of(run, run.config.model)
     assert {name: each.attention for name, each in models.items()} == {"base": read_with, "tuned": read_with}
     assert capsys.readouterr().out == said or device == "cuda"
 
@@ -116,7 +117,7 @@ def test_nothing_is_exported_with_an_evaluation_of_other_weights(measured, file)
         (measured.folder / "evaluation.json").unlink()
     wanted = rf"{file}: was measured with other weights than .*/small/model; run `e2ray evaluate` again"
     with pytest.raises(SettingsError, match=wanted):
-        pipeline._export(measured, None)
+        exporting.exporting(measured, None)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -124,31 +125,32 @@ def test_the_card_says_how_many_steps_a_training_made_and_what_ended_it(measured
     model = measured.folder / "model"
     seal(model, None, training=ModelTraining(settings={}, step=17, tokens=1234, stopped=stopped))
     told = []
-    monkeypatch.setattr("e2ray.serve.export.export", lambda *arguments, run, **options: told.append(run.facts))
-    pipeline._export(measured, measured.config.model)
+    monkeypatch.setattr(exporting, "write_export", lambda *arguments, run, **options: told.append(run.facts))
+    exporting.exporting(measured, measured.config.model)()
     assert told == [{"steps": 17, "tokens": 1234} | ({"ended by": "train.stop"} if stopped else {})]
 
 
 def test_no_suite_is_asked_at_scales_of_other_weights(measured, monkeypatch):
     save_file({"weight": np.zeros(8, np.float32)}, measured.folder / "model" / "model.safetensors")
-    monkeypatch.setattr(evaluation, "remote_each", lambda *arguments, **options: pytest.fail("was asked"))
+    monkeypatch.setattr(suites, "remote_each", lambda *arguments, **options: pytest.fail("was asked"))
     asking = measured.config.evaluate.model_copy(update={"suites": SuiteSettings(tasks=("piqa",))})
+    run = ResolvedRun(measured.config.model_copy(update={"evaluate": asking}), L)
     with pytest.raises(SettingsError, match=r"scales\.json: was measured with other weights than .*/small/model"):
-        evaluation.suites(Run(measured.config.model_copy(update={"evaluate": asking}), L), "shards", None)
+        suites.suites(run, asking.suites, "shards", None)
 
 
 def test_an_export_of_an_earlier_evaluation_is_told(measured, capsys):
-    pipeline._tell_old_export(measured)  # there is none
+    exporting.tell_old_export(measured)  # there is none
     export = measured.folder / "export"
     export.mkdir()
     (export / "scales.json").write_bytes((measured.folder / "scales.json").read_bytes())
-    pipeline._tell_old_export(measured)
+    exporting.tell_old_export(measured)
     assert "export" not in capsys.readouterr().out
     (export / "scales.json").write_text("{}")
-    pipeline._tell_old_export(measured)
+    exporting.tell_old_export(measured)
     assert capsys.readouterr().out == f"{export}: serves by an earlier evaluation; `e2ray export` writes it anew\n"
     paper = measured.config.export.model_copy(update={"scale": "paper"})
-    pipeline._tell_old_export(Run(measured.config.model_copy(update={"export": paper}), L))
+    exporting.tell_old_export(ResolvedRun(measured.config.model_copy(update={"export": paper}), L))
     assert capsys.readouterr().out == ""
 
 

@@ -11,7 +11,10 @@ from observed_after import base_in_place
 
 from e2ray.config.base import SettingsError
 from e2ray.config.load import dump, validate
+from e2ray.stages import export as exporting
 from e2ray.stages import pipeline
+from e2ray.stages import train as training
+from e2ray.stages.check import check
 from e2ray.stages.run import refuse_other_settings, resolve
 from e2ray.train.record import read_status, write_status
 
@@ -32,9 +35,9 @@ def trained(recipe, tmp_path, monkeypatch):
     """A function that writes the folder of a run that has trained and then ended in some state."""
     with without_ray(tmp_path):
         monkeypatch.setattr(pipeline, "cluster", lambda settings: nullcontext())
-        monkeypatch.setattr(pipeline, "remote", lambda name, function, *arguments, use_gpu: function(*arguments))
+        monkeypatch.setattr(exporting, "remote", lambda name, function, *arguments, use_gpu: function(*arguments))
         monkeypatch.setattr("e2ray.train.launch.resources", lambda settings: None)
-        monkeypatch.setattr(pipeline, "_train", lambda *arguments: pytest.fail("it trained again"))
+        monkeypatch.setattr(training, "_train", lambda *arguments: pytest.fail("it trained again"))
 
         def write(state):
             run = resolve(config_of(recipe))
@@ -156,7 +159,7 @@ def test_what_changes_weights_is_fixed(recipe, tmp_path, begun, path, value):
     (run.folder / "config.yaml").write_text(dump(run.config))
     section, _, name = path.partition(".")
     changed = recipe | {section: recipe[section] | {name: value} if name else value}
-    for command in (pipeline.execute, pipeline.check):
+    for command in (pipeline.execute, check):
         with pytest.raises(SettingsError, match=rf"was begun with other settings: {path.partition('.')[0]}"):
             command(config_of(changed))
 

@@ -21,6 +21,7 @@ from e2ray.report.runs import write_report
 from e2ray.report.sections.cost import cost
 from e2ray.report.sections.settings import differing
 from e2ray.stages import pipeline
+from e2ray.stages.check import check
 from e2ray.train.record import read_metrics, read_status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +67,7 @@ def own_suites(folder, *names):
 
 def test_wrong_suites_are_refused_before_anything_is_done(recipe):
     recipe["evaluate"]["suites"] = {"tasks": ["leval:tpo"], "leval": "/gone"}
-    for stage in (pipeline.execute, pipeline.check):
+    for stage in (pipeline.execute, check):
         with pytest.raises(SettingsError, match=r"evaluate\.suites\.leval: /gone: no such folder"):
             stage(config_of(recipe))
     assert not (Path(recipe["storage"]) / "shards").exists()
@@ -77,7 +78,7 @@ def test_wrong_suites_are_refused_before_anything_is_done(recipe):
 
 def test_an_unknown_task_beside_others_is_told_before_anything_is_done(recipe, tmp_path, capsys, own_tasks_only):
     recipe["evaluate"]["suites"] = own_suites(tmp_path, "short") | {"tasks": ["short", "shrot"]}
-    pipeline.check(config_of(recipe))
+    check(config_of(recipe))
     told, sound = capsys.readouterr().out.splitlines()
     assert told.startswith("evaluate.suites.tasks: 'shrot' is no task, wanted one such as short")
     assert told.endswith("; it will have no score") and sound.startswith("small: sound.")
@@ -116,7 +117,7 @@ def test_a_tokenizer_that_rows_cannot_be_made_with_is_told_by_check(recipe, tmp_
     prefixed_tokenizer(tmp_path / "tokenizer", single, end=end)
     recipe["data"]["tokenizer"] = {"kind": "pretrained", "path": str(tmp_path / "tokenizer")}
     with pytest.raises(SettingsError, match=message):
-        pipeline.check(config_of(recipe))
+        check(config_of(recipe))
 
 
 def test_shards_that_an_earlier_version_made_without_the_whole_prefix_are_refused(recipe, tmp_path, capsys):
@@ -136,11 +137,11 @@ def test_shards_that_an_earlier_version_made_without_the_whole_prefix_are_refuse
         manifest["tokenizer_hash"] = files.digest(named | {"begin": begin})
         (tmp_path / "mine" / "manifest.json").write_text(spelled(manifest))
         if sound:
-            pipeline.check(config_of(recipe))
+            check(config_of(recipe))
             assert capsys.readouterr().out.startswith("small: sound.")
         else:
             with pytest.raises(SettingsError, match=r"shards were made with tokenizer .*; rerun prepare with"):
-                pipeline.check(config_of(recipe))
+                check(config_of(recipe))
 
 
 def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, capsys, tmp_path):
@@ -303,7 +304,7 @@ def test_shards_in_an_object_store_train_as_those_of_the_folder(ray_cluster, rec
     pipeline.execute(config_of(recipe))
     recipe["data"]["shards"] = store[0](tmp_path / "mine", "mine")
     recipe["name"] = "remote"
-    pipeline.check(config_of(recipe))
+    check(config_of(recipe))
     pipeline.execute(config_of(recipe))
     here, there = (read_metrics(Path(recipe["storage"]) / name) for name in ("small", "remote"))
     assert [line["loss"] for line in here] == [line["loss"] for line in there]

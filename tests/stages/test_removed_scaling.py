@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from core.tiny import SIZES
-from test_export import save_tokenizer
+from serve.test_export import save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from e2ray import files

@@ -14,14 +14,14 @@ from e2ray.config.load import validate
 from e2ray.data.prepare import shards_digest
 from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash, train_byte_level_bpe
 from e2ray.records.manifest import Manifest
-from e2ray.stages import pipeline
-from e2ray.stages.run import Preempted, Run, ray_address, reporting, resolve, result_line, run_tokenizer
+from e2ray.stages import train as training
+from e2ray.stages.run import Preempted, ResolvedRun, ray_address, reporting, resolve, result_line, run_tokenizer
 from e2ray.train.record import KILLED, read_status, write_status
 
 
 @pytest.fixture
 def run(tmp_path):
-    made = Run(settings(tmp_path), L)
+    made = ResolvedRun(settings(tmp_path), L)
     made.folder.mkdir()
     return made
 
@@ -130,7 +130,7 @@ def shards(tmp_path, saved_tokenizer):
 def run_of(small, tokenizer):
     small["data"]["tokenizer"] = tokenizer
     small["train"] = {"steps": 2, "batch_sequences": 2, "lr": 1e-3}
-    return Run(validate(small, source="test"), 32)
+    return ResolvedRun(validate(small, source="test"), 32)
 
 
 def templates(folder):
@@ -214,12 +214,12 @@ def test_what_the_base_follows_from_names_another(base, change):
 
 
 def test_a_base_is_pretrained_without_the_adapters_of_the_recipe(small, monkeypatch):
-    training = {"steps": 8, "batch_sequences": 8}
-    recipe = small | {"pretrain": training, "train": training, "model": small["model"] | {"lora": {"rank": 4}}}
+    steps = {"steps": 8, "batch_sequences": 8}
+    recipe = small | {"pretrain": steps, "train": steps, "model": small["model"] | {"lora": {"rank": 4}}}
     run, trained = resolve(validate(recipe, source="test")), []
-    monkeypatch.setattr(pipeline, "task_of", lambda run, folder, shards, model, *_: model)
-    monkeypatch.setattr(pipeline, "_train", lambda run, model: trained.append(model))
-    base = pipeline.base_of(run, "shards")
+    monkeypatch.setattr(training, "task_of", lambda run, folder, shards, model, *_: model)
+    monkeypatch.setattr(training, "_train", lambda run, model: trained.append(model))
+    base = training.base_of(run, "shards")
     assert [model.lora for model in trained] == [None]
     assert base.lora is not None  # the adapters are the fine-tuning's own
 

@@ -20,6 +20,7 @@ from e2ray.config.load import dump, load, validate
 from e2ray.search.journal import Journal, end_path
 from e2ray.stages import pipeline
 from e2ray.stages import tune as tuning
+from e2ray.stages.check import check
 from e2ray.stages.run import resolve
 from e2ray.train.record import read_status
 
@@ -128,7 +129,7 @@ def test_a_damaged_journal_is_told_before_anything_is_done(recipe):
     journal = run.folder / "study.journal"
     Journal(journal).append_logs([{"op_code": 0, "study_name": "small"}, {"op_code": 2}])
     journal.write_bytes(journal.read_bytes().replace(b"small", b"smalk"))
-    for command in (pipeline.check, lambda config: tuning.tune(config, resume=True)):
+    for command in (check, lambda config: tuning.tune(config, resume=True)):
         with pytest.raises(
             SettingsError, match=r"study\.journal: line 1 of 2 is damaged, its seal does not match; put it"
         ):

@@ -26,8 +26,9 @@ from e2ray.core.model import prove
 from e2ray.core.positions import draw
 from e2ray.train import checkpoint
 from e2ray.train.batch import Batch
-from e2ray.train.engine import Engine, precision_of
+from e2ray.train.engine import Engine
 from e2ray.train.loop import Skips
+from e2ray.train.parameters import precision_of
 from e2ray.train.schedule import learning_rate
 
 WINDOW, BATCH, VOCABULARY = 32, 8, 101

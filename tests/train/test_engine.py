@@ -12,7 +12,8 @@ from e2ray.core.losses import plain_ids, predicted, token_nll
 from e2ray.core.model import build_model
 from e2ray.core.positions import draw
 from e2ray.train.batch import Batch
-from e2ray.train.engine import Engine, precision_of
+from e2ray.train.engine import Engine
+from e2ray.train.parameters import precision_of
 from e2ray.train.worker import refuse_flash_of_rows
 
 CPU = torch.device("cpu")

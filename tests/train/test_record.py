@@ -10,15 +10,14 @@ import torch
 
 from e2ray.config.base import SettingsError
 from e2ray.records.run import MetricsLine, SkippedRow
+from e2ray.train.environment import environment, peak_memory_mib, write_environment
 from e2ray.train.record import (
     KILLED,
     SKIPPED,
     Recorder,
     end_status,
-    environment,
     newest_metrics,
     note_training,
-    peak_memory_mib,
     progress_line,
     prune_lines,
     read_metrics,
@@ -26,7 +25,6 @@ from e2ray.train.record import (
     settle,
     training_facts,
     was_killed,
-    write_environment,
     write_status,
 )
 from e2ray.train.trackers import Gauges, TensorBoard, Trackers

@@ -1,0 +1,53 @@
+"""What a worker of the suites stage does: load one model and ask it the tasks, its samples into a file."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from e2ray import files
+from e2ray.config.suites import SuiteSettings
+from e2ray.data.shards import ShardSet
+from e2ray.evaluate.shares import Reading, tell
+from e2ray.evaluate.suites import checked, run
+from e2ray.optional import library
+
+
+def ask_suites(
+    reading: Reading,
+    settings: SuiteSettings,
+    longest: int,
+    batch_tokens: int,
+    scales: Mapping[str, Any] | None,
+    samples: Path,
+) -> dict[str, list[Any]]:
+    """Return one model's scores and what is missing, by `scores` and `missing`.
+
+    Args:
+        reading: The model.
+        settings: What it is asked.
+        longest: The longest context length, in tokens, where the settings name none.
+        batch_tokens: Tokens of one forward, at least one request.
+        scales: The content of scales.json, or None where W / L serves.
+        samples: The file that each sample is written to, a line of JSON each.
+    """
+    harness = library("e2ray.evaluate.harness")
+    longest = settings.max_context_length or longest
+    lengths = list(settings.written_lengths(longest)) or [4096]
+    selection = checked(settings, {"tokenizer": str(reading.tokenizer_folder), "max_seq_lengths": lengths})
+    asked = harness.ScaledLM(
+        reading.load(ShardSet.open(reading.shards), scales=scales),
+        max_context_length=longest,
+        too_long=settings.too_long,
+        batch_tokens=batch_tokens,
+        seed=settings.seed,
+    )
+    out: dict[str, list[Any]] = {"scores": [], "missing": []}
+    with files.atomic_path(samples) as aside, aside.open("w", encoding="utf-8") as file:
+        for found in run(asked, settings, selection, progress=lambda line: tell(f"{reading.name}: {line}")):
+            out["scores"] += [{"model": reading.name} | row for row in found.scores]
+            out["missing"] += [{"model": reading.name} | row for row in found.missing]
+            for sample in found.samples:
+                line = files.finite({"model": reading.name} | sample)
+                file.write(json.dumps(line, ensure_ascii=False, default=str, allow_nan=False) + "\n")
+    return out

@@ -1,0 +1,102 @@
+"""What an evaluation says, put together from the sums of all workers: cells, verdict, best scales, NLL by length."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from e2ray.config.methods import Method
+from e2ray.config.resolved import ResolvedEvaluate
+from e2ray.core.methods.registry import method_of
+from e2ray.evaluate.by_length import LengthCell, LengthPass, length_cells
+from e2ray.evaluate.effective import effective_length, scale_table, sentences
+from e2ray.evaluate.perplexity import Cell, Sums, cell
+from e2ray.evaluate.removed import scaling_of
+from e2ray.evaluate.verdict import verdict
+from e2ray.evaluate.weights import weights_digest
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found on the documents of a run, before and after retrieval was asked.
+
+    Attributes:
+        sums: Of all cells.
+        cells: Their figures.
+        by_length: NLL by context length, at every scale.
+        verdict: What `evaluate.verdict` says, with the protocol.
+        scales: The content of scales.json.
+        missing_windows: Windows asked for that no document fills.
+        asks: Whether retrieval is asked at all.
+    """
+
+    sums: list[Sums]
+    cells: list[Cell]
+    by_length: list[LengthCell]
+    verdict: dict[str, Any]
+    scales: dict[str, Any]
+    missing_windows: list[int]
+    asks: bool
+    base_context_length: int
+    removed: Mapping[str, Any] | None = field(repr=False)
+
+    @property
+    def removed_scaling(self) -> str | None:
+        """Rope type that was removed from the base."""
+        return scaling_of(self.removed)
+
+    def told(self, retrieval: Rows) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return (verdict, content of effective.json) with what is known of retrieval by now."""
+        tuned = [row for row in retrieval if row["model"] == "tuned"]
+        effective = effective_length(self.sums, self.base_context_length, retrieval=tuned if self.asks else None)
+        said = self.verdict["sentences"] + sentences(self.scales, effective)
+        return self.verdict | {"sentences": said}, effective
+
+
+def findings(
+    sums: list[Sums],
+    passes: Sequence[LengthPass],
+    settings: ResolvedEvaluate,
+    *,
+    model: Path,
+    text: Mapping[str, str],
+    method: Method,
+    base_context_length: int,
+    removed: Mapping[str, Any] | None,
+) -> Findings:
+    """Return what was found.
+
+    Args:
+        sums: Of every cell, over all documents.
+        passes: By length, over all documents.
+        settings: What was measured.
+        model: The folder of the tuned model, whose weights are named.
+        text: What names the scored text.
+        method: What a scale meant in the training.
+        base_context_length: L in tokens.
+        removed: What removing the base's own scaling did; None where the base is the checkpoint.
+    """
+    cells = [cell(each) for each in sums]
+    found = verdict(cells, base_context_length, removed=removed, method=method_of(method).label)
+    weights = {"weights_digest": weights_digest(model)}
+    found["protocol"] |= {**text, **weights}
+    lengths = sorted({each.window for each in sums})
+    by_length = [
+        each
+        for one in passes
+        if (inside := [length for length in lengths if length <= one.window])
+        for each in length_cells(one.nll, inside, last=settings.stride, scale=one.scale, model=one.model)
+    ]
+    return Findings(
+        sums=sums,
+        cells=cells,
+        by_length=by_length,
+        verdict=found,
+        scales=scale_table(sums, base_context_length) | weights,
+        missing_windows=sorted(set(settings.windows) - set(lengths)),
+        asks=settings.retrieval is not None,
+        base_context_length=base_context_length,
+        removed=removed,
+    )

@@ -1,0 +1,76 @@
+"""A model as everything that reads with it asks for it: its hook, its device, its tokenizer, the scale of a length."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e2ray.config.model import Model
+from e2ray.core.methods.base import FrequencyMethod
+from e2ray.core.model import build_model
+from e2ray.core.rope import RotaryHook
+from e2ray.core.scales import request_scale
+from e2ray.data.tokenizer import load_tokenizer
+
+
+class LoadedModel:
+    """A model in evaluation mode and what is needed to read with it.
+
+    Attributes:
+        model: A causal language model of transformers.
+        hook: Its rotary hook, not applied; a scale means to it what it meant in the training.
+        device: Where the model stands.
+        base_context_length: L in tokens.
+        scales: The content of scales.json, or None where W / L serves.
+    """
+
+    def __init__(
+        self,
+        settings: Model,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        vocab_size: int,
+        method: FrequencyMethod | None,
+        base_context_length: int,
+        tokenizer_folder: Path,
+        seed: int = 0,
+        scales: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Load or build a model, without adapters.
+
+        Args:
+            settings: What model.
+            device: Where to.
+            dtype: Of its weights.
+            vocab_size: Tokens that it must embed.
+            method: What a scale does to the frequencies; None: linear.
+            base_context_length: L in tokens.
+            tokenizer_folder: Of its tokenizer, which is loaded when it is first asked for.
+            seed: Of the weights of a model that is built from its sizes.
+            scales: The content of scales.json, or None where W / L serves.
+
+        Raises:
+            SettingsError: If the model cannot be read or hooked, or embeds fewer tokens.
+        """
+        plain = settings.model_copy(update={"lora": None, "gradient_checkpointing": False})
+        self.model = build_model(plain, dtype=dtype, device=device, vocab_size=vocab_size, seed=seed).eval()
+        self.hook = RotaryHook(self.model, method, base_context_length=base_context_length)
+        self.device, self.base_context_length, self.scales = device, base_context_length, scales
+        self._tokenizer_folder = tokenizer_folder
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return load_tokenizer(self._tokenizer_folder)
+
+    def scale_of(self, num_tokens: int) -> float:
+        """Return the scale that a request of `num_tokens` tokens, prompt and answer together, is read with."""
+        return request_scale(num_tokens, self.base_context_length, self.scales)
+
+    def read_by(self, method: FrequencyMethod) -> None:
+        """Let a scale mean something else from now on."""
+        self.hook.remove()
+        self.hook = RotaryHook(self.model, method, base_context_length=self.base_context_length)

@@ -1,0 +1,165 @@
+"""What a worker of an evaluation does: load one model and read with it, a share of the documents or a grid of prompts.
+
+Whoever calls these puts the shares together, so the figures are those of one worker that scores all. Nothing here knows
+Ray or the folder of a run.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e2ray.config.methods import Method
+from e2ray.config.model import Model, PretrainedModel
+from e2ray.config.resolved import ResolvedEvaluate
+from e2ray.config.retrieval import RetrievalSettings
+from e2ray.core.methods.registry import method_of
+from e2ray.data.shards import ShardSet
+from e2ray.evaluate.base_length import measure_base
+from e2ray.evaluate.by_length import LengthPass, length_passes
+from e2ray.evaluate.documents import documents_digest, reachable_windows, select_documents
+from e2ray.evaluate.loaded import LoadedModel
+from e2ray.evaluate.perplexity import Sums, document_sums
+from e2ray.evaluate.prompts import PromptFolder
+from e2ray.evaluate.removed import TEXT_TOKENS, TEXTS, measure_removed
+from e2ray.evaluate.retrieval import accuracy
+
+Share = tuple[list[Sums], list[LengthPass], dict[str, str]]
+tell = partial(print, flush=True)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One model and the text that it reads, as they travel to a worker.
+
+    Attributes:
+        name: `base` or `tuned`.
+        model: What is loaded.
+        method: What a scale meant in the training.
+        base_context_length: L in tokens.
+        seed: Of the weights of a model that is built from its sizes.
+        shards: A folder or a URI.
+        tokenizer_folder: Of the model's tokenizer.
+        use_gpu: Whether it is read on a GPU, in bf16, and not on CPUs, in fp32.
+    """
+
+    name: str
+    model: Model
+    method: Method
+    base_context_length: int
+    seed: int
+    shards: str | Path
+    tokenizer_folder: Path
+    use_gpu: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model stands."""
+        return torch.device("cuda" if self.use_gpu else "cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return torch.bfloat16 if self.use_gpu else torch.float32
+
+    def load(self, opened: ShardSet, *, scales: Mapping[str, Any] | None = None) -> LoadedModel:
+        """Return the model, ready to be read with."""
+        return LoadedModel(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            vocab_size=opened.manifest.vocab_size,
+            method=method_of(self.method),
+            base_context_length=self.base_context_length,
+            tokenizer_folder=self.tokenizer_folder,
+            seed=self.seed,
+            scales=scales,
+        )
+
+
+def score_share(reading: Reading, settings: ResolvedEvaluate, share: int, shares: int) -> Share | None:
+    """Return the sums of every `shares`-th document from `share` on and the passes by length, or None without one.
+
+    With them goes what names the text: `tokenizer_hash`, and `documents_digest` of the documents of all workers. The
+    first worker of a model tells how far it is.
+    """
+    progress: Callable[[str], None] | None = tell if share == 0 else None
+    opened = ShardSet.open(reading.shards)
+    held_out = opened.held_out()
+    first = progress if reading.name == "base" else None  # every model would say the same
+    windows = reachable_windows(
+        held_out, settings.windows, cut=settings.document_tokens, skip=settings.skip_documents, progress=first
+    )
+    documents = select_documents(
+        held_out,
+        minimum_tokens=max(windows),
+        limit=settings.documents,
+        cut=settings.document_tokens,
+        skip=settings.skip_documents,
+    )
+    numbers = range(share, len(documents), shares)
+    if not numbers:
+        return None
+    loaded = reading.load(opened)
+    model = loaded.model
+    if progress:
+        progress(
+            f"{reading.name}: on {loaded.device.type}, {model.dtype}, {model.config._attn_implementation} attention"
+        )
+    mine = [documents[number] for number in numbers]
+    options: dict[str, Any] = {
+        "numbers": numbers,
+        "scales": settings.scales,
+        "batch_tokens": settings.batch_tokens,
+        "device": loaded.device,
+        "name": reading.name,
+        "progress": progress,
+    }
+    sums = document_sums(model, loaded.hook, mine, windows=windows, stride=settings.stride, **options)
+    passes = length_passes(model, loaded.hook, mine, windows=windows, **options)
+    named = {"tokenizer_hash": opened.manifest.tokenizer_hash, "documents_digest": documents_digest(documents)}
+    return sums, passes, named
+
+
+def ask(reading: Reading, settings: ResolvedEvaluate, grid: RetrievalSettings, kept: Path) -> list[dict[str, Any]]:
+    """Return one model's rows of the retrieval grid; `kept` is the folder of prompts that were made before."""
+    opened = ShardSet.open(reading.shards)
+    loaded = reading.load(opened)
+    return accuracy(
+        loaded.model,
+        loaded.hook,
+        opened.held_out(),
+        loaded.tokenizer,
+        settings=grid,
+        base_context_length=reading.base_context_length,
+        batch_tokens=settings.batch_tokens,
+        device=loaded.device,
+        windows=settings.windows,
+        kept=PromptFolder(kept, opened.manifest.digest),
+        progress=lambda line: tell(f"{reading.name}: {line}"),
+    )
+
+
+def read_base(reading: Reading, batch_tokens: int) -> dict[str, Any]:
+    """Return how far a base reads at scale 1, what `measure_base` finds on the held-out documents."""
+    opened = ShardSet.open(reading.shards)
+    loaded = reading.load(opened)
+    return measure_base(
+        loaded.model,
+        loaded.hook,
+        opened.held_out(),
+        base_context_length=reading.base_context_length,
+        batch_tokens=batch_tokens,
+        device=loaded.device,
+        progress=tell,
+    )
+
+
+def read_removed(reading: Reading, settings: PretrainedModel) -> dict[str, Any]:
+    """Return how far a base moves when its scaling is removed, on the first rows; `settings` are the base's."""
+    opened = ShardSet.open(reading.shards)
+    rows = opened.tokens(range(min(TEXTS, opened.rows)))[:, : min(TEXT_TOKENS, reading.base_context_length)]
+    return measure_removed(settings, rows.tolist(), dtype=reading.dtype, device=reading.device).row()

@@ -1,0 +1,85 @@
+"""A function where the cluster has room for it. Workers import this module, so it loads no more than they need."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar, TypeVarTuple
+
+import ray
+import torch
+from ray.remote_function import RemoteFunction
+from transformers.utils import logging
+
+from e2ray.config.base import SettingsError
+from e2ray.config.train import ClusterSettings
+from e2ray.data.corpus import one_line
+
+Given = TypeVarTuple("Given")
+Found = TypeVar("Found")
+
+
+def remote(name: str, function: Callable[[*Given], Found], *arguments: *Given, use_gpu: bool) -> Found:
+    """Run a function on a node of the cluster that has what it needs, and return its result.
+
+    The driver of a Ray job sits on the head node, which has often neither a GPU nor memory to spare. `name` is what
+    the dashboard shows.
+    """
+    return remote_each(name, function, [arguments], use_gpu=use_gpu)[0]
+
+
+def remote_each(
+    name: str,
+    function: Callable[[*Given], Found],
+    calls: Sequence[tuple[*Given]],
+    *,
+    use_gpu: bool,
+    fresh: bool = False,
+) -> list[Found]:
+    """Run a function for every tuple of arguments, wherever the cluster has room, and return the results in order.
+
+    Calls that find no room wait for their turn. The cores of a node are shared among as many calls as there are. Where
+    one fails, the others are called off.
+
+    Args:
+        name: Of the task, for the dashboard.
+        function: Runs on a worker; it can be pickled.
+        calls: Arguments, a tuple for each call.
+        use_gpu: Whether each call gets a GPU.
+        fresh: Whether each call gets a process of its own, whose peak memory is that of the call; on GPUs each does.
+
+    Raises:
+        SettingsError: If a call raises one.
+        RuntimeError: If a call fails otherwise.
+    """
+    task = _task(use_gpu=use_gpu, fresh=fresh).options(name=name)
+    running = [task.remote(function, arguments, len(calls)) for arguments in calls]
+    try:
+        found: list[Found] = ray.get(running)
+        return found
+    except ray.exceptions.RayTaskError as error:
+        for each in running:
+            ray.cancel(each, force=True)
+        if isinstance(error.cause, SettingsError):
+            raise SettingsError(str(error.cause)) from error
+        cause = error.cause or error
+        raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
+
+
+def _task(*, use_gpu: bool, fresh: bool) -> RemoteFunction:
+    """Return Ray's remote function of one call.
+
+    A process keeps the first card it saw, and that card's memory, so a call on a GPU gets its own. Ray sees to that by
+    itself only where the GPUs stand in the decorator, and takes `max_calls` nowhere else.
+    """
+    own = fresh or use_gpu
+    return ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_calls=int(own), max_retries=0)(_in_task)
+
+
+def _in_task(function: Callable[[*Given], Found], arguments: tuple[*Given], num_calls: int) -> Found:
+    logging.disable_progress_bar()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_calls))
+    return function(*arguments)
+
+
+def wants_gpu(settings: ClusterSettings) -> bool:
+    """Return whether the workers get GPUs on the connected cluster."""
+    return ray.cluster_resources().get("GPU", 0) > 0 if settings.use_gpu == "auto" else settings.use_gpu

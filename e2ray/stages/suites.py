@@ -1,0 +1,79 @@
+"""The suites stage: base and tuned model are asked the tasks of published suites."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from e2ray import files
+from e2ray.config.model import Model
+from e2ray.config.suites import SuiteSettings
+from e2ray.evaluate.asking import ask_suites
+from e2ray.evaluate.suites import checked, versions
+from e2ray.evaluate.weights import read_scales
+from e2ray.stages.evaluate import models_of, reading_of
+from e2ray.stages.remote import remote_each, wants_gpu
+from e2ray.stages.run import ResolvedRun, show
+from e2ray.train.environment import environment
+from e2ray.train.record import now
+
+SUITES, SAMPLES = "suites.json", "suites-samples.jsonl"
+
+
+def check_suites(run: ResolvedRun) -> None:
+    """Say of each task of the run's suites that cannot be asked why not.
+
+    Raises:
+        SettingsError: If none can be, a folder is not there, or what asks them is not installed.
+    """
+    if run.config.evaluate and run.config.evaluate.suites:
+        for each in checked(run.config.evaluate.suites).missing:
+            show(f"evaluate.suites.tasks: {each['task']!r} {each['reason']}; it will have no score")
+
+
+def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: Model) -> Mapping[str, object]:
+    """Ask base and tuned model tasks, write what came out, and return suites.json's content.
+
+    The tuned model's scales are those of scales.json where there is one, else W / L as for the base.
+
+    Args:
+        run: A run with a tuned model.
+        settings: Its `evaluate.suites`.
+        shards: Its shards, for the tokenizer.
+        base: Settings of the untouched base model.
+
+    Raises:
+        SettingsError: If there is no tuned model, scales.json is of other weights, no task is known, or a file of the
+            user's is wrong.
+    """
+    run.refuse_untrained()
+    started = now()
+    path = run.folder / "scales.json"
+    scales = {"base": None, "tuned": read_scales(path, model=run.folder / "model") if path.exists() else None}
+    samples = {name: run.folder / f"suites-samples-{name}.jsonl" for name in scales}
+    batch_tokens = run.evaluation.batch_tokens
+    jobs = [
+        (reading_of(run, shards, name, model), settings, run.longest, batch_tokens, scales[name], samples[name])
+        for name, model in models_of(run, base).items()
+    ]
+    try:
+        parts = remote_each("suites", ask_suites, jobs, use_gpu=wants_gpu(run.config.cluster))
+        with files.atomic_path(run.folder / SAMPLES) as aside, aside.open("wb") as target:
+            for each in samples.values():
+                with each.open("rb") as source:
+                    shutil.copyfileobj(source, target)
+    finally:
+        for each in samples.values():
+            each.unlink(missing_ok=True)
+    there = environment()
+    found = {
+        "settings": settings.model_dump(mode="json"),
+        "max_context_length": settings.max_context_length or run.longest,
+        "versions": there["versions"] | versions(),
+        "commit": there["commit"],
+        "started_at": started,
+        "ended_at": now(),
+        "scores": [row for part in parts for row in part["scores"]],
+        "missing": [row for part in parts for row in part["missing"]],
+    }
+    files.write_sealed(run.folder / SUITES, found)
+    return found

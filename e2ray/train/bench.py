@@ -1,0 +1,242 @@
+"""Training after training in this process, without Ray: a bench that loads the base model and the shards once.
+
+The engine is kept too, as long as trainings differ in nothing it is built from: each begins with the base's weights and
+an optimizer that has seen nothing. The losses equal those of `jobs/train.py` with the same settings in every bit at
+the same number of threads, since engine, rows, draws and loop are the same.
+"""
+
+import copy
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers.utils.logging import disable_progress_bar
+
+from e2ray.config.model import LlamaModel
+from e2ray.config.run import RunConfig
+from e2ray.core.model import build_model, made_ready
+from e2ray.data.shards import Rows, ShardSet, local_batches
+from e2ray.evaluate.perplexity import DivergedWeights
+from e2ray.train import checkpoint
+from e2ray.train.batch import Batch
+from e2ray.train.engine import Engine
+from e2ray.train.heartbeat import MEASURING, Heartbeat
+from e2ray.train.ledger import rows_of
+from e2ray.train.loop import Answer, Diverged, Skips, fit
+from e2ray.train.parameters import ParameterState, precision_of
+from e2ray.train.record import note_skipped
+from e2ray.train.task import Task
+from e2ray.train.trackers import Trackers
+from e2ray.train.worker import begin, drawn, trackers_of
+
+BUILT_FROM = {  # settings of train that an engine is built from; all others are asked for at each update
+    "batch_sequences", "micro_batch_sequences", "betas", "eps", "weight_decay", "clip_norm", "zero_stage", "offload",
+    "precision",
+}  # fmt: skip
+Measure = Callable[[Engine, int, Callable[[], float]], dict[str, Any]]
+GaugesOf = Callable[[str], Callable[[dict[str, Any]], None]]
+
+
+def tried(task: Task, config: RunConfig, *, name: str, folder: Path) -> Task:
+    """Return the training of a recipe on a bench, which leaves no checkpoint.
+
+    Args:
+        task: What the trainings of a bench share: shards, tokenizer, window, base model.
+        config: The recipe of this one.
+        name: Of this one, for trackers and gauges.
+        folder: Of this one.
+    """
+    return replace(
+        task,
+        name=name,
+        folder=folder,
+        seed=config.seed,
+        model=task.model.model_copy(update={"lora": config.model.lora}),
+        positions=config.positions,
+        train=config.train.model_copy(update={"watch_every": None, "stop": None}),
+        show_progress=False,
+        keep=False,
+    )
+
+
+def one_rank(device: torch.device) -> None:
+    """Make this process a group of its own, as DeepSpeed wants one."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed demands it
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+class Bench:
+    """Runs training after training in this process, one at a time."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        device: torch.device,
+        gauges: GaugesOf | None = None,
+        heart: Heartbeat | None = None,
+    ) -> None:
+        """Open what all trainings share.
+
+        Args:
+            task: Names the shards and the base.
+            device: Where they train.
+            gauges: Called with a training's name, returns what takes its logged steps.
+            heart: Told each phase of a training.
+
+        Raises:
+            SettingsError: If the model or the shards are not what the task says.
+        """
+        one_rank(device)
+        disable_progress_bar()
+        self.device, self.gauges, self.heart = device, gauges, heart
+        self.trackers = Trackers(())
+        self.shards = ShardSet.open(task.shards, window=task.window, tokenizer_hash=task.tokenizer_hash)
+        self._base: tuple[Any, nn.Module] | None = None
+        self._built: Any = None
+        self._fresh: list[ParameterState] = []
+        self.engine: Engine | None = None
+
+    def _model(self, task: Task) -> nn.Module:
+        """Return a fresh copy of the base with what this training adds to it."""
+        dtype = precision_of(task.train, self.device)
+        plain = task.model.model_copy(update={"lora": None, "gradient_checkpointing": False})
+        key = (dtype, task.seed if isinstance(plain, LlamaModel) else None)  # a built model's weights follow the seed
+        if self._base is None or self._base[0] != key:
+            self._base = None
+            base = build_model(
+                plain, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu", runs_on=self.device
+            )
+            self._base = (key, base)
+        return made_ready(copy.deepcopy(self._base[1]), task.model, seed=task.seed)
+
+    def put(self, task: Task) -> None:
+        """Put a training on the bench; the one before is dropped."""
+        self.task = task
+        self._engine_for(task)
+        rows: Iterator[Rows] = local_batches(
+            self.shards,
+            seed=task.seed,
+            start_step=0,
+            stop_step=task.train.steps,
+            rank=0,
+            num_workers=1,
+            batch_sequences=task.train.batch_sequences,
+            window=task.window,
+            tokenizer_hash=task.tokenizer_hash,
+            shuffle_shards=task.shuffle_shards,
+            rows_per_example=task.rows_per_example,
+        )
+        self.batches = self._counted(drawn(rows, task, rank=0, num_workers=1, start_step=0))
+        if self.heart:
+            self.batches = self.heart.around(self.batches, waiting="waiting for rows", working="updating", step=0)
+        self.done = self.tokens = self.taken = 0
+        self.skips = Skips()
+        self.seconds = 0.0
+        self.trackers.close()
+        self.trackers = trackers_of(task, 0, self.gauges(task.name) if self.gauges else None)
+
+    def _engine_for(self, task: Task) -> None:
+        """Make the engine one that has trained nothing: the last one's put back, or where it differs a new one."""
+        seeded = task.model.lora is not None or isinstance(task.model, LlamaModel)  # weights that follow the seed
+        wanted = (
+            task.model,
+            task.seed if seeded else None,
+            task.train.model_dump(include=BUILT_FROM),
+            task.positions.method,
+            None if task.train.objective.is_plain else (task.train.objective, task.positions),
+        )
+        if self.engine is not None and self._built == wanted:
+            self.engine.load(iter(self._fresh), optimizer_step=0)
+            return
+        self.end()
+        model = self._model(task)
+        assert self._base is not None, "a model is made of it"
+        self.engine = begin(task, device=self.device, model=model, base=self._base[1])
+        self._built, self._fresh = wanted, list(self.engine.fresh_states())
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.taken += 1
+            yield batch
+
+    def train(self, measure: Measure | None = None) -> dict[str, Any]:
+        """Train until a measurement finds `cells`, or to the end, and return that step's metrics.
+
+        Args:
+            measure: Called with the engine, each logged step and what returns the seconds so far; its numbers join the
+                step's metrics. None trains to the end; what was trained stays on the bench.
+
+        Returns:
+            The metrics of the step; or `failed` (the reason), `step`, `tokens` and `trial_seconds` where the loss or an
+            NLL is no finite number.
+        """
+        engine = self.engine
+        assert engine is not None, "a training has begun"
+        last: dict[str, Any] = {}
+        began = time.perf_counter()
+
+        def spent() -> float:
+            return self.seconds + time.perf_counter() - began
+
+        def report(metrics: dict[str, Any]) -> Answer:
+            last.clear()
+            last.update(metrics)
+            self.trackers.log(metrics, metrics["step"])
+            return "stop" if "cells" in metrics else None
+
+        def evaluate(step: int) -> dict[str, Any]:
+            if measure is not None:
+                return measure(engine, step, spent)
+            if step == self.task.train.steps:
+                checkpoint.refuse_non_finite(engine, step=step)
+            return {}
+
+        measuring = self.heart.marking(evaluate, MEASURING, lambda step: "updating") if self.heart else evaluate
+        try:
+            self.done = fit(
+                engine,
+                self.batches,
+                self.task.train,
+                start_step=self.done,
+                report=report,
+                save=lambda step: None,
+                evaluate=measuring,
+                note_skipped=self._note_skipped,
+                skips=self.skips,
+                tokens=self.tokens,
+            )
+        except (Diverged, DivergedWeights) as error:
+            rows = self.taken * self.task.train.batch_sequences * self.task.rows_per_example
+            failed = {"failed": str(error), "step": self.taken, "tokens": rows * self.task.window}
+            failed["trial_seconds"] = spent()
+            self.end()  # nothing of it is put back
+            return failed
+        self.tokens = last["tokens"]
+        self.seconds = last["trial_seconds"] if measure is not None else spent()
+        return last
+
+    def _note_skipped(self, step: int, batch: Batch, nll: torch.Tensor) -> None:
+        assert batch.ids is not None
+        note_skipped(self.task.folder, step, rows_of(batch.ids, batch.draw, nll))
+
+    def end(self) -> None:
+        """Drop the training on the bench, its engine and what that held."""
+        self.trackers.close()
+        if self.engine is not None:
+            self.engine.hook.remove()
+            self.engine.ds.destroy()
+            self.engine, self._fresh = None, []
+            self.batches = iter(())
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
