@@ -26,6 +26,8 @@ os.environ.pop("RAY_ADDRESS", None)
 
 import pytest
 
+from e2ray.testing.recipes import recipe
+
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = ("tests/test_submit.py", "ray")  # the groups that take longest, in the order in which they begin
 
@@ -154,27 +156,9 @@ def texts(tmp_path):
 @pytest.fixture
 def small(tmp_path, corpus):
     """Storage, model, data and draws of a run in miniature, as the sections of a recipe."""
-    return {
-        "name": "small",
-        "storage": str(tmp_path / "runs"),
-        "model": {
-            "kind": "llama",
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 2,
-            "num_key_value_heads": 2,
-            "intermediate_size": 64,
-            "base_context_length": 32,
-        },
-        "data": {
-            "corpus": [{"kind": "text", "paths": [f"{corpus}/*.py"]}],
-            "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 320},
-            "window": 32,
-            "validation_share": 0.2,
-        },
-        "positions": {"preset": "e2llm", "max_scale": 4},
-        "evaluate": {"documents": 2, "document_tokens": 200},
-    }
+    made = recipe(tmp_path / "runs", texts=f"{corpus}/*.py", evaluate={"documents": 2, "document_tokens": 200})
+    made["data"] |= {"validation_share": 0.2}
+    return made
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from report.made_runs import begun, evaluated
 
 from e2ray.cli import DESCRIPTIONS, main
+from e2ray.testing.runs import begun, evaluated
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "jobs" / "recipes" / "demo-cpu.yaml"

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "e2ray"
 LAYERS = (
     *("config", "files", "optional", "records", "core", "data", "evaluate", "train", "search", "serve", "report"),
-    *("stages", "cli"),
+    *("stages", "cli", "testing"),
 )
 ALLOWED = {
     "ray": {

@@ -67,8 +67,7 @@ class Squared:
 import json, os, sys
 from pathlib import Path
 import torch.distributed as dist
-sys.path.insert(0, str(Path(sys.argv[2]) / "tests" / "train"))
-from small_task import run, small_task
+from e2ray.testing.tasks import run, small_task
 
 os.environ["LOCAL_RANK"] = "0"
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

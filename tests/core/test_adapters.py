@@ -8,8 +8,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.model import LoraSettings
 from e2ray.core.adapters import shared_modules, with_adapters
 from e2ray.core.model import merged
-
-from .tiny import FAMILIES, logits, random_tokens, tiny_model
+from e2ray.testing.models import FAMILIES, logits, random_tokens, tiny_model
 
 CHOICES = {
     "both ends": (("embed_tokens", "lm_head"), ()),

@@ -7,8 +7,7 @@ from e2ray.config.positions import PositionSettings
 from e2ray.core.losses import plain_ids, predicted, token_nll
 from e2ray.core.positions import draw
 from e2ray.core.rope import RotaryHook
-
-from .tiny import FAMILIES, random_tokens, tiny_model
+from e2ray.testing.models import FAMILIES, random_tokens, tiny_model
 
 WINDOW = 32
 ROWS = [[9, 14, 6], [31], [3, 5, 1, 17]]  # lengths of the documents; the rest of a row is filled

@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen
 from e2ray.config.base import SettingsError
 from e2ray.core.probe import Probe, ask, forward_of, refuse_other_answers
 from e2ray.core.rope import RotaryHook, find_rotary_modules
-
-from .tiny import FAMILIES, VOCAB_SIZE, tiny_model
+from e2ray.testing.models import FAMILIES, VOCAB_SIZE, tiny_model
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,7 @@ from e2ray.core.methods.registry import method_of
 from e2ray.core.model import build_model, prove
 from e2ray.core.proof import prove_apart
 from e2ray.core.rope import RotaryHook
-
-from .tiny import FAMILIES, SCALED, VOCAB_SIZE, logits, random_tokens, tiny_model
+from e2ray.testing.models import FAMILIES, SCALED, VOCAB_SIZE, logits, random_tokens, tiny_model
 
 
 def run_proof(model, hook=None, forward=None):

@@ -9,8 +9,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.core.positions import draw, positions
 from e2ray.core.rope import RotaryHook, find_rotary_modules, frequency_buffers
-
-from .tiny import (
+from e2ray.testing.models import (
     FAMILIES,
     LLAMA3,
     SLIDING_WINDOW,

@@ -17,8 +17,7 @@ from e2ray.config.methods import (
 )
 from e2ray.core.methods.registry import method_of
 from e2ray.core.rope import RotaryHook, find_rotary_modules, frequency_buffers, refuse_scaled
-
-from .tiny import FAMILIES, SIZES, logits, random_tokens, tiny_config, tiny_model
+from e2ray.testing.models import FAMILIES, SIZES, logits, random_tokens, tiny_config, tiny_model
 
 L, THETA = 64, 10_000.0
 METHODS = [

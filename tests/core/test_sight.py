@@ -19,8 +19,7 @@ from transformers import (
 
 from e2ray.config.base import SettingsError
 from e2ray.core.sight import check_sight, sight
-
-from .tiny import SIZES
+from e2ray.testing.models import SIZES
 
 TOKENS = 48
 SLIDING, FULL, CHUNKED = "sliding_attention", "full_attention", "chunked_attention"

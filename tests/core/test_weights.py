@@ -10,8 +10,7 @@ from transformers import AutoConfig
 
 from e2ray.config.base import SettingsError
 from e2ray.core.weights import load_weights
-
-from .tiny import FAMILIES, logits, random_tokens, tiny_model
+from e2ray.testing.models import FAMILIES, logits, random_tokens, tiny_model
 
 
 @pytest.fixture(scope="module")

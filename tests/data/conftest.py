@@ -1,45 +1,17 @@
 """Shards written without Ray."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from e2ray.data.packing import Packer
-from e2ray.data.rows import PackedRows, TrainRows, ValidationRows
-from e2ray.records.manifest import Manifest
+from e2ray.testing import shards
 
 
 @pytest.fixture
 def write_shards(tmp_path):
     """A function that writes given documents as shards, in this process, and returns the folder."""
 
-    def write(train, validation=(), *, window=16, shard_rows=40, name="shards", pack="concat") -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        rows = TrainRows(folder, window, shard_rows=shard_rows)
-        if pack != "concat":
-            packer = Packer(window, pack=pack, waiting=10)
-            rows = PackedRows(folder, window, shard_rows=shard_rows, packer=packer, padding=0)
-        held_out = ValidationRows(folder, shard_rows=shard_rows)
-        for number, tokens in enumerate(train):
-            rows.add(number, np.asarray(tokens, dtype=np.int32))
-        for number, (title, tokens) in enumerate(validation):
-            held_out.add(len(train) + number, title, np.asarray(tokens, dtype=np.int32))
-        dropped = rows.finish()
-        held_out.finish()
-        manifest = Manifest(
-            tokenizer_hash="a" * 64,
-            window=window,
-            pack=pack,
-            rows=rows.writer.rows,
-            rows_per_batch=rows.rows_per_batch,
-            dropped_tokens=dropped,
-            shards=tuple(rows.writer.entries),
-            validation=tuple(held_out.writer.entries),
-        )
-        manifest.write(folder / "manifest.json")
-        return folder
+    def write(train, validation=(), *, window=16, name="shards", **options):
+        return shards.write_shards(tmp_path / name, train, validation, window=window, **options)
 
     return write
 

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from core.tiny import inverse_frequencies_divided
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from e2ray.config.base import SettingsError
@@ -11,6 +10,7 @@ from e2ray.core.rope import RotaryHook
 from e2ray.evaluate import by_length
 from e2ray.evaluate.by_length import length_cells, length_passes, merged_passes, token_nlls
 from e2ray.evaluate.perplexity import DivergedWeights
+from e2ray.testing.models import inverse_frequencies_divided
 
 VOCABULARY = 64
 

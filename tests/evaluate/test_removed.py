@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from core.tiny import SCALED, logits, random_tokens, tiny_config, tiny_model
 
 from e2ray.config.model import LlamaModel, PretrainedModel
 from e2ray.evaluate.perplexity import Cell
@@ -10,6 +9,7 @@ from e2ray.evaluate.removed import base_name, measure_removed, removed_scaling, 
 from e2ray.evaluate.verdict import table, verdict
 from e2ray.report.sections.lengths import draw_by_length
 from e2ray.report.sections.surface import draw_evaluation as draw
+from e2ray.testing.models import SCALED, logits, random_tokens, tiny_config, tiny_model
 
 FLOAT = {"dtype": torch.float32, "device": torch.device("cpu")}
 REMOVED = {"scaling": "yarn", "factor": 4.0, "tokens": 512, "mean_difference": 0.31, "changed_argmax": 0.125}

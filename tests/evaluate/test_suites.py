@@ -7,11 +7,9 @@ from collections import Counter
 
 import pytest
 import torch
-from core.tiny import inverse_frequencies_divided
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from pydantic import ValidationError
-from served_run import TEXT, write_served_run
 from transformers import AutoModelForCausalLM
 
 from e2ray.config.base import SettingsError
@@ -19,6 +17,8 @@ from e2ray.config.suites import SuiteSettings
 from e2ray.evaluate import suites
 from e2ray.evaluate.harness import RefusedError, ScaledLM
 from e2ray.serve.generate import Generator
+from e2ray.testing.models import inverse_frequencies_divided
+from e2ray.testing.served import TEXT, write_served_run
 
 CHOICE = """\
 task: {name}

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from search.made_up import made_up
 
 from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import write_report
 from e2ray.report.study import write_study
-from report.made_runs import asked, begun, evaluated
+from e2ray.testing.runs import asked, begun, evaluated
+from e2ray.testing.studies import made_up
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAGE = os.environ.get("E2RAY_REPORT")  # another page to look at, e.g. a real study's

@@ -7,7 +7,7 @@ from e2ray.report.evaluation import write_by_length
 from e2ray.report.run_files import LENGTHS_SCHEMA as SCHEMA
 from e2ray.report.run_files import read_by_length
 from e2ray.report.sections.lengths import draw_by_length
-from report.made_runs import SCALES, SPREAD, WINDOWS, by_length, nll
+from e2ray.testing.runs import SCALES, SPREAD, WINDOWS, by_length, nll
 
 
 def test_cells_survive_the_file(tmp_path):

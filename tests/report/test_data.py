@@ -6,8 +6,7 @@ import pytest
 from e2ray.config.base import SettingsError
 from e2ray.data.order import PARTS, Corpus, Order, shares
 from e2ray.report.data import drawn_rows, write_data
-
-from .test_page import read
+from e2ray.testing.pages import read
 
 
 def manifest(**changes):

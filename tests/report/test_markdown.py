@@ -3,7 +3,7 @@ from pathlib import Path
 
 from e2ray.report.frame.markdown import escaped, file_names, render
 from e2ray.report.frame.page import Card, Code, Column, Point, Points, Row, Table, Words
-from report.test_page import HOSTILE, every_part
+from e2ray.testing.pages import HOSTILE, every_part
 
 
 def test_a_section_reads_as_its_page_does():

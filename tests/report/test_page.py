@@ -1,74 +1,19 @@
 """The frame of pages: nothing unescaped, nothing fetched, the same bytes again."""
 
 import base64
-from html.parser import HTMLParser
 
 import pytest
-from matplotlib.figure import Figure
 
 from e2ray.config.base import SettingsError
 from e2ray.report.frame.page import (
     Card,
-    Code,
     Column,
-    Picture,
-    Point,
-    Points,
     Row,
     Table,
-    Words,
-    png,
     render,
     write_page,
 )
-
-HOSTILE = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
-VOID = {"meta", "link", "img", "br", "hr", "input"}
-
-
-class Reader(HTMLParser):
-    """Collects tags and texts, and checks that every tag is closed in its order."""
-
-    def __init__(self):
-        super().__init__()
-        self.tags, self.open, self.texts = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.texts.append(data)
-
-
-def read(html):
-    reader = Reader()
-    reader.feed(html)
-    reader.close()
-    assert not reader.open
-    return reader
-
-
-def picture():
-    figure = Figure(figsize=(1, 1))
-    figure.subplots().plot([1, 2])
-    return png(figure)
-
-
-def every_part(text):
-    return [
-        Words(text, warning=True),
-        Points([Point(text, text, warning=True), Point(text, text)]),
-        Table([Column(text), Column(text, "number")], [Row([text, text], "marked")], text, folded=text),
-        Table([Column(text)], [], text, compact=True),
-        Picture(picture(), text, text),
-        Code(text),
-    ]
+from e2ray.testing.pages import HOSTILE, every_part, picture, read
 
 
 def page(text="plain"):

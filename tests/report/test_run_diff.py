@@ -8,7 +8,7 @@ from e2ray.report.frame.text import DASH
 from e2ray.report.run_diff import figures, show_diff
 from e2ray.report.run_files import read_run
 from e2ray.report.run_folder import open_runs
-from report.made_runs import TEXT, asked, begun, evaluated
+from e2ray.testing.runs import TEXT, asked, begun, evaluated
 
 
 def lines(one, other):

@@ -11,7 +11,7 @@ from e2ray.files import read_vouched
 from e2ray.records.table import write_table
 from e2ray.report.run_files import comparable, difference, read_run
 from e2ray.report.run_folder import open_run
-from report.made_runs import SPREAD, TEXT, TOKENS, WINDOWS, asked, begun, evaluated, nll
+from e2ray.testing.runs import SPREAD, TEXT, TOKENS, WINDOWS, asked, begun, evaluated, nll
 
 
 def read(folder):

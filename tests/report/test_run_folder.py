@@ -7,8 +7,8 @@ from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.report.frame.text import printable
 from e2ray.report.run_folder import open_run, open_runs
+from e2ray.testing.runs import begun, evaluated
 from e2ray.train.record import read_status
-from report.made_runs import begun, evaluated
 
 
 def test_a_run_is_known_by_its_folder_settings_and_state(tmp_path):

@@ -7,7 +7,7 @@ from e2ray.report.run_files import read_run
 from e2ray.report.run_folder import open_run
 from e2ray.report.sections.nll import draw_nll
 from e2ray.report.sections.surface import draw_surfaces
-from report.made_runs import evaluated
+from e2ray.testing.runs import evaluated
 
 
 def read(folder):

@@ -12,7 +12,7 @@ from e2ray.report.sections.nll import difference_text, nll_text
 from e2ray.report.sections.reach import length_text
 from e2ray.report.sections.settings import differing, flat
 from e2ray.report.sections.suites import score_text
-from report.made_runs import begun, evaluated
+from e2ray.testing.runs import begun, evaluated
 
 
 def read(folder):

@@ -14,8 +14,8 @@ from e2ray.report.run_files import read_run
 from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import cards, write_report
 from e2ray.report.sections.nll import draw_nll
-from report.made_runs import TEXT, asked, begun, evaluated
-from report.test_page import read
+from e2ray.testing.pages import read
+from e2ray.testing.runs import TEXT, asked, begun, evaluated
 
 
 def made(*folders):

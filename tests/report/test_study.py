@@ -7,7 +7,6 @@ import re
 import pytest
 from matplotlib import image as images
 from matplotlib.figure import Figure
-from search.made_up import SPACE, L, failed, importances_of, made_up
 
 from e2ray.report.frame.text import count, duration, nats, number
 from e2ray.report.sections.draws import settings_words
@@ -20,8 +19,8 @@ from e2ray.report.study_words import conclusion, findings
 from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import Noise
 from e2ray.search.results import results as follow
-
-from .test_page import read
+from e2ray.testing.pages import read
+from e2ray.testing.studies import SPACE, L, failed, importances_of, made_up
 
 COMMAND = "optuna-dashboard /studies/made-up/study.journal"
 HEADINGS = [

@@ -6,7 +6,7 @@ from e2ray.report.run_files import read_run
 from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import cards
 from e2ray.report.sections.watched import draw_watched, watched_lines
-from report.made_runs import evaluated
+from e2ray.testing.runs import evaluated
 
 
 def looked(step, *values, price=None):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from e2ray.config.load import validate
-from e2ray.data.rows import TrainRows, ValidationRows
-from e2ray.records.manifest import Manifest
 from e2ray.search.shared import share
+from e2ray.testing.recipes import recipe as small_recipe
+from e2ray.testing.shards import TOKENIZER, write_shards
 from e2ray.train.task import Task
 
 WINDOW, VOCABULARY = 32, 64
@@ -16,62 +16,38 @@ WINDOW, VOCABULARY = 32, 64
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    rows, held_out = TrainRows(folder, WINDOW, shard_rows=40), ValidationRows(folder, shard_rows=40)
     generator = np.random.default_rng(0)
-    for number in range(6):
-        rows.add(number, generator.integers(0, VOCABULARY, 20 * WINDOW, dtype=np.int32))
-    dropped = rows.finish()
-    for number in range(6):
-        held_out.add(6 + number, f"held out {number}", generator.integers(0, VOCABULARY, 5 * WINDOW, dtype=np.int32))
-    held_out.finish()
-    manifest = Manifest(
-        tokenizer_hash="a" * 64,
-        vocab_size=VOCABULARY,
-        window=WINDOW,
-        rows=rows.writer.rows,
-        rows_per_batch=rows.rows_per_batch,
-        dropped_tokens=dropped,
-        shards=tuple(rows.writer.entries),
-        validation=tuple(held_out.writer.entries),
-    )
-    manifest.write(folder / "manifest.json")
-    return folder
+    train = [generator.integers(0, VOCABULARY, 20 * WINDOW, dtype=np.int32) for _ in range(6)]
+    held_out = [
+        (f"held out {number}", generator.integers(0, VOCABULARY, 5 * WINDOW, dtype=np.int32)) for number in range(6)
+    ]
+    folder = tmp_path_factory.mktemp("shards")
+    return write_shards(folder, train, held_out, window=WINDOW, vocab_size=VOCABULARY)
 
 
 @pytest.fixture
 def recipe(tmp_path):
     """A recipe of a study in miniature, as plain data."""
-    return {
-        "name": "small",
-        "storage": str(tmp_path / "runs"),
-        "model": {
-            "kind": "llama",
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 2,
-            "num_key_value_heads": 2,
-            "intermediate_size": 48,
-            "base_context_length": WINDOW,
-        },
-        "data": {
-            "corpus": [{"kind": "python_stdlib"}],
-            "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 300},
-            "window": WINDOW,
-        },
-        "pretrain": {"steps": 1, "batch_sequences": 4},  # a study wants a base; these tests build theirs
-        "positions": {"preset": "e2llm", "max_scale": 4},
-        "train": {"steps": 9, "batch_sequences": 4, "micro_batch_sequences": 2, "lr": 1e-2, "log_every": 1,
+    made = small_recipe(
+        tmp_path / "runs",
+        pretrain={"steps": 1, "batch_sequences": 4},  # a study wants a base; these tests build theirs
+        train={"steps": 9, "batch_sequences": 4, "micro_batch_sequences": 2, "lr": 1e-2, "log_every": 1,
                   "checkpoint_every": 9},
-        "evaluate": {"windows": [32, 64, 128], "scales": [1, 2, 4], "documents": 2, "stride": 16},
-        "search": {
+        evaluate={"windows": [32, 64, 128], "scales": [1, 2, 4], "documents": 2, "stride": 16},
+        search={
             "trials": 12,
             "baselines": ["e2llm", "pose", "pi", "native"],
             "repeats": 3,
             "startup_trials": 4,
             "early_stopping": {"kind": "asha", "min_steps": 1, "reduction_factor": 3},
         },
-    }  # fmt: skip
+    )  # fmt: skip
+    made["model"] |= {"intermediate_size": 48}
+    made["data"] |= {
+        "corpus": [{"kind": "python_stdlib"}],
+        "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 300},
+    }
+    return made
 
 
 @pytest.fixture
@@ -97,7 +73,7 @@ def shared_of(shards, tmp_path):
             name=config.name,
             folder=tmp_path / "study",
             shards=shards,
-            tokenizer_hash="a" * 64,
+            tokenizer_hash=TOKENIZER,
             vocab_size=VOCABULARY,
             window=WINDOW,
             base_context_length=WINDOW,

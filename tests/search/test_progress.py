@@ -3,7 +3,7 @@
 from e2ray.config.methods import PRESETS
 from e2ray.config.positions import PositionSettings
 from e2ray.search.progress import Progress, best_of, line_of, name_of, positions_in_words, table
-from search.made_up import made_up
+from e2ray.testing.studies import made_up
 
 
 def words(**settings):

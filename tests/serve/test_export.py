@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,7 +15,6 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -31,6 +29,7 @@ from e2ray.serve.export import RunFacts, export
 from e2ray.serve.generate import Generator
 from e2ray.serve.profiles import commands, make_profile
 from e2ray.serve.verify import verify
+from e2ray.testing.served import save_tokenizer
 
 L = 64
 LENGTHS = (32, 192, 1024)
@@ -83,14 +82,6 @@ MODELS = {
     "yarn kept": (lambda: llama(rope_parameters=YARN), "keep"),
     "linear kept": (lambda: llama(rope_parameters=LINEAR), "keep"),
 }
-
-
-def save_tokenizer(folder, **options):
-    alphabet = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder)
 
 
 def save_model(model, folder):

@@ -3,7 +3,6 @@ import shutil
 
 import pytest
 import torch
-from served_run import TEXT, L, write_served_run
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from e2ray import cli
@@ -16,6 +15,7 @@ from e2ray.evaluate.weights import weights_digest
 from e2ray.records.model import ModelTraining
 from e2ray.serve.export import RunFacts, export
 from e2ray.serve.generate import Generator
+from e2ray.testing.served import TEXT, L, write_served_run
 
 
 @pytest.fixture(scope="module")

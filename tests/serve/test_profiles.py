@@ -5,12 +5,12 @@ import math
 import shlex
 
 import pytest
-from core.tiny import SCALED, tiny_config
 
 from e2ray.config.base import SettingsError
 from e2ray.config.methods import FactorsMethod, LogTemperature, NtkMethod, RampPowerMethod, TruncatedMethod, YarnMethod
 from e2ray.core.methods.registry import method_of
 from e2ray.serve.profiles import commands, make_profile
+from e2ray.testing.models import SCALED, tiny_config
 
 L, W = 64, 1024
 YARN = YarnMethod(fast=6, slow=0.4)

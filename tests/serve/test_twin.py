@@ -5,8 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from core.tiny import SIZES
-from test_export import save_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,6 +30,8 @@ from e2ray.stages import compare as comparing
 from e2ray.stages import pipeline
 from e2ray.stages import tune as tuning
 from e2ray.stages.check import check
+from e2ray.testing.models import SIZES
+from e2ray.testing.served import save_tokenizer
 
 TINY = SIZES | {"max_position_embeddings": 512, "vocab_size": 256}
 YARN = {

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from core.tiny import FAMILIES, SCALED, SIZES, tiny_config, tiny_model
 from transformers import (
     Ministral3Config,
     Ministral3ForCausalLM,
@@ -20,6 +19,7 @@ from e2ray.core.methods.registry import method_of
 from e2ray.serve import verify as serving
 from e2ray.serve.profiles import make_profile
 from e2ray.serve.verify import compared_layers, verify
+from e2ray.testing.models import FAMILIES, SCALED, SIZES, tiny_config, tiny_model
 
 L = 64
 SCALES = (1.0, 1.5, 2.0, 3.0, 7.0, 16.0)

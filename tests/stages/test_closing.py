@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from report.made_runs import begun, evaluated
 
 from e2ray.config.load import load
 from e2ray.stages.closing import PAGE, last_lines, track_evaluation, write_page
 from e2ray.stages.run import resolve
+from e2ray.testing.runs import begun, evaluated
 
 
 def run_of(folder):

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from report.made_runs import TEXT, L, asked, passes, settings, surface
 from safetensors.numpy import save_file
 
 from e2ray.config.base import SettingsError
@@ -18,6 +17,7 @@ from e2ray.stages import evaluate as evaluation
 from e2ray.stages import export as exporting
 from e2ray.stages import suites
 from e2ray.stages.run import ResolvedRun
+from e2ray.testing.runs import TEXT, L, asked, passes, settings, surface
 from e2ray.train.record import note_training
 
 

@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from core.tiny import SIZES
-from serve.test_export import save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from e2ray import files
 from e2ray.config.load import validate
 from e2ray.evaluate.removed import sentence
 from e2ray.stages import pipeline
+from e2ray.testing.models import SIZES
+from e2ray.testing.served import save_tokenizer
 
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 

@@ -4,7 +4,6 @@ import json
 import signal
 
 import pytest
-from report.made_runs import L, settings
 from transformers import AutoTokenizer
 
 from e2ray import files
@@ -16,6 +15,7 @@ from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash, train_byte_leve
 from e2ray.records.manifest import Manifest
 from e2ray.stages import train as training
 from e2ray.stages.run import Preempted, ResolvedRun, ray_address, reporting, resolve, result_line, run_tokenizer
+from e2ray.testing.runs import L, settings
 from e2ray.train.record import KILLED, read_status, write_status
 
 

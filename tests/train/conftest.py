@@ -10,9 +10,7 @@ import pytest
 from e2ray.config.model import LlamaModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
-from e2ray.data.packing import Packer
-from e2ray.data.rows import PackedRows, TrainRows
-from e2ray.records.manifest import Manifest
+from e2ray.testing.shards import TOKENIZER, write_shards
 from e2ray.train.task import Task
 
 WINDOW, VOCABULARY = 32, 64
@@ -53,37 +51,18 @@ def train_on_ranks(tmp_path_factory):
 def task(tmp_path, request):
     """A task on shards of random rows, eight updates of four rows, a line for each; packed where it is asked for."""
     pack = getattr(request, "param", "concat")
-    shards = tmp_path / "shards"
-    shards.mkdir()
     generator = np.random.default_rng(0)
-    if pack == "concat":
-        rows, lengths = TrainRows(shards, WINDOW, shard_rows=20), [10 * WINDOW] * 5
-    else:
-        packer = Packer(WINDOW, pack=pack, waiting=20)
-        rows = PackedRows(shards, WINDOW, shard_rows=20, packer=packer, padding=0)
-        lengths = generator.integers(2, WINDOW, 90).tolist()
-    for number, length in enumerate(lengths):
-        rows.add(number, generator.integers(0, VOCABULARY, length, dtype=np.int32))
-    dropped = rows.finish()
-    manifest = Manifest(
-        tokenizer_hash="a" * 64,
-        vocab_size=VOCABULARY,
-        window=WINDOW,
-        pack=pack,
-        rows=rows.writer.rows,
-        rows_per_batch=rows.rows_per_batch,
-        dropped_tokens=dropped,
-        shards=tuple(rows.writer.entries),
-        validation=(),
-    )
-    manifest.write(shards / "manifest.json")
+    lengths = [10 * WINDOW] * 5 if pack == "concat" else generator.integers(2, WINDOW, 90).tolist()
+    documents = [generator.integers(0, VOCABULARY, length, dtype=np.int32) for length in lengths]
+    options = {"vocab_size": VOCABULARY, "shard_rows": 20, "pack": pack, "waiting": 20}
+    shards = write_shards(tmp_path / "shards", documents, window=WINDOW, **options)
     folder = tmp_path / "run"
     folder.mkdir()
     return Task(
         name="run",
         folder=folder,
         shards=shards,
-        tokenizer_hash="a" * 64,
+        tokenizer_hash=TOKENIZER,
         vocab_size=VOCABULARY,
         window=WINDOW,
         base_context_length=WINDOW,

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from small_task import CPU, VOCABULARY, small_task
-from small_task import run as small_run
 
 from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import StopSettings, TrainSettings
 from e2ray.core.losses import token_nll
+from e2ray.testing.tasks import CPU, VOCABULARY, small_task
+from e2ray.testing.tasks import run as small_run
 from e2ray.train import lookout as lookouts
 from e2ray.train import steps, worker
 from e2ray.train.checkpoint import read_state

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from small_task import CPU, VOCABULARY, WINDOW, small_task
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LoraSettings
@@ -19,6 +18,7 @@ from e2ray.core.losses import token_kl
 from e2ray.core.model import build_model
 from e2ray.core.positions import draw
 from e2ray.core.reach import weights
+from e2ray.testing.tasks import CPU, VOCABULARY, WINDOW, small_task
 from e2ray.train import teacher, worker
 from e2ray.train.batch import Batch
 from e2ray.train.teacher import adapters_alone

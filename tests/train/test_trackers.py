@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from small_task import CPU, rows, small_task
 
 from e2ray.config.trackers import MlflowTracker, WandbTracker
+from e2ray.testing.tasks import CPU, rows, small_task
 from e2ray.train import trackers, worker
 from e2ray.train.record import read_metrics
 from e2ray.train.trackers import TensorBoard, Trackers, configured, located, missing, numbers

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_task import CPU, SIZES, VOCABULARY, WINDOW, rows, run, small_task
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -23,6 +22,7 @@ from e2ray.core.positions import draw
 from e2ray.data.order import local_indices
 from e2ray.data.shards import Rows
 from e2ray.data.tokenizer import load_tokenizer
+from e2ray.testing.tasks import CPU, SIZES, VOCABULARY, WINDOW, rows, run, small_task
 from e2ray.train import checkpoint, steps, worker
 from e2ray.train.assemble import write_model
 from e2ray.train.ledger import read_ledger, replayed

@@ -11,7 +11,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from core.tiny import FAMILIES, SCALED, VOCAB_SIZE, random_tokens, tiny_model
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -26,6 +25,7 @@ from e2ray.core.model_folder import trained_method
 from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import Rows
 from e2ray.data.tokenizer import train_byte_level_bpe
+from e2ray.testing.models import FAMILIES, SCALED, VOCAB_SIZE, random_tokens, tiny_model
 from e2ray.train import worker
 from e2ray.train.assemble import write_model
 

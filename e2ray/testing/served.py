@@ -1,10 +1,11 @@
-"""A run's folder with a tiny model of wide random weights: what it says depends on every token and on the scale."""
+"""Folders that models are served from: a tiny one of wide random weights, so that its text depends on every token."""
 
 import json
+from pathlib import Path
 
 import torch
-from tokenizers import processors
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from e2ray.config.data import ByteLevelBpe
 from e2ray.data.tokenizer import train_byte_level_bpe
@@ -13,8 +14,8 @@ L = 32
 TEXT = "the dog sat on the log and looked at the porter, who is what he is"
 
 
-def write_served_run(folder, *, template=None):
-    """Write model, tokenizer and scales that are not the paper's: 1 up to L, 3 up to 2 L, 5 up to 4 L.
+def write_served_run(folder: Path, *, template: str | None = None) -> Path:
+    """Return the folder, with model, tokenizer and scales of its own: 1 up to L, 3 up to 2 L, 5 up to 4 L.
 
     The tokenizer puts around a text what `template` says: `[gMASK]` and `<sop>`, which are added, and `<|endoftext|>`.
     """
@@ -43,3 +44,12 @@ def write_served_run(folder, *, template=None):
     rows = [{"context_length": length, "served": scale} for length, scale in ((32, 1.0), (64, 3.0), (128, 5.0))]
     (folder / "scales.json").write_text(json.dumps({"base_context_length": L, "lengths": rows}))
     return folder
+
+
+def save_tokenizer(folder: Path, **options: object) -> None:
+    """Save a tokenizer of single bytes, without special tokens but those that `options` name."""
+    alphabet = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder)

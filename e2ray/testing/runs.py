@@ -2,61 +2,47 @@
 
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from e2ray.config.load import dump, validate
-from e2ray.evaluate.by_length import LengthPass, length_cells
+from e2ray.config.run import RunConfig
+from e2ray.evaluate.by_length import LengthCell, LengthPass, length_cells
 from e2ray.evaluate.effective import effective_length, scale_table, sentences
 from e2ray.evaluate.perplexity import Sums, cell
 from e2ray.evaluate.verdict import verdict
 from e2ray.files import write_json
+from e2ray.records.record import Plain
 from e2ray.report.evaluation import write_by_length, write_evaluation, write_lengths
 from e2ray.stages.run import resolve
+from e2ray.testing.recipes import L, recipe
 from e2ray.train.record import write_status
 
-L, WINDOWS, SCALES = 32, (32, 64, 128), (1.0, 2.0, 4.0)
+WINDOWS, SCALES = (32, 64, 128), (1.0, 2.0, 4.0)
 TOKENS = np.array([100, 120, 80, 150])
 SPREAD = np.array([0.3, -0.2, 0.1, -0.1])  # nats that documents differ by, the same for every model
 ENDS = np.full(4, 8)
-TEXT = {"tokenizer_hash": "a" * 64, "documents_digest": "b" * 64}
+TEXT: Plain = {"tokenizer_hash": "a" * 64, "documents_digest": "b" * 64}
 
 
-def settings(storage, name="small", **changes):
+def settings(storage: str | Path, name: str = "small", **changes: object) -> RunConfig:
     """Return a checked recipe; `changes` replace whole sections."""
-    recipe = {
-        "name": name,
-        "storage": str(storage),
-        "model": {
-            "kind": "llama",
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 2,
-            "num_key_value_heads": 2,
-            "intermediate_size": 64,
-            "base_context_length": L,
-        },
-        "data": {
-            "corpus": [{"kind": "text", "paths": ["/texts/*.txt"]}],
-            "tokenizer": {"kind": "byte_level_bpe", "vocab_size": 320},
-            "window": L,
-        },
-        "positions": {"preset": "e2llm", "max_scale": 4},
-        "train": {"steps": 8, "batch_sequences": 8, "micro_batch_sequences": 4, "lr": 1e-3},
-    }
-    return resolve(validate(recipe | changes, source="test")).config
+    train = {"steps": 8, "batch_sequences": 8, "micro_batch_sequences": 4, "lr": 1e-3}
+    return resolve(validate(recipe(storage, name=name, train=train) | changes, source="test")).config
 
 
-def nll(model, window, scale, better=0.0):
+def nll(model: str, window: int, scale: float, better: float = 0.0) -> float:
     """Return the NLL of a cell before the documents' spread: best at W / L for the tuned model, at 1 for the base."""
     served = window / L if model == "tuned" else 1.0
     worse = 0.0 if model == "tuned" else 0.4 * np.log2(window / L)
-    return 3.0 - better * (model == "tuned") + 0.2 * abs(np.log2(scale / served)) + worse
+    return float(3.0 - better * (model == "tuned") + 0.2 * abs(np.log2(scale / served)) + worse)
 
 
-def surface(better=0.0, windows=WINDOWS):
+def surface(better: float = 0.0, windows: Sequence[int] = WINDOWS) -> list[Sums]:
+    """Return the sums of every cell over four documents."""
     return [
         Sums(model, window, scale, 8, np.arange(4), each * TOKENS, TOKENS, each * ENDS, ENDS)
         for model in ("base", "tuned")
@@ -66,7 +52,7 @@ def surface(better=0.0, windows=WINDOWS):
     ]
 
 
-def passes(better=0.0):
+def passes(better: float = 0.0) -> list[LengthPass]:
     """Return one pass per model and scale over four documents, each stretch at its window's NLL."""
     return [
         LengthPass(
@@ -80,7 +66,7 @@ def passes(better=0.0):
     ]
 
 
-def by_length(better=0.0):
+def by_length(better: float = 0.0) -> list[LengthCell]:
     """Return the cells of those passes."""
     return [
         cell
@@ -89,7 +75,8 @@ def by_length(better=0.0):
     ]
 
 
-def asked(found=3):
+def asked(found: int = 3) -> list[Plain]:
+    """Return rows of retrieval: of four questions the tuned model answers `found`, the base none."""
     return [
         {"model": model, "task": task, "context_length": length, "depth": depth, "scale": length / L,
          "found": found if model == "tuned" else 0, "trials": 4}
@@ -100,7 +87,7 @@ def asked(found=3):
     ]  # fmt: skip
 
 
-def begun(storage, name="small", state="running", step=4, **changes):
+def begun(storage: Path, name: str = "small", state: str = "running", step: int = 4, **changes: object) -> Path:
     """Write what a run leaves before its evaluation and return its folder."""
     folder = storage / name
     folder.mkdir(parents=True)
@@ -116,7 +103,7 @@ def begun(storage, name="small", state="running", step=4, **changes):
 
 
 @cache
-def measured(better, windows, text, retrieval):
+def measured(better: float, windows: tuple[int, ...], text: str, retrieval: str) -> Mapping[str, bytes]:
     """Return the files of an evaluation by name, written once for each kind; arguments as JSON or plain."""
     sums, rows = surface(better, windows), json.loads(retrieval)
     cells = [cell(each) for each in sums]
@@ -133,9 +120,17 @@ def measured(better, windows, text, retrieval):
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def evaluated(storage, name="small", *, better=0.0, text=TEXT, retrieval=(), **changes):
+def evaluated(
+    storage: Path,
+    name: str = "small",
+    *,
+    better: float = 0.0,
+    text: Plain = TEXT,
+    retrieval: Sequence[Plain] = (),
+    **changes: object,
+) -> Path:
     """Write a whole run and return its folder; `better` nats lie between its tuned model and the plain one."""
-    folder = begun(storage, name, step=8, **changes)
+    folder = begun(storage, name, "running", 8, **changes)
     (folder / "model").mkdir()
     for file, content in measured(better, WINDOWS, json.dumps(text), json.dumps(retrieval)).items():
         (folder / file).write_bytes(content)

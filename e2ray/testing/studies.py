@@ -7,12 +7,16 @@ from the package itself; only the importances, which a sampler would give, are m
 import math
 import random
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 from e2ray.config.positions import PositionSettings, preset
 from e2ray.search.record import StudyFacts, TrialRecord
-from e2ray.search.results import results
+from e2ray.search.results import StudyResults, results
 
+Plain = dict[str, Any]  # values by dotted path, or one row
+Space = dict[str, Plain]  # as in StudyFacts
 L, G, STEPS = 128, 16, 300
 WINDOWS = (128, 256, 512, 1024, 2048)
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -30,7 +34,7 @@ PUBLISHED = {
     "pi": (3.801, 3.790, 3.520, 3.552, 3.714),
     "native": (3.330, 3.560, 4.031, 4.290, 4.511),
 }
-SPACE = {
+SPACE: Space = {
     "train.lr": {"kind": "float", "low": 3e-4, "high": 3e-3, "log": True, "when": {}},
     "positions.scale.kind": {"kind": "choice", "options": ["uniform_int", "log_uniform", "power", "beta"], "when": {}},
     "positions.scale.exponent": {
@@ -59,7 +63,14 @@ SPACE = {
 }  # fmt: skip
 
 
-def facts(num_trials=45, *, weights=None, space=None, mode="weighted"):
+def facts(
+    num_trials: int = 45,
+    *,
+    weights: dict[str, float] | None = None,
+    space: Space | None = None,
+    mode: Literal["weighted", "pareto"] = "weighted",
+) -> StudyFacts:
+    """Return what all trials share; the base reads itself best at scale 1."""
     base = [
         row(window, scale, BASE[i] + 0.12 * abs(math.log2(scale)) * (0.3 if scale > 1 else 0), None)
         for i, window in enumerate(WINDOWS)
@@ -72,16 +83,17 @@ def facts(num_trials=45, *, weights=None, space=None, mode="weighted"):
     )  # fmt: skip
 
 
-def row(window, scale, nll, step):
+def row(window: int, scale: float, nll: float, step: int | None) -> Plain:
+    """Return one cell of an evaluation, the base's without a step."""
     found = {
         "window": window, "scale": scale, "nll": nll, "stderr": 0.05, "tokens": 20470, "documents": 10, "stride": 64,
     }  # fmt: skip
     return found if step is None else {"step": step} | found
 
 
-def drawn(space, rng):
-    """Values of a random point of a space, conditions kept."""
-    params = {}
+def drawn(space: Space, rng: random.Random) -> Plain:
+    """Return values of a random point of a space, conditions kept."""
+    params: Plain = {}
     for path, spec in space.items():
         if any(params.get(key) not in values for key, values in spec["when"].items()):
             continue
@@ -96,11 +108,11 @@ def drawn(space, rng):
     return params
 
 
-def improved(space, params):
-    """The same point nearer to a good one, as a sampler that learns would propose it."""
+def improved(space: Space, params: Plain) -> Plain:
+    """Return the same point nearer to a good one, as a sampler that learns would propose it."""
     good = {"train.lr": 1.3e-3, "positions.scale.exponent": -0.8, "positions.scale.native_share": 0.5}
     kinds = {"positions.scale.kind": "power", "positions.placement.kind": "random_breaks", "positions.per": "sequence"}
-    kept = {path: kinds.get(path, value) for path, value in params.items() if not space[path]["when"]}
+    kept: Plain = {path: kinds.get(path, value) for path, value in params.items() if not space[path]["when"]}
     number = params.get("positions.scale.native_share", 0.3)
     if "positions.scale.exponent" in space:
         kept["positions.scale.exponent"] = -0.82 + 0.1 * number
@@ -112,9 +124,9 @@ def improved(space, params):
     return {path: good[path] + near * (value - good[path]) if path in good else value for path, value in kept.items()}
 
 
-def settings_of(params):
-    """The settings that values of SPACE stand for; E2-LLM's where a value is absent."""
-    section = {"scale": {"kind": "uniform_int", "max_scale": float(G)}, "placement": {"kind": "prefix"}}
+def settings_of(params: Plain) -> Plain:
+    """Return the settings that values of SPACE stand for; E2-LLM's where a value is absent."""
+    section: Plain = {"scale": {"kind": "uniform_int", "max_scale": float(G)}, "placement": {"kind": "prefix"}}
     for name in section:
         kind = params.get(f"positions.{name}.kind")
         if kind:
@@ -129,16 +141,19 @@ def settings_of(params):
     return {"positions": resolved, "train.lr": params.get("train.lr", 1e-3)}
 
 
-def nlls(params):
-    """NLL at W/L by window: native draws save the short end, a good learning rate and breaks help everywhere."""
+def nlls(params: Plain) -> list[float]:
+    """Return the NLL at W / L by window.
+
+    Native draws save the short end, a good learning rate and breaks help everywhere.
+    """
     native = params.get("positions.scale.native_share", 0.0)
-    slope = {"uniform_int": 0.0, "log_uniform": -1.0, "beta": -0.3}.get(
-        params.get("positions.scale.kind"), params.get("positions.scale.exponent", 0.0)
-    )
+    slopes = {"uniform_int": 0.0, "log_uniform": -1.0, "beta": -0.3}
+    kind = params.get("positions.scale.kind", "")
+    slope = slopes[kind] if kind in slopes else params.get("positions.scale.exponent", 0.0)
     short = min(1.0, 0.9 * native - 0.35 * slope)
     lr = 0.1 * math.log10(params.get("train.lr", 1e-3) / 1.3e-3) ** 2
     placed = {"random_breaks": -0.03, "sorted_random": 0.05, "terminal": 0.02, "none": 0.008}
-    placement = placed.get(params.get("positions.placement.kind"), 0.0)
+    placement = placed.get(params.get("positions.placement.kind", ""), 0.0)
     per = 0.01 if params.get("positions.per") == "step" else 0.0
     tilt = (-0.36, -0.02, 0.12, 0.2, 0.24)
     return [
@@ -147,7 +162,8 @@ def nlls(params):
     ]
 
 
-def curves(diagonal, step, surface):
+def curves(diagonal: Sequence[float], step: int, surface: bool) -> list[Plain]:
+    """Return the cells of one evaluation, whole or at scale W / L alone."""
     rows = []
     for i, window in enumerate(WINDOWS):
         for scale in SCALES if surface else [window / L]:
@@ -156,9 +172,24 @@ def curves(diagonal, step, surface):
     return rows
 
 
-def trial(number, diagonal, *, params, settings, weights, rng, end, retrieval=None, surface=True, **fields):
-    """One trial whose NLL falls from 0.25 nats above `diagonal` at the first rung to it at the last step."""
-    values, rows, numbers, luck = {}, [], None, rng.gauss(0, NOISE if fields.get("repeat") is None else REPEAT_NOISE)
+def trial(
+    number: int,
+    diagonal: Sequence[float],
+    *,
+    params: Plain,
+    settings: Plain,
+    weights: Mapping[str, float],
+    rng: random.Random,
+    end: int,
+    retrieval: float | None = None,
+    surface: bool = True,
+    **fields: Any,
+) -> TrialRecord:
+    """Return a trial whose NLL falls from 0.25 nats above `diagonal` at the first rung to it at the last step."""
+    values: dict[int, float] = {}
+    rows: list[Plain] = []
+    numbers = (0.0, 0.0, 0.0)
+    luck = rng.gauss(0, NOISE if fields.get("repeat") is None else REPEAT_NOISE)
     for step in (*RUNGS, STEPS):
         if step <= end:
             late = 0.25 * (1 - math.log(step / RUNGS[0]) / math.log(STEPS / RUNGS[0]))
@@ -180,17 +211,23 @@ def trial(number, diagonal, *, params, settings, weights, rng, end, retrieval=No
     )  # fmt: skip
 
 
-def failed(record, reason):
-    """The same trial, had it failed before its first rung."""
+def failed(record: TrialRecord, reason: str) -> TrialRecord:
+    """Return the same trial, had it failed before its first rung."""
     return replace(
         record, state="failed", step=0, long=None, short=None, retrieval=None, value=None, tokens=0, reason=reason,
         curves=[], values={},
     )  # fmt: skip
 
 
-def made_up_records(about, *, repeats=3, retrieval=False, surface=True):
-    """Eight baselines, further seeds of the paper's preset, then sampled trials: a third pruned, a few failed."""
-    rng, records = random.Random(7), []
+def made_up_records(
+    about: StudyFacts, *, repeats: int = 3, retrieval: bool = False, surface: bool = True
+) -> list[TrialRecord]:
+    """Return the trials of a study.
+
+    Eight baselines, further seeds of the paper's preset, then sampled ones: a third pruned, a few failed.
+    """
+    rng = random.Random(7)
+    records: list[TrialRecord] = []
     kinds = [(name, 0 if name == "e2llm" else None) for name in PUBLISHED]
     for name, repeat in [*kinds, *(("e2llm", repeat) for repeat in range(1, repeats))]:
         positions = PositionSettings.model_validate(preset(name, float(G))).model_dump(mode="json")
@@ -219,13 +256,21 @@ def made_up_records(about, *, repeats=3, retrieval=False, surface=True):
     return records
 
 
-def importances_of(space):
-    """Shares that fall with the place in the space, summing to 1."""
+def importances_of(space: Space) -> dict[str, float]:
+    """Return shares that fall with the place in the space, summing to 1."""
     weights = [1 / (place + 1) ** 1.5 for place in range(len(space))]
     return {path: weight / sum(weights) for path, weight in zip(space, weights, strict=True)}
 
 
-def made_up(num_trials=45, *, repeats=3, retrieval=False, surface=True, space=None, mode="weighted"):
+def made_up(
+    num_trials: int = 45,
+    *,
+    repeats: int = 3,
+    retrieval: bool = False,
+    surface: bool = True,
+    space: Space | None = None,
+    mode: Literal["weighted", "pareto"] = "weighted",
+) -> StudyResults:
     """Return a made-up study of `num_trials` trials, the same for the same arguments."""
     weights = {"long": 1.0, "short": 0.5, "retrieval": 0.2 if retrieval else 0.0}
     about = facts(num_trials, weights=weights, space=space, mode=mode)

@@ -1,14 +1,18 @@
-"""Tiny random models of the families the hook is proven on; nothing is downloaded."""
+"""Tiny random models of the families that the hook is proven on; nothing is downloaded."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
     MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
@@ -17,7 +21,7 @@ from e2ray.core.rope import find_rotary_modules, frequency_buffers
 
 VOCAB_SIZE = 97
 SLIDING_WINDOW = 16  # of the Mistral and of Gemma3's local layers
-SIZES = {
+SIZES: Mapping[str, object] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -30,7 +34,7 @@ SIZES = {
     "eos_token_id": None,
     "pad_token_id": 0,
 }
-CONFIGS = {
+CONFIGS: Mapping[str, tuple[type[PreTrainedConfig], Mapping[str, object]]] = {
     "llama": (LlamaConfig, {}),
     "qwen2": (Qwen2Config, {}),
     "qwen3": (Qwen3Config, {"head_dim": 16}),
@@ -48,7 +52,7 @@ CONFIGS = {
 FAMILIES = sorted(CONFIGS)
 
 
-LLAMA3 = {
+LLAMA3: Mapping[str, object] = {
     "rope_type": "llama3",
     "rope_theta": 10_000.0,
     "factor": 8.0,
@@ -56,7 +60,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-SCALED = {
+SCALED: Mapping[str, Mapping[str, object]] = {
     "linear": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
     "llama3": LLAMA3,
     "yarn": {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16},
@@ -72,35 +76,36 @@ SCALED = {
 }
 
 
-def tiny_config(family, *, factor=None, **changes):
-    """Return a config; `factor` writes transformers' own linear scaling into it, for global layers."""
+def tiny_config(family: str, *, factor: float | None = None, **changes: object) -> PreTrainedConfig:
+    """Return the config of a family; `factor` writes transformers' own linear scaling into it, for global layers."""
     kind, own = CONFIGS[family]
-    rope = {"rope_type": "default", "rope_theta": 10_000.0}
-    scaled = rope if factor is None else rope | {"rope_type": "linear", "factor": factor}
+    rope: dict[str, object] = {"rope_type": "default", "rope_theta": 10_000.0}
+    scaled: dict[str, object] = rope if factor is None else rope | {"rope_type": "linear", "factor": factor}
     if family == "gemma3":
         scaled = {"full_attention": scaled, "sliding_attention": rope}
-    return kind(**SIZES | own | {"rope_parameters": scaled} | changes)
+    return kind(**{**SIZES, **own, "rope_parameters": scaled, **changes})
 
 
-def tiny_model(family, *, seed=0, **options):
+def tiny_model(family: str, *, seed: int = 0, **options: object) -> PreTrainedModel:
     """Return a random model in evaluation mode; the same seed gives the same weights whatever the config's rope."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(tiny_config(family, **options)).eval()
+    return AutoModelForCausalLM.from_config(tiny_config(family, **options)).eval()  # type: ignore[arg-type]
 
 
-def random_tokens(*shape, seed=1):
+def random_tokens(*shape: int, seed: int = 1) -> Tensor:
     """Return token ids, int64."""
     return torch.randint(1, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def logits(model, tokens, **kwargs):
+def logits(model: nn.Module, tokens: Tensor, **options: object) -> Tensor:
     """Return logits without gradients and without a cache, the state of training."""
     with torch.no_grad():
-        return model(tokens, use_cache=False, **kwargs).logits
+        found: Tensor = model(tokens, use_cache=False, **options).logits
+    return found
 
 
 @contextmanager
-def inverse_frequencies_divided(model, scale):
+def inverse_frequencies_divided(model: nn.Module, scale: float) -> Iterator[None]:
     """Divide a model's inverse frequencies in place within the block, as transformers' linear scaling does."""
     saved = [
         (buffer, buffer.clone())
