@@ -212,6 +212,7 @@ class ComparisonFolder(TrainedFolder):
     comparison = File("comparison.json", "All figures by lane.", Comparison)
     tables = File("comparison.md", "The same as tables.")
     picture = File("comparison.png", "The same as a picture.")
+    page = File("report.html", "The page of the comparison.")
 
 
 class ShardFolder(Folder):

@@ -16,7 +16,7 @@ from e2ray.config.resolved import ResolvedConfig
 from e2ray.config.run import RunConfig
 from e2ray.data.shards import read_manifest
 from e2ray.evaluate.removed import removed_scaling
-from e2ray.report.compare import write_comparison
+from e2ray.report.compare.page import write_comparison
 from e2ray.stages import checks
 from e2ray.stages.cluster import cluster
 from e2ray.stages.remote import remote_each, wants_gpu

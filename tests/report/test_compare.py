@@ -6,7 +6,9 @@ from matplotlib.text import Text
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from e2ray.report.compare import draw, named, summary, tables, winners, write_comparison
+from e2ray.report.compare.page import tables, write_comparison
+from e2ray.report.compare.picture import draw, named
+from e2ray.report.compare.summary import summary, winners
 from e2ray.report.frame.labels import spread
 
 L, WINDOWS = 128, (128, 256, 512)

@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 from matplotlib.axes import Axes
 
-from e2ray.report.frame.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, plain
+from e2ray.report.frame.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Colour, plain
 
 
 @dataclass(frozen=True)
 class Look:
     """How a curve is drawn; `size` is that of its marks, in points."""
 
-    colour: str | tuple[float, ...]
+    colour: Colour
     mark: str | None = "o"
     line: str = "-"
     width: float = 2.0

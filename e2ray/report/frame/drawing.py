@@ -19,6 +19,7 @@ from e2ray.report.frame.text import number
 BLUE, SKY, VERMILLION, ORANGE, GREY = "#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#8A8A8A"
 GREEN, PURPLE, PALE, INK = "#009E73", "#CC79A7", "#E5E5E5", "#222222"
 SURFACE_COLOURS = "cividis_r"
+Colour = str | tuple[float, ...]
 DOTS_PER_INCH = 130
 WIDTH = 10.5  # inches: at the page's full width its 10 pt text reads like the page's own
 

@@ -9,7 +9,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from scipy.optimize import isotonic_regression
 
-from e2ray.report.frame.drawing import GREY, INK, plain
+from e2ray.report.frame.drawing import GREY, INK, Colour, plain
 
 END_GAP = 9.5  # points between the names of two curves
 NEAR = 23  # points from which a label needs a line to its point
@@ -61,7 +61,7 @@ def label_points(
             axis.annotate("", (x, y), textcoords="offset points", xytext=offset, arrowprops=line)
 
 
-def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, Colour]]) -> None:
     """Write each curve's name to the right of its last point, apart from the other names, with a line where it moved.
 
     The layout is settled first, so call it when the axis holds everything else, with room for the names.

@@ -30,7 +30,7 @@ def render(
         pictures: Where each picture lies, relative to the Markdown file, by the `id` of its part.
         padded: Whether columns of tables are as wide as their widest cell, so that a terminal shows them in line.
     """
-    blocks = [f"## {escaped(title)}", escaped(subtitle)]
+    blocks = [f"## {escaped(title)}", *([escaped(subtitle)] if subtitle else [])]
     for card in cards:
         blocks.append(f"### {escaped(card.title)}")
         blocks += [_part(part, pictures, padded) for part in card.parts]
