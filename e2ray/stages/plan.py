@@ -1,6 +1,6 @@
 """What a recipe will do, told before any training: which relative distances its draws will show the model.
 
-The counting is `core/coverage.py`, the picture `report/coverage.py`; here the result is put into a table and plain
+The counting is `core/coverage.py`, the picture `report/sections/coverage.py`; here the result is put into a table and plain
 sentences. No model, no data and no cluster are touched.
 """
 
