@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    Strict,
+    ValidationError,
+    model_serializer,
+)
 
 from e2ray import files
 from e2ray.config.base import SettingsError
@@ -50,11 +59,9 @@ class Part(BaseModel):
         protected_namespaces=(),
     )
 
-    sparse: ClassVar[bool] = False
-
     def plain(self) -> dict[str, Any]:
-        """Return the fields as JSON has them; of a sparse part those that are known."""
-        return self.model_dump(exclude_unset=self.sparse)
+        """Return the fields as JSON has them."""
+        return self.model_dump()
 
     def __getitem__(self, name: str) -> Any:
         """Return a field that is known."""
@@ -72,6 +79,14 @@ class Part(BaseModel):
         """Return the same with other values of some fields."""
         known = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self).model_validate(known | changes)
+
+
+class Sparse(Part):
+    """A group of fields of which a file has those that were given."""
+
+    @model_serializer(mode="wrap")
+    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
 
 
 class Record(Part):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from e2ray.records.record import Count, Line, Many, Nats, Part, Record, Scale, Seconds, Tokens, left_out
+from e2ray.records.record import Count, Line, Many, Nats, Part, Record, Scale, Seconds, Sparse, Tokens, left_out
 
 State = Literal["running", "succeeded", "failed", "preempted"]
 REWRITTEN = "remove it, what runs next writes it anew"
@@ -41,12 +41,11 @@ class Training(Part):
     attention: str = Field(description="Its implementation in transformers.")
 
 
-class Environment(Record):
+class Environment(Sparse, Record):
     """environment.json: versions, git commit and hardware; a base's tells of its training alone."""
 
     what = "versions and hardware of a run"
     anew = REWRITTEN
-    sparse = True
 
     versions: dict[str, str | None] = Field(default_factory=dict, description="Of the libraries, by name.")
     python: str | None = Field(None, description="Version of Python.")
@@ -55,13 +54,12 @@ class Environment(Record):
     training: Training | None = Field(None, description="What the training runs on, once it does.")
 
 
-class MetricsLine(Line):
+class MetricsLine(Sparse, Line):
     """A line of metrics.jsonl: a logged step. What an objective tells beside it stands under its own name."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float | dict[str, float | None] | None]
 
-    sparse = True
     what = "a logged step"
     anew = "put the file back from a copy, or remove it: the run does not need it"
 

@@ -16,6 +16,7 @@ from e2ray.records.record import (
     Scale,
     Seconds,
     Share,
+    Sparse,
     Tokens,
     left_out,
 )
@@ -73,10 +74,8 @@ class Searched(Part):
     options: Many[JsonValue] | None = left_out("Of a choice.")
 
 
-class Range(Part):
+class Range(Sparse):
     """What the good trials have in common in one setting."""
-
-    sparse = True
 
     kind: Literal["float", "int", "choice"] = Field(description="Of its values.")
     trials: Count = Field(description="Good trials that have it.")
