@@ -1,4 +1,4 @@
-"""Where the house is open: an objective, a tracker and a frequency method of somebody's own, for real.
+"""Where the house is open: an objective, tracker, frequency method and section of somebody's own, for real.
 
 Each is one new file and one line in a registry, put into a copy of the package; nothing else of it changes. A process
 of its own then uses what was added, and is told it by no more than a recipe.
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from report.made_runs import evaluated
 
 ROOT = Path(__file__).resolve().parents[1]
-ENTRY = "\n}\n"  # what ends a registry
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Seam:
         file: The new one, within the package.
         text: What it holds.
         registry: The file that names all members, within the package.
-        opening: Beginning of the line behind which the registry's entries follow.
+        opening: Where the registry begins, in that file.
+        closing: What follows its last entry.
         line: The new entry.
         use: A program that uses what was added and prints JSON.
     """
@@ -38,6 +39,7 @@ class Seam:
     opening: str
     line: str
     use: str
+    closing: str = "\n}\n"
 
 
 OBJECTIVE = Seam(
@@ -191,6 +193,40 @@ with torch.no_grad():
     }))
 """,
 )
+SECTION = Seam(
+    file="report/sections/toy.py",
+    text='''
+"""The best letter of the name of each run."""
+
+from e2ray.report.frame.page import Column, Point, Row, Table
+from e2ray.report.sections.section import RunSection
+
+
+def _parts(records):
+    return [Table([Column("run"), Column("best letter")], [Row((each.name, max(each.name))) for each in records], "")]
+
+
+def _findings(records):
+    return [Point("letters", "the letters are fine")]
+
+
+TOY = RunSection("Best letters", "letters", _parts, _findings)
+''',
+    registry="report/runs.py",
+    opening="SECTIONS: ",
+    closing="\n    )\n)\n",
+    line='        "toy",',
+    use="""
+import json, sys
+from pathlib import Path
+from e2ray.report.run_folder import open_runs
+from e2ray.report.runs import write_report
+
+page = Path(sys.argv[1]) / "page.html"
+markdown = write_report(page, open_runs([sys.argv[3]]))
+print(json.dumps([page.read_text(), markdown.read_text()]))
+""",
+)
 
 
 def added(seam, folder):
@@ -200,8 +236,8 @@ def added(seam, folder):
     (package / seam.file).write_text(seam.text.lstrip(), encoding="utf-8")
     registry = package / seam.registry
     before, opening, behind = registry.read_text(encoding="utf-8").partition(f"\n{seam.opening}")
-    assert opening and ENTRY in behind, f"{seam.registry}: no registry"
-    entries, end, rest = behind.partition(ENTRY)
+    entries, end, rest = behind.partition(seam.closing)
+    assert opening and end, f"{seam.registry}: no registry"
     registry.write_text(f"{before}{opening}{entries}\n{seam.line}{end}{rest}", encoding="utf-8")
 
     files = {path.relative_to(package).as_posix(): path for path in package.rglob("*") if path.is_file()}
@@ -232,7 +268,7 @@ def used(seam, folder, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("seam", [OBJECTIVE, TRACKER, METHOD], ids=lambda seam: seam.registry)
+@pytest.mark.parametrize("seam", [OBJECTIVE, TRACKER, METHOD, SECTION], ids=lambda seam: seam.registry)
 def test_a_member_is_one_new_file_and_one_new_line(seam, tmp_path):
     assert added(seam, tmp_path) == ([seam.file], [(seam.registry, f"+ {seam.line}")])
 
@@ -260,6 +296,15 @@ def test_rows_are_drawn_and_a_length_is_served_under_a_method_of_ones_own(tmp_pa
     assert found["served"] < 1e-5  # rope parameters in a config and the hook: two ways to the same float32 angles
     assert found["factors"] == pytest.approx([4**0.25] * 8)
     assert found["untrained lanes"][-1] == "root"
+
+
+def test_a_page_has_a_section_of_ones_own(tmp_path):
+    run = evaluated(tmp_path / "runs")
+    added(SECTION, tmp_path)
+    page, markdown = used(SECTION, tmp_path, str(run))
+    for text in (page, markdown):
+        assert "Best letters" in text and "best letter" in text and "the letters are fine" in text
+    assert "| small | s |" in markdown
 
 
 def whole(small):

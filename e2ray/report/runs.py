@@ -5,6 +5,7 @@ tables and pictures of their own, and the page begins with saying so.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from e2ray.report.frame.page import Card
@@ -12,31 +13,25 @@ from e2ray.report.frame.section import cards_of
 from e2ray.report.frame.writing import write_pages
 from e2ray.report.run_files import RunRecord, read_run
 from e2ray.report.run_folder import RunFolder
-from e2ray.report.sections.cost import COST
-from e2ray.report.sections.draws import DRAWS
-from e2ray.report.sections.lengths import LENGTHS
-from e2ray.report.sections.method import METHOD
-from e2ray.report.sections.nll import NLL
-from e2ray.report.sections.reach import REACH
-from e2ray.report.sections.retrieval import RETRIEVAL
 from e2ray.report.sections.section import RunSection
-from e2ray.report.sections.settings import SETTINGS
-from e2ray.report.sections.suites import SUITES
-from e2ray.report.sections.surface import SURFACE
-from e2ray.report.sections.watched import WATCHED
 
-SECTIONS: tuple[RunSection, ...] = (
-    DRAWS,
-    NLL,
-    SURFACE,
-    LENGTHS,
-    WATCHED,
-    REACH,
-    RETRIEVAL,
-    SUITES,
-    COST,
-    SETTINGS,
-    METHOD,
+PACKAGE = "e2ray.report.sections"
+# Modules of that package in the order of the page, each with its section, which is called like it.
+SECTIONS: tuple[RunSection, ...] = tuple(
+    getattr(import_module(f"{PACKAGE}.{name}"), name.upper())
+    for name in (
+        "draws",
+        "nll",
+        "surface",
+        "lengths",
+        "watched",
+        "reach",
+        "retrieval",
+        "suites",
+        "cost",
+        "settings",
+        "method",
+    )
 )
 
 
