@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from report.made_runs import evaluated
+
+from e2ray.testing.runs import evaluated
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -124,7 +125,7 @@ from e2ray.config.load import validate
 from e2ray.train.trackers import Trackers, configured, located, missing
 
 folder = Path(sys.argv[1])
-recipe = json.loads(sys.argv[3]) | {"trackers": [{"kind": "text", "file": "lines.txt"}]}
+recipe = json.loads(sys.argv[2]) | {"trackers": [{"kind": "text", "file": "lines.txt"}]}
 settings = located(validate(recipe, source="test").trackers, folder)
 assert not list(missing(settings))
 trackers = Trackers(configured(settings, folder, name="mine", continued=True))
@@ -167,7 +168,7 @@ from e2ray.serve.profiles import make_profile
 
 power = 0.25
 positions = {"preset": "e2llm", "max_scale": 4, "method": {"kind": "root", "power": power}}
-config = pickle.loads(pickle.dumps(validate(json.loads(sys.argv[3]) | {"positions": positions}, source="test")))
+config = pickle.loads(pickle.dumps(validate(json.loads(sys.argv[2]) | {"positions": positions}, source="test")))
 method = method_of(config.positions.method)
 sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 llama = LlamaConfig(vocab_size=50, max_position_embeddings=32, initializer_range=0.3, **sizes)
@@ -223,7 +224,7 @@ from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import write_report
 
 page = Path(sys.argv[1]) / "page.html"
-markdown = write_report(page, open_runs([sys.argv[3]]))
+markdown = write_report(page, open_runs([sys.argv[2]]))
 print(json.dumps([page.read_text(), markdown.read_text()]))
 """,
 )
@@ -256,7 +257,7 @@ def used(seam, folder, *arguments):
     output = folder / "output"
     output.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", seam.use, str(output), str(ROOT), *arguments],
+        [sys.executable, "-c", seam.use, str(output), *arguments],
         env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
         cwd=folder,
         capture_output=True,
