@@ -1,7 +1,7 @@
 """What a recipe will do, told before any training: which relative distances its draws will show the model.
 
-The counting is `core/coverage.py`, the picture `report/sections/coverage.py`; here the result is put into a table and plain
-sentences. No model, no data and no cluster are touched.
+The counting is `core/coverage.py`, the picture `report/sections/coverage.py`; here the result is put into a table and
+plain sentences. No model, no data and no cluster are touched.
 """
 
 from collections.abc import Callable, Sequence
