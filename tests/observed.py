@@ -24,8 +24,7 @@ from e2ray.core import model as models
 from e2ray.core.methods.registry import method_of
 from e2ray.core.positions import draw
 from e2ray.core.rope import RotaryHook
-from e2ray.data import corpus, stream
-from e2ray.data import prepare as preparing
+from e2ray.data import build, corpus, stream
 from e2ray.data.corpus import list_items
 from e2ray.data.order import Reader
 from e2ray.data.shards import ShardSet, local_batches
@@ -34,7 +33,7 @@ from e2ray.stages import cluster, pipeline, suites
 from e2ray.stages import compare as comparing
 from e2ray.stages import evaluate as evaluation
 from e2ray.stages import train as training
-from e2ray.train import engine, launch, record, trackers, worker
+from e2ray.train import engine, launch, rank, record, trackers, worker
 from e2ray.train.lookout import pays_too_much
 from e2ray.train.loop import Diverged, Skips, fit
 from e2ray.train.schedule import learning_rate
@@ -66,7 +65,7 @@ def without_ray(library):
     """Call in this process what Ray would call on a worker; `library` is a folder to read as the standard library."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus.sysconfig, "get_paths", lambda: {"stdlib": str(library)})
-        patch.setattr(preparing, "tokenise", _tokenise)
+        patch.setattr(build, "tokenise", _tokenise)
         for module in (pipeline, evaluation, suites, comparing):
             patch.setattr(module, "wants_gpu", lambda settings: False)
         patch.setattr(evaluation, "remote_each", lambda name, function, calls, **options: [function(*c) for c in calls])
@@ -119,7 +118,7 @@ def reading(run, path):
         patch.setattr(
             stream, "_pipeline", lambda work, function, **options: given.update(options, work=work) or iter(())
         )
-        list(launch._open_rows(stream.batches, _Heart(), 0, 100, task=task(run), rank=0, num_workers=1))
+        list(rank._open_rows(_Heart(), 0, 100, task=task(run), rank=0, num_workers=1))
     return [given["block_bytes"], given["prefetch_bytes"], given["work"]]
 
 

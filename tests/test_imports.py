@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ LAYERS = (
     *("config", "files", "optional", "records", "core", "data", "evaluate", "train", "search", "serve", "report"),
     *("stages", "cli", "testing"),
 )
+INSIDE = {  # modules whose functions may import: what must start light, and what must answer before it loads anything
+    *("cli.py", "optional.py", "evaluate/harness.py", "search/actor.py", "train/start.py"),
+}
 ALLOWED = {
     "ray": {
-        *("data/stream.py", "train/launch.py", "search/tune.py", "search/actor.py"),
-        *("stages/cluster.py", "stages/remote.py"),
+        *("data/stream.py", "train/launch.py", "train/rank.py", "train/ray_worker.py", "search/tune.py"),
+        *("search/actor.py", "stages/cluster.py", "stages/remote.py"),
     },
     "deepspeed": {"train/engine.py"},
     "optuna": {"search/*.py"},
@@ -43,8 +47,52 @@ def imported(path: Path, package: str) -> Iterator[tuple[int, str]]:
             case ast.Call(
                 func=ast.Name(id=name) | ast.Attribute(attr=name), args=[ast.Constant(value=str(target)), *_]
             ):
-                if name in ("import_module", "__import__"):
+                if name in ("import_module", "__import__", "library"):
                     yield node.lineno, target
+
+
+def is_for_types(node: ast.AST) -> bool:
+    """Return whether a statement runs for who checks types alone."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports_inside(path: Path) -> list[int]:
+    """Return the lines of a module on which a function imports."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found += [each.lineno for each in ast.walk(node) if isinstance(each, ast.Import | ast.ImportFrom)]
+    return sorted(set(found))
+
+
+def at_import(nodes: list[ast.stmt]) -> Iterator[str]:
+    """Yield the dotted names that a module imports when it is imported itself; `nodes` are its statements."""
+    for node in nodes:
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                yield from (f"{module}.{alias.name}" for alias in names)
+            case ast.If() | ast.Try() | ast.With() if not is_for_types(node):
+                yield from at_import([each for each in ast.iter_child_nodes(node) if isinstance(each, ast.stmt)])
+
+
+def circles(root: Path) -> list[list[str]]:
+    """Return groups of modules below a package folder that cannot be imported without each other."""
+    modules = {
+        ".".join([root.name, *path.relative_to(root).with_suffix("").parts]): path
+        for path in root.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    graph = {}
+    for name, path in modules.items():
+        found = at_import(ast.parse(path.read_text(encoding="utf-8")).body)
+        graph[name] = {each if each in modules else each.rpartition(".")[0] for each in found} & modules.keys()
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [error.args[1]]
+    return []
 
 
 def violations(root: Path) -> list[str]:
@@ -81,6 +129,28 @@ def test_the_walk_sees_every_module():
     assert {"cli.py", "stages/run.py", "serve/export.py", "config/load.py", "core/rope.py", "train/record.py"} <= walked
     seen = {name for path in PACKAGE.rglob("*.py") for _, name in imported(path, "e2ray")}
     assert {"ray", "deepspeed", "e2ray.config.base.SettingsError"} <= seen
+
+
+def test_functions_import_nothing_but_where_something_must_start_light():
+    found = {path.relative_to(PACKAGE).as_posix(): imports_inside(path) for path in PACKAGE.rglob("*.py")}
+    assert {path: lines for path, lines in found.items() if lines and path not in INSIDE} == {}
+    assert found["cli.py"] and found["search/actor.py"]
+
+
+def test_no_module_needs_itself_to_be_imported():
+    assert circles(PACKAGE) == []
+
+
+def test_a_circle_and_an_import_within_a_function_are_found(tmp_path):
+    root = tmp_path / "e2ray"
+    (root / "core").mkdir(parents=True)
+    (root / "core" / "a.py").write_text("from e2ray.core import b\n")
+    (root / "core" / "b.py").write_text("import os\nfrom e2ray.core.c import x\n")
+    (root / "core" / "c.py").write_text("def f():\n    import e2ray.core.a\n")
+    assert circles(root) == [] and imports_inside(root / "core" / "c.py") == [2]
+    (root / "core" / "c.py").write_text("import e2ray.core.a\nx = 1\n")
+    (circle,) = circles(root)
+    assert set(circle) == {"e2ray.core.a", "e2ray.core.b", "e2ray.core.c"}
 
 
 @pytest.mark.parametrize(

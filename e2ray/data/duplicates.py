@@ -6,11 +6,14 @@ finds the few earlier documents that are worth a comparison. Of several alike, t
 documents among them, so that no training document nearly repeats a held-out one.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from e2ray.config.base import SettingsError
 from e2ray.data.shards import Tokens
+from e2ray.optional import library
 
 SHINGLE = 5
 PERMUTATIONS = 128
@@ -32,15 +35,15 @@ class NearDuplicates:
             SettingsError: If the package that does it is not installed.
         """
         try:
-            from datasketch import MinHash, MinHashLSH
+            datasketch = library("datasketch")
         except ImportError:
             raise SettingsError(
                 "data.near_duplicates: needs the package datasketch; pip install 'e2ray[data]'"
             ) from None
         self.similarity = similarity
-        self._empty = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=int)
-        self._index = MinHashLSH(threshold=min(similarity, HIGHEST_BAND), num_perm=PERMUTATIONS)
-        self._known: dict[int, MinHash] = {}
+        self._empty = datasketch.MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=int)
+        self._index = datasketch.MinHashLSH(threshold=min(similarity, HIGHEST_BAND), num_perm=PERMUTATIONS)
+        self._known: dict[int, Any] = {}
 
     def repeats(self, tokens: Tokens) -> bool:
         """Return whether a document nearly repeats an earlier one; if not, it is one of those from now on.

@@ -9,9 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import dataset_info
+
 from e2ray.config.base import SettingsError
 from e2ray.config.data import HuggingFaceSource
 from e2ray.data.folder import short_line
+from e2ray.optional import library
 
 RANGE_BYTES = 32 * 2**20
 BATCH_ROWS = 256
@@ -69,8 +72,6 @@ def identity(source: HuggingFaceSource) -> list[object]:
             raise SettingsError(f"data source {source.path}: not found, wanted a folder that save_to_disk wrote")
         stats = [(str(p.relative_to(folder)), p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
         return [*what, [[name, status.st_size, status.st_mtime_ns] for name, status in stats]]
-    from huggingface_hub import dataset_info
-
     try:
         return [*what, dataset_info(source.path, revision=source.revision).sha]
     except Exception as error:
@@ -83,7 +84,7 @@ def identity(source: HuggingFaceSource) -> list[object]:
 def _open(source: HuggingFaceSource) -> Any:
     """Return the rows of a source's split."""
     try:
-        import datasets
+        datasets = library("datasets")
     except ImportError:
         raise SettingsError(
             f"data source {source.path}: needs the package datasets; pip install 'e2ray[data]'"

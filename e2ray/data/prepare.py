@@ -4,81 +4,25 @@ The folder is filled aside and renamed when it is whole, so a killed or failed `
 passes for finished; the next one sweeps what it left. The same sources and settings give the same bytes.
 """
 
-import hashlib
 import os
-import platform
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from e2ray import files
 from e2ray.config.base import SettingsError
-from e2ray.config.data import READ_ONLY, ByteLevelBpe, DataSettings, PasskeySource, PretrainedTokenizer, Source
-from e2ray.core.file_names import TOKENIZER_FILES
+from e2ray.config.data import DataSettings, PasskeySource, Source
 from e2ray.data import tokenizer as tokenizers
-from e2ray.data.corpus import Document, Item, fingerprint, list_items, read_item, source_files
-from e2ray.data.duplicates import NearDuplicates
-from e2ray.data.order import shares
-from e2ray.data.packing import Packer
-from e2ray.data.parts import Keeper, Parts
-from e2ray.data.rows import PackedRows, TrainRows, ValidationRows
-from e2ray.data.shards import ShardSet, Tokens
-from e2ray.data.stream import tokenise
+from e2ray.data.build import Build
+from e2ray.data.corpus import list_items, source_files
+from e2ray.data.identity import TokenizerSource, is_held_out, shards_digest
+from e2ray.data.parts import Parts
+from e2ray.data.shards import ShardSet
 from e2ray.data.unpack import Limits
 from e2ray.records.folders import ShardFolder
-from e2ray.records.manifest import CorpusRows, DocumentLengths, Manifest
+from e2ray.records.manifest import Manifest
 
-TOKENIZER_FOLDER = "tokenizer"
 TOKENS = 2  # how a document becomes tokens; parts that an earlier way made are made again
-LISTED_SKIPS = 1000
-PROGRESS_S = 2.0
-TRAINING_PLACES = 256  # of the corpus, that text for a byte-level BPE is taken from
-TokenizerSource = PretrainedTokenizer | ByteLevelBpe
-
-
-def is_held_out(name: str, *, seed: int, share: float) -> bool:
-    """Return whether a document of the corpus belongs to validation: a pure function of its name and the seed."""
-    drawn = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")
-    return drawn < share * 2**64
-
-
-def shards_digest(settings: DataSettings, *, tokenizer_source: TokenizerSource) -> str:
-    """Return 64 hexadecimal digits that name the shards these settings give from the sources as they are now.
-
-    They cover everything the rows are made of: settings, the path, size and age of each source file, the
-    tokenizer's files, and the Python version.
-
-    Raises:
-        SettingsError: If a source matches no file or the tokenizer folder is missing.
-    """
-    return files.digest(
-        {
-            "schema_version": Manifest.schema_version,
-            "settings": settings.identity(without=READ_ONLY | {"tokenizer"}),
-            "tokenizer": _tokenizer_identity(tokenizer_source),
-            "python": platform.python_version(),
-            "corpus": fingerprint(settings.corpus),
-            "validation_corpus": fingerprint(settings.validation_corpus),
-        }
-    )
-
-
-def _tokenizer_identity(source: TokenizerSource) -> dict[str, Any]:
-    identity = source.model_dump(mode="json")
-    if isinstance(source, PretrainedTokenizer) and source.is_folder:
-        folder = Path(source.path).expanduser()
-        names = [*TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
-        if not (folder / "tokenizer.json").is_file():
-            names.append("merges.txt")  # else it stands in there
-        found = {name: files.sha256(folder / name) for name in names if (folder / name).is_file()}
-        if not found:
-            raise SettingsError(f"tokenizer {source.path}: not found, wanted a folder with tokenizer.json")
-        identity = {"kind": "pretrained", "files": found}
-    return identity
 
 
 def prepare(
@@ -126,7 +70,7 @@ def prepare(
         parts = Parts(folder.with_name(kept))
         try:
             with files.atomic_folder(folder) as aside:
-                build = _Build(settings, aside, tokenizer_source, progress, parts)
+                build = Build(settings, aside, tokenizer_source, progress, parts)
                 build.make_tokenizer([item for part in items for item in part])
                 for source, part in zip(settings.corpus, items, strict=True):
                     build.add(part, source, held_out=False)
@@ -146,16 +90,6 @@ def prepare(
 def fill(manifest: Manifest) -> float:
     """Return the share of the rows' places that hold a document's token, exactly, 0 to 1."""
     return float(manifest.tokens / (manifest.rows * manifest.window))
-
-
-def refuse_short_rows(window: int, tokenizer: Any) -> None:
-    """Raise SettingsError if what a tokenizer puts before a text leaves a row of `window` tokens no room for text."""
-    size = len(tokenizers.prefix_tokens(tokenizer))
-    if size >= window:
-        raise SettingsError(
-            f"data.window: {window} tokens, of which the tokenizer puts {size} before each text; set it to at least "
-            f"{size + 1}"
-        )
 
 
 def _held_out_files(settings: DataSettings, source: Source) -> frozenset[str]:
@@ -178,304 +112,8 @@ def _finished(folder: Path, wanted: str, progress: Callable[[str], None]) -> Man
         manifest = ShardSet.open(folder).manifest
         if manifest.corpus_digest != wanted:
             return None
-        tokenizer = tokenizers.load_shard_tokenizer(folder / TOKENIZER_FOLDER)
+        tokenizer = tokenizers.load_shard_tokenizer(ShardFolder(folder).tokenizer)
     except SettingsError as error:
         progress(f"prepare: the shards are made anew; {error}")
         return None
     return manifest if manifest.begin_token == tokenizers.begin_name(tokenizer) else None
-
-
-class _Build:
-    """The state of one `prepare`: what was counted, and the writers."""
-
-    def __init__(
-        self,
-        settings: DataSettings,
-        folder: Path,
-        source: TokenizerSource,
-        progress: Callable[[str], None],
-        parts: Parts,
-    ) -> None:
-        self.parts, self.sources = parts, 0
-        self.duplicates = NearDuplicates(settings.near_duplicates) if settings.near_duplicates else None
-        self.num_repeated = 0
-        self.settings, self.folder, self.source, self.progress = settings, folder, source, progress
-        self.validation = ValidationRows(folder, shard_rows=settings.shard_rows)
-        self.lengths: dict[str, list[int]] = {"train": [], "validation": []}
-        self.skipped: list[str] = []
-        self.num_skipped = 0
-        self.num_short = 0
-        self.num_long = 0
-        self.num_documents = 0
-        self.num_tokens = 0
-        self.dropped = 0
-        self.corpora: list[CorpusRows] = []
-        self.started = 0.0
-        self.tokenizer: Any = None
-        self.train: TrainRows | PackedRows
-
-    def make_tokenizer(self, items: list[Item]) -> None:
-        """Load or train the tokenizer and save it among the shards, where every node reads it."""
-        from e2ray.core.model_folder import seal
-
-        if isinstance(self.source, PretrainedTokenizer):
-            made = tokenizers.load_shard_tokenizer(self.source.path, self.source.revision)
-        else:
-            self.progress(f"prepare: training a byte-level BPE of {self.source.vocab_size} tokens")
-            made = tokenizers.train_byte_level_bpe(self._training_texts(items, self.source.training_bytes), self.source)
-            if len(made) < self.source.vocab_size:
-                self.progress(
-                    f"prepare: the text makes {len(made)} tokens, fewer than data.tokenizer.vocab_size "
-                    f"({self.source.vocab_size})"
-                )
-        folder = self.folder / TOKENIZER_FOLDER
-        tokenizers.save(made, folder)
-        seal(folder, None)
-        self.tokenizer = tokenizers.load_shard_tokenizer(folder)
-        if tokenizers.tokenizer_hash(self.tokenizer) != tokenizers.tokenizer_hash(made):
-            raise SettingsError(
-                f"tokenizer {getattr(self.source, 'path', '')}: is another one once saved and loaded; "
-                f"save it as tokenizer.json with this version of transformers"
-            )
-        refuse_short_rows(self.settings.window, self.tokenizer)
-        self.train = self._train_rows()
-
-    def _train_rows(self) -> TrainRows | PackedRows:
-        settings = self.settings
-        if settings.pack == "concat":
-            return TrainRows(self.folder, settings.window, shard_rows=settings.shard_rows)
-        packer = Packer(settings.window, pack=settings.pack, waiting=settings.pack_waiting)
-        padding = self.tokenizer.eos_token_id
-        return PackedRows(self.folder, settings.window, shard_rows=settings.shard_rows, packer=packer, padding=padding)
-
-    def _training_texts(self, items: list[Item], budget: int) -> Iterator[str]:
-        """Yield at most `budget` bytes of training documents, taken from places spread evenly over the corpus."""
-        chosen = [items[place * len(items) // TRAINING_PLACES] for place in range(TRAINING_PLACES)] if items else []
-        chosen = list(dict.fromkeys(chosen))
-        for number, item in enumerate(chosen):
-            quota = budget // (len(chosen) - number)
-            for document in read_item(item):
-                if quota <= 0:
-                    break
-                if isinstance(document, Document) and not self._held_out(document.name):
-                    text = document.text.encode()[:quota].decode(errors="ignore")
-                    quota -= len(text.encode()) or quota
-                    budget -= len(text.encode())
-                    yield text
-
-    def _held_out(self, name: str) -> bool:
-        return is_held_out(name, seed=self.settings.seed, share=self.settings.validation_share)
-
-    def add(self, items: list[Item], source: Source, *, held_out: bool) -> None:
-        """Tokenise a source's `items` and write their documents; all of them to validation if `held_out`."""
-        before, found, reported = self.num_documents, 0, time.monotonic()
-        left_out = self._left_out()
-        chosen = not isinstance(source, PasskeySource)
-        self.started = self.started or reported
-        for table in self._tokenised(items):
-            found += table.num_rows
-            for name, row, reason in _documents(table):
-                if reason is not None:
-                    self._skip(reason)
-                else:
-                    self._add_document(name, row, source, held_out=held_out or (chosen and self._held_out(name)))
-            now = time.monotonic()
-            if now - reported >= PROGRESS_S:
-                reported = now
-                self._report()
-        if self.num_documents > before:
-            self._report()
-        elif source.weight is None:
-            self._tell_unread({reason: count - left_out[reason] for reason, count in self._left_out().items()})
-        if not found:
-            places = getattr(source, "paths", None) or [getattr(source, "path", source.kind)]
-            self.progress(f"prepare: warning: data source {', '.join(places)}: holds no document")
-        if source.weight is not None:
-            self._end_corpus(source)
-
-    def _left_out(self) -> dict[str, int]:
-        """Return how many documents gave nothing so far, by the reason."""
-        return {
-            "skipped": self.num_skipped,
-            "shorter than min_tokens": self.num_short,
-            "longer than max_tokens": self.num_long,
-            "near duplicates": self.num_repeated,
-        }
-
-    def _tell_unread(self, left_out: dict[str, int]) -> None:
-        """Say that the source just read gives nothing, and why; that none does is refused in the end."""
-        if not any(left_out.values()):
-            return
-        num_corpus, number = len(self.settings.corpus), self.sources - 1
-        key = f"corpus.{number}" if number < num_corpus else f"validation_corpus.{number - num_corpus}"
-        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
-        self.progress(f"prepare: data.{key} gives nothing, of its documents are left out: {reasons}")
-
-    def _tokenised(self, items: list[Item]) -> Iterator[Any]:
-        """Yield the documents of the next source: those that an earlier `prepare` kept, then what is left."""
-        number, done = self.sources, 0
-        self.sources += 1
-        for stop, table in self.parts.read(number):
-            done = stop
-            yield table
-        if done:
-            self.progress(f"prepare: goes on behind the {self.num_documents:,} documents of the one before")
-        keeper = Keeper(self.parts, number, done)
-        prefix, end = tokenizers.prefix_tokens(self.tokenizer), self.tokenizer.eos_token_id
-        for table in tokenise(items, self.folder / TOKENIZER_FOLDER, prefix=prefix, end=end, first=done):
-            keeper.add(table)
-            yield table
-        if self.sources < len(self.settings.corpus) + len(self.settings.validation_corpus):
-            keeper.finish(len(items))  # behind the last source the shards themselves are next
-
-    def _end_corpus(self, source: Source) -> None:
-        """Close the rows of a source that is a corpus of its own."""
-        assert source.weight is not None, "others join on"
-        writer, first = self.train.writer, sum(corpus.rows for corpus in self.corpora)
-        dropped = self.train.finish()
-        self.dropped += dropped
-        padded = self.train.padded - sum(corpus.padded_tokens for corpus in self.corpora)
-        rows = writer.rows - first
-        if not rows:
-            raise SettingsError(
-                f"data.corpus.{len(self.corpora)}: gives {dropped} training tokens, less than one row of "
-                f"{self.settings.window}; leave it out or widen its min_tokens and max_tokens"
-            )
-        tokens = rows * self.settings.window - padded
-        self.corpora.append(
-            CorpusRows(
-                weight=source.weight,
-                first_row=first,
-                rows=rows,
-                shard_rows=self.settings.shard_rows,
-                tokens=tokens,
-                padded_tokens=padded,
-                parts=0,  # shared out once all are known
-            )
-        )
-
-    def _report(self) -> None:
-        tokens_per_second = self.num_tokens / max(time.monotonic() - self.started, 1e-3)
-        self.progress(
-            f"prepare: {self.num_documents:,} documents, {self.num_tokens:,} tokens, {tokens_per_second:,.0f} tokens/s"
-            + "".join(f", {count} {reason}" for reason, count in self._left_out().items() if count)
-        )
-
-    def _skip(self, reason: str) -> None:
-        if self.settings.on_bad == "error":
-            raise SettingsError(f"{reason}; mend it or set data.on_bad: skip")
-        self.num_skipped += 1
-        if len(self.skipped) < LISTED_SKIPS:
-            self.skipped.append(reason)
-
-    def _add_document(self, name: str, tokens: Tokens, source: Source, *, held_out: bool) -> None:
-        if len(tokens) < max(self.settings.min_tokens, source.min_tokens):
-            self.num_short += 1
-            return
-        if source.max_tokens is not None and len(tokens) > source.max_tokens:
-            self.num_long += 1
-            return
-        if self.duplicates and self.duplicates.repeats(tokens):
-            self.num_repeated += 1
-            return
-        if held_out:
-            self.validation.add(self.num_documents, name, tokens)
-        else:
-            self.train.add(self.num_documents, tokens)
-        self.num_documents += 1
-        self.num_tokens += len(tokens)
-        self.lengths["validation" if held_out else "train"].append(len(tokens))
-
-    def finish(self, corpus_digest: str) -> Manifest:
-        """Close the files, check that there is something in them and return the manifest."""
-        dropped = self.dropped + self.train.finish()
-        self.validation.finish()
-        self._check(dropped)
-        settings = self.settings
-        return Manifest(
-            corpus_digest=corpus_digest,
-            tokenizer_hash=tokenizers.tokenizer_hash(self.tokenizer),
-            vocab_size=tokenizers.vocabulary_size(self.tokenizer),
-            begin_token=tokenizers.begin_name(self.tokenizer),
-            end_token=self.tokenizer.eos_token_id,
-            window=settings.window,
-            rows=self.train.writer.rows,
-            rows_per_batch=self.train.rows_per_batch,
-            pack=settings.pack,
-            tokens=self.train.writer.rows * settings.window - self.train.padded,
-            padded_tokens=self.train.padded,
-            dropped_tokens=dropped,
-            documents={kind: _lengths(lengths) for kind, lengths in self.lengths.items()},
-            validation_lengths=tuple(self.lengths["validation"]),
-            num_short=self.num_short,
-            num_long=self.num_long,
-            num_repeated=self.num_repeated,
-            num_skipped=self.num_skipped,
-            skipped=tuple(self.skipped),
-            sources=tuple(source.model_dump(mode="json") for source in settings.corpus),
-            validation_sources=tuple(source.model_dump(mode="json") for source in settings.validation_corpus),
-            validation_share=settings.validation_share,
-            seed=settings.seed,
-            settings=settings.made_with(),
-            shards=tuple(self.train.writer.entries),
-            validation=tuple(self.validation.writer.entries),
-            corpora=self._shared_out() if self.corpora else None,
-        )
-
-    def _shared_out(self) -> tuple[CorpusRows, ...]:
-        """Return what the manifest says of each corpus, the share of its rows in a run among it."""
-        per_row = [corpus.tokens / corpus.rows for corpus in self.corpora]
-        try:
-            parts = shares([corpus.weight for corpus in self.corpora], per_row)
-        except ValueError as error:
-            raise SettingsError(f"data.corpus: {error}") from None
-        return tuple(corpus.changed(parts=count) for corpus, count in zip(self.corpora, parts, strict=True))
-
-    def _check(self, dropped: int) -> None:
-        documents = {kind: len(lengths) for kind, lengths in self.lengths.items()}
-        if not sum(documents.values()) and self.num_short + self.num_long:
-            raise SettingsError(
-                f"data.min_tokens: {self.num_short} documents are shorter than it (or their source's min_tokens), "
-                f"{self.num_long} longer than max_tokens, and none is left; widen them"
-            )
-        if not sum(documents.values()):
-            raise SettingsError(
-                f"data.corpus: is empty, {self.num_skipped} documents were skipped and none is left; name other sources"
-            )
-        if not self.train.writer.rows:
-            raise SettingsError(
-                f"data.corpus: {documents['train']} training documents give {dropped} tokens, less than one row of "
-                f"{self.settings.window}; add sources or set a smaller data.window"
-            )
-        if not documents["validation"] and (self.settings.validation_share or self.settings.validation_corpus):
-            raise SettingsError(
-                f"data.validation_share: {self.settings.validation_share} of {documents['train']} documents holds out "
-                f"none; raise it, set another data.seed or name data.validation_corpus"
-            )
-
-
-def _documents(table: Any) -> Iterator[tuple[str, Tokens, str | None]]:
-    """Yield (name, tokens, reason) of each row of a table of `stream.tokenise`."""
-    for batch in table.to_batches():
-        column = batch.column("tokens")
-        offsets = column.offsets.to_numpy()
-        flat = column.values.to_numpy()
-        names, reasons = batch.column("name").to_pylist(), batch.column("reason").to_pylist()
-        for row, (name, reason) in enumerate(zip(names, reasons, strict=True)):
-            yield name, flat[offsets[row] : offsets[row + 1]].copy(), reason
-
-
-def _lengths(lengths: list[int]) -> DocumentLengths:
-    """Return what the manifest says about document lengths in tokens, without a number per document."""
-    if not lengths:
-        return DocumentLengths(count=0, tokens=0)
-    values = np.array(lengths)
-    bins, counts = np.unique(np.ceil(np.log2(values)).astype(int), return_counts=True)
-    return DocumentLengths(
-        count=len(values),
-        tokens=int(values.sum()),
-        min=int(values.min()),
-        median=int(np.sort(values)[len(values) // 2]),
-        max=int(values.max()),
-        histogram=tuple((2 ** int(exponent), int(count)) for exponent, count in zip(bins, counts, strict=True)),
-    )

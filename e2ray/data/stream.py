@@ -20,14 +20,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ExecutionResources, TaskPoolStrategy
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import SHUFFLE_SHARDS
 from e2ray.config.places import is_uri
 from e2ray.data.corpus import MIB, Document, Item, printable, read_item
+from e2ray.data.encoder import Encoder
 from e2ray.data.order import Reader, local_indices
 from e2ray.data.shards import Rows, ShardSet, joined
-from e2ray.data.tokenizer import Encoder
 
 TASKS = 256  # of one pipeline at most: handing an item to Ray takes milliseconds
 BLOCK_BYTES = 4 * MIB
@@ -55,9 +58,6 @@ def _pipeline(
     concurrency: int | None = None,
 ) -> Iterator[pa.Table]:
     """Yield the tables that `function` makes of each piece of work, in the order of the work."""
-    import ray.data
-    from ray.data import ExecutionResources, TaskPoolStrategy
-
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
     pieces = [{"work": pickle.dumps(piece)} for piece in work]
@@ -103,8 +103,6 @@ def tokenise(
         Tables (`item` int32, `name` string, `tokens` list<int32>, `reason` string): a bad document has a reason and no
         tokens; `item` is the place in `items`, ascending.
     """
-    import ray
-
     numbered = list(enumerate(items))[first:]
     at_a_time = max(int(ray.cluster_resources().get("CPU", 1)), 1)
     groups = [numbered[begun:ended] for begun, ended in itertools.pairwise(_falling(len(numbered), at_a_time))]

@@ -9,18 +9,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from e2ray import files
 from e2ray.config.base import SettingsError, is_folder
 from e2ray.config.data import ByteLevelBpe
 from e2ray.core.file_names import files_below, is_of_a_tokenizer
+from e2ray.core.model_folder import refuse_damaged
 from e2ray.data.corpus import one_line
+from e2ray.data.encoder import Encoder
 
 END_OF_TEXT = "<|endoftext|>"
 PROBES = ("The year 1969.", "The", "year", "1969")  # texts that any tokenizer of a language model knows
@@ -34,10 +36,6 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
         SettingsError: If there is none, it cannot be read, or it knows no ordinary text: some loaders yield a tokenizer
             of three tokens where its vocabulary is missing.
     """
-    from transformers import AutoTokenizer
-
-    from e2ray.core.model_folder import refuse_damaged
-
     name = str(path)
     if isinstance(path, Path) or is_folder(name):
         name = os.path.abspath(os.path.expanduser(name))
@@ -85,9 +83,6 @@ def train_byte_level_bpe(texts: Iterable[str], settings: ByteLevelBpe) -> Any:
     Raises:
         SettingsError: If there is no text.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -169,40 +164,10 @@ def opening_tokens(tokenizer: Any, prefix: list[int]) -> list[int]:
     return list(prefix) or ([] if end is None else [end])
 
 
-def encoder_of(tokenizer: Any) -> "Encoder":
+def encoder_of(tokenizer: Any) -> Encoder:
     """Return what encodes as the shards of a fast tokenizer are encoded."""
     prefix = prefix_tokens(tokenizer)
     return Encoder(tokenizer.backend_tokenizer.to_str(), prefix=prefix, end=tokenizer.eos_token_id)
-
-
-class Encoder:
-    """Turns documents into tokens, one way for every shard.
-
-    Needs only the text of tokenizer.json, so a process that tokenises imports neither transformers nor torch.
-    Truncation and padding in that file do not cut documents, and special tokens spelled out in a text stay text.
-    """
-
-    def __init__(self, tokenizer_json: str, *, prefix: Sequence[int], end: int) -> None:
-        from tokenizers import Tokenizer
-
-        self.backend = Tokenizer.from_str(tokenizer_json)
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        self.backend.encode_special_tokens = True
-        self.prefix = list(prefix)
-        self.end = end
-
-    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """Return the tokens of each text, int32 [tokens]: the prefix, the text, the end token."""
-        return self.arrays(self.encodings(texts))
-
-    def encodings(self, texts: Sequence[str]) -> list[Any]:
-        """Return what the library makes of each text; other threads of Python run meanwhile."""
-        return list(self.backend.encode_batch_fast(list(texts), add_special_tokens=False))
-
-    def arrays(self, encodings: Sequence[Any]) -> list[npt.NDArray[np.int32]]:
-        """Return the tokens of what `encodings` has returned, as `encode` does."""
-        return [np.array([*self.prefix, *encoding.ids, self.end], dtype=np.int32) for encoding in encodings]
 
 
 def save(tokenizer: Any, folder: Path) -> None:

@@ -11,7 +11,6 @@ computed, or cut at its start and noted; the harness's own model cuts it without
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -25,17 +24,13 @@ from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
 from e2ray.data.tokenizer import behind, opening_tokens, prefix_tokens
 from e2ray.evaluate.decoding import sampling
+from e2ray.evaluate.requests import Key, Placed, RefusedError, request_key
 from e2ray.evaluate.scoring import forward_answers, next_log_probabilities
 
 DEFAULT_ANSWER_TOKENS = 256  # of a task that says nothing, as the harness's own model
 SAMPLING = ("top_p", "top_k", "min_p", "typical_p")
 
 Item = TypeVar("Item")
-Key = tuple[str | None, int | None, str, str]
-
-
-class RefusedError(Exception):
-    """A task whose requests cannot be answered as they are; its message is one line."""
 
 
 class Reader(Protocol):
@@ -55,26 +50,6 @@ class Reader(Protocol):
 
     def scale_of(self, num_tokens: int) -> float:
         """Return g >= 1 of a request of `num_tokens` tokens, prompt and answer together."""
-
-
-@dataclass(frozen=True)
-class Placed:
-    """How one request was read.
-
-    Attributes:
-        tokens: Of the prompt and of a given answer, as the model read them.
-        room: Tokens beyond these that might be generated.
-        scale: g >= 1.
-        cut: Tokens left out at the prompt's start.
-        windows: Forward passes; more than one where a whole text is longer than the longest context length, and then
-            `tokens` and `scale` are those of the longest.
-    """
-
-    tokens: int
-    room: int
-    scale: float
-    cut: int = 0
-    windows: int = 1
 
 
 class ScaledLM(TemplateLM):
@@ -346,12 +321,6 @@ class ScaledLM(TemplateLM):
 
     def _note(self, request: Any, placed: Placed) -> None:
         self.placed[request_key(request.task_name, request.doc_id, request.args)] = placed
-
-
-def request_key(task: str | None, document: int | None, arguments: Sequence[Any]) -> Key:
-    """Return what tells a request from the others: its task, its document, its prompt and a given answer."""
-    answer = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], str) else ""
-    return task, document, str(arguments[0]), answer
 
 
 def _refuse_nan(scores: torch.Tensor) -> None:

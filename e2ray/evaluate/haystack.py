@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from e2ray.config.base import SettingsError
-from e2ray.data.tokenizer import Encoder
+from e2ray.data.encoder import Encoder
 
 # What stands before an answer, in needle and answer alike: (on the question's side, on the answer's side). The first
 # one that no token of this tokenizer crosses is used, so that the question reads the same with and without its answer.

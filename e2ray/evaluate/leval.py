@@ -20,6 +20,7 @@ from typing import Any
 
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.scorers import best_of
+from e2ray.optional import library
 
 LETTERS = "ABCD"
 JOINS = {*",&/-()[]*\"'", "and", "or"}
@@ -203,9 +204,7 @@ def task(name: str, folder: Path) -> dict[str, Any]:
     exam = EXAMS[name]
 
     def documents(**_: Any) -> dict[str, Any]:
-        import datasets
-
-        return {"test": datasets.Dataset.from_list(questions(folder / f"{name}.jsonl"))}
+        return {"test": library("datasets").Dataset.from_list(questions(folder / f"{name}.jsonl"))}
 
     def prompt(document: Mapping[str, Any]) -> str:
         return exam.prompt.replace("{question}", document["question"]).replace("{document}", document["document"], 1)

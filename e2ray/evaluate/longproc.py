@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from e2ray.optional import library
+
 ANSWERS = {  # kinds of tasks, and the lengths of their answers in tokens
     **dict.fromkeys(("path_traversal", "tom_tracking", "html_to_tsv", "countdown"), ("0.5k", "2k", "8k")),
     "pseudo_to_code": ("0.5k", "2k"),
@@ -28,8 +30,6 @@ def held(name: str, folder: Path) -> bool:
 
 def redirected(name: str, folder: Path) -> str:
     """Return a task file that has the harness ask a task, one of NAMES, out of a copy of the data set."""
-    import lm_eval.tasks
-
-    original = Path(lm_eval.tasks.__file__).parent / "longproc" / f"{name}.yaml"
+    original = Path(str(library("lm_eval.tasks").__file__)).parent / "longproc" / f"{name}.yaml"
     content = {"include": str(original), "task": f"longproc:{name}", "dataset_path": str(folder.absolute())}
     return str(yaml.safe_dump(content))

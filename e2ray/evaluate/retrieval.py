@@ -21,7 +21,8 @@ from e2ray.config.retrieval import RetrievalSettings
 from e2ray.core.losses import token_nll
 from e2ray.core.rope import RotaryHook
 from e2ray.core.scales import paper_scale
-from e2ray.data.tokenizer import Encoder, encoder_of
+from e2ray.data.encoder import Encoder
+from e2ray.data.tokenizer import encoder_of
 from e2ray.evaluate.haystack import ContextLengthError, Haystack
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory
 from e2ray.evaluate.prompts import PromptFolder, written

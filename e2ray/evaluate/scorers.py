@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from e2ray.data.tokenizer import Encoder
+from e2ray.data.encoder import Encoder
 
 WORD_CHARACTER = re.compile(r"\w")
 

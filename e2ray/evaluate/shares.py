@@ -24,7 +24,7 @@ from e2ray.evaluate.documents import documents_digest, reachable_windows, select
 from e2ray.evaluate.loaded import LoadedModel
 from e2ray.evaluate.perplexity import Sums, document_sums
 from e2ray.evaluate.prompts import PromptFolder
-from e2ray.evaluate.removed import TEXT_TOKENS, TEXTS, measure_removed
+from e2ray.evaluate.removing import TEXT_TOKENS, TEXTS, measure_removed
 from e2ray.evaluate.retrieval import accuracy
 
 Share = tuple[list[Sums], list[LengthPass], dict[str, str]]

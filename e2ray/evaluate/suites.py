@@ -26,6 +26,8 @@ from e2ray.config.base import SettingsError
 from e2ray.config.suites import SuiteSettings
 from e2ray.evaluate import leval, longproc
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory
+from e2ray.evaluate.requests import RefusedError, request_key
+from e2ray.optional import library
 
 LOCAL: dict[str, Sequence[str]] = {"leval": tuple(leval.EXAMS), "longproc": longproc.NAMES}
 PACKAGES = ("lm_eval", "datasets")
@@ -91,7 +93,7 @@ def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) 
         SettingsError: If lm-evaluation-harness is not installed, a folder is not there, or no name can be asked.
     """
     try:
-        from lm_eval.tasks import TaskManager
+        tasks = library("lm_eval.tasks")
     except ImportError:
         raise SettingsError("evaluate.suites: needs the package lm_eval; pip install 'e2ray[eval]'") from None
     for key in ("include_path", "leval", "longproc"):
@@ -101,7 +103,7 @@ def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) 
     own = str(Path(settings.include_path).expanduser()) if settings.include_path else None
     published = [name for name in settings.tasks if name not in _local_names()]
     for with_all in (False, True):  # reading the thousands of files that the harness brings takes seconds
-        manager = TaskManager(include_path=own, include_defaults=with_all, metadata=dict(metadata or {}))
+        manager = tasks.TaskManager(include_path=own, include_defaults=with_all, metadata=dict(metadata or {}))
         kinds = {name: manager.task_index[name].kind.name for name in published if name in manager.task_index}
         if len(kinds) == len(published) and "GROUP" not in kinds.values():
             break  # a group of one's own may hold tasks of the harness
@@ -177,9 +179,7 @@ def run(
     Raises:
         SettingsError: If a file of the user's is wrong, or the model gives NaN.
     """
-    import datasets
-
-    datasets.disable_progress_bars()
+    library("datasets").disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else the harness forks a process that holds a GPU
     if selection.missing:
@@ -235,7 +235,7 @@ def reason(error: BaseException) -> str:
         return f"needs a package ({said})"
     if isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error):
         return OUT_OF_MEMORY
-    return said if type(error).__name__ == "RefusedError" else f"{type(error).__name__}: {said}"
+    return said if isinstance(error, RefusedError) else f"{type(error).__name__}: {said}"
 
 
 def _evaluated(name: str, model: Any, settings: SuiteSettings, manager: Any) -> Found:
@@ -245,10 +245,6 @@ def _evaluated(name: str, model: Any, settings: SuiteSettings, manager: Any) -> 
         RefusedError: If it runs code of the model's and may not, or its prompts are too long.
         Exception: Whatever loading its data or its own code raises.
     """
-    from lm_eval.evaluator import evaluate
-
-    from e2ray.evaluate.harness import RefusedError
-
     random.seed(settings.seed), np.random.seed(settings.seed), torch.manual_seed(settings.seed)
     loaded = _loaded(name, settings, manager)
     for task in loaded["tasks"].values():
@@ -261,7 +257,7 @@ def _evaluated(name: str, model: Any, settings: SuiteSettings, manager: Any) -> 
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=settings.seed)
     model.placed.clear()
-    result = evaluate(
+    result = library("lm_eval.evaluator").evaluate(
         model,
         loaded,
         limit=settings.limit,
@@ -295,8 +291,6 @@ def _loaded(name: str, settings: SuiteSettings, manager: Any) -> Any:
 
 def _sample(task: str, sample: Mapping[str, Any], placed: Mapping[Any, Any]) -> dict[str, Any]:
     """Return one sample, still without scores: its prompts as they were written and how each request was read."""
-    from e2ray.evaluate.harness import request_key
-
     prompts: list[str] = []
     requests = []
     for arguments, answers in zip(sample["arguments"], sample["resps"], strict=True):

@@ -63,7 +63,7 @@ class TrialActor(tune.Trainable):
         import torch
 
         from e2ray.search.trial import Workbench
-        from e2ray.train.launch import gauges, heartbeat
+        from e2ray.train.ray_worker import gauges, heartbeat
 
         name = f"{ray.get_runtime_context().get_node_id()[:16]}-{os.getpid()}"
         self.heart = heartbeat(Path(self.given["beats"]), name, label=label)

@@ -29,7 +29,7 @@ from e2ray.config.run import RunConfig
 from e2ray.config.search import PAPER, Choice, IntRange, SearchSettings
 from e2ray.config.space import active, assign, express, in_order
 from e2ray.core.scales import paper_scale
-from e2ray.evaluate.removed import removed_scaling
+from e2ray.evaluate.removing import removed_scaling
 from e2ray.search.importances import importances, spread
 from e2ray.search.journal import JOURNAL, Journal
 from e2ray.search.objectives import ASKED, cell_nll, long_of, long_windows, minimised

@@ -22,6 +22,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from ray.util.metrics import Gauge
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
@@ -298,8 +299,6 @@ def run(
 
 def gauges(study: str) -> Callable[[dict[str, int], float | None], None]:
     """Return a function that shows a study's trials by state and its best weighted number as Ray gauges."""
-    from ray.util.metrics import Gauge
-
     trials = Gauge("e2ray_search_trials", "Trials of a study by state", tag_keys=("study", "state"))
     best = Gauge("e2ray_search_best", "Best weighted number of a study's complete trials", tag_keys=("study",))
 

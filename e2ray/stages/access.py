@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
+
 from e2ray.config.base import SettingsError
 from e2ray.files import TEMPORARY
 
@@ -120,8 +122,6 @@ def lets_in(address: str, *, with_token: bool) -> bool | None:
         address: Of the control store.
         with_token: Whether the caller shows this user's token.
     """
-    import grpc
-
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own
         ask = channel.unary_unary(ALIVE, request_serializer=None, response_deserializer=None)
         try:

@@ -1,7 +1,6 @@
 """What `e2ray check` tells: whether a recipe is sound, without a cluster."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -10,9 +9,9 @@ from e2ray.config.model import PretrainedModel
 from e2ray.config.run import MENDABLE, RunConfig
 from e2ray.config.search import SearchSettings
 from e2ray.data.made import made_otherwise
-from e2ray.data.prepare import TOKENIZER_FOLDER
 from e2ray.evaluate.base_length import told
 from e2ray.evaluate.shares import Reading, read_base
+from e2ray.records.folders import ShardFolder
 from e2ray.search.journal import JOURNAL, verified
 from e2ray.stages import checks
 from e2ray.stages.run import ResolvedRun, ray_address, refuse_other_settings, resolve, show, tell_ignored
@@ -94,7 +93,7 @@ def _measured_here(run: ResolvedRun) -> Mapping[str, object]:
         run.base_context_length,
         run.config.seed,
         shards,
-        Path(shards) / TOKENIZER_FOLDER,
+        ShardFolder(shards).tokenizer,
         torch.cuda.is_available(),
     )
     return read_base(reading, run.base_batch_tokens)

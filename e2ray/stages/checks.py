@@ -26,7 +26,7 @@ from e2ray.core.rope import find_rotary_modules, frequency_buffers
 from e2ray.data.bounds import most_documents, refuse_sources, to_be_made
 from e2ray.data.corpus import list_items
 from e2ray.data.folder import Folder
-from e2ray.data.prepare import refuse_short_rows
+from e2ray.data.identity import refuse_short_rows
 from e2ray.data.shards import MANIFEST, ShardSet
 from e2ray.data.tokenizer import load_shard_tokenizer, load_tokenizer, tokenizer_hash, vocabulary_size
 from e2ray.data.unpack import Limits

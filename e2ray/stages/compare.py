@@ -15,7 +15,7 @@ from e2ray.config.load import resolved_text
 from e2ray.config.resolved import ResolvedConfig
 from e2ray.config.run import RunConfig
 from e2ray.data.shards import read_manifest
-from e2ray.evaluate.removed import removed_scaling
+from e2ray.evaluate.removing import removed_scaling
 from e2ray.report.compare.page import write_comparison
 from e2ray.stages import checks
 from e2ray.stages.cluster import cluster

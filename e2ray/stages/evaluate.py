@@ -15,6 +15,7 @@ from e2ray.evaluate.by_length import LengthPass, merged_passes
 from e2ray.evaluate.findings import Findings, findings
 from e2ray.evaluate.perplexity import Sums, merged
 from e2ray.evaluate.plausible import refuse_implausible
+from e2ray.evaluate.removing import removed_scaling
 from e2ray.evaluate.shares import Reading, Share, ask, read_base, read_removed, score_share
 from e2ray.evaluate.verdict import table
 from e2ray.report.evaluation import write_by_length, write_evaluation, write_lengths
@@ -154,7 +155,7 @@ def removed_of(run: ResolvedRun, shards: str | Path, base: Model) -> Row | None:
         shards: Its shards; training rows are what is read.
         base: Settings of the base model.
     """
-    if not isinstance(base, PretrainedModel) or removed.removed_scaling(base) is None:
+    if not isinstance(base, PretrainedModel) or removed_scaling(base) is None:
         return None
     path = run.folder / removed.FILE
     if not path.exists():

@@ -24,10 +24,11 @@ from e2ray.core.model import base_facts
 from e2ray.core.model_folder import seal
 from e2ray.core.scales import default_scales, default_windows
 from e2ray.data.folder import Folder
-from e2ray.data.prepare import TOKENIZER_FOLDER, shards_digest
+from e2ray.data.identity import shards_digest
 from e2ray.data.shards import read_manifest
 from e2ray.data.tokenizer import save_whole, whole_digest
 from e2ray.evaluate.perplexity import default_stride
+from e2ray.records.folders import ShardFolder
 from e2ray.train.record import end_status, now, read_status, settle, write_status
 from e2ray.train.steps import begun as checkpoints_begun
 
@@ -156,14 +157,14 @@ def run_tokenizer(run: ResolvedRun, shards: str | Path) -> Path:
     source, folder = run.config.data.tokenizer, Folder(shards)
     named = source if isinstance(source, PretrainedTokenizer) else None
     if named is None and folder.local is not None:
-        return folder.local / TOKENIZER_FOLDER
+        return ShardFolder(folder.local).tokenizer
     content = whole_digest(named.path, named.revision) if named else None
     name = files.digest([read_manifest(folder).tokenizer_hash, content])[:16]
     target = run.storage / "tokenizers" / name
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         if named is None:
-            folder.fetch(TOKENIZER_FOLDER, target)
+            folder.fetch(ShardFolder.tokenizer.name, target)
         else:
             with files.atomic_folder(target) as aside:
                 save_whole(named.path, aside, named.revision)

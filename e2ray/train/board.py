@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 from e2ray import files
+from e2ray.optional import library
+
+PROTO = "tensorboard.compat.proto"
 
 
 class Board:
@@ -25,19 +28,18 @@ class Board:
         Raises:
             SettingsError: If it cannot be written.
         """
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
+        self._event, self._summary = library(f"{PROTO}.event_pb2"), library(f"{PROTO}.summary_pb2")
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
         self.path = folder / name
         with files.naming(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
-        self._records = RecordWriter(self._file)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._records = library("tensorboard.summary.writer.record_writer").RecordWriter(self._file)
+        self._write(self._event.Event(wall_time=time.time(), file_version="brain.Event:2"))
         if purge_step is not None:
-            start = SessionLog(status=SessionLog.START)
-            self._write(Event(wall_time=time.time(), step=purge_step, session_log=start))
+            log = self._event.SessionLog
+            start = log(status=log.START)
+            self._write(self._event.Event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """Write one number.
@@ -45,11 +47,9 @@ class Board:
         Raises:
             SettingsError: If it cannot be written.
         """
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+        kind = self._summary.Summary
+        summary = kind(value=[kind.Value(tag=tag, simple_value=value)])
+        self._write(self._event.Event(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event: object) -> None:
         with files.naming(self.path):

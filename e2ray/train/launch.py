@@ -1,18 +1,16 @@
 """Training on a Ray cluster: checks the resources, starts the workers, hands their errors on in one line."""
 
-import logging
 import math
 import os
 import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import ray
 import ray.train
@@ -20,18 +18,17 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
+from e2ray.train.attempt import beats, left, refusal
 from e2ray.train.follow import following
-from e2ray.train.heartbeat import MEASURING, Beat, Heartbeat
+from e2ray.train.heartbeat import Beat
+from e2ray.train.record import figures, newest_metrics
+from e2ray.train.start import start
+from e2ray.train.task import Task, Watch
 from e2ray.train.watch import Vigil, Watchman, watched
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from e2ray.train.task import Task
 
 READER_CPUS = 0.25  # what one data reader of a worker asks for, beside the worker itself
 ANSWER_S = 30.0  # in which a worker's machine runs a small task
@@ -85,14 +82,7 @@ def shortage(wanted: Resources, total: dict[str, float]) -> str | None:
     return None
 
 
-class Watch(Protocol):
-    """Measures a training at the steps it chooses; travels to the workers."""
-
-    def open(self, device: Any) -> Callable[[Any, int], dict[str, Any]]:
-        """Return what is called with the engine and each logged step, on a worker."""
-
-
-def train(task: "Task", settings: ClusterSettings) -> None:
+def train(task: Task, settings: ClusterSettings) -> None:
     """Train a task to its end on the connected cluster; it continues from the folder's newest checkpoint.
 
     Raises:
@@ -104,7 +94,7 @@ def train(task: "Task", settings: ClusterSettings) -> None:
         _fit(task, settings)
 
 
-def try_out(task: "Task", settings: ClusterSettings, watch: Watch, callbacks: list[Any]) -> None:
+def try_out(task: Task, settings: ClusterSettings, watch: Watch, callbacks: list[Any]) -> None:
     """Train a trial of several workers; what `watch` finds is reported to Ray Train's `callbacks`.
 
     A loss that is no number is reported as `failed` and ends the trial.
@@ -116,9 +106,7 @@ def try_out(task: "Task", settings: ClusterSettings, watch: Watch, callbacks: li
     _fit(task, settings, watch=watch, callbacks=callbacks)
 
 
-def _fit(
-    task: "Task", settings: ClusterSettings, watch: Watch | None = None, callbacks: list[Any] | None = None
-) -> None:
+def _fit(task: Task, settings: ClusterSettings, watch: Watch | None = None, callbacks: list[Any] | None = None) -> None:
     wanted = resources(settings)
     if watch is not None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a trial that is cut off begins anew
@@ -128,7 +116,7 @@ def _fit(
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(max(60.0, settings.wait_s)))
     attempt = uuid.uuid4().hex[:8]
     trainer = TorchTrainer(
-        _work,
+        start,
         train_loop_config={
             "task": task,
             "attempt": attempt,
@@ -149,8 +137,8 @@ def _fit(
         ),
     )
     failure: Exception | None = None
-    beats = _beats(task.folder, attempt)
-    watchman = watchman_of(beats, settings)
+    places = beats(task.folder, attempt)
+    watchman = watchman_of(places, settings)
     try:
         with watched(watchman):
             trainer.fit()
@@ -159,43 +147,14 @@ def _fit(
     except ray.exceptions.RayError as error:  # of the controller, which a full machine kills too
         failure = error
     finally:
-        shutil.rmtree(beats, ignore_errors=True)
-        left = _left(_refusal(task.folder, attempt))
-    if left or failure:
-        raise left or failure  # type: ignore[misc]  # one of them is an error
-
-
-def _refusal(folder: Path, attempt: str) -> Path:
-    return folder / f".refused-{attempt}"
-
-
-def _leave(refusal: Path, error: Exception) -> None:
-    """Leave an error that no restart mends for the driver, and for the workers that Ray starts again."""
-    files.write_json(refusal, {"kind": type(error).__name__, "line": str(error)})
-
-
-def _left(refusal: Path) -> Exception | None:
-    """Return the error that a worker left, if any, and remove it."""
-    from e2ray.train.loop import Diverged
-
-    if not refusal.exists():
-        return None
-    found = files.read_json(refusal, wanted="what a worker left")
-    refusal.unlink()
-    return Diverged(found["line"]) if found["kind"] == Diverged.__name__ else SettingsError(found["line"])
-
-
-def _beats(folder: Path, attempt: str) -> Path:
-    return folder / f".heartbeats-{attempt}"
+        shutil.rmtree(places, ignore_errors=True)
+        refused = left(refusal(task.folder, attempt))
+    if refused or failure:
+        raise refused or failure  # type: ignore[misc]  # one of them is an error
 
 
 def _show(line: str) -> None:
     print(line, flush=True)
-
-
-def heartbeat(folder: Path, name: str, *, label: str) -> Heartbeat:
-    """Return this worker's heartbeat, with the node it is on."""
-    return Heartbeat(folder, name, label=label, node=ray.get_runtime_context().get_node_id())
 
 
 def watchman_of(folder: Path, settings: ClusterSettings) -> Watchman:
@@ -217,110 +176,6 @@ def _on_node(beat: Beat, function: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-def _work(config: dict[str, Any]) -> None:
-    """Run one Ray Train worker.
-
-    A wrong setting, damaged data and numbers that diverge do not get better by a restart: the line is left in a file,
-    and the workers that Ray starts again find it and end, so that the driver can tell it. Numbers diverge on all ranks
-    alike, so that none needs to be started again.
-    """
-    import ray.train.torch
-
-    from e2ray.data.stream import batches
-    from e2ray.evaluate.perplexity import DivergedWeights
-    from e2ray.train import worker
-    from e2ray.train.loop import Diverged
-
-    logging.getLogger().setLevel(logging.WARNING)  # else Ray prints a line per report; LoggingConfig misses its logger
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    task: Task = config["task"]
-    refusal = _refusal(task.folder, config["attempt"])
-    if refusal.exists():
-        return
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
-    worker.use_cores(config["threads"], context.get_local_world_size())
-    heart = heartbeat(_beats(task.folder, config["attempt"]), f"rank-{rank}", label=f"worker of rank {rank}")
-    open_rows = partial(_open_rows, batches, heart, task=task, rank=rank, num_workers=context.get_world_size())
-    watch: Watch | None = config["watch"]
-    device = ray.train.torch.get_device()
-    logged: dict[str, Any] = {"step": 0, "tokens": 0, "trial_seconds": 0.0}  # the newest step, and when it was read
-
-    def leads_to(metrics: dict[str, Any]) -> str:
-        due = metrics["step"] % task.train.checkpoint_every == 0 or metrics["step"] == task.train.steps
-        return "saving" if due else "updating"
-
-    def report_measured(metrics: dict[str, Any]) -> None:
-        logged.update({key: metrics[key] for key in logged if key in metrics})
-        if "cells" in metrics:
-            ray.train.report(metrics)
-
-    try:
-        worker.run(
-            task,
-            device=device,
-            open_rows=open_rows,
-            report=heart.marking(ray.train.report if watch is None else report_measured, "reporting", leads_to),
-            gauges=gauges(task.name),
-            evaluate=heart.marking(watch.open(device), MEASURING) if watch else None,
-            looking=lambda look: heart.marking(look, MEASURING),
-        )
-    except (Diverged, DivergedWeights) as error:
-        if watch is None:
-            _leave(refusal, error)
-            return  # every rank does: none waits for another, and Ray starts none again
-        ray.train.report({"failed": str(error)} | logged)  # the same on every rank
-    except SettingsError as error:
-        _leave(refusal, error)
-        raise
-    finally:
-        heart.close()
-
-
-def _open_rows(
-    batches: Any, heart: Heartbeat, start: int, stop: int, *, task: "Task", rank: int, num_workers: int
-) -> Any:
-    rows = batches(
-        task.shards,
-        seed=task.seed,
-        start_step=start,
-        stop_step=stop,
-        rank=rank,
-        num_workers=num_workers,
-        batch_sequences=task.train.batch_sequences,
-        window=task.window,
-        tokenizer_hash=task.tokenizer_hash,
-        shuffle_shards=task.shuffle_shards,
-        prefetch_bytes=task.prefetch_bytes,
-        rows_per_example=task.rows_per_example,
-    )
-    return heart.around(rows, waiting="waiting for rows", working="updating", step=start)
-
-
-def gauges(run: str) -> Callable[[dict[str, Any]], None]:
-    """Return a function that shows a logged step as Ray gauges: e2ray_loss, e2ray_tokens_per_second and so on."""
-    shown = _gauges()
-
-    def set_all(metrics: dict[str, Any]) -> None:
-        for name, gauge in shown.items():
-            gauge.set(metrics[name], tags={"run": run})  # None, which is no finite number, changes nothing
-
-    return set_all
-
-
-@lru_cache(maxsize=1)
-def _gauges() -> dict[str, Any]:
-    """Return this process's gauges; one that shows run after run makes them once."""
-    from ray.util.metrics import Gauge
-
-    return {
-        "loss": Gauge("e2ray_loss", "Mean training loss, nats per token", tag_keys=("run",)),
-        "tokens_per_second": Gauge("e2ray_tokens_per_second", "Tokens trained per second", tag_keys=("run",)),
-        "scale_mean": Gauge("e2ray_scale_mean", "Mean scale of the draws", tag_keys=("run",)),
-        "step": Gauge("e2ray_step", "Updates made", tag_keys=("run",)),
-    }
-
-
 def _cause(error: TrainingFailedError, hung: str | None) -> Exception:
     """Return the error to show for a failed training: the workers' own where there is one, else who stood still."""
     failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
@@ -338,12 +193,8 @@ def _cause(error: TrainingFailedError, hung: str | None) -> Exception:
 
 
 @contextmanager
-def _bar(task: "Task") -> "Iterator[None]":
+def _bar(task: Task) -> Iterator[None]:
     """Show a bar on the terminal while the workers train, from the files rank 0 writes."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from e2ray.train.record import figures, newest_metrics
-
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         shown = progress.add_task("starting workers", total=task.train.steps)

@@ -1,9 +1,9 @@
 """What one training is told. It travels through processes that train nothing, so this module loads little."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from e2ray.config.data import SHUFFLE_SHARDS
 from e2ray.config.methods import LinearMethod
@@ -88,3 +88,10 @@ class Task:
     def tokenizer_folder(self) -> Path:
         """Folder of the tokenizer, on the file system that all nodes share."""
         return self.tokenizer or Path(self.shards) / "tokenizer"
+
+
+class Watch(Protocol):
+    """Measures a training at the steps it chooses; travels to the workers."""
+
+    def open(self, device: Any) -> Callable[[Any, int], dict[str, Any]]:
+        """Return what is called with the engine and each logged step, on a worker."""

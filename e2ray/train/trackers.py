@@ -20,6 +20,7 @@ from e2ray import files
 from e2ray.config.base import brief
 from e2ray.config.kinds import made_by
 from e2ray.config.trackers import SQLITE, TRACKERS, MlflowTracker, TrackerSettings, WandbTracker
+from e2ray.optional import library
 from e2ray.train.board import Board
 
 NUMBERS = "trackers.json"
@@ -108,14 +109,12 @@ class Mlflow:
 
     def __init__(self, settings: MlflowTracker, folder: Path, *, name: str, number: str | None) -> None:
         os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
-        from mlflow.entities import Metric
-        from mlflow.tracking import MlflowClient
-
+        tracking = library("mlflow.tracking")
         assert settings.uri is not None, "where the recipe names none, `located` does"
-        self._metric = Metric
+        self._metric = library("mlflow.entities").Metric
         file = Path(settings.uri.removeprefix(SQLITE)) if settings.uri.startswith(SQLITE) else None
         with _alone(file):  # several trials begin at once, and only one may make the tables
-            self.client = MlflowClient(tracking_uri=settings.uri)
+            self.client = tracking.MlflowClient(tracking_uri=settings.uri)
             known = self.client.get_experiment_by_name(settings.experiment)
             place = None if file is None else (file.parent / "mlflow-artifacts").as_uri()
             experiment = known.experiment_id if known else self.client.create_experiment(settings.experiment, place)
@@ -141,11 +140,9 @@ class Mlflow:
 
 
 def _knows(client: Any, number: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
     try:
         client.get_run(number)
-    except MlflowException:  # somebody has removed it
+    except library("mlflow.exceptions").MlflowException:  # somebody has removed it
         return False
     return True
 
@@ -167,8 +164,7 @@ class Wandb:
 
     def __init__(self, settings: WandbTracker, folder: Path, *, name: str, number: str | None) -> None:
         os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
-        import wandb
-
+        wandb = library("wandb")
         folder.mkdir(parents=True, exist_ok=True)
         self.run = wandb.init(
             project=settings.project,

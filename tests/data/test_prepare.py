@@ -12,8 +12,10 @@ from tokenizers import processors
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer
+from e2ray.data import build, identity
 from e2ray.data import prepare as prepare_module
-from e2ray.data.prepare import fill, is_held_out, prepare, shards_digest
+from e2ray.data.identity import is_held_out, shards_digest
+from e2ray.data.prepare import fill, prepare
 from e2ray.data.shards import ShardSet, read_manifest
 from e2ray.data.stream import tokenise
 from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash, train_byte_level_bpe
@@ -249,11 +251,11 @@ def test_rows_and_held_out_documents_begin_with_the_whole_prefix(ray_cluster, co
 def test_a_prefix_that_leaves_a_row_no_text_is_refused(tmp_path):
     source, prefix = with_prefix(tmp_path, ("<a>", "<b>", "<c>"), None)
     tokenizer = load_tokenizer(source.path)
-    prepare_module.refuse_short_rows(len(prefix) + 1, tokenizer)
+    identity.refuse_short_rows(len(prefix) + 1, tokenizer)
     for window in (2, 3):
         wanted = rf"data\.window: {window} tokens, of which the tokenizer puts 3 before each text; set it to at least 4"
         with pytest.raises(SettingsError, match=wanted):
-            prepare_module.refuse_short_rows(window, tokenizer)
+            identity.refuse_short_rows(window, tokenizer)
 
 
 def test_shards_that_were_made_without_the_whole_prefix_are_not_taken_for_finished(write_shards, documents, tmp_path):
@@ -425,9 +427,7 @@ def test_a_killed_prepare_goes_on_behind_the_documents_it_had(ray_cluster, corpu
     (parts,) = tmp_path.glob(".shards.parts-*")
     assert len(list(parts.glob("part-0-0-1-*.arrow"))) == 1  # the first source, whole
     asked = []
-    monkeypatch.setattr(
-        prepare_module, "tokenise", lambda items, *a, **k: asked.append(k["first"]) or tokenise(items, *a, **k)
-    )
+    monkeypatch.setattr(build, "tokenise", lambda items, *a, **k: asked.append(k["first"]) or tokenise(items, *a, **k))
     same = {"tokenizer_source": ByteLevelBpe(vocab_size=300), "shard_rows": 50}
     shards, lines = make(corpus, folder, **same)
     assert asked == [1, 0] and any("goes on behind the 40 documents" in line for line in lines)

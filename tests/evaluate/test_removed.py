@@ -5,7 +5,8 @@ import torch
 
 from e2ray.config.model import LlamaModel, PretrainedModel
 from e2ray.evaluate.perplexity import Cell
-from e2ray.evaluate.removed import base_name, measure_removed, removed_scaling, sentence
+from e2ray.evaluate.removed import base_name, sentence
+from e2ray.evaluate.removing import measure_removed, removed_scaling
 from e2ray.evaluate.verdict import table, verdict
 from e2ray.report.sections.lengths import draw_by_length
 from e2ray.report.sections.surface import draw_evaluation as draw

@@ -3,7 +3,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from e2ray.config.data import ByteLevelBpe
-from e2ray.data.tokenizer import Encoder, train_byte_level_bpe
+from e2ray.data.encoder import Encoder
+from e2ray.data.tokenizer import train_byte_level_bpe
 from e2ray.evaluate.scorers import best_of, contained, goes_on
 
 TEXTS = ["the dog sat on the log_book in 1813, 1914 and 2020: the x-ray of a 5th dog's éclair", "Москва 24"] * 20

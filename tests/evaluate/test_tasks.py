@@ -8,7 +8,8 @@ import pytest
 
 from e2ray.config.data import ByteLevelBpe
 from e2ray.config.retrieval import RetrievalSettings
-from e2ray.data.tokenizer import Encoder, encoder_of, train_byte_level_bpe
+from e2ray.data.encoder import Encoder
+from e2ray.data.tokenizer import encoder_of, train_byte_level_bpe
 from e2ray.evaluate.haystack import WORD, ContextLengthError, Haystack
 from e2ray.evaluate.prompts import prompts
 from e2ray.evaluate.tasks import CHAIN, COMMON, FREQUENT, NEEDLES, TASKS

@@ -10,7 +10,7 @@ from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe
 from e2ray.config.load import validate
-from e2ray.data.prepare import shards_digest
+from e2ray.data.identity import shards_digest
 from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash, train_byte_level_bpe
 from e2ray.records.manifest import Manifest
 from e2ray.stages import train as training

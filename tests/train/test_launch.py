@@ -17,8 +17,9 @@ from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
 from e2ray.evaluate.perplexity import DivergedWeights
 from e2ray.train import launch
+from e2ray.train.attempt import leave, left
 from e2ray.train.heartbeat import read_beats
-from e2ray.train.launch import Resources, _leave, _left, resources, shortage, train
+from e2ray.train.launch import Resources, resources, shortage, train
 from e2ray.train.ledger import read_ledger
 from e2ray.train.loop import Diverged
 from e2ray.train.record import read_metrics
@@ -175,9 +176,9 @@ def test_numbers_that_diverge_come_out_as_one_line_and_are_not_tried_again(ray_c
 @pytest.mark.parametrize("error", [Diverged("steps 2 to 4: no"), SettingsError("train.lr: no"), DivergedWeights("NLL")])
 def test_what_a_worker_leaves_comes_out_as_the_kind_that_it_was(tmp_path, error):
     refusal = tmp_path / ".refused-1"
-    assert _left(refusal) is None
-    _leave(refusal, error)
-    found = _left(refusal)
+    assert left(refusal) is None
+    leave(refusal, error)
+    found = left(refusal)
     assert str(found) == str(error) and isinstance(found, Diverged) is isinstance(error, Diverged)
     assert isinstance(found, SettingsError) is isinstance(error, SettingsError) and not refusal.exists()
 

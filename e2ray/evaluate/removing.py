@@ -1,0 +1,68 @@
+"""Whether a base's scaling is removed, and how far that moves its logits; what it is called then is in `removed.py`."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from e2ray.config.model import Model, PretrainedModel
+from e2ray.core.model import base_facts, build_model
+from e2ray.evaluate.removed import Removed
+
+TEXTS, TEXT_TOKENS, POSITIONS = 4, 2048, 128  # texts, tokens of each at most, and positions of each that are compared
+
+
+def removed_scaling(settings: Model) -> str | None:
+    """Return the rope type of the scaling that is removed from a base; None where it is trained as it is.
+
+    Raises:
+        SettingsError: As `base_facts`.
+    """
+    if not isinstance(settings, PretrainedModel) or settings.base_scaling != "replace":
+        return None
+    return base_facts(settings).scaling
+
+
+@torch.no_grad()
+def measure_removed(
+    settings: PretrainedModel, texts: Sequence[Sequence[int]], *, dtype: torch.dtype, device: torch.device
+) -> Removed:
+    """Read texts with a checkpoint as it is and without its scaling, and return how far the logits are apart.
+
+    Args:
+        settings: Of the base; its scaling is replaced.
+        texts: Token ids, each of at most L tokens.
+        dtype: To load it with.
+        device: Where to.
+    """
+    plain = settings.model_copy(update={"lora": None, "gradient_checkpointing": False})
+    with_scaling = _logits(plain, texts, dtype, device, untouched=True)
+    without = _logits(plain, texts, dtype, device, untouched=False)
+    facts = base_facts(settings)
+    assert facts.scaling is not None, "only a scaling that is there is replaced"
+    return Removed(
+        scaling=facts.scaling,
+        factor=facts.factor,
+        tokens=len(without),
+        mean_difference=float((with_scaling - without).abs().mean()),
+        changed_argmax=float((with_scaling.argmax(dim=1) != without.argmax(dim=1)).float().mean()),
+    )
+
+
+def _logits(
+    settings: PretrainedModel,
+    texts: Sequence[Sequence[int]],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    untouched: bool,
+) -> Float[Tensor, "tokens vocab"]:
+    """Return the logits behind evenly spaced tokens of each text, on the CPU."""
+    model = build_model(settings, dtype=dtype, device=device, untouched=untouched).eval()
+    found = []
+    for text in texts:
+        places = torch.linspace(0, len(text) - 1, min(len(text), POSITIONS)).long()
+        logits = model(input_ids=torch.tensor([list(text)], device=device), use_cache=False).logits[0]
+        found.append(logits[places.to(device)].float().cpu())
+    return torch.cat(found)

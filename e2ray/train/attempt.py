@@ -1,0 +1,31 @@
+"""By which files the driver and the workers of one attempt at a training hear of each other."""
+
+from pathlib import Path
+
+from e2ray import files
+from e2ray.config.base import SettingsError
+from e2ray.train.loop import Diverged
+
+
+def beats(folder: Path, attempt: str) -> Path:
+    """Return the folder of the workers' heartbeats."""
+    return folder / f".heartbeats-{attempt}"
+
+
+def refusal(folder: Path, attempt: str) -> Path:
+    """Return the file that a worker leaves where no restart helps."""
+    return folder / f".refused-{attempt}"
+
+
+def leave(place: Path, error: Exception) -> None:
+    """Leave an error that no restart mends for the driver, and for the workers that Ray starts again."""
+    files.write_json(place, {"kind": type(error).__name__, "line": str(error)})
+
+
+def left(place: Path) -> Exception | None:
+    """Return the error that a worker left, if any, and remove it."""
+    if not place.exists():
+        return None
+    found = files.read_json(place, wanted="what a worker left")
+    place.unlink()
+    return Diverged(found["line"]) if found["kind"] == Diverged.__name__ else SettingsError(found["line"])

@@ -1,0 +1,10 @@
+"""What Ray Train unpickles first, in the driver's controller and in every worker: it loads nothing that trains."""
+
+from typing import Any
+
+
+def start(config: dict[str, Any]) -> None:
+    """Run one Ray Train worker; what it needs is loaded here, in the worker alone."""
+    from e2ray.train.rank import work
+
+    work(config)
