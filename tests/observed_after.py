@@ -22,7 +22,8 @@ from e2ray.serve.profiles import make_profile
 from e2ray.stages import compare as comparing
 from e2ray.stages import evaluate as evaluation
 from e2ray.stages import export as exporting
-from e2ray.stages import pipeline
+from e2ray.stages import checks, pipeline
+from e2ray.stages import train as training
 from e2ray.train import launch
 
 # ---- after the training -----------------------------------------------------------------------------------------
@@ -140,8 +141,9 @@ def stages(run, path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "cluster", lambda settings: nullcontext())
         patch.setattr(launch, "resources", lambda settings: None)
-        for name in ("pretrain", "train", "evaluate", "suites", "export", "check_suites"):
-            patch.setattr(pipeline, name, lambda *arguments, name=name: ran.append(name) or "/nowhere")
+        patched = [(pipeline, name) for name in ("train", "evaluate", "suites", "export")]
+        for module, name in (*patched, (training, "pretrain"), (checks, "check_suites")):
+            patch.setattr(module, name, lambda *arguments, name=name: ran.append(name) or "/nowhere")
         pipeline.run_stages(run, pipeline.STAGES)
     return ran
 

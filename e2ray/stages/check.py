@@ -15,7 +15,6 @@ from e2ray.records.folders import ShardFolder
 from e2ray.search.journal import JOURNAL, verified
 from e2ray.stages import checks
 from e2ray.stages.run import ResolvedRun, ray_address, refuse_other_settings, resolve, show, tell_ignored
-from e2ray.stages.suites import check_suites
 
 
 def check(config: RunConfig, *, measure: bool = False) -> None:
@@ -36,7 +35,7 @@ def check(config: RunConfig, *, measure: bool = False) -> None:
     source = checks.source_of(run)
     refuse_other_settings(run, besides=(*MENDABLE, "search", "compare"))
     checks.refuse_lost_checkpoints(run)
-    check_suites(run)
+    checks.check_suites(run)
     shards = checks.standing_shards(run)
     lengths = shards.manifest.validation_lengths if shards else None
     checks.refuse_unscorable(run.config, run.base_context_length, lengths)

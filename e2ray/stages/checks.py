@@ -31,6 +31,7 @@ from e2ray.data.shards import MANIFEST, ShardSet
 from e2ray.data.tokenizer import load_shard_tokenizer, load_tokenizer, tokenizer_hash, vocabulary_size
 from e2ray.data.unpack import Limits
 from e2ray.evaluate.documents import reachable_windows, refuse_none_long_enough, skips_all, too_short
+from e2ray.evaluate.suites import checked
 from e2ray.serve.profiles import make_profile
 from e2ray.serve.twin import EXPORTED, check_base
 from e2ray.stages.run import ResolvedRun, ray_address, show
@@ -156,6 +157,17 @@ def checked_tokenizer(run: ResolvedRun) -> str | None:
     return tokenizer_hash(tokenizer)
 
 
+def check_suites(run: ResolvedRun) -> None:
+    """Say of each task of the run's suites that cannot be asked why not.
+
+    Raises:
+        SettingsError: If none can be, a folder is not there, or what asks them is not installed.
+    """
+    if run.config.evaluate and run.config.evaluate.suites:
+        for each in checked(run.config.evaluate.suites).missing:
+            show(f"evaluate.suites.tasks: {each['task']!r} {each['reason']}; it will have no score")
+
+
 def refuse_lanes(run: ResolvedRun, compare: CompareSettings) -> None:
     """Raise SettingsError for a lane of a comparison that cannot be trained."""
     if "pi_long" in compare.lanes:
@@ -170,7 +182,7 @@ def long_rows(run: ResolvedRun) -> tuple[int, int]:
     Raises:
         SettingsError: If a step holds no whole number of such rows.
     """
-    window = int(run.config.positions.max_scale * run.base_context_length)
+    window = run.longest
     tokens = run.config.train.batch_sequences * run.config.data.window
     if tokens % window:
         raise SettingsError(

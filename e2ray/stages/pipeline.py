@@ -32,7 +32,7 @@ from e2ray.stages.run import (
     tell_ignored,
     tell_unmeasured,
 )
-from e2ray.stages.suites import SAMPLES, SUITES, check_suites, suites
+from e2ray.stages.suites import SAMPLES, SUITES, suites
 from e2ray.stages.train import base_of, own_task, prepare, train
 from e2ray.train import launch
 from e2ray.train.environment import write_environment
@@ -46,7 +46,7 @@ def run_stages(run: ResolvedRun, stages: Sequence[str]) -> None:
     """Run the named stages in order on a cluster; their results lie in the run's folder and under storage."""
     training = bool({"pretrain", "train"} & set(stages))
     if "suites" in stages:
-        check_suites(run)  # before the hours of a training
+        checks.check_suites(run)  # before the hours of a training
     if training:
         checks.refuse_before_start(run)
     if "train" in stages and not (run.folder / "model").is_dir():

@@ -8,26 +8,15 @@ from e2ray import files
 from e2ray.config.model import Model
 from e2ray.config.suites import SuiteSettings
 from e2ray.evaluate.asking import ask_suites
-from e2ray.evaluate.suites import checked, versions
+from e2ray.evaluate.suites import versions
 from e2ray.evaluate.weights import read_scales
 from e2ray.stages.evaluate import models_of, reading_of
 from e2ray.stages.remote import remote_each, wants_gpu
-from e2ray.stages.run import ResolvedRun, show
+from e2ray.stages.run import ResolvedRun
 from e2ray.train.environment import environment
 from e2ray.train.record import now
 
 SUITES, SAMPLES = "suites.json", "suites-samples.jsonl"
-
-
-def check_suites(run: ResolvedRun) -> None:
-    """Say of each task of the run's suites that cannot be asked why not.
-
-    Raises:
-        SettingsError: If none can be, a folder is not there, or what asks them is not installed.
-    """
-    if run.config.evaluate and run.config.evaluate.suites:
-        for each in checked(run.config.evaluate.suites).missing:
-            show(f"evaluate.suites.tasks: {each['task']!r} {each['reason']}; it will have no score")
 
 
 def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: Model) -> Mapping[str, object]:
