@@ -19,10 +19,10 @@ from e2ray.search import progress, tune
 from e2ray.search.shared import share
 from e2ray.search.study import Measured, Study
 from e2ray.serve.profiles import make_profile
+from e2ray.stages import checks, pipeline
 from e2ray.stages import compare as comparing
 from e2ray.stages import evaluate as evaluation
 from e2ray.stages import export as exporting
-from e2ray.stages import checks, pipeline
 from e2ray.stages import train as training
 from e2ray.train import launch
 
