@@ -21,7 +21,7 @@ from e2ray.core.scales import paper_scale
 from e2ray.data.shards import ShardSet, read_manifest
 from e2ray.evaluate.documents import first_unseen
 from e2ray.report.sections.coverage import draw_coverage
-from e2ray.report.study import write_study
+from e2ray.report.study.page import write_study
 from e2ray.search import tune as trials
 from e2ray.search.exports import write_recipes, write_tables
 from e2ray.search.journal import JOURNAL, end_path, verified

@@ -15,7 +15,7 @@ import pytest
 
 from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import write_report
-from e2ray.report.study import write_study
+from e2ray.report.study.page import write_study
 from e2ray.testing.runs import asked, begun, evaluated
 from e2ray.testing.studies import made_up
 

@@ -10,12 +10,17 @@ from matplotlib.figure import Figure
 
 from e2ray.report.frame.text import count, duration, nats, number
 from e2ray.report.sections.draws import settings_words
-from e2ray.report.space_pictures import NOT_USED, draw_parallel, draw_ranges, draw_slices
-from e2ray.report.study import PICTURES, write_study
-from e2ray.report.study_pictures import draw_pareto, draw_rungs, draw_surfaces
-from e2ray.report.study_tables import measurement, searched_words
-from e2ray.report.study_terms import correlation_words, difference, difference_words, range_words
-from e2ray.report.study_words import conclusion, findings
+from e2ray.report.study.against import conclusion
+from e2ray.report.study.method import measurement
+from e2ray.report.study.page import PICTURES, SECTIONS, write_study
+from e2ray.report.study.parallel import NOT_USED, draw_parallel
+from e2ray.report.study.pareto import draw_pareto
+from e2ray.report.study.progress import draw_rungs
+from e2ray.report.study.ranges import draw_ranges
+from e2ray.report.study.section import Reported
+from e2ray.report.study.slices import draw_slices
+from e2ray.report.study.surfaces import draw_surfaces
+from e2ray.report.study.terms import correlation_words, difference, difference_words, range_words, searched_words
 from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import Noise
 from e2ray.search.results import results as follow
@@ -48,6 +53,10 @@ def follows(study, records, importances=None):
 
 def text_of(path):
     return " ".join(" ".join(read(path.read_text(encoding="utf-8")).texts).split())
+
+
+def findings(study):
+    return [point for section in SECTIONS for point in section.findings(Reported(study, COMMAND))]
 
 
 def said(study):

@@ -85,12 +85,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with a text for those who cannot see it and a caption for those who can."""
+    """A PNG, a text for those who cannot see it and a caption for those who can; `file` names it beside the page."""
 
     form: ClassVar[str] = "picture"
     png: bytes
     alt: str
     caption: str
+    file: str = ""
 
     @property
     def base64(self) -> str:

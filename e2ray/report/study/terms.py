@@ -10,17 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from e2ray.config.methods import NAMED
 from e2ray.config.search import PAPER
-from e2ray.report.frame.text import nats, number, plural
+from e2ray.report.frame.text import nats, number, plural, plus_minus
 from e2ray.search.objectives import ASKED
 from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import StudyResults, TrialRecord
 
 HINT = 2.0  # a difference up to so many times its noise is a hint, a larger one a finding
 FEW_TRIALS = 10  # a rank correlation of fewer says little
+TITLES = {"retrieval": "Passkeys", "answer_nll": "Answers"}
 TRUSTED = 0.8  # a rank correlation from which a rung's order is called trustworthy
 
 
@@ -147,17 +146,35 @@ def last_rows(record: TrialRecord) -> Grid:
     return {(r["window"], round(r["scale"], 6)): (r["nll"], r["stderr"]) for r in record.curves if r["step"] == last}
 
 
-def share_of_range(value: float, spec: Mapping[str, Any]) -> float:
-    """Return where a number stands in its searched interval, 0 to 1, logarithmic where the search is."""
-    low, high = spec["low"], spec["high"]
-    if low == high:
-        return 0.5
-    if spec.get("log"):
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
+def searched_words(spec: Mapping[str, Any]) -> str:
+    """Return what was searched of a setting: `0.0003 to 0.003, log`, its options, and when it applies."""
+    if not spec:
+        return "not in the space"
+    if spec["kind"] == "choice":
+        words = ", ".join(number(option) for option in spec["options"])
+    else:
+        words = f"{number(spec['low'])} to {number(spec['high'])}" + (", log" if spec.get("log") else "")
+        words += ", whole" if spec["kind"] == "int" else ""
+    when = spec.get("when") or {}
+    told = [f"{short_name(path)} is {' or '.join(number(value) for value in values)}" for path, values in when.items()]
+    return f"{words}; where {' and '.join(told)}" if told else words
 
 
-def upper_limit(values: Sequence[float]) -> float:
-    """Return the top of an axis that shows the low values well and cuts far outliers off."""
-    low, middle, high = (float(q) for q in np.quantile(values, (0.0, 0.5, 1.0)))
-    return min(high, low + 2.5 * max(middle - low, 1e-3))
+def with_noise(value: float | None, noise: float | None, *, signed: bool = False) -> str:
+    """Return a cell: the number, with its noise where that was measured; the caption says where it was not."""
+    if value is not None and noise is None:
+        return f"{value:{'+' if signed else ''}.3f}"
+    return plus_minus(value, noise, signed=signed)
+
+
+def answered(name: str, found: float | None, noise: float | None = None) -> str:
+    """Return a cell of an objective of the retrieval grid."""
+    if name == "retrieval":
+        return _share(found, noise)
+    return "missing" if found is None else with_noise(found, noise)
+
+
+def _share(found: float | None, noise: float | None = None) -> str:
+    if found is None:
+        return "missing"
+    return f"{100 * found:.0f} %" if noise is None else f"{100 * found:.1f} ± {100 * noise:.1f} %"
