@@ -124,8 +124,8 @@ def train(job: tuple[str, int, RunConfig]) -> dict[str, Any]:
     from e2ray.core.methods.registry import method_of
     from e2ray.core.model import build_model
     from e2ray.core.rope import RotaryHook
-    from e2ray.search.study import Plan
     from e2ray.search.trial import Workbench
+    from e2ray.search.trial_plan import Plan
 
     torch.set_num_threads(1)
     name, seed, config = job

@@ -112,7 +112,7 @@ class Grid:
     """Every point of a space, in the place of a study: nothing is stopped, everything is kept."""
 
     def __init__(self, study: Any, points: list[dict[str, Any]]) -> None:
-        from e2ray.search.study import Plan
+        from e2ray.search.trial_plan import Plan
 
         self.study, self.search, self.name = study, study.search, study.name
         self.waiting = [
@@ -186,7 +186,8 @@ def replay(config: RunConfig, values: dict[tuple[Any, ...], dict[int, float]], s
 
     None if all trials went by without one.
     """
-    from e2ray.search.study import Measured, Study
+    from e2ray.search.study import Study
+    from e2ray.search.trial_plan import Measured
 
     wanted = WITHIN * min(value[STEPS] for value in values.values())
     recipe = config.model_dump(mode="json") | {"seed": seed}

@@ -17,7 +17,8 @@ from e2ray.core.methods.registry import method_of
 from e2ray.evaluate import asking
 from e2ray.search import progress, tune
 from e2ray.search.shared import share
-from e2ray.search.study import Measured, Study
+from e2ray.search.study import Study
+from e2ray.search.trial_plan import Measured
 from e2ray.serve.profiles import make_profile
 from e2ray.stages import checks, pipeline
 from e2ray.stages import compare as comparing

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from peft import PeftModel
 from torch import Tensor, nn
 
 from e2ray.core.losses import CHUNK_ELEMENTS
@@ -119,7 +118,8 @@ def _layers_done(model: nn.Module, tokens: Int[Tensor, "batch tokens"]) -> Itera
     Raises:
         ValueError: If the model has no layers apart from its head.
     """
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    unwrapped = getattr(model, "get_base_model", None)  # peft's
+    inner: Any = unwrapped() if unwrapped else model
     layers = getattr(inner, "base_model", inner)
     if layers is inner:
         raise ValueError(f"{type(model).__name__} has no layers apart from its head; give a causal language model")

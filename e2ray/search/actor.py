@@ -27,7 +27,7 @@ def opened(what: bytes) -> Any:
 class TrialActor(tune.Trainable):
     """Runs trial after trial of one worker.
 
-    Its `config` holds `number` (of the trial), `shared` and `plan` (packed, see `trial.Shared` and `study.Plan`),
+    Its `config` holds `number` (of the trial), `shared` and `plan` (packed, see `trial.Shared` and `trial_plan.Plan`),
     `threads` and `beats` (where it says that it lives).
     """
 

@@ -18,7 +18,7 @@ from e2ray.evaluate.perplexity import OUT_OF_MEMORY, surface
 from e2ray.evaluate.retrieval import accuracy
 from e2ray.search.objectives import ASKED, long_windows
 from e2ray.search.shared import Shared
-from e2ray.search.study import Measured, Plan
+from e2ray.search.trial_plan import Measured, Plan
 from e2ray.train import checkpoint
 from e2ray.train.engine import Engine
 

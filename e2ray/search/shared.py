@@ -5,7 +5,7 @@ from pathlib import Path
 
 from e2ray.config.resolved import ResolvedConfig, ResolvedEvaluate
 from e2ray.config.retrieval import RetrievalSettings
-from e2ray.search.study import Plan
+from e2ray.search.trial_plan import Plan
 from e2ray.train.bench import tried
 from e2ray.train.task import Task
 

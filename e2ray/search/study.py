@@ -12,7 +12,6 @@ reason. The published methods are asked for first and run to their end.
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from e2ray.search.objectives import ASKED, cell_nll, long_of, long_windows, mini
 from e2ray.search.record import State, StudyFacts, TrialRecord
 from e2ray.search.results import front
 from e2ray.search.rungs import verdict
+from e2ray.search.trial_plan import Measured, Plan
 
 STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
@@ -46,48 +46,6 @@ STATES: dict[TrialState, State] = {
 }
 
 _COPY = "put it back from a copy, or choose another name"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One trial to run: the recipe it trains with and the steps at which it is measured.
-
-    `front` holds what the full trials so far found, (long, NLL at L) of each that no other beats on both.
-    """
-
-    number: int
-    config: RunConfig
-    rungs: tuple[int, ...]
-    baseline: str | None
-    repeat: int | None
-    params: dict[str, Any]
-    front: tuple[tuple[float, float], ...] = ()
-
-    def may_lead(self, cells: Sequence[Mapping[str, Any]], windows: Sequence[int], base_context_length: int) -> bool:
-        """Return whether none of the front is at least as good on both objectives as a trial with these cells."""
-        long, short = long_of(cells, windows, base_context_length), cell_nll(cells, base_context_length, 1.0)
-        return not any(other[0] <= long and other[1] <= short for other in self.front)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a trial's worker found at a step.
-
-    Attributes:
-        step: Updates made.
-        cells: Rows {window, scale, nll, stderr, tokens, documents, stride}.
-        asked: By objective of the retrieval grid what was found, None where the study does not ask.
-        tokens: Tokens trained on so far.
-        seconds: Wall time of training and evaluation so far.
-        loss: Training loss since the last logged step; None where no row had a finite one.
-    """
-
-    step: int
-    cells: list[dict[str, Any]]
-    asked: dict[str, float | None]
-    tokens: int
-    seconds: float
-    loss: float | None
 
 
 class _Backend(Journal, BaseJournalBackend):

@@ -20,7 +20,7 @@ from e2ray.data.shards import ShardSet
 from e2ray.evaluate.loaded import LoadedModel
 from e2ray.search.examiner import Examiner, measure
 from e2ray.search.shared import Shared
-from e2ray.search.study import Plan
+from e2ray.search.trial_plan import Plan
 from e2ray.train.bench import Bench, GaugesOf
 from e2ray.train.engine import Engine
 from e2ray.train.heartbeat import Heartbeat

@@ -8,7 +8,8 @@ import optuna
 import pytest
 
 from e2ray.search.journal import JOURNAL, mend
-from e2ray.search.study import Measured, Study
+from e2ray.search.study import Study
+from e2ray.search.trial_plan import Measured
 
 LENGTH = 32
 WINDOWS = (32, 64, 128)

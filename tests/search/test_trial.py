@@ -18,8 +18,8 @@ from e2ray.evaluate.documents import select_documents
 from e2ray.evaluate.perplexity import surface
 from e2ray.search import examiner
 from e2ray.search.examiner import measured
-from e2ray.search.study import Plan
 from e2ray.search.trial import Rungs, Workbench, examine_base
+from e2ray.search.trial_plan import Plan
 from e2ray.train import worker
 from e2ray.train.record import read_metrics
 from e2ray.train.trackers import located
