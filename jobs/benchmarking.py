@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,26 +73,47 @@ def memory_mib(process: psutil.Process) -> float:
     return total_kib / 1024
 
 
-def watched(arguments: list[str], *, log: Path, every_s: float = 1.0) -> tuple[float, float]:
-    """Run a Python program to its end and return its seconds and the peak memory of all its processes in MiB.
+def observed(
+    command: Sequence[str],
+    *,
+    folder: Path,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    every_s: float | None = 1.0,
+) -> tuple[float, float, int]:
+    """Run a command to its end and return its seconds, the peak memory of all its processes in MiB, its exit code.
 
     Args:
-        arguments: Program and arguments, from the root of the source tree.
-        log: Where its output goes; its end is shown if it fails.
+        command: Program and arguments.
+        folder: Where it runs.
+        log: Where its output goes.
+        environment: Of the program; None: this process's.
         every_s: Seconds between two looks at the memory. Reading the maps of a dozen large processes takes a tenth of a
-            second of a core, which where time is measured is a tenth of one taken away.
+            second of a core, which where time is measured is a tenth of one taken away. None: the memory is not looked
+            at, and its peak is 0.
     """
     began = time.perf_counter()
     with log.open("w") as output:
-        root = RESULTS.parents[1]
-        child = subprocess.Popen([sys.executable, *arguments], cwd=root, stdout=output, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=environment)
         process, peak = psutil.Process(child.pid), 0.0
         while child.poll() is None:
-            peak = max(peak, memory_mib(process))
-            time.sleep(every_s)
-    if child.returncode:
+            try:
+                child.wait(every_s)
+            except subprocess.TimeoutExpired:
+                peak = max(peak, memory_mib(process))
+    return time.perf_counter() - began, peak, child.returncode
+
+
+def watched(arguments: list[str], *, log: Path, every_s: float = 1.0) -> tuple[float, float]:
+    """Run a Python program from the root of the source tree; return its seconds and peak memory as `observed` does.
+
+    The end of its output is shown if it fails.
+    """
+    command = [sys.executable, *arguments]
+    seconds, peak, code = observed(command, folder=RESULTS.parents[1], log=log, every_s=every_s)
+    if code:
         raise SystemExit(log.read_text()[-3000:])
-    return time.perf_counter() - began, peak
+    return seconds, peak
 
 
 def goal(name: str, value: float, *, at_most: float | None = None, at_least: float | None = None) -> dict[str, Any]:

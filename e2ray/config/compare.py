@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from e2ray.config.base import Seed, Settings, Text
-from e2ray.config.methods import NAMED, TRAINED, UNTRAINED
+from e2ray.config.methods import NAMED, TRAINED, UNTRAINED, UntrainedLane
 from e2ray.config.positions import PositionSettings
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.config.train import AnyObjective
 
 if TYPE_CHECKING:
     TrainedLane = str
-    UntrainedLane = str
 else:
-    TrainedLane, UntrainedLane = Literal[TRAINED], Literal[tuple(UNTRAINED)]
+    TrainedLane = Literal[TRAINED]
 LANE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _,+-]{0,59}")
 UNTOUCHED = "base"  # the lane that is always there
 FIXED_SCALE = tuple(lane for lane in TRAINED if NAMED[lane].one_scale)

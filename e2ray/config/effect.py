@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from e2ray.config.compare import CompareSettings
 from e2ray.config.data import DataSettings, HuggingFaceSource, PretrainedTokenizer
 from e2ray.config.evaluate import EvaluateSettings
-from e2ray.config.methods import RampPowerMethod, YarnMethod
+from e2ray.config.methods import UNTRAINED, RampPowerMethod, YarnMethod
 from e2ray.config.model import PretrainedModel
 from e2ray.config.positions import (
     BetaScale,
@@ -48,6 +48,8 @@ def without_effect(config: RunConfig, base_context_length: int) -> list[str]:
         told += _train("pretrain", config.pretrain)
     if config.evaluate:
         told += _evaluate(config.evaluate)
+        own = [lane for lane in config.evaluate.untrained if UNTRAINED[lane] == config.positions.method]
+        told += [_idle("evaluate.untrained", lane, "positions.method reads the base so anyway") for lane in own]
     if config.export and config.export.scale == "paper" and config.evaluate is None:
         told.append(_idle("export.scale", "paper", "evaluate is null, so that no other scale is measured"))
     if config.compare:

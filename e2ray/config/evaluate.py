@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from e2ray.config.base import LARGEST_SCALE, Settings
+from e2ray.config.methods import UntrainedLane
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.config.suites import SuiteSettings
 
@@ -17,6 +18,12 @@ class EvaluateSettings(Settings):
     )
     scales: tuple[float, ...] | None = Field(
         None, strict=False, min_length=1, description="g; null: 1, 2, 4, ... up to max_scale."
+    )
+    untrained: tuple[UntrainedLane, ...] = Field(
+        (),
+        strict=False,
+        description="Extensions that need no training, by which the base is read too, each window at the scale W / L; "
+        "the run's own method is read anyway.",
     )
     documents: int = Field(32, ge=1, description="Held-out documents scored at most.")
     skip_documents: int = Field(
@@ -51,6 +58,13 @@ class EvaluateSettings(Settings):
     def _increasing(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is not None and (list(value) != sorted(set(value)) or value[0] < 1):
             raise ValueError(f"must be increasing and at least 1, got {list(value)}")
+        return value
+
+    @field_validator("untrained")
+    @classmethod
+    def _each_once(cls, value: tuple[UntrainedLane, ...]) -> tuple[UntrainedLane, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"must name each once, got {list(value)}")
         return value
 
     @field_validator("windows")

@@ -201,3 +201,12 @@ NAMED: dict[str, Draws] = {
 PRESETS = tuple(name for name, draws in NAMED.items() if draws.preset)
 PUBLISHED = tuple(name for name in PRESETS if NAMED[name].published)
 TRAINED = tuple(name for name, draws in NAMED.items() if draws.lane)
+if TYPE_CHECKING:
+    UntrainedLane = str
+else:
+    UntrainedLane = Literal[tuple(UNTRAINED)]
+
+
+def untrained_model(lane: str) -> str:
+    """Return what the rows of an evaluation call the base as a lane reads it without training."""
+    return f"base_{lane}"

@@ -139,6 +139,11 @@ class RunConfig(Settings):
                 f"data.window: must equal model.base_context_length ({self.model.base_context_length}) where the "
                 f"recipe pretrains, since both trainings read the same rows, got {self.data.window}"
             )
+        if self.evaluate and self.evaluate.untrained and getattr(self.model, "base_scaling", None) == "keep":
+            raise ValueError(
+                "evaluate.untrained: extends plain RoPE, and model.base_scaling is keep; set it to replace, or leave "
+                "evaluate.untrained out"
+            )
         if self.compare:
             self._check_compare(self.compare)
         if self.search:

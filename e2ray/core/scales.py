@@ -9,6 +9,7 @@ from typing import Any
 
 from e2ray.config.compare import FIXED_SCALE, UNTOUCHED
 from e2ray.config.positions import PositionSettings
+from e2ray.core.methods.ntk import DynamicNtk
 
 
 def paper_scale(window: int, base_context_length: int) -> float:
@@ -35,6 +36,13 @@ def lane_scale(lane: str, window: int, base_context_length: int, max_scale: floa
     if lane == UNTOUCHED:
         return 1.0
     return max_scale if lane in FIXED_SCALE else paper_scale(window, base_context_length)
+
+
+def untrained_scale(lane: str, window: int, base_context_length: int, max_scale: float) -> float:
+    """Return the scale that a lane without training reads a window at, which for dynamic NTK is made of G and W."""
+    if lane == "dynamic_ntk":
+        return DynamicNtk.scale_of(max_scale, window, base_context_length)
+    return lane_scale(lane, window, base_context_length, max_scale)
 
 
 def row_scale(row: Mapping[str, Any]) -> float:

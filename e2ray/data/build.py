@@ -1,7 +1,7 @@
 """The making of one folder of shards: the tokenizer, documents that are taken or left out, rows, the manifest."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from e2ray.data.corpus import Document, Item, read_item
 from e2ray.data.duplicates import NearDuplicates
 from e2ray.data.identity import TokenizerSource, is_held_out, refuse_short_rows
 from e2ray.data.order import shares
+from e2ray.data.pace import Pace
 from e2ray.data.packing import Packer
 from e2ray.data.parts import Keeper, Parts
 from e2ray.data.rows import PackedRows, TrainRows, ValidationRows
@@ -36,13 +37,14 @@ class Build:
         settings: DataSettings,
         folder: Path,
         source: TokenizerSource,
-        progress: Callable[[str], None],
+        pace: Pace,
         parts: Parts,
     ) -> None:
         self.parts, self.sources = parts, 0
         self.duplicates = NearDuplicates(settings.near_duplicates) if settings.near_duplicates else None
         self.num_repeated = 0
-        self.settings, self.folder, self.source, self.progress = settings, folder, source, progress
+        self.settings, self.folder, self.source = settings, folder, source
+        self.pace, self.progress = pace, pace.tell
         self.validation = ValidationRows(folder, shard_rows=settings.shard_rows)
         self.lengths: dict[str, list[int]] = {"train": [], "validation": []}
         self.skipped: list[str] = []
@@ -110,6 +112,7 @@ class Build:
     def add(self, items: list[Item], source: Source, *, held_out: bool) -> None:
         """Tokenise a source's `items` and write their documents; all of them to validation if `held_out`."""
         before, found, reported = self.num_documents, 0, time.monotonic()
+        behind = self.pace.done
         left_out = self._left_out()
         chosen = not isinstance(source, PasskeySource)
         self.started = self.started or reported
@@ -120,10 +123,13 @@ class Build:
                     self._skip(reason)
                 else:
                     self._add_document(name, row, source, held_out=held_out or (chosen and self._held_out(name)))
+            if table.num_rows:
+                self.pace.done = behind + table.column("item")[-1].as_py()
             now = time.monotonic()
             if now - reported >= PROGRESS_S:
                 reported = now
                 self._report()
+        self.pace.done = behind + len(items)
         if self.num_documents > before:
             self._report()
         elif source.weight is None:
@@ -200,6 +206,7 @@ class Build:
         self.progress(
             f"prepare: {self.num_documents:,} documents, {self.num_tokens:,} tokens, {tokens_per_second:,.0f} tokens/s"
             + "".join(f", {count} {reason}" for reason, count in self._left_out().items() if count)
+            + f"; {self.pace.state}"
         )
 
     def _skip(self, reason: str) -> None:

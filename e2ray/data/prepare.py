@@ -16,6 +16,7 @@ from e2ray.data import tokenizer as tokenizers
 from e2ray.data.build import Build
 from e2ray.data.corpus import list_items, source_files
 from e2ray.data.identity import TokenizerSource, is_held_out, shards_digest
+from e2ray.data.pace import Pace
 from e2ray.data.parts import Parts
 from e2ray.data.shards import ShardSet
 from e2ray.data.unpack import Limits
@@ -38,7 +39,7 @@ def prepare(
         settings: The corpus, the window and the split.
         folder: Becomes the folder of shards; an older one made by `prepare` is replaced.
         tokenizer_source: A tokenizer to load, or to train on the training documents.
-        progress: Gets one line every few seconds.
+        progress: Gets one line every few seconds, with done, total and time left.
 
     Raises:
         SettingsError: If a source, a document (`on_bad: error`), the tokenizer or the disk does not do, no whole row
@@ -68,9 +69,10 @@ def prepare(
             if left.name != kept:
                 shutil.rmtree(left, ignore_errors=True)
         parts = Parts(folder.with_name(kept))
+        pieces = sum(len(part) for part in (*items, *held_out))
         try:
-            with files.atomic_folder(folder) as aside:
-                build = Build(settings, aside, tokenizer_source, progress, parts)
+            with files.atomic_folder(folder) as aside, Pace(progress, "prepare", total=pieces, unit="pieces") as pace:
+                build = Build(settings, aside, tokenizer_source, pace, parts)
                 build.make_tokenizer([item for part in items for item in part])
                 for source, part in zip(settings.corpus, items, strict=True):
                     build.add(part, source, held_out=False)

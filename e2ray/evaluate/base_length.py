@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import nn
 
 from e2ray.core.rope import RotaryHook
+from e2ray.data.pace import Pace, Progress
 from e2ray.evaluate.by_length import token_nlls
-from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
 from e2ray.evaluate.perplexity import is_out_of_memory
 
@@ -76,30 +76,27 @@ def measure_base(
     chosen = [document[: windows[-1]] for document in documents if len(document) >= windows[-1]][:most]
     scored = max(1, windows[0] // 2)
     sums: dict[int, Float[np.ndarray, " documents"]] = {}
-    reason, tell = None, progress or (lambda line: None)
-    tell(f"base: reading {len(chosen)} documents at {', '.join(f'{window:,}' for window in windows)} tokens each")
-    for window in windows:
-        try:
-            nll = token_nlls(
-                model,
-                hook,
-                [document[-window:] for document in chosen],
-                window=window,
-                scale=1.0,
-                batch_tokens=max(batch_tokens, window),
-                device=device,
-            )
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = f"{window} tokens do not fit into memory"
-            break
-        sums[window] = nll[:, -scored:].mean(axis=1, dtype=np.float64)
-        if not np.isfinite(sums[window]).all():
-            del sums[window]
-            reason = f"its NLL at {window} tokens is no finite number"
-            break
-        tell(f"base: NLL {sums[window].mean():.3f} at {window:,} tokens")
+    reason, total = None, sum(windows) * len(chosen)
+    with Pace(progress, "base: reading", total=total, unit="tokens") as pace:
+        pace.tell(f"base: reading {len(chosen)} documents at {', '.join(f'{w:,}' for w in windows)} tokens each")
+        for window in windows:
+            ends = [document[-window:] for document in chosen]
+            size = max(batch_tokens, window)
+            try:
+                nll = token_nlls(
+                    model, hook, ends, window=window, scale=1.0, batch_tokens=size, device=device, pace=pace
+                )
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = f"{window} tokens do not fit into memory"
+                break
+            sums[window] = nll[:, -scored:].mean(axis=1, dtype=np.float64)
+            if not np.isfinite(sums[window]).all():
+                del sums[window]
+                reason = f"its NLL at {window} tokens is no finite number"
+                break
+            pace.tell(f"base: NLL {sums[window].mean():.3f} at {window:,} tokens")
     found["reason"] = reason
     if len(sums) < 2:
         return found

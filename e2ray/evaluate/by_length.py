@@ -19,7 +19,7 @@ from torch import nn
 
 from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
-from e2ray.evaluate.documents import Progress
+from e2ray.data.pace import Pace, Progress
 from e2ray.evaluate.intervals import ratio_interval
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, is_out_of_memory
 from e2ray.evaluate.scoring import forward_nll
@@ -114,23 +114,34 @@ def length_passes(
     """
     found = []
     which = np.arange(len(documents)) if numbers is None else np.asarray(numbers)
-    for scale in scales:
-        nll = None
-        for window in sorted(windows, reverse=True):
-            try:
-                nll = token_nlls(
-                    model, hook, documents, window=window, scale=scale, batch_tokens=batch_tokens, device=device
-                )
-                break
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-        reached = 0 if nll is None else nll.shape[1] + 1
-        if reached < max(windows) and progress is not None:
-            beyond = f" beyond {reached} tokens" if reached else ""
-            progress(f"{name}: NLL by length at scale {scale:g}{beyond} left out: {OUT_OF_MEMORY}")
-        if nll is not None:
-            found.append(LengthPass(name, float(scale), which, nll))
+    longest = max(windows)
+    tokens = longest * len(documents)
+    with Pace(progress, f"{name}: reading by length", total=len(scales) * tokens, unit="tokens") as pace:
+        for number, scale in enumerate(scales):
+            nll = None
+            for window in sorted(windows, reverse=True):
+                pace.done = number * tokens
+                try:
+                    nll = token_nlls(
+                        model,
+                        hook,
+                        documents,
+                        window=window,
+                        scale=scale,
+                        batch_tokens=batch_tokens,
+                        device=device,
+                        pace=pace,
+                    )
+                    break
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+            reached = 0 if nll is None else nll.shape[1] + 1
+            if reached < longest:
+                beyond = f" beyond {reached} tokens" if reached else ""
+                pace.tell(f"{name}: NLL by length at scale {scale:g}{beyond} left out: {OUT_OF_MEMORY}")
+            if nll is not None:
+                found.append(LengthPass(name, float(scale), which, nll))
     return found
 
 
@@ -162,6 +173,7 @@ def token_nlls(
     scale: float,
     batch_tokens: int,
     device: torch.device | str,
+    pace: Pace | None = None,
 ) -> np.ndarray:
     """Return float32 [documents, window - 1]: the NLL of every token but the first of each document's first `window`.
 
@@ -173,6 +185,7 @@ def token_nlls(
         scale: g >= 1, the divisor of positions.
         batch_tokens: Tokens of one forward, at least one window.
         device: Where the model stands.
+        pace: Counts the tokens read.
 
     Raises:
         SettingsError: If a document is shorter than the window.
@@ -189,6 +202,8 @@ def token_nlls(
             for first in range(0, len(documents), size):
                 rows = np.stack([document[:window] for document in documents[first : first + size]])
                 found.append(forward_nll(model, torch.from_numpy(rows.astype(np.int64)).to(device)).cpu().numpy())
+                if pace is not None:
+                    pace.add(rows.size)
     finally:
         model.train(was_training)
     return np.concatenate(found)

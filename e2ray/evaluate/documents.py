@@ -1,14 +1,13 @@
 """Which held-out documents every cell of an evaluation scores, and which windows they can fill."""
 
 import hashlib
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Sequence, Sized
 
 import numpy as np
 
 from e2ray.config.base import SettingsError
 from e2ray.config.resolved import ResolvedEvaluate
-
-Progress = Callable[[str], None]
+from e2ray.data.pace import Progress
 
 
 def reachable_windows(

@@ -23,8 +23,8 @@ class Findings:
     """What was found on the documents of a run, before and after retrieval was asked.
 
     Attributes:
-        sums: Of all cells.
-        cells: Their figures.
+        sums: Of the cells of both models.
+        cells: Figures of these, and of the base as further methods read it without training.
         by_length: NLL by context length, at every scale.
         verdict: What `evaluate.verdict` says, with the protocol.
         scales: The content of scales.json.
@@ -69,7 +69,7 @@ def findings(
     """Return what was found.
 
     Args:
-        sums: Of every cell, over all documents.
+        sums: Of every cell, over all documents, those of further methods without training among them.
         passes: By length, over all documents.
         settings: What was measured.
         model: The folder of the tuned model, whose weights are named.
@@ -79,6 +79,7 @@ def findings(
         removed: What removing the base's own scaling did; None where the base is the checkpoint.
     """
     cells = [cell(each) for each in sums]
+    sums = [each for each in sums if each.model in ("base", "tuned")]
     found = verdict(cells, base_context_length, removed=removed, method=method_of(method).label)
     weights = {"weights_digest": weights_digest(model)}
     found["protocol"] |= {**text, **weights}

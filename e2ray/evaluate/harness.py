@@ -57,6 +57,7 @@ class ScaledLM(TemplateLM):
 
     Attributes:
         placed: How each request was read, by task, number of the document, prompt and given answer.
+        answered: Called with the share of the requests in hand that are answered.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class ScaledLM(TemplateLM):
         self._batch_tokens, self._prefill_tokens, self._seed = batch_tokens, prefill_tokens, seed
         self._reading: list[Any] = []
         self.placed: dict[Key, Placed] = {}
+        self.answered: Callable[[float], None] = lambda share: None
 
     @property
     def eot_token_id(self) -> int:
@@ -158,7 +160,8 @@ class ScaledLM(TemplateLM):
         if not all(answer for _, _, answer in requests):
             raise RefusedError("an answer has no token of its own behind its prompt, so it has no likelihood")
         rows = self._fitted([(prompt, len(answer)) for _, prompt, answer in requests])
-        scored = self._scored([(prompt, answer) for (prompt, _), (_, _, answer) in zip(rows, requests, strict=True)])
+        asked = [(prompt, answer) for (prompt, _), (_, _, answer) in zip(rows, requests, strict=True)]
+        scored = self._scored(asked, self.answered)
         for request, (prompt, cut), (_, _, answer) in zip(self._reading, rows, requests, strict=True):
             tokens = len(prompt) + len(answer)
             self._note(request, Placed(tokens, 0, self._reader.scale_of(tokens), cut))
@@ -193,6 +196,7 @@ class ScaledLM(TemplateLM):
             length = max((len(context) + len(answer) for context, answer in windows), default=0)
             self._note(request, Placed(length, 0, self._reader.scale_of(max(1, length)), windows=len(windows)))
             found.append(sum(score for score, _ in self._scored(windows)))
+            self.answered(len(found) / len(requests))
         return found
 
     @torch.inference_mode()
@@ -215,6 +219,7 @@ class ScaledLM(TemplateLM):
             self._note(request, Placed(len(prompt), room, scale, cut))
             torch.manual_seed(self._seed + number)
             found.append(self._written(prompt, scale, until, room, how))
+            self.answered(len(found) / len(requests))
         return found
 
     def _written(self, prompt: list[int], scale: float, until: Sequence[str], room: int, how: Mapping[str, Any]) -> str:
@@ -266,7 +271,9 @@ class ScaledLM(TemplateLM):
             for (prompt, _), excess, begin in zip(rows, over, begins, strict=True)
         ]
 
-    def _scored(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    def _scored(
+        self, rows: Sequence[tuple[list[int], list[int]]], answered: Callable[[float], None] = lambda share: None
+    ) -> list[tuple[float, bool]]:
         """Return log-likelihood and greediness of each answer behind its prompt."""
         by_scale: dict[float, list[int]] = {}
         for number, (prompt, answer) in enumerate(rows):
@@ -281,9 +288,11 @@ class ScaledLM(TemplateLM):
             with self._reader.hook.applied(scale):
                 for batch in _batches(longer, lambda n: len(rows[n][0]) + len(rows[n][1]), self._batch_tokens):
                     found |= dict(zip(batch, self._forward([rows[number] for number in batch]), strict=True))
+                    answered(len(found) / len(rows))
                 for prompts in _batches(list(short), len, self._batch_tokens):
                     each = self._next(prompts, [[rows[number][1][0] for number in short[one]] for one in prompts])
                     found |= dict(zip([number for one in prompts for number in short[one]], each, strict=True))
+                    answered(len(found) / len(rows))
         return [found[number] for number in range(len(rows))]
 
     def _next(self, prompts: Sequence[tuple[int, ...]], answers: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:

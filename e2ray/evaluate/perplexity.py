@@ -10,7 +10,7 @@ the rotary hook.
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
-from e2ray.evaluate.documents import Progress, too_short
+from e2ray.data.pace import Pace, Progress
+from e2ray.evaluate.documents import too_short
 from e2ray.evaluate.intervals import ratio_interval, ratio_stderr
 from e2ray.evaluate.scoring import forward_nll
 
@@ -40,7 +41,7 @@ class Cell:
     """One cell of the surface: a model read in windows of `window` tokens at one scale.
 
     Attributes:
-        model: `tuned` or `base`.
+        model: `tuned`, `base`, or `base_` and the name of a lane without training.
         window: W, tokens of a window.
         scale: g >= 1, the divisor of positions.
         nll: Nats per token, over all scored tokens.
@@ -145,7 +146,7 @@ def document_sums(
     documents: Sequence[np.ndarray],
     *,
     windows: Sequence[int],
-    scales: Sequence[float],
+    scales: Sequence[float] | Callable[[int], Sequence[float]],
     stride: int,
     batch_tokens: int,
     device: torch.device | str,
@@ -162,13 +163,13 @@ def document_sums(
         hook: The rotary hook of `model`, not applied.
         documents: Integer tokens of shape [length] each, as `select_documents` returns them.
         windows: W in tokens, each at least 2.
-        scales: g, each at least 1.
+        scales: g, each at least 1; a function tells those of a window.
         stride: S, tokens a window moves on.
         batch_tokens: Tokens of one forward, at least one window.
         device: Where the model stands.
         name: `tuned` or `base`, written into the results.
         numbers: The documents' numbers among those that all workers score together; None counts them here.
-        progress: Takes one line per window and scale.
+        progress: Takes one line per window and scale, and within one how far all of them are.
 
     Raises:
         SettingsError: If there are no documents.
@@ -180,28 +181,28 @@ def document_sums(
     longest = max((window for window in windows if window <= shortest), default=2)
     border = longest - min(stride, longest - 1)  # from this token on, every window scores with its last S
     counts = np.array([len(document) for document in documents])
+    lengths, reachable = counts.tolist(), [window for window in windows if window <= shortest]
+    asked = [(window, float(g)) for window in reachable for g in (scales(window) if callable(scales) else scales)]
+    total = sum(tokens_read(lengths, window, stride) for window, _ in asked)
     found = []
     was_training = model.training
     model.eval()
     try:
-        for window in windows:
-            if window > shortest:
-                _tell(progress, f"{name}: window {window} left out; the shortest document has {shortest} tokens")
-                continue
-            for scale in scales:
+        with Pace(progress, f"{name}: reading", total=total, unit="tokens") as pace:
+            for window, scale in asked:
                 try:
                     nll, end_nll = _measure(
-                        model, hook, documents, window, scale, stride, batch_tokens, device, border=border
+                        model, hook, documents, window, scale, stride, batch_tokens, device, border=border, pace=pace
                     )
                 except (MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    _tell(progress, f"{name}: window {window}, scale {scale:g} left out: {OUT_OF_MEMORY}")
+                    pace.tell(f"{name}: window {window}, scale {scale:g} left out: {OUT_OF_MEMORY}")
                     continue
                 sums = Sums(
                     model=name,
                     window=window,
-                    scale=float(scale),
+                    scale=scale,
                     stride=min(stride, window - 1),
                     documents=np.arange(len(documents)) if numbers is None else np.asarray(numbers),
                     nll=nll,
@@ -210,11 +211,20 @@ def document_sums(
                     end_tokens=counts - border,
                 )
                 _refuse_diverged(sums)
-                _tell(progress, f"{name}: window {window}, scale {scale:g}: NLL {sums.mean:.4f} nats per token")
+                pace.tell(f"{name}: window {window}, scale {scale:g}: NLL {sums.mean:.4f} nats per token")
                 found.append(sums)
+            for window in windows:
+                if window > shortest:
+                    pace.tell(f"{name}: window {window} left out; the shortest document has {shortest} tokens")
     finally:
         model.train(was_training)
     return found
+
+
+def tokens_read(lengths: Sequence[int], window: int, stride: int) -> int:
+    """Return the tokens that all windows over documents of some lengths hold together, each at least `window` long."""
+    step = min(stride, window - 1)
+    return window * sum(1 + math.ceil((length - window) / step) for length in lengths)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -261,11 +271,6 @@ def cell(sums: Sums) -> Cell:
     )
 
 
-def _tell(progress: Progress | None, line: str) -> None:
-    if progress is not None:
-        progress(line)
-
-
 def _measure(
     model: nn.Module,
     hook: RotaryHook,
@@ -277,6 +282,7 @@ def _measure(
     device: torch.device | str,
     *,
     border: int,
+    pace: Pace,
 ) -> np.ndarray:
     """Return float64 [2, documents]: nats over all scored tokens, and over those from `border` on."""
     sums = np.zeros((2, len(documents)))
@@ -285,6 +291,7 @@ def _measure(
             scored = _score(model, documents, batch, window, device, border=border)
             for span, nll in zip(batch, scored, strict=True):
                 sums[:, span.document] += nll
+            pace.add(window * len(batch))
     return sums
 
 

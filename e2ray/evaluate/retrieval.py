@@ -17,19 +17,18 @@ import torch
 from torch import nn
 
 from e2ray.config.base import SettingsError
-from e2ray.config.retrieval import RetrievalSettings
+from e2ray.config.retrieval import WITHOUT_DEPTH, RetrievalSettings, Task
 from e2ray.core.losses import token_nll
 from e2ray.core.rope import RotaryHook
 from e2ray.core.scales import paper_scale
 from e2ray.data.encoder import Encoder
+from e2ray.data.pace import Pace, Progress
 from e2ray.data.tokenizer import encoder_of
 from e2ray.evaluate.haystack import ContextLengthError, Haystack
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory
 from e2ray.evaluate.prompts import PromptFolder, written
 from e2ray.evaluate.scorers import contained, goes_on
 from e2ray.evaluate.tasks import Prompt
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ def answers(
     scale: float,
     batch_tokens: int,
     device: torch.device | str,
+    pace: Pace | None = None,
 ) -> list[Answered]:
     """Return for each prompt whether greedy generation would write its answer, and how likely the answer is.
 
@@ -83,6 +83,7 @@ def answers(
         scale: g >= 1, the divisor of positions.
         batch_tokens: Tokens of one forward, at least one prompt.
         device: Where the model stands.
+        pace: Counts the tokens read.
 
     Raises:
         SettingsError: If logits are NaN, which would be read as an answer otherwise.
@@ -98,7 +99,10 @@ def answers(
     try:
         with torch.no_grad(), hook.applied(float(scale)):
             for start in range(0, len(prompts), size):
-                found += _answered(model, prompts[start : start + size], encoder, scale, device)
+                batch = prompts[start : start + size]
+                found += _answered(model, batch, encoder, scale, device)
+                if pace is not None:
+                    pace.add(sum(len(prompt.tokens) for prompt in batch))
     finally:
         model.train(was_training)
     return found
@@ -140,6 +144,7 @@ def write(
     *,
     scale: float,
     device: torch.device | str,
+    pace: Pace | None = None,
 ) -> Written:
     """Return what greedy generation says to a prompt: as many tokens as the answer has, and the one behind them.
 
@@ -150,6 +155,7 @@ def write(
         encoder: Of the prompt.
         scale: g >= 1.
         device: Where the model stands.
+        pace: Counts the tokens read.
     """
     size = prompt.num_answer_tokens
     question = torch.from_numpy(prompt.tokens[:-size])[None].to(device)
@@ -162,6 +168,8 @@ def write(
             eos_token_id=None,
         )[0, question.shape[1] :].tolist()
     *answer, behind = tokens
+    if pace is not None:
+        pace.add(len(prompt.tokens))
     exact = answer == _answer(prompt) and not goes_on(encoder, answer, behind)
     return Written(exact, contained(encoder.backend.decode(tokens), prompt.references))
 
@@ -215,48 +223,71 @@ def accuracy(
     haystack = Haystack(documents, encoder)
     rows: list[dict[str, Any]] = []
     missing: list[ContextLengthError] = []
-    for task in settings.tasks:
-        for length in lengths:
+    cells = [(task, length, _tokens(task, length, settings)) for task in settings.tasks for length in lengths]
+    with Pace(progress, "retrieval: reading", total=sum(tokens for *_, tokens in cells), unit="tokens") as pace:
+        behind = 0
+        for task, length, tokens in cells:
+            pace.done, behind = behind, behind + tokens
             try:
-                if kept is not None:
-                    asked = kept.prompts(haystack, tokenizer, task, length, settings)
-                else:
-                    asked = written(
-                        haystack,
-                        context_length=length,
-                        depths=settings.depths,
-                        trials=settings.trials,
-                        digits=settings.digits,
-                        seed=settings.seed,
-                        task=task,
-                    )
+                asked = _prompts(haystack, tokenizer, task, length, settings, kept)
             except ContextLengthError as error:
                 missing.append(error)
-                _tell(progress, f"left out: {error}")
+                pace.tell(f"left out: {error}")
                 continue
             served = paper_scale(length, base_context_length) if scale is None else scale
             try:
-                found = answers(model, hook, asked, encoder, scale=served, batch_tokens=batch_tokens, device=device)
-                check = partial(write, model, hook, encoder=encoder, scale=served, device=device)
+                found = answers(
+                    model, hook, asked, encoder, scale=served, batch_tokens=batch_tokens, device=device, pace=pace
+                )
+                check = partial(write, model, hook, encoder=encoder, scale=served, device=device, pace=pace)
                 rows += _rows(check, asked, found, scale=served, settings=settings)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                _tell(progress, f"left out: retrieval: context length {length}: {OUT_OF_MEMORY}")
+                pace.tell(f"left out: retrieval: context length {length}: {OUT_OF_MEMORY}")
                 continue
             what = "" if task == "passkey" else f"{task}, "
-            _tell(
-                progress,
-                f"retrieval: {what}context length {length}, scale {served:g}: "
-                f"{sum(one.found for one in found)} of {len(found)} keys found",
-            )
-    if not rows and missing:
-        raise missing[0]
-    apart = sum(row["greedy"] - row["agreed"] for row in rows)
-    if apart:
-        checked = sum(row["greedy"] for row in rows)
-        _tell(progress, f"retrieval: greedy generation disagrees with the forward pass on {apart} of {checked} prompts")
+            hit = sum(one.found for one in found)
+            pace.tell(f"retrieval: {what}context length {length}, scale {served:g}: {hit} of {len(found)} keys found")
+        if not rows and missing:
+            raise missing[0]
+        apart = sum(row["greedy"] - row["agreed"] for row in rows)
+        if apart:
+            checked = sum(row["greedy"] for row in rows)
+            pace.tell(f"retrieval: greedy generation disagrees with the forward pass on {apart} of {checked} prompts")
     return rows
+
+
+def _tokens(task: Task, length: int, settings: RetrievalSettings) -> int:
+    """Return the tokens of all prompts of a task and context length, those generated from counted once more."""
+    depths = 1 if task in WITHOUT_DEPTH else len(settings.depths)
+    return length * depths * (settings.trials + min(settings.greedy, settings.trials))
+
+
+def _prompts(
+    haystack: Haystack,
+    tokenizer: Any,
+    task: Task,
+    length: int,
+    settings: RetrievalSettings,
+    kept: PromptFolder | None,
+) -> Sequence[Prompt]:
+    """Return the prompts of a task and context length, from where they are kept or made now.
+
+    Raises:
+        ContextLengthError: If the held-out text cannot fill one.
+    """
+    if kept is not None:
+        return kept.prompts(haystack, tokenizer, task, length, settings)
+    return written(
+        haystack,
+        context_length=length,
+        depths=settings.depths,
+        trials=settings.trials,
+        digits=settings.digits,
+        seed=settings.seed,
+        task=task,
+    )
 
 
 def _rows(
@@ -288,8 +319,3 @@ def _rows(
             }
         )
     return rows
-
-
-def _tell(progress: Progress | None, line: str) -> None:
-    if progress is not None:
-        progress(line)

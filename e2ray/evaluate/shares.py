@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from e2ray.config.methods import Method
+from e2ray.config.methods import UNTRAINED, Method
 from e2ray.config.model import Model, PretrainedModel
 from e2ray.config.resolved import ResolvedEvaluate
 from e2ray.config.retrieval import RetrievalSettings
@@ -26,6 +26,7 @@ from e2ray.evaluate.perplexity import Sums, document_sums
 from e2ray.evaluate.prompts import PromptFolder
 from e2ray.evaluate.removing import TEXT_TOKENS, TEXTS, measure_removed
 from e2ray.evaluate.retrieval import accuracy
+from e2ray.evaluate.untrained import untrained_sums
 
 Share = tuple[list[Sums], list[LengthPass], dict[str, str]]
 tell = partial(print, flush=True)
@@ -110,16 +111,20 @@ def score_share(reading: Reading, settings: ResolvedEvaluate, share: int, shares
             f"{reading.name}: on {loaded.device.type}, {model.dtype}, {model.config._attn_implementation} attention"
         )
     mine = [documents[number] for number in numbers]
+    own: dict[str, Any] = {"name": reading.name, "scales": settings.scales}
     options: dict[str, Any] = {
+        "windows": windows,
         "numbers": numbers,
-        "scales": settings.scales,
         "batch_tokens": settings.batch_tokens,
         "device": loaded.device,
-        "name": reading.name,
         "progress": progress,
     }
-    sums = document_sums(model, loaded.hook, mine, windows=windows, stride=settings.stride, **options)
-    passes = length_passes(model, loaded.hook, mine, windows=windows, **options)
+    sums = document_sums(model, loaded.hook, mine, stride=settings.stride, **own, **options)
+    passes = length_passes(model, loaded.hook, mine, **own, **options)
+    if reading.name == "base":
+        lanes = [lane for lane in settings.untrained if UNTRAINED[lane] != reading.method]
+        options |= {"stride": settings.stride, "base_context_length": reading.base_context_length}
+        sums += untrained_sums(model, mine, lanes=lanes, **options)
     named = {"tokenizer_hash": opened.manifest.tokenizer_hash, "documents_digest": documents_digest(documents)}
     return sums, passes, named
 

@@ -13,8 +13,9 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -24,6 +25,7 @@ import torch
 
 from e2ray.config.base import SettingsError
 from e2ray.config.suites import SuiteSettings
+from e2ray.data.pace import Pace, Progress
 from e2ray.evaluate import leval, longproc
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory
 from e2ray.evaluate.requests import RefusedError, request_key
@@ -45,8 +47,6 @@ NETWORK_ERRORS = {
     "ReadTimeout",
     "gaierror",
 }
-
-Progress = Callable[[str], None]
 
 
 @dataclass
@@ -174,7 +174,7 @@ def run(
         model: A `harness.ScaledLM`.
         settings: How it is asked.
         selection: As `checked` returns it.
-        progress: Takes one line per task.
+        progress: Takes one line per task, and within one how far all of them are.
 
     Raises:
         SettingsError: If a file of the user's is wrong, or the model gives NaN.
@@ -182,16 +182,23 @@ def run(
     library("datasets").disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else the harness forks a process that holds a GPU
-    if selection.missing:
-        yield _told(Found(missing=list(selection.missing)), progress)
-    for name in selection.names:
-        yield _told(_asked(name, model, settings, selection.manager), progress)
+    with Pace(progress, "suites", total=len(selection.names), unit="tasks") as pace:
+        if selection.missing:
+            yield _told(Found(missing=list(selection.missing)), pace)
+        for number, name in enumerate(selection.names):
+            model.answered = partial(_answered, pace, number)
+            found = _asked(name, model, settings, selection.manager)
+            pace.done = number + 1
+            yield _told(found, pace)
 
 
-def _told(found: Found, progress: Progress | None) -> Found:
-    if progress is not None:
-        for line in lines(found):
-            progress(line)
+def _answered(pace: Pace, number: int, share: float) -> None:
+    pace.done = number + share
+
+
+def _told(found: Found, pace: Pace) -> Found:
+    for line in lines(found):
+        pace.tell(line)
     return found
 
 

@@ -8,7 +8,9 @@ scale, which nobody had measured before.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from e2ray.config.methods import UNTRAINED, untrained_model
 from e2ray.core.methods.linear import Linear
+from e2ray.core.methods.registry import method_of
 from e2ray.core.scales import paper_scale
 from e2ray.evaluate.perplexity import BOS_POLICY, Cell
 from e2ray.evaluate.removed import base_name, scaling_of, sentence
@@ -38,10 +40,16 @@ def verdict(
         `windows` (per W: tuned at the paper's scale W / L and at its best scale, base untouched, base at W / L, which
         is the method without training, base at its best; gains are base minus tuned, in nats per token),
         `below_base_everywhere`, `short_cost` (at W = L and scale 1), `unscaled` (the field's open question: the tuned
-        model at scale 1 beyond L), `reads_unscaled`, `protocol`, `removed_scaling` and `sentences`.
+        model at scale 1 beyond L), `reads_unscaled`, `protocol`, `removed_scaling` and `sentences`. Where the base was
+        read by further methods without training, `windows` has `untrained` (NLL at W / L by the name of its lane).
     """
     table = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
     windows = [_window_row(table, window, base_context_length) for window in sorted({cell.window for cell in cells})]
+    lanes = lanes_of(cells)
+    for row in windows if lanes else ():
+        row["untrained"] = {
+            lane: _nll(table, untrained_model(lane), row["window"], row["paper_scale"]) for lane in lanes
+        }
     longer = [row for row in windows if row["window"] > base_context_length]
     gains = [row[key] for row in longer for key in ("gain_over_untouched", "gain_over_untrained")]
     unscaled = [_unscaled_row(table, row["window"], base_context_length) for row in longer]
@@ -67,6 +75,17 @@ def verdict(
     }
     found["sentences"] = _sentences(found)
     return found
+
+
+def lanes_of(cells: Sequence[Cell]) -> list[str]:
+    """Return by which further methods the base was read without training, names of `UNTRAINED` in their order there."""
+    models = {cell.model for cell in cells}
+    return [lane for lane in UNTRAINED if untrained_model(lane) in models]
+
+
+def lane_label(lane: str) -> str:
+    """Return what a lane without training is called in a sentence: `linear`, `YaRN`."""
+    return method_of(UNTRAINED[lane]).label
 
 
 def as_now(verdict: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,6 +161,7 @@ def _sentences(found: dict[str, Any]) -> list[str]:
     longer = [row for row in found["windows"] if row["window"] > length]
     name = base_name(scaling_of(found["removed_scaling"]))
     lines = _against_base(longer, found["below_base_everywhere"], name, found["method"])
+    lines += _against_untrained(longer, name)
     better = [row for row in longer if (row["best_over_paper_scale"] or 0) > 0]
     if better:
         row = max(better, key=lambda row: row["best_over_paper_scale"])
@@ -187,6 +207,22 @@ def _against_base(longer: list[dict[str, Any]], below_everywhere: bool | None, n
     ]
 
 
+def _against_untrained(longer: list[dict[str, Any]], name: str) -> list[str]:
+    """Return a sentence for each further method without training on the tuned model at W / L against it."""
+    lines = []
+    for lane in longer[0].get("untrained", ()) if longer else ():
+        gains = {row["window"]: _minus(row["untrained"][lane], row["tuned"]) for row in longer}
+        measured = {window: gain for window, gain in gains.items() if gain is not None}
+        other = f"the {name} under untrained {lane_label(lane)} scaling"
+        behind = [window for window, gain in measured.items() if gain <= 0]
+        if behind:
+            lines.append(f"It is not below {other} at {', '.join(map(str, behind))} tokens.")
+        elif measured:
+            where, least = _window_words(list(measured)), min(measured.values())
+            lines.append(f"It is below {other} at {where}, by at least {least:.3f} nats per token.")
+    return lines
+
+
 def _window_words(windows: list[int]) -> str:
     if len(windows) == 1:
         return f"the window of {windows[0]} tokens"
@@ -202,9 +238,13 @@ def table(cells: Sequence[Cell], verdict: Mapping[str, Any]) -> str:
     found = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
     scaling = scaling_of(verdict.get("removed_scaling"))
     name = base_name(scaling)
+    lanes = lanes_of(cells)
+    untrained = f"{name} at W/L, untrained"
     header = [
         "window W", "scale W/L", "tuned at W/L", "tuned at its best scale",
-        "base untouched" if scaling is None else f"{name}, at 1", f"{name} at W/L, untrained", "gain",
+        "base untouched" if scaling is None else f"{name}, at 1",
+        *(f"{untrained} {lane_label(lane)}" for lane in lanes),
+        f"{untrained} {verdict['method']}" if lanes else untrained, "gain",
     ]  # fmt: skip
     rows = [header]
     for row in verdict["windows"]:
@@ -217,6 +257,7 @@ def table(cells: Sequence[Cell], verdict: Mapping[str, Any]) -> str:
                 _shown(found.get(("tuned", window, _key(scale)))),
                 "missing" if best is None else f"{_shown(found.get(('tuned', window, _key(best))))} (g = {best:g})",
                 _shown(found.get(("base", window, 1.0))),
+                *(_shown(found.get((untrained_model(lane), window, _key(scale)))) for lane in lanes),
                 _shown(found.get(("base", window, _key(scale)))),
                 "missing" if None in gains else f"{min(gains):+.3f}",
             ]

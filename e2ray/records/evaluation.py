@@ -12,7 +12,9 @@ AGAIN = "run `e2ray evaluate` again"
 class Cell(Part):
     """One cell of the surface: a model read in windows of one length at one scale."""
 
-    model: str = Field(description="`tuned` or `base`.")
+    model: str = Field(
+        description="`tuned`, `base`, or `base_` and a method: the base as that reads it without training."
+    )
     window: Length = Field(description="W, of a window.")
     scale: Scale = Field(description="g, the divisor of positions.")
     nll: Nats = Field(description="NLL over all scored tokens.")
@@ -41,6 +43,9 @@ class WindowRow(Part):
     gain_over_untrained: Nats | None = Field(None, description="`base_untrained` minus `tuned`.")
     gain_over_base_best: Nats | None = Field(None, description="`base_best` minus `tuned`.")
     best_over_paper_scale: Nats | None = Field(None, description="`tuned` minus `tuned_best`.")
+    untrained: dict[str, Nats | None] | None = left_out(
+        "The base at W / L by the further methods of evaluate.untrained, by their kind."
+    )
 
 
 class ShortCost(Part):

@@ -39,7 +39,8 @@ def write_evaluation(
     rows = [cell.row() for cell in cells]
     write_table(folder / "evaluation.parquet", pa.Table.from_pylist(rows, schema=SCHEMA))
     scaling, length = scaling_of(verdict.get("removed_scaling")), verdict["base_context_length"]
-    figure = draw_evaluation(cells, length, missing_windows=missing_windows, removed_scaling=scaling)
+    named = {"removed_scaling": scaling, "method": verdict["method"]}
+    figure = draw_evaluation(cells, length, missing_windows=missing_windows, **named)
     write_png(folder / "evaluation.png", figure)
     write_sealed(folder / "evaluation.json", {"rows": rows, "verdict": dict(verdict)})
 

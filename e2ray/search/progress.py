@@ -9,6 +9,7 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
+from e2ray.data.pace import clock
 from e2ray.search.record import State, StudyFacts, StudyResults, TrialRecord
 
 WIDTH = 150  # characters of the table; logs have no width of their own
@@ -87,7 +88,7 @@ def table(records: Sequence[TrialRecord], facts: StudyFacts, *, elapsed_s: float
     done = sum(counts[state] for state in ("complete", "pruned", "failed"))
     title = (
         f"{facts.name}: {done} of {facts.trials} trials ({counts['complete']} complete, {counts['pruned']} stopped "
-        f"early, {counts['failed']} failed, {counts['running']} running), {_clock(elapsed_s)} so far"
+        f"early, {counts['failed']} failed, {counts['running']} running), {clock(elapsed_s)} so far"
     )
     shown = Table(box=None, pad_edge=False)
     for column in ("trial", "state", "step", "value", "long", "short", "lr", "draws"):
@@ -110,12 +111,6 @@ def table(records: Sequence[TrialRecord], facts: StudyFacts, *, elapsed_s: float
     Console(file=text, width=WIDTH, color_system=None).print(shown)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     return "\n".join([title, *lines])
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def outcome(found: StudyResults) -> str:

@@ -28,8 +28,8 @@ from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
 from e2ray.core.model_folder import RECORD, probe_of, recorded, refuse_damaged, seal, training_of
 from e2ray.core.scales import reaching_scale, row_scale
+from e2ray.data.pace import Progress
 from e2ray.data.tokenizer import save_whole, serve_up_to
-from e2ray.evaluate.documents import Progress
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.verdict import table
 from e2ray.files import atomic_folder, read_json, write_json, write_sealed, write_text

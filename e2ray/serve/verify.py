@@ -27,7 +27,7 @@ from e2ray.core.methods.base import FrequencyMethod
 from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook, find_rotary_modules, frequency_buffers
 from e2ray.core.scales import reaching_scale
 from e2ray.core.weights import load_weights, non_finite, quietly
-from e2ray.evaluate.documents import Progress
+from e2ray.data.pace import Progress
 from e2ray.files import read_json
 
 COMPARED_TOKENS = 512  # of a forward; positions between are compared at the rotary modules

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from e2ray.config.base import brief
+from e2ray.data.pace import Pace
 from e2ray.files import read_vouched
 from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import write_report
@@ -22,7 +23,8 @@ def write_page(run: ResolvedRun) -> Path | None:
     if not (run.folder / "evaluation.json").exists():
         return None
     try:
-        write_report(run.folder / PAGE, open_runs([str(run.folder)]))
+        with Pace(show, "writing the page", total=1, unit="parts"):
+            write_report(run.folder / PAGE, open_runs([str(run.folder)]))
     except Exception as error:  # whatever it is, the run is done
         show(f"warning: {brief(' '.join(str(error).split()) or type(error).__name__)}")
         return None

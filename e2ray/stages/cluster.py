@@ -16,11 +16,15 @@ from ray._private.authentication.authentication_token_setup import maybe_enable_
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
+from e2ray.data.pace import Pace
 from e2ray.stages.access import admit, check_mode, is_loopback, keep_token_private, refuse_wrong_token
 from e2ray.stages.run import ray_address, show
 
 SOCKET_BYTES = 107  # a Unix socket's path on Linux
 LOOPBACK = "127.0.0.1"
+# Actors of Ray Train, a quarter of a GiB each, that a machine alone has no use for: nothing takes it away, and its
+# dashboard is gone with the run.
+OF_CLUSTERS = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_ENABLE_STATE_TRACKING")
 
 
 @contextmanager
@@ -32,8 +36,6 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
     Raises:
         SettingsError: If no cluster answers, one beyond this machine asks for no token, or none can be started here.
     """
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-
     if ray.is_initialized():
         yield
         return
@@ -100,19 +102,21 @@ def _started(settings: ClusterSettings) -> Iterator[None]:
         "RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{dashboard}",
         "AUTOSCALER_METRIC_PORT": str(autoscaler),
         "DASHBOARD_METRIC_PORT": str(head),
+        **{name: os.environ.get(name, "0") for name in OF_CLUSTERS},
     }
     with _loopback_alone(), _environment(own):
         try:
-            ray.init(
-                address="local",
-                num_cpus=len(os.sched_getaffinity(0)),
-                object_store_memory=settings.object_store_mib * 2**20,
-                dashboard_host=LOOPBACK,
-                dashboard_port=dashboard,
-                _node_ip_address=LOOPBACK,
-                logging_level="WARNING",
-                _temp_dir=str(folder),
-            )
+            with Pace(show, "Ray starts on this machine", total=1, unit="parts"):
+                ray.init(
+                    address="local",
+                    num_cpus=len(os.sched_getaffinity(0)),
+                    object_store_memory=settings.object_store_mib * 2**20,
+                    dashboard_host=LOOPBACK,
+                    dashboard_port=dashboard,
+                    _node_ip_address=LOOPBACK,
+                    logging_level="WARNING",
+                    _temp_dir=str(folder),
+                )
             yield
         finally:
             ray.shutdown()

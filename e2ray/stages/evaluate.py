@@ -10,6 +10,7 @@ from pathlib import Path
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model, PretrainedModel
+from e2ray.data.pace import Pace
 from e2ray.evaluate import base_length, removed
 from e2ray.evaluate.by_length import LengthPass, merged_passes
 from e2ray.evaluate.findings import Findings, findings
@@ -56,8 +57,9 @@ def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Row:
         base_context_length=run.base_context_length,
         removed=removed_of(run, shards, base),
     )
-    _write(run, found, [])  # what is measured stays, whatever becomes of retrieval
-    write_by_length(run.folder, found.by_length, removed_scaling=found.removed_scaling)
+    with Pace(show, "evaluate: tables and pictures", total=1, unit="parts"):
+        _write(run, found, [])  # what is measured stays, whatever becomes of retrieval
+        write_by_length(run.folder, found.by_length, removed_scaling=found.removed_scaling)
     rows: Sequence[Row] = []
     if settings.retrieval:
         try:
@@ -142,7 +144,7 @@ def base_length_of(run: ResolvedRun, shards: str | Path, base: Model) -> Row:
     path = run.folder / base_length.FILE
     if not path.exists():
         reading = reading_of(run, shards, "base", base)
-        found = remote("base length", read_base, reading, run.base_batch_tokens, use_gpu=reading.use_gpu)
+        found = remote("base length", read_base, reading, run.base_batch_tokens, use_gpu=reading.use_gpu, tells=True)
         files.write_sealed(path, found)
     return dict(files.read_vouched(path, wanted="how far the base reads"))
 
@@ -175,7 +177,7 @@ def _surface(
     num_shares = min(run.config.cluster.num_workers, settings.documents)
     readings = [reading_of(run, shards, name, model) for name, model in models.items()]
     jobs = [(reading, settings, share, num_shares) for reading in readings for share in range(num_shares)]
-    scored = remote_each("evaluate", score_share, jobs, use_gpu=wants_gpu(run.config.cluster))
+    scored = remote_each("evaluate", score_share, jobs, use_gpu=wants_gpu(run.config.cluster), tells=True)
     by_model: dict[str, list[Share]] = {name: [] for name in models}
     for (reading, *_), share in zip(jobs, scored, strict=True):
         if share is not None:  # fewer documents than workers leave some without any
@@ -194,5 +196,5 @@ def _retrieval(run: ResolvedRun, shards: str | Path, models: Mapping[str, Model]
         (reading_of(run, shards, name, model), settings, settings.retrieval, run.storage / "prompts")
         for name, model in models.items()
     ]
-    parts = remote_each("retrieval", ask, jobs, use_gpu=wants_gpu(run.config.cluster))
+    parts = remote_each("retrieval", ask, jobs, use_gpu=wants_gpu(run.config.cluster), tells=True)
     return [{"model": name} | row for name, rows in zip(models, parts, strict=True) for row in rows]

@@ -1,7 +1,8 @@
 """A function where the cluster has room for it. Workers import this module, so it loads no more than they need."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import ray
@@ -12,18 +13,27 @@ from transformers.utils import logging
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
 from e2ray.data.corpus import one_line
+from e2ray.data.pace import Pace
 
 Given = TypeVarTuple("Given")
 Found = TypeVar("Found")
+show = partial(print, flush=True)
 
 
-def remote(name: str, function: Callable[[*Given], Found], *arguments: *Given, use_gpu: bool) -> Found:
+def remote(
+    name: str,
+    function: Callable[[*Given], Found],
+    *arguments: *Given,
+    use_gpu: bool,
+    fresh: bool = False,
+    tells: bool = False,
+) -> Found:
     """Run a function on a node of the cluster that has what it needs, and return its result.
 
     The driver of a Ray job sits on the head node, which has often neither a GPU nor memory to spare. `name` is what
-    the dashboard shows.
+    the dashboard shows; the rest is that of `remote_each`.
     """
-    return remote_each(name, function, [arguments], use_gpu=use_gpu)[0]
+    return remote_each(name, function, [arguments], use_gpu=use_gpu, fresh=fresh, tells=tells)[0]
 
 
 def remote_each(
@@ -33,11 +43,12 @@ def remote_each(
     *,
     use_gpu: bool,
     fresh: bool = False,
+    tells: bool = False,
 ) -> list[Found]:
     """Run a function for every tuple of arguments, wherever the cluster has room, and return the results in order.
 
     Calls that find no room wait for their turn. The cores of a node are shared among as many calls as there are. Where
-    one fails, the others are called off.
+    one fails, the others are called off. How many are done is told every few seconds.
 
     Args:
         name: Of the task, for the dashboard.
@@ -45,16 +56,29 @@ def remote_each(
         calls: Arguments, a tuple for each call.
         use_gpu: Whether each call gets a GPU.
         fresh: Whether each call gets a process of its own, whose peak memory is that of the call; on GPUs each does.
+        tells: Whether the calls tell for themselves how far they are, once the first of them has begun.
 
     Raises:
         SettingsError: If a call raises one.
         RuntimeError: If a call fails otherwise.
     """
-    task = _task(use_gpu=use_gpu, fresh=fresh).options(name=name)
+    task = _task(use_gpu=use_gpu, fresh=fresh).options(name=name, num_returns="streaming")
     running = [task.remote(function, arguments, len(calls)) for arguments in calls]
+    begun: set[int] = set()
+    found: dict[int, Found] = {}
     try:
-        found: list[Found] = ray.get(running)
-        return found
+        with Pace(show, name, total=len(calls), unit="parts") as pace:
+            while left := [number for number in range(len(calls)) if number not in found]:
+                ready, _ = ray.wait([running[number] for number in left], num_returns=1)
+                number = running.index(ready[0])
+                said = ray.get(next(running[number]))
+                if number in begun:
+                    found[number] = said
+                    pace.add()
+                    continue
+                begun.add(number)
+                if tells:
+                    pace.hush()
     except ray.exceptions.RayTaskError as error:
         for each in running:
             ray.cancel(each, force=True)
@@ -62,6 +86,7 @@ def remote_each(
             raise SettingsError(str(error.cause)) from error
         cause = error.cause or error
         raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
+    return [found[number] for number in range(len(calls))]
 
 
 def _task(*, use_gpu: bool, fresh: bool) -> RemoteFunction:
@@ -74,10 +99,12 @@ def _task(*, use_gpu: bool, fresh: bool) -> RemoteFunction:
     return ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_calls=int(own), max_retries=0)(_in_task)
 
 
-def _in_task(function: Callable[[*Given], Found], arguments: tuple[*Given], num_calls: int) -> Found:
+def _in_task(function: Callable[[*Given], Found], arguments: tuple[*Given], num_calls: int) -> Iterator[Found | None]:
+    """Yield None when the call begins, then what it returns."""
+    yield None
     logging.disable_progress_bar()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_calls))
-    return function(*arguments)
+    yield function(*arguments)
 
 
 def wants_gpu(settings: ClusterSettings) -> bool:

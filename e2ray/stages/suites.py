@@ -45,7 +45,7 @@ def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: 
         for name, model in models_of(run, base).items()
     ]
     try:
-        parts = remote_each("suites", ask_suites, jobs, use_gpu=wants_gpu(run.config.cluster))
+        parts = remote_each("suites", ask_suites, jobs, use_gpu=wants_gpu(run.config.cluster), tells=True)
         with files.atomic_path(run.folder / SAMPLES) as aside, aside.open("wb") as target:
             for each in samples.values():
                 with each.open("rb") as source:

@@ -18,6 +18,7 @@ from e2ray.config.space import assign
 from e2ray.config.train import ClusterSettings
 from e2ray.core.coverage import measure
 from e2ray.core.scales import paper_scale
+from e2ray.data.pace import Pace
 from e2ray.data.shards import ShardSet, read_manifest
 from e2ray.evaluate.documents import first_unseen
 from e2ray.report.sections.coverage import draw_coverage
@@ -136,23 +137,35 @@ def _run(run: ResolvedRun, search: SearchSettings) -> str:
         unseen = _unseen(run, shards)
         if unseen is None:
             show("the trials are scored on every held-out document that is long enough: best.yaml will be, too")
+        begun = _num_ended(study)
+        pace = Pace(show, study.name, total=search.trials - begun, unit="trials")
         progress = Progress(
             study.records,
             study.facts(),
-            show=show,
+            show=pace.tell,
             every_s=search.progress_s,
             export=lambda: export_tables(run, study),
             gauges=trials.gauges(study.name),
         )
+
+        def told(number: int) -> None:
+            progress.told(number)
+            pace.done = _num_ended(study) - begun
+
         show(f"{study.name}: {search.trials} trials, {room.trials} at once")
         try:
-            trials.run(study, shared, workers, told=progress.told, room_of=room)
+            with pace:
+                trials.run(study, shared, workers, told=told, room_of=room)
         finally:
             if any(record.finished for record in study.records()):
                 export_tables(run, study)
         show(table(study.records(), study.facts(), elapsed_s=progress.elapsed_s))
         _refuse_unfinished(study)
         return export(run, study, unseen)
+
+
+def _num_ended(study: Study) -> int:
+    return sum(record.finished for record in study.records())
 
 
 def _unseen(run: ResolvedRun, shards: str | Path) -> int | None:

@@ -264,7 +264,7 @@ def _window_sums(
                 progress=said.append,
             )
             found += sums
-            missing += said if not sums else []
+            missing += [line for line in said if "left out" in line] if not sums else []
     return [_row(each, served if job.config is None else each.scale, served) for each in found]
 
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
+from e2ray.data.follow import following
+from e2ray.data.pace import Pace
 from e2ray.train.attempt import beats, left, refusal
-from e2ray.train.follow import following
 from e2ray.train.heartbeat import Beat
 from e2ray.train.record import figures, newest_metrics
 from e2ray.train.start import start
@@ -139,9 +141,12 @@ def _fit(task: Task, settings: ClusterSettings, watch: Watch | None = None, call
     failure: Exception | None = None
     places = beats(task.folder, attempt)
     watchman = watchman_of(places, settings)
+    told = _show if task.show_progress and watch is None else None
     try:
-        with watched(watchman):
-            trainer.fit()
+        with Pace(told, f"{task.name}, workers start", total=task.train.steps, unit="updates") as pace:
+            watchman.heard = partial(_hear, pace, task.name)
+            with watched(watchman):
+                trainer.fit()
     except TrainingFailedError as error:
         failure = _cause(error, watchman.blamed)
     except ray.exceptions.RayError as error:  # of the controller, which a full machine kills too
@@ -151,6 +156,13 @@ def _fit(task: Task, settings: ClusterSettings, watch: Watch | None = None, call
         refused = left(refusal(task.folder, attempt))
     if refused or failure:
         raise refused or failure  # type: ignore[misc]  # one of them is an error
+
+
+def _hear(pace: Pace, name: str, found: list[Beat]) -> None:
+    """Let a training's pace be what its first worker does; the worker itself tells of updates."""
+    if found:
+        pace.what = f"{name}, {found[0].phase}"
+        pace.reach(found[0].step)
 
 
 def _show(line: str) -> None:
@@ -195,7 +207,10 @@ def _cause(error: TrainingFailedError, hung: str | None) -> Exception:
 @contextmanager
 def _bar(task: Task) -> Iterator[None]:
     """Show a bar on the terminal while the workers train, from the files rank 0 writes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        *(TimeElapsedColumn(), TimeRemainingColumn()),
+    )
     with Progress(*columns) as progress:
         shown = progress.add_task("starting workers", total=task.train.steps)
 

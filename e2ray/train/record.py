@@ -16,6 +16,7 @@ from typing import Any
 
 from e2ray import files
 from e2ray.config.base import SettingsError, brief
+from e2ray.data.pace import clock
 from e2ray.records.folders import RunFolder
 from e2ray.records.record import Line
 from e2ray.records.run import MetricsLine, SkippedRow, SkippedStep, State, Status
@@ -156,10 +157,7 @@ def newest_metrics(folder: Path) -> MetricsLine | None:
 
 def progress_line(metrics: MetricsLine, *, step: int, steps: int, seconds_per_step: float) -> str:
     """Return `step 120/1200  loss 3.412  45,120 tokens/s  scale 8.4  ETA 2:31`."""
-    minutes, seconds = divmod(round((steps - step) * seconds_per_step), 60)
-    hours, minutes = divmod(minutes, 60)
-    eta = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-    return f"step {step}/{steps}  {figures(metrics)}  ETA {eta}"
+    return f"step {step}/{steps}  {figures(metrics)}  ETA {clock((steps - step) * seconds_per_step)}"
 
 
 def figures(metrics: MetricsLine) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from e2ray.data.follow import following
 from e2ray.train import standstill
-from e2ray.train.follow import following
 from e2ray.train.heartbeat import MEASURING, RESTING, STARTING, Beat, read_beats
 
 LOOK_S = 1.0
@@ -126,9 +126,17 @@ class Vigil:
 class Watchman:
     """Looks after the workers whose beats lie in a folder, and keeps what it has ended."""
 
-    def __init__(self, folder: Path, vigil: Vigil, *, on_node: OnNode, show: Callable[[str], None]) -> None:
-        """Take what runs on a worker's machine, and what prints a line."""
-        self.folder, self.vigil, self.on_node, self.show = folder, vigil, on_node, show
+    def __init__(
+        self,
+        folder: Path,
+        vigil: Vigil,
+        *,
+        on_node: OnNode,
+        show: Callable[[str], None],
+        heard: Callable[[list[Beat]], None] = lambda beats: None,
+    ) -> None:
+        """Take what runs on a worker's machine, what prints a line, and what is told each time what the workers do."""
+        self.folder, self.vigil, self.on_node, self.show, self.heard = folder, vigil, on_node, show, heard
         self.replaced: list[str] = []
         self._round: dict[str, str] = {}
 
@@ -140,7 +148,9 @@ class Watchman:
     def look(self) -> None:
         """Look once."""
         now = time.monotonic()
-        self.vigil.hear(read_beats(self.folder), now)
+        beats = read_beats(self.folder)
+        self.vigil.hear(beats, now)
+        self.heard(beats)
         conditions = {beat.name: (beat, self._condition(beat)) for beat in self.vigil.quiet(now)}
         for beat, found in sorted(conditions.values(), key=lambda each: (each[1] != "stopped", each[0].ticks)):
             stopped = found == "stopped"

@@ -121,6 +121,10 @@ NATIVE_CHOICE = (
         (["model={kind: pretrained, path: /model, revision: v1}"], "model.revision: v1 is without effect"),
         # evaluation
         (
+            ["evaluate.untrained=[linear, yarn]", "positions={preset: e2llm, max_scale: 4}"],
+            "evaluate.untrained: linear is without effect, since positions.method reads the base so anyway",
+        ),
+        (
             ["evaluate.document_tokens=100", "evaluate.windows=[64, 128, 256]"],
             "evaluate.windows: 128, 256 is without effect",
         ),

@@ -43,6 +43,12 @@ def changed(*assignments):
         (["compare={best: ''}"], r"compare\.best: got '', wanted at least 1"),
         (["model={kind: pretrained, path: a/b, revision: ''}"], r"model\.revision: got '', wanted at least 1"),
         (["model.lora={targets: ['']}"], r"model\.lora\.targets\.0: got '', wanted at least 1"),
+        # a method on top of another one
+        (
+            ["model={kind: pretrained, path: a/b, base_scaling: keep}", "evaluate.untrained=[linear]"],
+            r"evaluate\.untrained: extends plain RoPE, and model\.base_scaling is keep; set it to replace",
+        ),
+        (["evaluate.untrained=[linear, linear]"], r"evaluate\.untrained: must name each once"),
         # tokens that no text makes
         ([f"{BPE}vocab_size: 100000000}}"], r"data\.tokenizer\.vocab_size: got 100000000, wanted at most 1048576"),
         (

@@ -115,3 +115,34 @@ def test_a_verdict_of_an_earlier_version_reads_as_one_of_linear_scaling():
     before["windows"] = [{older.get(key, key): value for key, value in row.items()} for row in found["windows"]]
     assert as_now(before) == found == as_now(found)
     assert table(hand_made(), as_now(before)) == table(hand_made(), found)
+
+
+def with_linear(at_128=4.0, at_256=4.9):
+    linear = [cell("base_linear", 64, 1.0, 3.45), cell("base_linear", 128, 2.0, at_128)]
+    return [*hand_made(), *linear, cell("base_linear", 256, 4.0, at_256)]
+
+
+def test_a_further_method_without_training_stands_in_rows_table_and_words():
+    found = verdict(with_linear(), L, method="YaRN")
+    assert [row["untrained"] for row in found["windows"]] == [{"linear": 3.45}, {"linear": 4.0}, {"linear": 4.9}]
+    assert "base under untrained YaRN scaling at every measured window" in found["sentences"][0]
+    assert found["sentences"][1] == (
+        "It is below the base under untrained linear scaling at every measured window from 128 to 256 tokens, by at "
+        "least 0.600 nats per token."
+    )
+    header, _, *rows = table(with_linear(), found).splitlines()
+    assert "base at W/L, untrained linear" in header and "base at W/L, untrained YaRN" in header
+    assert [row.split("|")[6].strip() for row in rows[:3]] == ["3.450 ± 0.020", "4.000 ± 0.020", "4.900 ± 0.020"]
+
+
+def test_a_further_method_that_reads_better_is_named_with_its_window():
+    assert (
+        "It is not below the base under untrained linear scaling at 128 tokens."
+        in (verdict(with_linear(at_128=3.0), L)["sentences"])
+    )
+
+
+def test_without_a_further_method_rows_table_and_words_know_none():
+    found = verdict(hand_made(), L)
+    assert all("untrained" not in row for row in found["windows"])
+    assert "| base at W/L, untrained |" in table(hand_made(), found)

@@ -78,6 +78,18 @@ def test_curves_show_the_cells_they_name():
     np.testing.assert_allclose(lines["base, untouched (g = 1)"].get_xydata(), [[64, 3.4], [128, 4.0], [256, 4.6]])
 
 
+def test_a_further_method_without_training_is_a_curve_and_no_part_of_a_surface():
+    linear = [
+        Cell("base_linear", window, window / L, 9.0, math.exp(9.0), 999, 3, 16, 0.05) for window in (64, 128, 256)
+    ]
+    curves, tuned, _, bar = draw([*surface(), *linear], L, method="YaRN").axes
+    names = [text.get_text() for text in curves.get_legend().get_texts()]
+    assert names[1:3] == ["base, linear, g = W/L without training", "base, YaRN, g = W/L without training"]
+    assert len(texts(tuned)) == 9 and bar.get_ylim()[1] < 9
+    lines = {container.get_label(): container[0] for container in curves.containers}
+    np.testing.assert_allclose(lines[names[1]].get_xydata(), [[64, 9.0], [128, 9.0], [256, 9.0]])
+
+
 def hatched(axis):
     return sorted(patch.get_xy() for patch in axis.patches if patch.get_hatch())
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from e2ray.config.methods import untrained_model
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.removed import base_name, base_words
+from e2ray.evaluate.verdict import lane_label, lanes_of
 from e2ray.report.frame.curve import LOOKS, Known, Look, curve, window_axis
 from e2ray.report.frame.drawing import GREY, new_figure, plain, tidy
 from e2ray.report.frame.page import Column, Part, Point, Row, Table, Words, picture
@@ -48,11 +50,13 @@ def nll_table(records: Sequence[RunRecord], missing: Sequence[RunRecord] = ()) -
     """
     first, several = records[0], len(records) > 1
     name = base_title(records)
+    lanes = lanes_of([cell for record in records for cell in record.cells])
     columns = [
         Column("window W", "number"), Column("run"), Column("tuned at W/L", "number"),
         *([Column(f"minus {first.name}", "number")] if several else []),
         Column(f"minus {name} at 1", "number"), Column("tuned at best", "number"),
         Column(f"{name} at 1", "number"), Column(f"{name} at W/L", "number"),
+        *(Column(f"{name} at W/L, {lane_label(lane)}", "number") for lane in lanes),
     ]  # fmt: skip
     rows = []
     for window in sorted({window for record in records for window in record.windows}):
@@ -69,6 +73,7 @@ def nll_table(records: Sequence[RunRecord], missing: Sequence[RunRecord] = ()) -
                 f"{nll_text(best, spread=False)} at {best.scale:g}" if best else DASH,
                 nll_text(base, spread=False),
                 nll_text(record.cell("base", window), spread=False),
+                *(nll_text(record.cell(untrained_model(lane), window), spread=False) for lane in lanes),
             ]
             rows.append(Row(cells))
         rows += [Row([whole(window), record.name, *[DASH] * (len(columns) - 2)], "faint") for record in missing]
@@ -97,6 +102,9 @@ def draw_nll(records: Sequence[RunRecord]) -> Figure:
     for index, record in enumerate(records):
         _curve(left, _cells(record, "tuned", windows), f"{record.name}, at W/L", LOOKS[index % len(LOOKS)])
     _bases(left, records, windows)
+    for lane in lanes_of(first.cells) if len(records) == 1 else ():
+        label = f"{base_name(first.removed_scaling)} at W/L, untrained {lane_label(lane)}"
+        _curve(left, _cells(first, untrained_model(lane), windows), label, Look(GREY, "v", "-", 1.2))
     tidy(left, "Tuned and base", grid="y")
     left.set_ylabel("NLL (nats per token), lower is better")
     if len(records) == 1:

@@ -1,18 +1,23 @@
 """NLL over window and scale: the surface of a run, and the picture that its evaluation leaves in its folder."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from e2ray.config.methods import untrained_model
+from e2ray.core.methods.linear import Linear
 from e2ray.core.scales import paper_scale
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.removed import base_name
+from e2ray.evaluate.verdict import lane_label, lanes_of
 from e2ray.report.frame.curve import Look, curve, window_axis
 from e2ray.report.frame.drawing import (
     BLUE,
+    GREY,
     ORANGE,
     SKY,
     SURFACE_COLOURS,
@@ -81,9 +86,11 @@ def draw_surfaces(record: RunRecord, scale_of: Sequence[RunRecord]) -> Figure:
         record: An evaluated run.
         scale_of: The runs it may be compared with, itself among them; their colours mean the same.
     """
-    scales = {cell.scale for cell in record.cells} | set((record.run.settings["evaluate"] or {}).get("scales") or ())
+    scales = {cell.scale for cell in record.cells if cell.model in MODELS} | set(
+        (record.run.settings["evaluate"] or {}).get("scales") or ()
+    )
     models = [model for model in MODELS if any(cell.model == model for cell in record.cells)]
-    norm = spanning([cell.nll for each in scale_of for cell in each.cells])
+    norm = spanning([cell.nll for each in scale_of for cell in each.cells if cell.model in MODELS])
     figure = new_figure(max(3.6, 0.46 * len(record.windows) + 1.8))
     axes = list(figure.subplots(1, len(models), squeeze=False)[0])
     for axis, model in zip(axes, models, strict=True):
@@ -115,6 +122,7 @@ def draw_evaluation(
     *,
     missing_windows: Sequence[int] = (),
     removed_scaling: str | None = None,
+    method: str = Linear.label,
 ) -> Figure:
     """Return the picture of an evaluation: curves by window, then one surface per model.
 
@@ -126,16 +134,18 @@ def draw_evaluation(
         base_context_length: L in tokens.
         missing_windows: Windows that were asked for and not reached.
         removed_scaling: Rope type that was removed from the base.
+        method: What both models are read by at a scale, named where the base was read by others too.
     """
     windows = sorted({cell.window for cell in cells} | set(missing_windows))
-    scales = sorted({cell.scale for cell in cells})
+    of_surfaces = [cell for cell in cells if cell.model in MODELS]
+    scales = sorted({cell.scale for cell in of_surfaces})
     models = [name for name in MODELS if any(cell.model == name for cell in cells)]
     surface_width = max(3.0, 0.72 * len(scales) + 1.2)
     height = max(4.6, 0.5 * len(windows) + 2.2)
     figure = new_figure(height, width=6.2 + len(models) * surface_width, dots_per_inch=150)
     axes = figure.subplots(1, 1 + len(models), width_ratios=[5.4, *[surface_width] * len(models)], squeeze=False)[0]
-    _draw_curves(axes[0], cells, base_context_length, removed_scaling)
-    norm = spanning([cell.nll for cell in cells])
+    _draw_curves(axes[0], cells, base_context_length, removed_scaling, method)
+    norm = spanning([cell.nll for cell in of_surfaces])
     for axis, model in zip(axes[1:], models, strict=True):
         title = base_name(removed_scaling) if model == "base" and removed_scaling else f"{model} model"
         draw_surface(axis, surface_of(cells, model), windows, scales, base_context_length, norm, title=title)
@@ -143,7 +153,9 @@ def draw_evaluation(
     return figure
 
 
-def _draw_curves(axis: Axes, cells: Sequence[Cell], base_context_length: int, removed_scaling: str | None) -> None:
+def _draw_curves(
+    axis: Axes, cells: Sequence[Cell], base_context_length: int, removed_scaling: str | None, method: str
+) -> None:
     """Draw NLL by window for the tuned model and the base, each as it would be served."""
 
     def at(model: str, served: bool) -> list[Cell]:
@@ -154,10 +166,20 @@ def _draw_curves(axis: Axes, cells: Sequence[Cell], base_context_length: int, re
     for cell in sorted((cell for cell in cells if cell.model == "tuned"), key=lambda cell: cell.nll):
         best.setdefault(cell.window, cell)
     untouched, name = (base_name(removed_scaling, untouched=each) for each in (True, False))
+    lanes = lanes_of(cells)
+    own = f", {method}" if lanes else ""
     window_axis(axis, sorted({cell.window for cell in cells}), [base_context_length])
     for points, label, look in (
         (at("base", False), f"{untouched} (g = 1)", Look(VERMILLION, "s", width=2.2, size=5)),
-        (at("base", True), f"{name}, g = W/L without training", Look(ORANGE, "^", width=2.2, size=5)),
+        *(
+            (
+                at(untrained_model(lane), True),
+                f"{name}, {lane_label(lane)}, g = W/L without training",
+                Look(GREY, marker, width=1.6, size=5),
+            )
+            for lane, marker in zip(lanes, cycle("vxP"), strict=False)
+        ),
+        (at("base", True), f"{name}{own}, g = W/L without training", Look(ORANGE, "^", width=2.2, size=5)),
         (at("tuned", True), "tuned, g = W/L", Look(BLUE, "o", width=2.2, size=5)),
         (list(best.values()), "tuned, best g", Look(SKY, "D", "--", width=1.4, size=4)),
     ):

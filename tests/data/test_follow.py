@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from e2ray.train.follow import following
+from e2ray.data.follow import following
 
 
 def refuse(error):
