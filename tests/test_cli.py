@@ -1,6 +1,7 @@
-"""The commands as a person meets them: in processes of their own, by their exit codes and what they print.
+"""The commands as a person meets them, by their exit codes and what they print.
 
-Unless a test says otherwise the command runs in an empty folder, with nothing of this project on PYTHONPATH.
+Unless a test says otherwise the command runs in a process of its own, in an empty folder, with nothing of this project
+on PYTHONPATH. Those that work with models run in this process, which has loaded what they take seconds to load.
 """
 
 import ast
@@ -72,6 +73,19 @@ def spied(folder, *arguments):
     code, output, errors = run(e2ray(*arguments), folder)
     output, _, modules = output.rstrip("\n").rpartition("\n")
     return code, output, errors, set(modules.split())
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """A function that runs one `e2ray` command in this process, in an empty folder, and returns what `run` does."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run_here
 
 
 def one_line(errors):
@@ -250,29 +264,28 @@ def test_schema_prints_a_json_schema_without_anything_heavy(tmp_path):
     assert not modules & HEAVY
 
 
-def test_check_validates_a_recipe_and_writes_nothing(tmp_path):
-    command = e2ray("check", "--config", RECIPE, "--set", f"storage={tmp_path / 'storage'}", "--set", "name=mine")
-    code, output, errors = run(command, tmp_path, HF_HUB_OFFLINE="1")
+def test_check_validates_a_recipe_and_writes_nothing(tmp_path, here):
+    storage = f"storage={tmp_path / 'storage'}"
+    code, output, errors = here("check", "--config", RECIPE, "--set", storage, "--set", "name=mine")
     assert code == 0, errors
     assert output.startswith("mine: sound. L 128, window 128, scales up to 16, contexts up to 2,048 tokens;")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_tells_what_a_search_will_do(tmp_path):
+def test_check_tells_what_a_search_will_do(tmp_path, here):
     recipe = ROOT / "jobs" / "recipes" / "search-cpu.yaml"
-    command = e2ray("check", "--config", recipe, "--set", f"storage={tmp_path / 'storage'}")
-    code, output, errors = run(command, tmp_path, HF_HUB_OFFLINE="1")
+    code, output, errors = here("check", "--config", recipe, "--set", f"storage={tmp_path / 'storage'}")
     assert code == 0, errors
     assert "search: sound. 42 trials of 200 steps over 26 settings, 10 of them published methods" in output
     assert "stopped early at 130 steps" in output
 
 
-def test_plan_shows_which_distances_the_draws_cover(tmp_path):
-    code, output, errors = run(e2ray("plan", "--coverage", "--config", RECIPE, "--out", "seen.png"), tmp_path)
+def test_plan_shows_which_distances_the_draws_cover(tmp_path, here):
+    code, output, errors = here("plan", "--coverage", "--config", RECIPE, "--out", "seen.png")
     assert code == 0, errors
     assert "demo-cpu" in output and "reach" in output
     assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
-    code, output, errors, _ = spied(tmp_path, "plan", "--config", RECIPE)
+    code, output, errors = here("plan", "--config", RECIPE)
     assert (code, output) == (2, "")
     assert one_line(errors) == "e2ray plan: say what to plan: --coverage shows which relative distances the draws cover"
 
@@ -291,14 +304,14 @@ def test_a_run_without_an_evaluation_is_no_report_yet(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_report_and_diff_tell_of_runs(tmp_path):
+def test_report_and_diff_tell_of_runs(tmp_path, here):
     evaluated(tmp_path, "one"), evaluated(tmp_path, "other", better=0.05, seed=7)
-    code, output, errors, _ = spied(tmp_path, "report", "one", "other")
+    code, output, errors = here("report", "one", "other")
     assert (code, errors) == (0, "")
     assert output == "report: report.html; for a model card: report.md\n"
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert (tmp_path / "report.md").read_text().startswith("## Runs one, other\n")
-    code, output, errors, _ = spied(tmp_path, "diff", "one", "other")
+    code, output, errors = here("diff", "one", "other")
     assert (code, errors) == (0, "")
     assert "-0.050 (-0.050 to -0.050)" in output
     seed = next(line for line in output.splitlines() if "seed" in line)
