@@ -21,6 +21,7 @@ import torch
 
 from e2ray.config.positions import PositionSettings
 from e2ray.core import model as models
+from e2ray.core.base import base_facts
 from e2ray.core.methods.registry import method_of
 from e2ray.core.positions import draw
 from e2ray.core.rope import RotaryHook
@@ -159,7 +160,7 @@ def model(run, path):
         return shapes
     built = models.build_model(settings, dtype=torch.float32, vocab_size=VOCABULARY, seed=run.config.seed)
     frequencies = [each for name, each in built.named_buffers() if name.endswith("inv_freq")]
-    facts = models.base_facts(settings)
+    facts = base_facts(settings)
     return [shapes, digest(*built.parameters()), digest(*frequencies), facts.base_context_length]
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from observed import VOCABULARY, Clock, shards_of
+from transformers import AutoConfig
 
 from e2ray.core import model as models
 from e2ray.core.methods.registry import method_of
@@ -114,7 +115,7 @@ def profiles(run, path):
     """How each context length is served."""
     base_in_place(run)
     settings = run.config.export
-    config = models.AutoConfig.from_pretrained(run.folder / "model")
+    config = AutoConfig.from_pretrained(run.folder / "model")
     method = method_of(run.config.positions.method)
     options = {"base_scaling": getattr(run.config.model, "base_scaling", None), "method": method}
     made = [make_profile(config, run.base_context_length, each, **options) for each in settings.context_lengths]

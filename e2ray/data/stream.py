@@ -237,14 +237,34 @@ def batches(
     share = len(local_indices(rank, num_workers, batch_sequences)) * rows_per_example
     step_bytes = share * window * 4 * (2 if shards.packed else 1)
     block_steps = max(min(BLOCK_BYTES, prefetch_bytes // 2) // step_bytes, 1)
-    steps = range(start_step, stop_step)
-    task_steps = max(TASK_BYTES // step_bytes, -(-len(steps) // TASKS), 1)
-    work = [steps[first:stop] for first, stop in itertools.pairwise(_borders(len(steps), block_steps, task_steps))]
+    work = _stretches(range(start_step, stop_step), block_steps=block_steps, step_bytes=step_bytes)
     if not work:
         return
     order = shards.order(seed, shuffle_shards, rows_per_example)
     reader = Reader(order, batch_sequences, rank, num_workers, rows_per_example)
-    function = partial(
+    size = 2 * block_steps * step_bytes  # twice a block, so that Ray Data does not cut one
+    tables = _pipeline(
+        work,
+        _reading(folder, shards, reader, block_steps),
+        num_cpus=num_cpus,
+        block_bytes=size,
+        prefetch_bytes=max(prefetch_bytes, size),
+        concurrency=READERS,
+    )
+    yield from _by_step(tables, share)
+
+
+def _stretches(steps: range, *, block_steps: int, step_bytes: int) -> list[range]:
+    """Return the steps that each reading task reads, none where there are none."""
+    task_steps = max(TASK_BYTES // step_bytes, -(-len(steps) // TASKS), 1)
+    return [steps[first:stop] for first, stop in itertools.pairwise(_borders(len(steps), block_steps, task_steps))]
+
+
+def _reading(
+    folder: str | Path, shards: ShardSet, reader: Reader, block_steps: int
+) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    """Return what a reading task runs."""
+    return partial(
         _read_steps,
         folder=str(folder) if is_uri(folder) else str(Path(folder).absolute()),
         digest=shards.manifest.digest,
@@ -252,16 +272,6 @@ def batches(
         reader=reader,
         block_steps=block_steps,
     )
-    size = 2 * block_steps * step_bytes  # twice a block, so that Ray Data does not cut one
-    tables = _pipeline(
-        work,
-        function,
-        num_cpus=num_cpus,
-        block_bytes=size,
-        prefetch_bytes=max(prefetch_bytes, size),
-        concurrency=READERS,
-    )
-    yield from _by_step(tables, share)
 
 
 def _borders(num_steps: int, block_steps: int, task_steps: int) -> list[int]:

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from e2ray.config.model import Model, PretrainedModel
-from e2ray.core.model import base_facts, build_model
+from e2ray.core.base import base_facts
+from e2ray.core.model import build_model
 from e2ray.evaluate.removed import Removed
 
 TEXTS, TEXT_TOKENS, POSITIONS = 4, 2048, 128  # texts, tokens of each at most, and positions of each that are compared

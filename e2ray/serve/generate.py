@@ -19,8 +19,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from e2ray.config.base import LARGEST_SCALE, SettingsError
 from e2ray.config.load import read_vouched_recipe
 from e2ray.config.model import PretrainedModel
+from e2ray.core.base import base_facts
 from e2ray.core.methods.registry import method_of
-from e2ray.core.model import base_facts, build_model
+from e2ray.core.model import build_model
 from e2ray.core.model_folder import trained_method, training_of
 from e2ray.core.rope import RotaryHook
 from e2ray.core.scales import request_scale

@@ -10,10 +10,10 @@ from pathlib import Path
 from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
+from e2ray.core.base import base_facts
 from e2ray.core.coverage import SEEN_PAIRS_PER_ROW, Coverage, ScaleCoverage, measure, percent
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
-from e2ray.core.model import base_facts
 from e2ray.core.scales import default_scales, paper_scale
 from e2ray.report.sections.coverage import write_coverage
 from e2ray.stages.run import show

@@ -20,7 +20,7 @@ from e2ray.config.model import Model, PretrainedModel
 from e2ray.config.resolved import ResolvedConfig, ResolvedData, ResolvedEvaluate, ResolvedExport, filled
 from e2ray.config.run import FREE_ON_RESUME, MENDABLE, RunConfig, differences
 from e2ray.config.train import ClusterSettings
-from e2ray.core.model import base_facts
+from e2ray.core.base import base_facts
 from e2ray.core.model_folder import seal
 from e2ray.core.scales import default_scales, default_windows
 from e2ray.data.folder import Folder

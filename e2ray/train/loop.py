@@ -4,7 +4,7 @@ A search trial and a training job are this same function, so that the same setti
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -186,9 +186,7 @@ def fit(
     skips = Skips() if skips is None else skips
     source = iter(batches)
     for step in range(start_step, settings.steps):
-        asked = time.perf_counter()
-        batch = next(source)
-        waited = time.perf_counter() - asked
+        batch, waited = _next(source)
         if meter is None:
             meter = Meter(engine, batch.tokens.shape[1])
             meter.tokens = tokens
@@ -201,17 +199,28 @@ def fit(
             note_skipped(done, batch, nll)
         skips.refuse_more_than(settings.max_skipped_steps, step=done)
         last = done == settings.steps
-        saving = last or done % settings.checkpoint_every == 0
         if last or done % settings.log_every == 0:
-            metrics = meter.line(step=done, lr=lr)
-            if evaluate:
-                metrics |= files.finite(evaluate(done))
-                meter.since = time.perf_counter()  # what it took is none of the training's
-            if engine.any(report(metrics) == "stop"):
+            if engine.any(report(_line(meter, done, lr, evaluate)) == "stop"):
                 save(done)
                 return done
-        if saving:
+        if last or done % settings.checkpoint_every == 0:
             save(done)
         if progress:
             progress(done)
     return settings.steps
+
+
+def _next(source: Iterator[Batch]) -> tuple[Batch, float]:
+    """Return the next batch and the seconds that it was waited for."""
+    asked = time.perf_counter()
+    batch = next(source)
+    return batch, time.perf_counter() - asked
+
+
+def _line(meter: Meter, step: int, lr: float, evaluate: Callable[[int], dict[str, Any]] | None) -> dict[str, Any]:
+    """Return the metrics of a logged step, with those of an evaluation if there is one."""
+    metrics = meter.line(step=step, lr=lr)
+    if evaluate:
+        metrics |= files.finite(evaluate(step))
+        meter.since = time.perf_counter()  # what it took is none of the training's
+    return metrics

@@ -11,7 +11,7 @@ from typing import Any
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model, PretrainedModel
 from e2ray.config.run import differences
-from e2ray.core.model import config_digest, trained_config
+from e2ray.core.base import config_digest, trained_config
 from e2ray.core.model_folder import training_of, weights_identity
 from e2ray.records.model import ModelTraining
 from e2ray.train.task import Task, completed

@@ -5,7 +5,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,13 +26,14 @@ from e2ray.core.proof import prove_apart
 from e2ray.core.reach import weights
 from e2ray.data.order import local_indices
 from e2ray.data.shards import Rows
+from e2ray.records.checkpoint import CheckpointState
 from e2ray.train import checkpoint, steps
 from e2ray.train.batch import Batch
 from e2ray.train.checkpoint import together
 from e2ray.train.engine import Engine
 from e2ray.train.environment import peak_memory_mib
 from e2ray.train.ledger import Ledger, rows_of
-from e2ray.train.lookout import lookout_of, pays_too_much
+from e2ray.train.lookout import Lookout, lookout_of, pays_too_much
 from e2ray.train.loop import Answer, Skips, fit
 from e2ray.train.objectives import Forward
 from e2ray.train.origin import base_identity
@@ -184,96 +185,126 @@ def run(
         Diverged: If too many steps in a row had no finite gradient norm or loss, or the state is not finite.
     """
     engine = begin(task, device=device)
-    checkpoints = task.folder / "checkpoints"
     identity = together(partial(_identity, task, engine), doing="reading the base model")[0] or {}
-    found = steps.latest(checkpoints)
+    found = steps.latest(task.folder / "checkpoints")
     state = checkpoint.load(engine, found, identity=identity) if found else checkpoint.BEGINNING
-    start = state.step
     if engine.rank == 0:
         _tell(task, engine)
     last = state.watched.last if state.watched else None
     if state.stopped and last and pays_too_much(task.train, last.plain(), task.base_context_length):
-        return start
+        return state.step
     lookout = lookout_of(engine, task)
     if lookout is not None and found:
         lookout.resume(state.watched)
     elif lookout is not None:
-        looking(lookout.begin)(start)
-    ledger = Ledger(task.folder, rank=engine.rank, start_step=start) if task.ledger else None
-    rows = drawn(
-        open_rows(start, task.train.steps),
-        task,
-        rank=engine.rank,
-        num_workers=engine.num_workers,
-        start_step=start,
-        ledger=ledger,
-    )
-    seen = {"tokens": state.tokens, "stopped": False}
-    skips = Skips(state.skipped_steps, state.skipped_in_a_row)
+        looking(lookout.begin)(state.step)
+    training = _Training(task, engine, identity, state, lookout, report=report, evaluate=evaluate, looking=looking)
+    return training.fit(open_rows, gauges)
 
-    def record(metrics: dict[str, Any]) -> Answer:
-        seen["tokens"] = metrics["tokens"]
-        if recorder:
-            peak = peak_memory_mib(device)
-            recorder.report(metrics if peak is None else metrics | {"peak_memory_mib": round(peak, 1)})
-        answer = report(metrics)
+
+class _Training:
+    """This rank's part of a training that has been set out: what the loop calls, and what it keeps in between."""
+
+    def __init__(
+        self,
+        task: Task,
+        engine: Engine,
+        identity: Mapping[str, Any],
+        state: CheckpointState,
+        lookout: Lookout | None,
+        *,
+        report: Callable[[dict[str, Any]], Answer],
+        evaluate: Callable[[Engine, int], dict[str, Any]] | None,
+        looking: Callable[[Look], Look],
+    ) -> None:
+        self.task, self.engine, self.identity, self.lookout = task, engine, identity, lookout
+        self.report, self.evaluate, self.looking = report, evaluate, looking
+        self.start, self.tokens, self.stopped = state.step, state.tokens, False
+        self.skips = Skips(state.skipped_steps, state.skipped_in_a_row)
+        self.ledger = Ledger(task.folder, rank=engine.rank, start_step=state.step) if task.ledger else None
+        self.recorder: Recorder | None = None
+
+    def fit(
+        self, open_rows: Callable[[int, int], Iterator[Rows]], gauges: Callable[[dict[str, Any]], None] | None
+    ) -> int:
+        """Train to the end and return the updates made in all; arguments as `run`."""
+        task, engine = self.task, self.engine
+        rows = drawn(
+            open_rows(self.start, task.train.steps),
+            task,
+            rank=engine.rank,
+            num_workers=engine.num_workers,
+            start_step=self.start,
+            ledger=self.ledger,
+        )
+        if task.keep and engine.rank == 0:
+            steps.begin(task.folder / "checkpoints")
+        if engine.rank == 0:
+            self.recorder = _recorder(task, self.start, gauges)  # the last that could fail: it is closed
+        try:
+            return fit(
+                engine,
+                rows,
+                task.train,
+                start_step=self.start,
+                report=self._record,
+                save=self._save,
+                evaluate=self._look,
+                progress=self.recorder.progress if self.recorder else None,
+                note_skipped=self._note_skipped,
+                skips=self.skips,
+                tokens=self.tokens,
+            )
+        finally:
+            if self.recorder:
+                self.recorder.close(failed=sys.exc_info()[0] is not None)
+
+    def _record(self, metrics: dict[str, Any]) -> Answer:
+        task = self.task
+        self.tokens = metrics["tokens"]
+        if self.recorder:
+            peak = peak_memory_mib(self.engine.device)
+            self.recorder.report(metrics if peak is None else metrics | {"peak_memory_mib": round(peak, 1)})
+        answer = self.report(metrics)
         reason = pays_too_much(task.train, metrics, task.base_context_length)
         if reason is None or metrics["step"] == task.train.steps:  # it ran in full, whatever that cost
             return answer
-        seen["stopped"] = True
-        if engine.rank == 0:
+        self.stopped = True
+        if self.engine.rank == 0:
             print(f"{task.name}: {reason}", flush=True)
         return "stop"
 
-    def look(step: int) -> dict[str, Any]:
-        told = {} if evaluate is None else evaluate(engine, step)
-        if lookout is not None and (step % (task.train.watch_every or 1) == 0 or step == task.train.steps):
-            told |= looking(lookout.metrics)(step)
+    def _look(self, step: int) -> dict[str, Any]:
+        told = {} if self.evaluate is None else self.evaluate(self.engine, step)
+        settings = self.task.train
+        if self.lookout is not None and (step % (settings.watch_every or 1) == 0 or step == settings.steps):
+            told |= self.looking(self.lookout.metrics)(step)
         return told
 
-    def note_skipped(step: int, batch: Batch, nll: Tensor) -> None:
+    def _note_skipped(self, step: int, batch: Batch, nll: Tensor) -> None:
         assert batch.ids is not None
         own = rows_of(batch.ids, batch.draw, nll)
-        parts = checkpoint.together(lambda: own, doing="telling its rows of a skipped step")
-        if recorder:
-            recorder.skipped(step, [row for part in parts for row in part])
+        parts = together(lambda: own, doing="telling its rows of a skipped step")
+        if self.recorder:
+            self.recorder.skipped(step, [row for part in parts for row in part])
 
-    def save(step: int) -> None:
+    def _save(self, step: int) -> None:
+        task = self.task
         if not task.keep:
             return
-        if ledger:
-            ledger.commit(step)
+        if self.ledger:
+            self.ledger.commit(step)
         facts = {
-            "tokens": seen["tokens"],
-            "skipped_steps": skips.total,
-            "skipped_in_a_row": skips.in_a_row,
-            "watched": lookout.watched() if lookout else None,
-            "stopped": seen["stopped"],
-            "identity": identity,
-            "dtype": str(precision_of(task.train, device)).removeprefix("torch."),
+            "tokens": self.tokens,
+            "skipped_steps": self.skips.total,
+            "skipped_in_a_row": self.skips.in_a_row,
+            "watched": self.lookout.watched() if self.lookout else None,
+            "stopped": self.stopped,
+            "identity": self.identity,
+            "dtype": str(precision_of(task.train, self.engine.device)).removeprefix("torch."),
         }
-        checkpoint.save(engine, checkpoints, step=step, facts=facts, keep=task.train.keep_checkpoints)
-
-    if task.keep and engine.rank == 0:
-        steps.begin(checkpoints)
-    recorder = _recorder(task, start, gauges) if engine.rank == 0 else None  # the last that could fail: it is closed
-    try:
-        return fit(
-            engine,
-            rows,
-            task.train,
-            start_step=start,
-            report=record,
-            save=save,
-            evaluate=look,
-            progress=recorder.progress if recorder else None,
-            note_skipped=note_skipped,
-            skips=skips,
-            tokens=state.tokens,
-        )
-    finally:
-        if recorder:
-            recorder.close(failed=sys.exc_info()[0] is not None)
+        folder = task.folder / "checkpoints"
+        checkpoint.save(self.engine, folder, step=step, facts=facts, keep=task.train.keep_checkpoints)
 
 
 def _identity(task: Task, engine: Engine) -> dict[str, Any] | None:

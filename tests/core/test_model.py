@@ -21,7 +21,8 @@ from transformers import (
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, LoraSettings, PretrainedModel
 from e2ray.core import model as model_module
-from e2ray.core.model import base_facts, build_model, merged, model_class, resolve_attention
+from e2ray.core.base import base_facts
+from e2ray.core.model import build_model, merged, model_class, resolve_attention
 from e2ray.testing.models import FAMILIES, SCALED, SIZES, VOCAB_SIZE, logits, random_tokens, tiny_config, tiny_model
 
 BUILT = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}

@@ -21,7 +21,8 @@ from transformers import (
 from e2ray.config.base import SettingsError
 from e2ray.config.load import validate
 from e2ray.config.model import PretrainedModel
-from e2ray.core.model import base_facts, build_model, trained_config
+from e2ray.core.base import base_facts, trained_config
+from e2ray.core.model import build_model
 from e2ray.core.rope import RotaryHook
 from e2ray.serve import twin
 from e2ray.serve.export import RunFacts, export
