@@ -21,25 +21,19 @@ from e2ray.config.load import read_vouched_recipe
 from e2ray.config.model import PretrainedModel
 from e2ray.core.base import base_facts
 from e2ray.core.methods.registry import method_of
-from e2ray.core.model import build_model
 from e2ray.core.model_folder import trained_method, training_of
-from e2ray.core.rope import RotaryHook
-from e2ray.core.scales import request_scale
 from e2ray.data.tokenizer import behind, load_tokenizer, opening_tokens, prefix_tokens, vocabulary_size
 from e2ray.evaluate.decoding import sampling
+from e2ray.evaluate.loaded import LoadedModel
 from e2ray.evaluate.weights import read_scales
 
 SCALES = "scales.json"
 
 
-class Generator:
+class Generator(LoadedModel):
     """A trained model and its tokenizer, ready for requests of any length; one request at a time.
 
-    Attributes:
-        base_context_length: L in tokens.
-        hook: Reads a scale as the training did, as far as the folder's record tells; else as linear.
-        scales: The content of scales.json, or None without one.
-        tokenizer: Of the model.
+    Its hook reads a scale as the training did, as far as the folder's record tells; else as linear.
     """
 
     def __init__(
@@ -66,33 +60,30 @@ class Generator:
             raise SettingsError(f"prefill tokens: must be at least 1, got {prefill_tokens}")
         folder = Path(folder).expanduser()
         place = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
-        scales = folder / SCALES
-        self.scales: dict[str, Any] | None = None
-        settings = _settings(place)
-        if scales.is_file():
-            self.scales = read_scales(scales, model=place)
-            settings = _agreed(settings, folder, self.scales)
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        settings, path = _settings(place), folder / SCALES
+        scales = read_scales(path, model=place) if path.is_file() else None
+        if scales is not None:
+            settings = _agreed(settings, folder, scales)
         training = training_of(place)
         trained = training.settings.get("base_context_length") if training else None
         if trained is not None:  # a recipe may say otherwise than the model's config
             settings = settings.model_copy(update={"base_context_length": trained})
         assert settings.base_context_length is not None
-        self.base_context_length: int = settings.base_context_length
         self.tokenizer = load_tokenizer(place)
         self._prefix = prefix_tokens(self.tokenizer)
-        self.model = build_model(
-            settings, dtype=dtype, device=self.device, vocab_size=vocabulary_size(self.tokenizer)
-        ).eval()
+        super().__init__(
+            settings,
+            device=where,
+            dtype=dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32),
+            vocab_size=vocabulary_size(self.tokenizer),
+            method=method_of(trained_method(place)),
+            base_context_length=settings.base_context_length,
+            tokenizer_folder=place,
+            scales=scales,
+        )
         self.model.config.use_cache = True
         self.prefill_tokens = prefill_tokens
-        method = method_of(trained_method(place))
-        self.hook = RotaryHook(self.model, method, base_context_length=self.base_context_length)
-
-    def scale_of(self, num_tokens: int) -> float:
-        """Return the scale that a request of `num_tokens` tokens, prompt and answer together, is read with."""
-        return request_scale(num_tokens, self.base_context_length, self.scales)
 
     def tokens_of(self, prompt: str) -> list[int]:
         """Return what the model reads for a prompt, at least one token.

@@ -13,7 +13,8 @@ from e2ray.core.model_folder import seal
 from e2ray.data.tokenizer import load_tokenizer
 from e2ray.evaluate.weights import weights_digest
 from e2ray.records.model import ModelTraining
-from e2ray.serve.export import RunFacts, export
+from e2ray.serve.card import RunFacts
+from e2ray.serve.export import export
 from e2ray.serve.generate import Generator
 from e2ray.testing.served import TEXT, L, write_served_run
 

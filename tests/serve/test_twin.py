@@ -25,7 +25,8 @@ from e2ray.core.base import base_facts, trained_config
 from e2ray.core.model import build_model
 from e2ray.core.rope import RotaryHook
 from e2ray.serve import twin
-from e2ray.serve.export import RunFacts, export
+from e2ray.serve.card import RunFacts
+from e2ray.serve.export import export
 from e2ray.serve.twin import EXPORTED, check_base, cut_down
 from e2ray.stages import compare as comparing
 from e2ray.stages import pipeline
