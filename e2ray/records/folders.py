@@ -123,6 +123,17 @@ class TrainedFolder(Folder):
     lock = File(".lock", "Held while a process works on the folder.")
 
 
+class StorageFolder(Folder):
+    """The folder of all runs, and what they share, each part named by its content."""
+
+    where = "<storage>/"
+
+    shards = File("shards", "Shards, a folder each.")
+    bases = File("bases", "Bases that were pretrained, a folder each like a run's.")
+    tokenizers = File("tokenizers", "Tokenizers of runs whose shards lie elsewhere.")
+    prompts = File("prompts", "Retrieval prompts that were made before.")
+
+
 class RunFolder(TrainedFolder):
     """A run."""
 

@@ -11,8 +11,8 @@ from e2ray.config.search import SearchSettings
 from e2ray.data.made import made_otherwise
 from e2ray.evaluate.base_length import told
 from e2ray.evaluate.shares import Reading, read_base
-from e2ray.records.folders import ShardFolder
-from e2ray.search.journal import JOURNAL, verified
+from e2ray.records.folders import ShardFolder, StudyFolder
+from e2ray.search.journal import verified
 from e2ray.stages import checks
 from e2ray.stages.run import ResolvedRun, ray_address, refuse_other_settings, resolve, show, tell_ignored
 
@@ -63,7 +63,7 @@ def _tell_search(run: ResolvedRun, config: RunConfig, search: SearchSettings) ->
     Raises:
         SettingsError: If the journal of one that was begun is damaged.
     """
-    verified(run.folder / JOURNAL)
+    verified(StudyFolder(run.folder).journal)
     trial = config.trial().train
     rungs = search.rungs(trial.steps, trial.log_every)
     show(

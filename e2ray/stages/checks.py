@@ -63,8 +63,8 @@ def refuse_unfit(run: ResolvedRun) -> None:
 
 def refuse_lost_checkpoints(run: ResolvedRun) -> None:
     """Raise SettingsError if a training is to go on whose checkpoints nobody points to."""
-    if not (run.folder / "model").is_dir():
-        steps.latest(run.folder / "checkpoints")
+    if not run.is_trained:
+        steps.latest(run.files.checkpoints)
 
 
 def check_model(run: ResolvedRun) -> None:

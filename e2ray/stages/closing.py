@@ -5,13 +5,11 @@ from pathlib import Path
 from e2ray.config.base import brief
 from e2ray.data.pace import Pace
 from e2ray.files import read_vouched
+from e2ray.records.folders import ExportFolder
 from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import write_report
 from e2ray.stages.run import ResolvedRun, result_line, show
 from e2ray.train.trackers import Trackers, configured, located
-
-PAGE = "report.html"
-MEASURED = ("config.yaml", "evaluation*.json", "evaluation*.png", "retrieval.*", "effective.json")
 
 
 def write_page(run: ResolvedRun) -> Path | None:
@@ -20,15 +18,15 @@ def write_page(run: ResolvedRun) -> Path | None:
     Returns:
         Its path; None where the run was not measured, or where it cannot be written, which is told: the run is done.
     """
-    if not (run.folder / "evaluation.json").exists():
+    if not run.files.evaluation.exists():
         return None
     try:
         with Pace(show, "writing the page", total=1, unit="parts"):
-            write_report(run.folder / PAGE, open_runs([str(run.folder)]))
+            write_report(run.files.page, open_runs([str(run.folder)]))
     except Exception as error:  # whatever it is, the run is done
         show(f"warning: {brief(' '.join(str(error).split()) or type(error).__name__)}")
         return None
-    return run.folder / PAGE
+    return run.files.page
 
 
 def last_lines(run: ResolvedRun, page: Path | None) -> list[str]:
@@ -37,14 +35,15 @@ def last_lines(run: ResolvedRun, page: Path | None) -> list[str]:
     if page is not None:
         told.append(f"page: {page}")
     read = f"e2ray generate {run.folder} --prompt-file TEXT"
-    served = sorted((run.folder / "export" / "serving").glob("*/README.md"), key=lambda path: int(path.parent.name))
+    cards = ExportFolder(run.files.export).serving.glob(f"*/{ExportFolder.card.name}")
+    served = sorted(cards, key=lambda path: int(path.parent.name))
     told.append(f"next: {read}{f'; to serve it: {served[-1]}' if served else ''}")
     return told
 
 
 def track_evaluation(run: ResolvedRun) -> None:
     """Log what was measured where the recipe's trackers are: each NLL as a number, the tables and pictures as files."""
-    path = run.folder / "evaluation.json"
+    path = run.files.evaluation
     if not run.config.trackers or not path.exists():
         return
     rows = read_vouched(path, wanted="an evaluation")["rows"]
@@ -52,7 +51,9 @@ def track_evaluation(run: ResolvedRun) -> None:
     told = Trackers(configured(settings, run.folder, name=run.config.name, continued=True), show=show)
     nll = {f"evaluate/{row['model']}/{row['window']}/{row['scale']:g}": row["nll"] for row in rows}
     told.log(nll, run.config.train.steps)
-    for pattern in MEASURED:
-        for found in sorted(run.folder.glob(pattern)):
+    left = run.files
+    pictures = (left.lengths_picture, left.picture)
+    for found in (left.config, left.evaluation, *pictures, left.retrieval, left.retrieval_picture, left.effective):
+        if found.exists():
             told.log_artifact(found)
     told.close()

@@ -16,6 +16,7 @@ from e2ray.config.resolved import ResolvedConfig
 from e2ray.config.run import RunConfig
 from e2ray.data.shards import read_manifest
 from e2ray.evaluate.removing import removed_scaling
+from e2ray.records.folders import ComparisonFolder
 from e2ray.report.compare.page import write_comparison
 from e2ray.stages import checks
 from e2ray.stages.cluster import cluster
@@ -44,10 +45,10 @@ def compare(config: RunConfig) -> None:
     if config.evaluate is None:
         raise SettingsError("evaluate: is null, a comparison measures by it; give it a section")
     run = resolve(config)
-    with files.lock(run.folder / ".lock", what="running this comparison"):
-        refuse_other_settings(run, begun=any((run.folder / "lanes").glob("*.json")), besides=MAY_DIFFER)
+    with files.lock(run.files.lock, what="running this comparison"):
+        refuse_other_settings(run, begun=any(ComparisonFolder(run.folder).lanes.glob("*.json")), besides=MAY_DIFFER)
         tell_ignored(run)
-        files.write_text(run.folder / "config.yaml", resolved_text(run.config))
+        files.write_text(run.files.config, resolved_text(run.config))
         with reporting(run):
             checks.refuse_before_start(run)
             checks.check_model(run)
@@ -94,11 +95,11 @@ def _jobs(run: ResolvedRun, settings: CompareSettings) -> list[Job]:
     lengths = read_manifest(shards).validation_lengths
     checks.refuse_unscorable(run.config, run.base_context_length, lengths)
     base = base_of(run, shards)
-    task, largest = own_task(run, shards, base), run.config.positions.max_scale
+    task, largest, folder = own_task(run, shards, base), run.config.positions.max_scale, ComparisonFolder(run.folder)
 
     def job(lane: str, seed: int, task: Task, config: ResolvedConfig | None, *, own: bool = False) -> Job:
         seeded = config.model_copy(update={"seed": seed}) if config else None
-        out = run.folder / "lanes" / f"{'own-' if own else ''}{lane}-{seed}.json"
+        out = (folder.own_lane if own else folder.lane)(lane=lane, seed=seed)
         return Job(lane, seed, task, run.evaluation, shards, seeded, largest, settings.retrieval, out, own)
 
     jobs: list[Job] = []

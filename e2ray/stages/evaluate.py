@@ -11,7 +11,6 @@ from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model, PretrainedModel
 from e2ray.data.pace import Pace
-from e2ray.evaluate import base_length, removed
 from e2ray.evaluate.by_length import LengthPass, merged_passes
 from e2ray.evaluate.findings import Findings, findings
 from e2ray.evaluate.perplexity import Sums, merged
@@ -19,6 +18,7 @@ from e2ray.evaluate.plausible import refuse_implausible
 from e2ray.evaluate.removing import removed_scaling
 from e2ray.evaluate.shares import Reading, Share, ask, read_base, read_removed, score_share
 from e2ray.evaluate.verdict import table
+from e2ray.records.folders import StorageFolder
 from e2ray.report.evaluation import write_by_length, write_evaluation, write_lengths
 from e2ray.stages.remote import remote, remote_each, wants_gpu
 from e2ray.stages.run import ResolvedRun, run_tokenizer, show
@@ -51,7 +51,7 @@ def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Row:
         sums,
         passes,
         settings,
-        model=run.folder / "model",
+        model=run.files.model,
         text=text,
         method=run.config.positions.method,
         base_context_length=run.base_context_length,
@@ -78,7 +78,7 @@ def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Row:
     )
     if not compared:
         show("the NLL was not held against the training losses: no window and scale has both")
-    written: Row = files.read_vouched(run.folder / "evaluation.json", wanted="an evaluation")
+    written: Row = files.read_vouched(run.files.evaluation, wanted="an evaluation")
     return written
 
 
@@ -104,14 +104,14 @@ def models_of(run: ResolvedRun, base: Model) -> dict[str, Model]:
     Raises:
         SettingsError: If the base is not the one that the model was trained from.
     """
-    remote("base", refuse_other_base, run.folder / "model", base, use_gpu=False)
+    remote("base", refuse_other_base, run.files.model, base, use_gpu=False)
     facts, named = training_facts(run.folder), run.config.model.attention
     same = facts.get("device", "").startswith("cuda") == wants_gpu(run.config.cluster)
     attention = {"attention": facts["attention"]} if facts and same and named == "auto" else {}
     if facts and named not in ("auto", facts["attention"]):
         show(f"model.attention: {named} here, {facts['attention']} in the training")
     tuned = PretrainedModel(
-        path=str(run.folder / "model"),
+        path=str(run.files.model),
         base_context_length=run.base_context_length,
         base_scaling="keep" if isinstance(base, PretrainedModel) and base.base_scaling == "keep" else None,
         attention=base.attention,
@@ -141,7 +141,7 @@ def base_length_of(run: ResolvedRun, shards: str | Path, base: Model) -> Row:
         shards: Its shards; held-out documents are read.
         base: Settings of the base model.
     """
-    path = run.folder / base_length.FILE
+    path = run.files.base_length
     if not path.exists():
         reading = reading_of(run, shards, "base", base)
         found = remote("base length", read_base, reading, run.base_batch_tokens, use_gpu=reading.use_gpu, tells=True)
@@ -159,7 +159,7 @@ def removed_of(run: ResolvedRun, shards: str | Path, base: Model) -> Row | None:
     """
     if not isinstance(base, PretrainedModel) or removed_scaling(base) is None:
         return None
-    path = run.folder / removed.FILE
+    path = run.files.removed
     if not path.exists():
         reading = reading_of(run, shards, "base", base)
         files.write_sealed(path, remote("removed scaling", read_removed, reading, base, use_gpu=reading.use_gpu))
@@ -193,7 +193,7 @@ def _retrieval(run: ResolvedRun, shards: str | Path, models: Mapping[str, Model]
     if settings.retrieval is None:
         return []
     jobs = [
-        (reading_of(run, shards, name, model), settings, settings.retrieval, run.storage / "prompts")
+        (reading_of(run, shards, name, model), settings, settings.retrieval, StorageFolder(run.storage).prompts)
         for name, model in models.items()
     ]
     parts = remote_each("retrieval", ask, jobs, use_gpu=wants_gpu(run.config.cluster), tells=True)

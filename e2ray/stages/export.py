@@ -10,6 +10,7 @@ from e2ray.config.model import Model, PretrainedModel
 from e2ray.core.model_folder import training_of
 from e2ray.evaluate.verdict import as_now
 from e2ray.evaluate.weights import read_scales, refuse_other_weights
+from e2ray.records.folders import ExportFolder
 from e2ray.records.model import ModelTraining
 from e2ray.serve.card import RunFacts
 from e2ray.serve.export import export as write_export
@@ -24,7 +25,7 @@ def export(run: ResolvedRun, base: Model) -> Path:
     """Write the folder that other programs serve, each serving profile proven against the hook."""
     run.refuse_untrained()
     remote("export", exporting(run, base), use_gpu=False)
-    return run.folder / "export"
+    return run.files.export
 
 
 def exporting(run: ResolvedRun, base: Model) -> Callable[[], Content]:
@@ -35,7 +36,7 @@ def exporting(run: ResolvedRun, base: Model) -> Callable[[], Content]:
     """
     evaluation = _evaluation(run)
     config = run.config
-    made = training_of(run.folder / "model") or ModelTraining(settings={})
+    made = training_of(run.files.model) or ModelTraining(settings={})
     steps = config.train.steps if made.step is None else made.step
     tokens = steps * config.train.batch_sequences * config.data.window if made.tokens is None else made.tokens
     facts = RunFacts(
@@ -47,14 +48,14 @@ def exporting(run: ResolvedRun, base: Model) -> Callable[[], Content]:
     )
     return partial(
         write_export,
-        run.folder / "model",
-        run.folder / "export",
+        run.files.model,
+        run.files.export,
         base_context_length=run.base_context_length,
         context_lengths=run.exported.context_lengths,
         base_scaling=base.base_scaling if isinstance(base, PretrainedModel) else None,
         evaluation=evaluation,
         run=facts,
-        picture=run.folder / "evaluation.png" if evaluation is not None else None,
+        picture=run.files.picture if evaluation is not None else None,
         scales=measured_scales(run),
         progress=show,
     )
@@ -66,29 +67,29 @@ def _evaluation(run: ResolvedRun) -> Content | None:
     Raises:
         SettingsError: If it is damaged, or was measured with other weights than the run's.
     """
-    path = run.folder / "evaluation.json"
+    path = run.files.evaluation
     if not path.exists():
         return None
     found = files.read_vouched(path, wanted="an evaluation")
     if not isinstance(found, dict) or not isinstance(found.get("verdict"), dict) or "rows" not in found:
         raise SettingsError(f"{path}: is damaged; wanted rows and verdict; run `e2ray evaluate` again")
     protocol = found["verdict"].get("protocol") or {}
-    refuse_other_weights({path: protocol.get("weights_digest")}, run.folder / "model")
+    refuse_other_weights({path: protocol.get("weights_digest")}, run.files.model)
     return found | {"verdict": as_now(found["verdict"])}
 
 
 def measured_scales(run: ResolvedRun) -> Content | None:
     """Return the content of scales.json where the recipe serves by it and an evaluation has written it."""
-    path = run.folder / "scales.json"
+    path = run.files.scales
     if run.config.export is None or run.config.export.scale != "measured" or not path.exists():
         return None
-    return read_scales(path, model=run.folder / "model")
+    return read_scales(path, model=run.files.model)
 
 
 def tell_old_export(run: ResolvedRun) -> None:
     """Say in one line that an export beside a new evaluation still serves by the older one's scales."""
     if run.config.export is not None and run.config.export.scale != "measured":
         return
-    old, new = run.folder / "export" / "scales.json", run.folder / "scales.json"
+    old, new = ExportFolder(run.files.export).scales, run.files.scales
     if old.parent.is_dir() and new.exists() and (not old.exists() or old.read_bytes() != new.read_bytes()):
         show(f"{old.parent}: serves by an earlier evaluation; `e2ray export` writes it anew")

@@ -15,7 +15,7 @@ from e2ray.config.run import MENDABLE, RunConfig
 from e2ray.data.shards import read_manifest
 from e2ray.evaluate.base_length import told
 from e2ray.evaluate.removed import sentence
-from e2ray.search.journal import JOURNAL
+from e2ray.records.folders import StudyFolder
 from e2ray.stages import checks
 from e2ray.stages.closing import last_lines, track_evaluation, write_page
 from e2ray.stages.cluster import cluster
@@ -32,7 +32,7 @@ from e2ray.stages.run import (
     tell_ignored,
     tell_unmeasured,
 )
-from e2ray.stages.suites import SAMPLES, SUITES, suites
+from e2ray.stages.suites import suites
 from e2ray.stages.train import base_of, own_task, prepare, train
 from e2ray.train import launch
 from e2ray.train.environment import write_environment
@@ -49,7 +49,7 @@ def run_stages(run: ResolvedRun, stages: Sequence[str]) -> None:
         checks.check_suites(run)  # before the hours of a training
     if training:
         checks.refuse_before_start(run)
-    if "train" in stages and not (run.folder / "model").is_dir():
+    if "train" in stages and not run.is_trained:
         checks.refuse_lost_checkpoints(run)
         checks.check_model(run)
     with cluster(run.config.cluster):
@@ -67,11 +67,11 @@ def run_stages(run: ResolvedRun, stages: Sequence[str]) -> None:
         if "train" in stages:
             if removed := removed_of(run, shards, base):
                 show(sentence(removed))
-            is_new = isinstance(run.config.model, PretrainedModel) and not (run.folder / "model").is_dir()
+            is_new = isinstance(run.config.model, PretrainedModel) and not run.is_trained
             if is_new and run.config.evaluate:
                 show(told(base_length_of(run, shards, base)))  # of one pretrained here L is known
             train(run, shards, base)
-        elif (run.folder / "model").is_dir():
+        elif run.is_trained:
             refuse_other_training(
                 own_task(run, shards, base), by_rows=False
             )  # text that has changed since is measured, too
@@ -91,17 +91,17 @@ def execute(config: RunConfig) -> None:
         SettingsError: If a setting, a path or data is wrong, or the run was begun with other settings.
     """
     run = resolve(config.alone())
-    with files.lock(run.folder / ".lock", what="running this run"):
+    with files.lock(run.files.lock, what="running this run"):
         refuse_other_settings(run, besides=MENDABLE)
-        if (run.folder / JOURNAL).exists():
+        if (StudyFolder(run.folder).journal).exists():
             raise SettingsError(f"{run.folder}: holds a study of that name; choose another name for the training run")
         status = read_status(run.folder)
-        if status and status["state"] == "succeeded" and (run.folder / "config.yaml").exists():
+        if status and status["state"] == "succeeded" and run.files.config.exists():
             show(f"{run.folder} is finished: {brief(status.get('result', 'its status tells no result'))}")
             tell_unmeasured(run)
             return
         tell_ignored(run)
-        files.write_text(run.folder / "config.yaml", resolved_text(run.config))
+        files.write_text(run.files.config, resolved_text(run.config))
         with reporting(run):
             write_environment(run.folder)
             run_stages(run, STAGES)
@@ -135,7 +135,7 @@ def suites_only(config: RunConfig) -> None:
     if run.config.evaluate is None or run.config.evaluate.suites is None:
         raise SettingsError("evaluate.suites: is null, so there is nothing to ask; give it a section with tasks")
     _later_stage(run, "suites")
-    show(f"scores: {run.folder / SUITES}, samples: {run.folder / SAMPLES}")
+    show(f"scores: {run.files.suites}, samples: {run.files.samples}")
 
 
 def export_only(config: RunConfig) -> None:
@@ -143,24 +143,24 @@ def export_only(config: RunConfig) -> None:
     run = resolve(config.alone())
     _ = run.exported  # refused where the recipe leaves it out
     _later_stage(run, "export")
-    show(f"exported to {run.folder / 'export'}")
+    show(f"exported to {run.files.export}")
 
 
 def _later_stage(run: ResolvedRun, stage: str) -> None:
     run.refuse_untrained("`e2ray train` with this recipe")
-    if not (run.folder / "config.yaml").is_file():
+    if not run.files.config.is_file():
         raise SettingsError(
-            f"{run.folder / 'config.yaml'}: is lost; put it back from a copy, or run `e2ray train` with the recipe "
+            f"{run.files.config}: is lost; put it back from a copy, or run `e2ray train` with the recipe "
             "that the model was trained with, which writes it anew"
         )
     refuse_other_settings(run, besides=MENDABLE)
     tell_ignored(run, *MENDABLE)
-    with files.lock(run.folder / ".lock", what="running this run"):
+    with files.lock(run.files.lock, what="running this run"):
         killed = settle(run.folder)
         if killed:
             show(killed)
         run_stages(run, [stage])
-        path = run.folder / "config.yaml"  # its settings are those of the results beside it
+        path = run.files.config  # its settings are those of the results beside it
         before = read_resolved(path)
         updated = before.model_copy(update=_measured_with(before, run.config, stage))
         files.write_text(path, resolved_text(updated))

@@ -28,7 +28,7 @@ from e2ray.data.identity import shards_digest
 from e2ray.data.shards import read_manifest
 from e2ray.data.tokenizer import save_whole, whole_digest
 from e2ray.evaluate.perplexity import default_stride
-from e2ray.records.folders import ShardFolder
+from e2ray.records.folders import RunFolder, ShardFolder, StorageFolder
 from e2ray.train.record import end_status, now, read_status, settle, write_status
 from e2ray.train.steps import begun as checkpoints_begun
 
@@ -64,6 +64,16 @@ class ResolvedRun:
         return self.storage / self.config.name
 
     @property
+    def files(self) -> RunFolder:
+        """What lies in that folder, by name."""
+        return RunFolder(self.folder)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the tuned model stands there."""
+        return self.files.model.is_dir()
+
+    @property
     def evaluation(self) -> ResolvedEvaluate:
         """What is measured.
 
@@ -92,8 +102,8 @@ class ResolvedRun:
 
     def refuse_untrained(self, command: str = "train") -> None:
         """Raise SettingsError if there is no tuned model, saying what makes one."""
-        if not (self.folder / "model").is_dir():
-            raise SettingsError(f"{self.folder / 'model'}: no tuned model yet; run {command} first")
+        if not self.is_trained:
+            raise SettingsError(f"{self.files.model}: no tuned model yet; run {command} first")
 
     @property
     def made_shards(self) -> Path:
@@ -101,7 +111,7 @@ class ResolvedRun:
         data = self.config.data
         if data.shards is not None:
             return Path(data.shards).expanduser()
-        return self.storage / "shards" / shards_digest(data, tokenizer_source=data.tokenizer)[:16]
+        return StorageFolder(self.storage).shards / shards_digest(data, tokenizer_source=data.tokenizer)[:16]
 
     @property
     def longest(self) -> int:
@@ -124,7 +134,7 @@ class ResolvedRun:
             "seed": config.seed,
             "python": platform.python_version(),
         }
-        return self.storage / "bases" / files.digest(identity)[:16]
+        return StorageFolder(self.storage).bases / files.digest(identity)[:16]
 
 
 def show(line: str) -> None:
@@ -160,7 +170,7 @@ def run_tokenizer(run: ResolvedRun, shards: str | Path) -> Path:
         return ShardFolder(folder.local).tokenizer
     content = whole_digest(named.path, named.revision) if named else None
     name = files.digest([read_manifest(folder).tokenizer_hash, content])[:16]
-    target = run.storage / "tokenizers" / name
+    target = StorageFolder(run.storage).tokenizers / name
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         if named is None:
@@ -239,9 +249,9 @@ def refuse_other_settings(run: ResolvedRun, *, besides: Sequence[str] = (), begu
         besides: Sections, or settings of one (`section.name`), that may differ.
         begun: Whether the folder holds anything that was made with its settings; None: a checkpoint or a model.
     """
-    path = run.folder / "config.yaml"
+    path = run.files.config
     if begun is None:
-        begun = (run.folder / "model").is_dir() or checkpoints_begun(run.folder / "checkpoints")
+        begun = run.is_trained or checkpoints_begun(run.files.checkpoints)
     if not begun or not path.exists():  # a run that failed before it trained may be mended under its name
         return  # and without config.yaml checkpoints and model say themselves what they are of
     before = read_resolved(path).model_dump(mode="json")
@@ -263,7 +273,7 @@ def refuse_other_settings(run: ResolvedRun, *, besides: Sequence[str] = (), begu
 
 def tell_unmeasured(run: ResolvedRun) -> None:
     """Say in one line what a finished run was measured or exported with that the recipe now says otherwise."""
-    path = run.folder / "config.yaml"
+    path = run.files.config
     before = read_resolved(path).model_dump(mode="json", include=set(MENDABLE))
     after = run.config.model_dump(mode="json", include=set(MENDABLE))
     for settings in (before, after):
@@ -323,7 +333,7 @@ def _was_stopped(folder: Path) -> bool:
 def result_line(run: ResolvedRun) -> str:
     """Return one line that says what a finished run found and where it lies."""
     parts: list[str] = []
-    evaluation = run.folder / "evaluation.json"
+    evaluation = run.files.evaluation
     if evaluation.exists():
         wanted = "an evaluation; run `e2ray evaluate` again"
         found = files.checked_object(
@@ -331,5 +341,5 @@ def result_line(run: ResolvedRun) -> str:
         )
         verdict = files.checked_object(found["verdict"], where=evaluation, wanted=wanted, keys={"sentences": list})
         parts += map(str, verdict["sentences"][:1])
-    place = "export" if (run.folder / "export").is_dir() else "model"
-    return " ".join([*parts, f"Model: {run.folder / place}"])
+    place = run.files.export if run.files.export.is_dir() else run.files.model
+    return " ".join([*parts, f"Model: {place}"])

@@ -16,8 +16,6 @@ from e2ray.stages.run import ResolvedRun
 from e2ray.train.environment import environment
 from e2ray.train.record import now
 
-SUITES, SAMPLES = "suites.json", "suites-samples.jsonl"
-
 
 def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: Model) -> Mapping[str, object]:
     """Ask base and tuned model tasks, write what came out, and return suites.json's content.
@@ -36,9 +34,9 @@ def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: 
     """
     run.refuse_untrained()
     started = now()
-    path = run.folder / "scales.json"
-    scales = {"base": None, "tuned": read_scales(path, model=run.folder / "model") if path.exists() else None}
-    samples = {name: run.folder / f"suites-samples-{name}.jsonl" for name in scales}
+    path = run.files.scales
+    scales = {"base": None, "tuned": read_scales(path, model=run.files.model) if path.exists() else None}
+    samples = {name: run.files.samples_of(model=name) for name in scales}
     batch_tokens = run.evaluation.batch_tokens
     jobs = [
         (reading_of(run, shards, name, model), settings, run.longest, batch_tokens, scales[name], samples[name])
@@ -46,7 +44,7 @@ def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: 
     ]
     try:
         parts = remote_each("suites", ask_suites, jobs, use_gpu=wants_gpu(run.config.cluster), tells=True)
-        with files.atomic_path(run.folder / SAMPLES) as aside, aside.open("wb") as target:
+        with files.atomic_path(run.files.samples) as aside, aside.open("wb") as target:
             for each in samples.values():
                 with each.open("rb") as source:
                     shutil.copyfileobj(source, target)
@@ -64,5 +62,5 @@ def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: 
         "scores": [row for part in parts for row in part["scores"]],
         "missing": [row for part in parts for row in part["missing"]],
     }
-    files.write_sealed(run.folder / SUITES, found)
+    files.write_sealed(run.files.suites, found)
     return found

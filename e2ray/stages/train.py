@@ -12,6 +12,7 @@ from e2ray.config.train import TrainSettings
 from e2ray.data.made import made_otherwise
 from e2ray.data.prepare import prepare as prepare_shards
 from e2ray.data.shards import MANIFEST, ShardSet, read_manifest
+from e2ray.records.folders import RunFolder
 from e2ray.stages import checks
 from e2ray.stages.remote import remote
 from e2ray.stages.run import ResolvedRun, run_tokenizer, show
@@ -56,11 +57,12 @@ def pretrain(run: ResolvedRun, settings: TrainSettings, shards: str | Path) -> P
     plain = run.config.model.model_copy(update={"lora": None})  # other runs share the base
     native = PositionSettings.model_validate({"preset": "native"})
     task = task_of(run, folder, shards, plain, settings, native)
-    if (folder / "model").is_dir():
+    left = RunFolder(folder)
+    if left.model.is_dir():
         refuse_other_training(task, by_rows=False)  # text that was added since needs no other base
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        with files.lock(folder / ".lock", what="pretraining this base"):
+        with files.lock(left.lock, what="pretraining this base"):
             killed = settle(folder)
             if killed:
                 show(f"{killed}; it goes on from what it left")
@@ -71,9 +73,9 @@ def pretrain(run: ResolvedRun, settings: TrainSettings, shards: str | Path) -> P
                 stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
                 end_status(folder, "preempted" if stopped else "failed", str(error) or type(error).__name__)
                 raise
-            write_status(folder, state="succeeded", ended_at=now(), result=f"Base model: {folder / 'model'}")
-    show(f"base model: {folder / 'model'}")
-    return folder / "model"
+            write_status(folder, state="succeeded", ended_at=now(), result=f"Base model: {left.model}")
+    show(f"base model: {left.model}")
+    return left.model
 
 
 def base_of(run: ResolvedRun, shards: str | Path) -> Model:
@@ -135,7 +137,7 @@ def train(run: ResolvedRun, shards: str | Path, model: Model) -> None:
         SettingsError: If a model of another training stands in the run's folder.
     """
     task = own_task(run, shards, model)
-    if (run.folder / "model").is_dir():
+    if run.is_trained:
         refuse_other_training(task)
         if line := ended_early(task):
             show(line)

@@ -21,11 +21,12 @@ from e2ray.core.scales import paper_scale
 from e2ray.data.pace import Pace
 from e2ray.data.shards import ShardSet, read_manifest
 from e2ray.evaluate.documents import first_unseen
+from e2ray.records.folders import StudyFolder
 from e2ray.report.sections.coverage import draw_coverage
 from e2ray.report.study.page import write_study
 from e2ray.search import tune as trials
 from e2ray.search.exports import write_recipes, write_tables
-from e2ray.search.journal import JOURNAL, end_path, verified
+from e2ray.search.journal import end_path, verified
 from e2ray.search.progress import Progress, outcome, table
 from e2ray.search.record import StudyResults
 from e2ray.search.results import results
@@ -53,7 +54,6 @@ BUDGET = (  # settings of search.trial that the recipe of a chosen trial takes f
     "train.keep_checkpoints",
     "train.progress_s",
 )
-EXPORT = "export"
 
 
 def tune(config: RunConfig, *, resume: bool) -> None:
@@ -73,12 +73,12 @@ def tune(config: RunConfig, *, resume: bool) -> None:
             "search: the recipe has no such section; add `search: {trials: 48}`, which takes the default space"
         )
     run = resolve(config)
-    with files.lock(run.folder / ".lock", what="running this study"):
+    with files.lock(run.files.lock, what="running this study"):
         refuse_other_study(run, resume=resume)
         tell_ignored(run)
-        files.write_text(run.folder / "config.yaml", resolved_text(run.config))
+        files.write_text(run.files.config, resolved_text(run.config))
         with reporting(run):
-            files.write_sealed(run.folder / "environment.json", environment())
+            files.write_sealed(run.files.environment, environment())
             line = _run(run, config.search)
             write_status(run.folder, state="succeeded", ended_at=now(), result=line)
         show(line)
@@ -86,11 +86,12 @@ def tune(config: RunConfig, *, resume: bool) -> None:
 
 def refuse_other_study(run: ResolvedRun, *, resume: bool) -> None:
     """Raise SettingsError if the run's folder holds anything but this study, whole, or it is not to be continued."""
-    path, journal = run.folder / "config.yaml", run.folder / JOURNAL
-    if (run.folder / "model").is_dir() or (run.folder / "checkpoints").is_dir():
+    folder = StudyFolder(run.folder)
+    path, journal = folder.config, folder.journal
+    if run.is_trained or run.files.checkpoints.is_dir():
         raise SettingsError(f"{run.folder}: holds a training run of that name; choose another name for the study")
     if not journal.exists() and not end_path(journal).exists():
-        if any((run.folder / EXPORT).glob("*")):
+        if any(folder.export.glob("*")):
             raise SettingsError(
                 f"{journal}: is missing beside the exports of a study; put it back from a copy, or choose another name"
             )
@@ -195,7 +196,7 @@ def found_of(study: Study, *, with_surrogate: bool) -> StudyResults:
 
 def export_tables(run: ResolvedRun, study: Study) -> None:
     """Write what can be said about a running study so far: tables, Pareto front, ranges without a surrogate."""
-    write_tables(run.folder / EXPORT, found_of(study, with_surrogate=False))
+    write_tables(StudyFolder(run.folder).export, found_of(study, with_surrogate=False))
 
 
 def export(run: ResolvedRun, study: Study, unseen: int | None) -> str:
@@ -206,7 +207,8 @@ def export(run: ResolvedRun, study: Study, unseen: int | None) -> str:
         study: Finished.
         unseen: Evaluation documents that a chosen recipe leaves out; None if the study saw them all.
     """
-    folder = run.folder / EXPORT
+    folder = StudyFolder(run.folder).export
+    journal = folder / StudyFolder.journal.name
     found = found_of(study, with_surrogate=True)
     write_tables(folder, found)
     assert run.config.search is not None
@@ -214,9 +216,9 @@ def export(run: ResolvedRun, study: Study, unseen: int | None) -> str:
     recipe = run.config.model_dump(mode="json", exclude={"search"})
     recipe = assign(recipe, {path: value for path, value in trial.items() if path not in BUDGET}, RunConfig)
     write_recipes(folder, found, recipe, skip_documents=unseen)
-    with files.atomic_path(folder / JOURNAL) as aside:
+    with files.atomic_path(journal) as aside:
         shutil.copyfile(study.path, aside)
-    command = f"optuna-dashboard {shlex.quote(str(folder / JOURNAL))}"
+    command = f"optuna-dashboard {shlex.quote(str(journal))}"
     page = write_study(folder, found, coverage=_coverage(study, found), journal_command=command)
     show(f"browse the study: {command}")
     return f"{outcome(found)} Report: {page}"

@@ -5,9 +5,12 @@ import json
 import pytest
 
 from e2ray.config.load import load
-from e2ray.stages.closing import PAGE, last_lines, track_evaluation, write_page
+from e2ray.records.folders import RunFolder
+from e2ray.stages.closing import last_lines, track_evaluation, write_page
 from e2ray.stages.run import resolve
 from e2ray.testing.runs import begun, evaluated
+
+PAGE = RunFolder.page.name
 
 
 def run_of(folder):
