@@ -28,8 +28,9 @@ from benchmarking import finish, goal, parser
 from e2ray.config.load import read_recipe, validate
 from e2ray.config.run import RunConfig
 from e2ray.config.space import assign
+from e2ray.data.pace import show
 from e2ray.stages.cluster import cluster
-from e2ray.stages.run import resolve, show
+from e2ray.stages.run import resolve
 from e2ray.stages.train import base_of, prepare, task_of
 
 RECIPE = Path(__file__).parent / "recipes" / "search-cpu.yaml"

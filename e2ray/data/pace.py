@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 
 from e2ray.data.follow import following
@@ -11,6 +12,7 @@ from e2ray.data.follow import following
 Progress = Callable[[str], None]
 TELL_S = 8.0  # of silence, after which a line is due
 LOOK_S = 0.5
+show: Progress = partial(print, flush=True)  # a line at once; a worker that is told it loads nothing for it
 
 
 def clock(seconds: float) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 from e2ray import files
 from e2ray.config.suites import SuiteSettings
+from e2ray.data.pace import show
 from e2ray.data.shards import ShardSet
-from e2ray.evaluate.shares import Reading, tell
+from e2ray.evaluate.shares import Reading
 from e2ray.evaluate.suites import checked, run
 from e2ray.optional import library
 
@@ -44,7 +45,7 @@ def ask_suites(
     )
     out: dict[str, list[Any]] = {"scores": [], "missing": []}
     with files.atomic_path(samples) as aside, aside.open("w", encoding="utf-8") as file:
-        for found in run(asked, settings, selection, progress=lambda line: tell(f"{reading.name}: {line}")):
+        for found in run(asked, settings, selection, progress=lambda line: show(f"{reading.name}: {line}")):
             out["scores"] += [{"model": reading.name} | row for row in found.scores]
             out["missing"] += [{"model": reading.name} | row for row in found.missing]
             for sample in found.samples:

@@ -6,7 +6,6 @@ Ray or the folder of a run.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from e2ray.config.model import Model, PretrainedModel
 from e2ray.config.resolved import ResolvedEvaluate
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.core.methods.registry import method_of
+from e2ray.data.pace import show
 from e2ray.data.shards import ShardSet
 from e2ray.evaluate.base_length import measure_base
 from e2ray.evaluate.by_length import LengthPass, length_passes
@@ -29,7 +29,6 @@ from e2ray.evaluate.retrieval import accuracy
 from e2ray.evaluate.untrained import untrained_sums
 
 Share = tuple[list[Sums], list[LengthPass], dict[str, str]]
-tell = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def score_share(reading: Reading, settings: ResolvedEvaluate, share: int, shares
     With them goes what names the text: `tokenizer_hash`, and `documents_digest` of the documents of all workers. The
     first worker of a model tells how far it is.
     """
-    progress: Callable[[str], None] | None = tell if share == 0 else None
+    progress: Callable[[str], None] | None = show if share == 0 else None
     opened = ShardSet.open(reading.shards)
     held_out = opened.held_out()
     first = progress if reading.name == "base" else None  # every model would say the same
@@ -144,7 +143,7 @@ def ask(reading: Reading, settings: ResolvedEvaluate, grid: RetrievalSettings, k
         device=loaded.device,
         windows=settings.windows,
         kept=PromptFolder(kept, opened.manifest.digest),
-        progress=lambda line: tell(f"{reading.name}: {line}"),
+        progress=lambda line: show(f"{reading.name}: {line}"),
     )
 
 
@@ -159,7 +158,7 @@ def read_base(reading: Reading, batch_tokens: int) -> dict[str, Any]:
         base_context_length=reading.base_context_length,
         batch_tokens=batch_tokens,
         device=loaded.device,
-        progress=tell,
+        progress=show,
     )
 
 

@@ -9,12 +9,13 @@ from e2ray.config.model import PretrainedModel
 from e2ray.config.run import MENDABLE, RunConfig
 from e2ray.config.search import SearchSettings
 from e2ray.data.made import made_otherwise
+from e2ray.data.pace import show
 from e2ray.evaluate.base_length import told
 from e2ray.evaluate.shares import Reading, read_base
 from e2ray.records.folders import ShardFolder, StudyFolder
 from e2ray.search.journal import verified
 from e2ray.stages import checks
-from e2ray.stages.run import ResolvedRun, ray_address, refuse_other_settings, resolve, show, tell_ignored
+from e2ray.stages.run import ResolvedRun, ray_address, refuse_other_settings, resolve, tell_ignored
 
 
 def check(config: RunConfig, *, measure: bool = False) -> None:

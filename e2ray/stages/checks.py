@@ -27,6 +27,7 @@ from e2ray.data.bounds import most_documents, refuse_sources, to_be_made
 from e2ray.data.corpus import list_items
 from e2ray.data.folder import Folder
 from e2ray.data.identity import refuse_short_rows
+from e2ray.data.pace import show
 from e2ray.data.shards import MANIFEST, ShardSet
 from e2ray.data.tokenizer import load_shard_tokenizer, load_tokenizer, tokenizer_hash, vocabulary_size
 from e2ray.data.unpack import Limits
@@ -34,7 +35,7 @@ from e2ray.evaluate.documents import reachable_windows, refuse_none_long_enough,
 from e2ray.evaluate.suites import checked
 from e2ray.serve.profiles import make_profile
 from e2ray.serve.twin import EXPORTED, check_base
-from e2ray.stages.run import ResolvedRun, ray_address, show
+from e2ray.stages.run import ResolvedRun, ray_address
 from e2ray.train import steps
 from e2ray.train.trackers import missing
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from e2ray.config.base import brief
-from e2ray.data.pace import Pace
+from e2ray.data.pace import Pace, show
 from e2ray.files import read_vouched
 from e2ray.records.folders import ExportFolder
 from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import write_report
-from e2ray.stages.run import ResolvedRun, result_line, show
+from e2ray.stages.run import ResolvedRun, result_line
 from e2ray.train.trackers import Trackers, configured, located
 
 

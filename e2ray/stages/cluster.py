@@ -16,9 +16,9 @@ from ray._private.authentication.authentication_token_setup import maybe_enable_
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
-from e2ray.data.pace import Pace
+from e2ray.data.pace import Pace, show
 from e2ray.stages.access import admit, check_mode, is_loopback, keep_token_private, refuse_wrong_token
-from e2ray.stages.run import ray_address, show
+from e2ray.stages.run import ray_address
 
 SOCKET_BYTES = 107  # a Unix socket's path on Linux
 LOOPBACK = "127.0.0.1"

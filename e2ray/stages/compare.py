@@ -14,6 +14,7 @@ from e2ray.config.compare import UNTOUCHED, CompareSettings, lane_positions
 from e2ray.config.load import resolved_text
 from e2ray.config.resolved import ResolvedConfig
 from e2ray.config.run import RunConfig
+from e2ray.data.pace import show
 from e2ray.data.shards import read_manifest
 from e2ray.evaluate.removing import removed_scaling
 from e2ray.records.folders import ComparisonFolder
@@ -21,7 +22,7 @@ from e2ray.report.compare.page import write_comparison
 from e2ray.stages import checks
 from e2ray.stages.cluster import cluster
 from e2ray.stages.remote import remote_each, wants_gpu
-from e2ray.stages.run import ResolvedRun, refuse_other_settings, reporting, resolve, show, tell_ignored
+from e2ray.stages.run import ResolvedRun, refuse_other_settings, reporting, resolve, tell_ignored
 from e2ray.stages.train import base_of, own_task, prepare
 from e2ray.train.lane import Job, is_done, left, run_job, unsealed
 from e2ray.train.record import now, write_status

@@ -10,7 +10,7 @@ from pathlib import Path
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model, PretrainedModel
-from e2ray.data.pace import Pace
+from e2ray.data.pace import Pace, show
 from e2ray.evaluate.by_length import LengthPass, merged_passes
 from e2ray.evaluate.findings import Findings, findings
 from e2ray.evaluate.perplexity import Sums, merged
@@ -21,7 +21,7 @@ from e2ray.evaluate.verdict import table
 from e2ray.records.folders import StorageFolder
 from e2ray.report.evaluation import write_by_length, write_evaluation, write_lengths
 from e2ray.stages.remote import remote, remote_each, wants_gpu
-from e2ray.stages.run import ResolvedRun, run_tokenizer, show
+from e2ray.stages.run import ResolvedRun, run_tokenizer
 from e2ray.train.origin import refuse_other_base
 from e2ray.train.record import read_metrics, training_facts
 

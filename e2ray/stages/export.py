@@ -8,6 +8,7 @@ from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model, PretrainedModel
 from e2ray.core.model_folder import training_of
+from e2ray.data.pace import show
 from e2ray.evaluate.verdict import as_now
 from e2ray.evaluate.weights import read_scales, refuse_other_weights
 from e2ray.records.folders import ExportFolder
@@ -15,7 +16,7 @@ from e2ray.records.model import ModelTraining
 from e2ray.serve.card import RunFacts
 from e2ray.serve.export import export as write_export
 from e2ray.stages.remote import remote
-from e2ray.stages.run import ResolvedRun, show
+from e2ray.stages.run import ResolvedRun
 from e2ray.train.beside import base_name
 
 Content = Mapping[str, object]

@@ -12,6 +12,7 @@ from e2ray.config.evaluate import EvaluateSettings, ExportSettings
 from e2ray.config.load import read_resolved, resolved_text
 from e2ray.config.model import PretrainedModel
 from e2ray.config.run import MENDABLE, RunConfig
+from e2ray.data.pace import show
 from e2ray.data.shards import read_manifest
 from e2ray.evaluate.base_length import told
 from e2ray.evaluate.removed import sentence
@@ -28,7 +29,6 @@ from e2ray.stages.run import (
     reporting,
     resolve,
     result_line,
-    show,
     tell_ignored,
     tell_unmeasured,
 )

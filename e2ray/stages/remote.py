@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import ray
@@ -13,11 +12,10 @@ from transformers.utils import logging
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
 from e2ray.data.corpus import one_line
-from e2ray.data.pace import Pace
+from e2ray.data.pace import Pace, show
 
 Given = TypeVarTuple("Given")
 Found = TypeVar("Found")
-show = partial(print, flush=True)
 
 
 def remote(

@@ -25,6 +25,7 @@ from e2ray.core.model_folder import seal
 from e2ray.core.scales import default_scales, default_windows
 from e2ray.data.folder import Folder
 from e2ray.data.identity import shards_digest
+from e2ray.data.pace import show
 from e2ray.data.shards import read_manifest
 from e2ray.data.tokenizer import save_whole, whole_digest
 from e2ray.evaluate.perplexity import default_stride
@@ -135,11 +136,6 @@ class ResolvedRun:
             "python": platform.python_version(),
         }
         return StorageFolder(self.storage).bases / files.digest(identity)[:16]
-
-
-def show(line: str) -> None:
-    """Print one line at once."""
-    print(line, flush=True)
 
 
 def tell_ignored(run: ResolvedRun, *sections: str) -> None:

@@ -10,12 +10,13 @@ from e2ray.config.places import is_uri
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
 from e2ray.data.made import made_otherwise
+from e2ray.data.pace import show
 from e2ray.data.prepare import prepare as prepare_shards
 from e2ray.data.shards import MANIFEST, ShardSet, read_manifest
 from e2ray.records.folders import RunFolder
 from e2ray.stages import checks
 from e2ray.stages.remote import remote
-from e2ray.stages.run import ResolvedRun, run_tokenizer, show
+from e2ray.stages.run import ResolvedRun, run_tokenizer
 from e2ray.train import launch
 from e2ray.train.assemble import write_trained
 from e2ray.train.origin import ended_early, refuse_other_training

@@ -18,7 +18,7 @@ from e2ray.config.space import assign
 from e2ray.config.train import ClusterSettings
 from e2ray.core.coverage import measure
 from e2ray.core.scales import paper_scale
-from e2ray.data.pace import Pace
+from e2ray.data.pace import Pace, show
 from e2ray.data.shards import ShardSet, read_manifest
 from e2ray.evaluate.documents import first_unseen
 from e2ray.records.folders import StudyFolder
@@ -36,7 +36,7 @@ from e2ray.search.trial import examine_base
 from e2ray.stages import checks
 from e2ray.stages.cluster import cluster
 from e2ray.stages.remote import remote, wants_gpu
-from e2ray.stages.run import ResolvedRun, reporting, resolve, show, tell_ignored
+from e2ray.stages.run import ResolvedRun, reporting, resolve, tell_ignored
 from e2ray.stages.train import base_of, prepare, task_of
 from e2ray.train.environment import environment
 from e2ray.train.record import now, write_status
