@@ -1,7 +1,6 @@
 """What a recipe will do, told before any training: which relative distances its draws will show the model.
 
-The counting is `core/coverage.py`, the picture `report/sections/coverage.py`; here the result is put into a table and
-plain sentences. No model, no data and no cluster are touched.
+No model, no data and no cluster are touched.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +10,12 @@ from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.core.base import base_facts
-from e2ray.core.coverage import SEEN_PAIRS_PER_ROW, Coverage, ScaleCoverage, measure, percent
+from e2ray.core.coverage import Coverage, measure
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
 from e2ray.core.scales import default_scales, paper_scale
 from e2ray.data.pace import show
+from e2ray.report.coverage_words import lines
 from e2ray.report.sections.coverage import write_coverage
 
 
@@ -91,96 +91,3 @@ def coverage(
         write_coverage(out, found, title=f"Distances that {name} will show the model, rows of R = {window:,} tokens")
         show(f"picture: {out}")
     return found
-
-
-def lines(found: Coverage, name: str) -> list[str]:
-    """Return a coverage as a table with its meaning in sentences under it."""
-    header = ["scale g", "window W", "rows", "reach", "(ordinary)", "overlap", "neighbours", "farthest", "(ordinary)"]
-    return [
-        f"{name}: {found.headline}",
-        "",
-        *_aligned([header, *(_row(row) for row in found.scales)]),
-        "",
-        *(f"- {sentence}" for sentence in sentences(found)),
-        "",
-        *_legend(found),
-    ]
-
-
-def sentences(found: Coverage) -> list[str]:
-    """Return what a coverage means for serving, in plain words."""
-    told = []
-    unseen = [f"{row.scale:g}" for row in found.scales if not row.rows]
-    if unseen:
-        told.append(f"No row is drawn near scale {', '.join(unseen)}: the model will not be trained for reading there.")
-    seen = [row for row in found.scales if row.rows]
-    if seen and seen[-1].near is not None:
-        told.append(_largest(found, seen[-1], seen[-1].near))
-    beyond = float(found.beyond.sum()) / (found.window * (found.window - 1) / 2)
-    if beyond:
-        told.append(
-            f"{percent(beyond)} of all pairs stand {found.base_context_length:,} tokens (L) apart or more, at angles "
-            "the base model never met."
-        )
-    torn = [row for row in found.scales if row.neighbours is not None and row.neighbours < 0.5]
-    if torn:
-        told.append(
-            f"At scale {', '.join(f'{row.scale:g}' for row in torn)} fewer than half of the neighbouring tokens stay "
-            "neighbours; such rows show every distance and are still known to train poorly."
-        )
-    return told
-
-
-def _largest(found: Coverage, row: ScaleCoverage, near: float) -> str:
-    """Return what the largest scale that is drawn shows."""
-    text = (
-        f"At scale {row.scale:g} (W = {row.context_length:,}) the draws show {percent(row.reach)} of the distances up "
-        f"to L = {found.base_context_length:,}, {percent(row.reach_ordinary)} between ordinary tokens, which stand at "
-        f"most {_tokens(row.farthest_ordinary)} tokens apart."
-    )
-    if row.scale > 1:
-        text += (
-            f" {percent(near)} of the pairs are nearer than R = {found.window:,} tokens before scaling; in real text "
-            f"of W tokens it is {percent(row.near_text)}."
-        )
-    if row.reach_ordinary < row.reach / 2:
-        text += f" So the long distances are shown almost only between the first {found.leading} tokens and the rest."
-    return text
-
-
-def _row(row: ScaleCoverage) -> list[str]:
-    return [
-        f"{row.scale:g}",
-        f"{row.context_length:,}",
-        percent(row.rows),
-        percent(row.reach),
-        percent(row.reach_ordinary),
-        percent(row.overlap),
-        "none" if row.neighbours is None else percent(row.neighbours),
-        _tokens(row.farthest) if row.rows else "none",
-        _tokens(row.farthest_ordinary) if row.rows else "none",
-    ]
-
-
-def _tokens(distance: float) -> str:
-    return f"{distance:,.1f}" if distance < 1000 else f"{distance:,.0f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def _legend(found: Coverage) -> list[str]:
-    """Return what the columns say and what was measured."""
-    shared = "" if found.num_draws == found.num_rows else f" ({found.num_draws:,} draws, each shared by a step)"
-    return [
-        f"rows: share of the rows drawn nearest to this scale. reach: share of the distances [0, L), in "
-        f"{len(found.edges) - 1} bins, that {1 / SEEN_PAIRS_PER_ROW:g} rows",
-        f"show at least once; ordinary: between tokens that are not among the first {found.leading} of their row. "
-        "overlap: 1 - total variation between the",
-        "distances shown and those of real text of W tokens. neighbours: adjacent tokens that stay adjacent. farthest: "
-        "largest distance",
-        f"shown, in base-model tokens. Measured on every pair of the first {found.num_rows:,} of the run's "
-        f"{found.run_rows:,} rows{shared}.",
-    ]
