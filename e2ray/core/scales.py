@@ -4,12 +4,11 @@ W is the length of what is read and L the base context length, both in tokens. N
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from e2ray.config.compare import FIXED_SCALE, UNTOUCHED
 from e2ray.config.positions import PositionSettings
 from e2ray.core.methods.ntk import DynamicNtk
+from e2ray.records.scales import ScaleRow, Scales
 
 
 def paper_scale(window: int, base_context_length: int) -> float:
@@ -45,27 +44,26 @@ def untrained_scale(lane: str, window: int, base_context_length: int, max_scale:
     return lane_scale(lane, window, base_context_length, max_scale)
 
 
-def row_scale(row: Mapping[str, Any]) -> float:
+def row_scale(row: ScaleRow) -> float:
     """Return the scale that a row of scales.json serves its length with.
 
     Files made when `served` was the best of the scales measured without W / L among them are read as W / L, too.
     """
-    unmeasured = "paper_scale" in row and row.get("paper_nll") is None
-    return float(row["paper_scale"] if unmeasured else row["served"])
+    return row.served if row.paper_scale is None or row.paper_nll is not None else row.paper_scale
 
 
-def served_at(scales: Mapping[str, Any], context_length: int) -> float:
+def served_at(scales: Scales, context_length: int) -> float:
     """Return the scale a request of `context_length` tokens is read with: that of the next longer measured length.
 
     Beyond the longest measured length it is W / L, as in the paper.
     """
-    for row in scales["lengths"]:
-        if row["context_length"] >= context_length:
+    for row in scales.lengths:
+        if row.context_length >= context_length:
             return row_scale(row)
-    return paper_scale(context_length, scales["base_context_length"])
+    return paper_scale(context_length, scales.base_context_length)
 
 
-def request_scale(num_tokens: int, base_context_length: int, scales: Mapping[str, Any] | None) -> float:
+def request_scale(num_tokens: int, base_context_length: int, scales: Scales | None) -> float:
     """Return the scale a request of prompt and answer is read with: that of scales.json if there is one, else W / L."""
     if scales is not None:
         return served_at(scales, num_tokens)

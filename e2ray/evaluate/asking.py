@@ -1,17 +1,16 @@
 """What a worker of the suites stage does: load one model and ask it the tasks, its samples into a file."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from e2ray import files
 from e2ray.config.suites import SuiteSettings
 from e2ray.data.pace import show
 from e2ray.data.shards import ShardSet
 from e2ray.evaluate.shares import Reading
-from e2ray.evaluate.suites import checked, run
+from e2ray.evaluate.suites import Found, checked, run
 from e2ray.optional import library
+from e2ray.records.scales import Scales
 
 
 def ask_suites(
@@ -19,17 +18,17 @@ def ask_suites(
     settings: SuiteSettings,
     longest: int,
     batch_tokens: int,
-    scales: Mapping[str, Any] | None,
+    scales: Scales | None,
     samples: Path,
-) -> dict[str, list[Any]]:
-    """Return one model's scores and what is missing, by `scores` and `missing`.
+) -> Found:
+    """Return one model's scores and what is missing; its samples are in the file.
 
     Args:
         reading: The model.
         settings: What it is asked.
         longest: The longest context length, in tokens, where the settings name none.
         batch_tokens: Tokens of one forward, at least one request.
-        scales: The content of scales.json, or None where W / L serves.
+        scales: Those of scales.json, or None where W / L serves.
         samples: The file that each sample is written to, a line of JSON each.
     """
     harness = library("e2ray.evaluate.harness")
@@ -43,11 +42,11 @@ def ask_suites(
         batch_tokens=batch_tokens,
         seed=settings.seed,
     )
-    out: dict[str, list[Any]] = {"scores": [], "missing": []}
+    out = Found()
     with files.atomic_path(samples) as aside, aside.open("w", encoding="utf-8") as file:
         for found in run(asked, settings, selection, progress=lambda line: show(f"{reading.name}: {line}")):
-            out["scores"] += [{"model": reading.name} | row for row in found.scores]
-            out["missing"] += [{"model": reading.name} | row for row in found.missing]
+            out.scores += [score.changed(model=reading.name) for score in found.scores]
+            out.missing += [each.changed(model=reading.name) for each in found.missing]
             for sample in found.samples:
                 line = files.finite({"model": reading.name} | sample)
                 file.write(json.dumps(line, ensure_ascii=False, default=str, allow_nan=False) + "\n")

@@ -17,8 +17,8 @@ from e2ray.data.pace import Pace, Progress
 from e2ray.evaluate.by_length import token_nlls
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
 from e2ray.evaluate.perplexity import is_out_of_memory
+from e2ray.records.base_length import BaseLength, WindowRead
 
-FILE = "base-length.json"
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of L, the windows that are measured
 SHORTEST = 8  # tokens of a window
 DOCUMENTS, FEWEST = 16, 4  # that are read at most; that a window should have, else it is left out where others have
@@ -48,8 +48,8 @@ def measure_base(
     batch_tokens: int,
     device: Any,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Return how far a base reads at scale 1, plain data.
+) -> BaseLength:
+    """Return how far a base reads at scale 1.
 
     Args:
         model: The base.
@@ -59,19 +59,11 @@ def measure_base(
         batch_tokens: Tokens of one forward, at least.
         device: Where the model stands.
         progress: Takes one line before the first window and one for each.
-
-    Returns:
-        `claimed` (L), `measured` (the longest window that is read, None where no two windows could be compared),
-        `is_longest` (whether nothing longer was measured), `reason` (why no longer window was, None where all were),
-        `documents` and `scored` (tokens of each), and `rows`
-        (`window`, `nll`, and `low`: of its distance from the best one, the lower end of a 95 % interval over documents;
-        None for one document alone).
     """
     windows = base_windows(base_context_length, [len(document) for document in documents])
-    nothing: dict[str, Any] = {"measured": None, "is_longest": False, "reason": TOO_SHORT, "rows": []}
-    found = {"claimed": base_context_length, **nothing}
+    nothing = BaseLength(claimed=base_context_length, measured=None, is_longest=False, reason=TOO_SHORT, rows=())
     if len(windows) < 2:
-        return found
+        return nothing
     most = max(2, min(DOCUMENTS, TOKENS // sum(windows)))
     chosen = [document[: windows[-1]] for document in documents if len(document) >= windows[-1]][:most]
     scored = max(1, windows[0] // 2)
@@ -97,22 +89,22 @@ def measure_base(
                 reason = f"its NLL at {window} tokens is no finite number"
                 break
             pace.tell(f"base: NLL {sums[window].mean():.3f} at {window:,} tokens")
-    found["reason"] = reason
     if len(sums) < 2:
-        return found
+        return nothing.changed(reason=reason)
     rows = compared(sums)
     measured = read_up_to(rows)
-    longest = measured == rows[-1]["window"]
-    return found | {
-        "measured": measured,
-        "is_longest": longest,
-        "documents": len(chosen),
-        "scored": scored,
-        "rows": rows,
-    }
+    return BaseLength(
+        claimed=base_context_length,
+        measured=measured,
+        is_longest=measured == rows[-1].window,
+        reason=reason,
+        rows=tuple(rows),
+        documents=len(chosen),
+        scored=scored,
+    )
 
 
-def compared(sums: Mapping[int, Float[np.ndarray, " documents"]]) -> list[dict[str, Any]]:
+def compared(sums: Mapping[int, Float[np.ndarray, " documents"]]) -> list[WindowRead]:
     """Return a row for each window from each document's mean NLL."""
     best = min(sums, key=lambda window: float(sums[window].mean()))
     rows = []
@@ -120,33 +112,33 @@ def compared(sums: Mapping[int, Float[np.ndarray, " documents"]]) -> list[dict[s
         behind, low = nll - sums[best], None
         if len(behind) > 1:
             low = float(np.quantile(behind[resampled(len(behind))].mean(axis=1), (1 - CONFIDENCE) / 2))
-        rows.append({"window": window, "nll": float(nll.mean()), "low": low})
+        rows.append(WindowRead(window=window, nll=float(nll.mean()), low=low))
     return rows
 
 
-def read_up_to(rows: Sequence[Mapping[str, Any]]) -> int:
+def read_up_to(rows: Sequence[WindowRead]) -> int:
     """Return the longest window up to which, from the best one on, all read no worse than that."""
-    best = min(rows, key=lambda row: row["nll"])
-    reached = int(best["window"])
-    for row in sorted(rows, key=lambda row: row["window"]):
-        if row["window"] > reached:
-            if row["nll"] > best["nll"] + TOLERANCE and (row["low"] is None or row["low"] > 0):
+    best = min(rows, key=lambda row: row.nll)
+    reached = best.window
+    for row in sorted(rows, key=lambda row: row.window):
+        if row.window > reached:
+            if row.nll > best.nll + TOLERANCE and (row.low is None or row.low > 0):
                 break
-            reached = int(row["window"])
+            reached = row.window
     return reached
 
 
-def told(found: Mapping[str, Any]) -> str:
+def told(found: BaseLength) -> str:
     """Return what was found in one line, a warning where more is claimed than is read."""
-    claimed, measured = found["claimed"], found["measured"]
+    claimed, measured = found.claimed, found.measured
     if measured is None:
-        return f"base: how far it reads was not measured, since {found.get('reason', TOO_SHORT)} (L {claimed:,})"
-    figures = ", ".join(f"{row['window']}: {row['nll']:.3f}" for row in found["rows"])
-    more = " at least" if found["is_longest"] else ""
+        return f"base: how far it reads was not measured, since {found.reason} (L {claimed:,})"
+    figures = ", ".join(f"{row.window}: {row.nll:.3f}" for row in found.rows)
+    more = " at least" if found.is_longest else ""
     line = f"base: reads {measured:,} tokens{more} at scale 1 (NLL by window {figures})"
-    if measured >= claimed or found["is_longest"]:
-        return line + (f"; {found['reason']}" if found.get("reason") else "")
-    if found["documents"] < 2:
+    if measured >= claimed or found.is_longest:
+        return line + (f"; {found.reason}" if found.reason else "")
+    if (found.documents or 0) < 2:
         return f"{line}, L is {claimed:,}; of one document, which tells nothing apart from chance"
     return (
         f"warning: {line}, L is {claimed:,}; all scales are measured by L, so set model.base_context_length to "

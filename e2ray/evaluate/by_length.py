@@ -10,8 +10,7 @@ Source: position buckets as in the one-pass form of the sliding-window protocol 
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,39 +22,7 @@ from e2ray.data.pace import Pace, Progress
 from e2ray.evaluate.intervals import ratio_interval
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, is_out_of_memory
 from e2ray.evaluate.scoring import forward_nll
-
-
-@dataclass(frozen=True)
-class LengthCell:
-    """What a model predicts at the end of a context of one length.
-
-    Attributes:
-        model: `tuned`, `base` or a lane's name.
-        context_length: w in tokens.
-        scale: g >= 1.
-        nll: Nats per token over the last `last` tokens of the first w tokens of each document.
-        low: Lower end of its 95 % interval over documents; None for one document.
-        high: Upper end.
-        bucket_nll: Nats per token over all positions from the length before (0 before the first) up to this one.
-        tokens: Tokens that `nll` is the mean of.
-        documents: Documents they come from.
-        last: S, tokens at the end of the context, at most w - 1.
-    """
-
-    model: str
-    context_length: int
-    scale: float
-    nll: float
-    low: float | None
-    high: float | None
-    bucket_nll: float
-    tokens: int
-    documents: int
-    last: int
-
-    def row(self) -> dict[str, Any]:
-        """Return the cell as a plain mapping."""
-        return asdict(self)
+from e2ray.records.lengths import LengthCell
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +210,18 @@ def length_cells(nll: np.ndarray, lengths: Sequence[int], *, last: int, scale: f
             )
         low, high = ratio_interval(sums, counts) or (None, None)
         cells.append(
-            LengthCell(model, length, float(scale), mean, low, high, bucket, int(counts.sum()), len(values), scored)
+            LengthCell(
+                model=model,
+                context_length=length,
+                scale=float(scale),
+                nll=mean,
+                low=low,
+                high=high,
+                bucket_nll=bucket,
+                tokens=int(counts.sum()),
+                documents=len(values),
+                last=scored,
+            )
         )
         before = length
     return cells

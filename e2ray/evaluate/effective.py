@@ -11,34 +11,34 @@ documents: what is said of it is a little too good where scales hardly differ.
 The retrieval threshold is RULER's (NVIDIA/RULER): 85.6 %, what Llama-2-7B reaches at its own 4K.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from e2ray.core.scales import paper_scale
 from e2ray.evaluate.intervals import CONFIDENCE, ratio_interval, resampled
 from e2ray.evaluate.perplexity import Sums
+from e2ray.records.effective import Criterion, Effective, LengthRow
+from e2ray.records.retrieval import RetrievalRow
+from e2ray.records.scales import ScaleRow, Scales
 
 TOLERANCE = 0.01  # nats per token
 RETRIEVAL_THRESHOLD = 0.856
-LAST_TOKENS, SLIDING = "last_tokens", "sliding"  # what a length's NLL is of
+LAST_TOKENS: Final = "last_tokens"  # what a length's NLL is of
+SLIDING: Final = "sliding"
 
 
-def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str = "tuned") -> dict[str, Any]:
-    """Return the scale that read each context length best, the content of scales.json.
+def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str = "tuned") -> Scales:
+    """Return the scale that read each context length best.
+
+    Served is the best measured one where it is better than W / L beyond the spread of the documents, else W / L, also
+    where W / L was not measured and nothing is known to be better.
 
     Args:
         found: Sums of all cells, of one set of documents.
         base_context_length: L in tokens.
         model: Whose cells are read.
-
-    Returns:
-        `base_context_length`, `model` and `lengths`, one row per window: `context_length`, `served` (what export and
-        generation use: the best measured scale where it is better than W / L beyond the spread of the documents, else
-        W / L, also where W / L was not measured and nothing is known to be better), `scale` (best measured), `nll`,
-        `paper_scale` (W / L), `paper_nll` (None where that scale was not measured), `gain` (paper_nll - nll) with
-        `gain_low` and `gain_high`, its 95 % interval (None for one document).
     """
     rows = []
     for window in sorted({sums.window for sums in found if sums.model == model}):
@@ -47,31 +47,31 @@ def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str =
         paper = _cell(found, model, window, wanted)
         low, high = (None, None) if paper is None else difference_interval(paper, best)
         rows.append(
-            {
-                "context_length": window,
-                "served": best.scale if low is not None and low > 0 else wanted,
-                "scale": best.scale,
-                "nll": best.mean,
-                "paper_scale": wanted,
-                "paper_nll": None if paper is None else paper.mean,
-                "gain": None if paper is None else paper.mean - best.mean,
-                "gain_low": low,
-                "gain_high": high,
-            }
+            ScaleRow(
+                context_length=window,
+                served=best.scale if low is not None and low > 0 else wanted,
+                scale=best.scale,
+                nll=best.mean,
+                paper_scale=wanted,
+                paper_nll=None if paper is None else paper.mean,
+                gain=None if paper is None else paper.mean - best.mean,
+                gain_low=low,
+                gain_high=high,
+            )
         )
-    return {"base_context_length": base_context_length, "model": model, "lengths": rows}
+    return Scales(base_context_length=base_context_length, model=model, lengths=tuple(rows))
 
 
 def effective_length(
     found: Sequence[Sums],
     base_context_length: int,
     *,
-    retrieval: Sequence[Mapping[str, Any]] | None = None,
+    retrieval: Sequence[RetrievalRow] | None = None,
     model: str = "tuned",
     tolerance: float = TOLERANCE,
     threshold: float = RETRIEVAL_THRESHOLD,
-) -> dict[str, Any]:
-    """Return up to which length a model reads, the content of effective.json.
+) -> Effective:
+    """Return up to which length a model reads.
 
     Each length is judged at the scale with the lowest mean over whole documents, by NLL on the last tokens of its
     windows, the same tokens for all (`Sums.end`); L is read at scale 1 where that was measured. Scale and length are
@@ -81,37 +81,30 @@ def effective_length(
         found: Sums of all cells, of one set of documents; they choose the scales. A length whose sums keep no end is
             judged by the mean over whole documents, against the same of L.
         base_context_length: L in tokens.
-        retrieval: Rows of a retrieval evaluation (`task`, `context_length`, `found`, `trials`), read at W / L; None
-            where none was asked, and NLL alone judges.
+        retrieval: Rows of a retrieval evaluation, read at W / L; None where none was asked, and NLL alone judges.
         model: Whose cells are read.
         tolerance: Nats per token that a length may be worse than L.
         threshold: Share of answers found that counts as read.
 
     Returns:
-        `claimed` (longest length measured), `effective` (None where no length passes, or L was not measured), `low` and
-        `high` (95 % interval over documents; 0 where no length passes), `tolerance`, `threshold`, `criterion`
-        (`last_tokens`, `sliding`, or `mixed` where lengths differ), `last` (those tokens, None without any),
-        `retrieval_lengths` (windows that retrieval covered, None where none was asked) and `lengths`, one row per
-        window: `context_length`, `scale`, `criterion`, `nll` with `nll_low` and `nll_high`, `rise` over L with
-        `rise_low` and `rise_high`, `retrieval` (share found, each task weighing the same, or None), `reads`. Where
-        retrieval was asked, a length that it does not cover does not read and is never the effective one; the lengths
-        beyond it may be, if NLL holds there and on the way.
+        One row per window. Where retrieval was asked, a length that it does not cover does not read and is never the
+        effective one; the lengths beyond it may be, if NLL holds there and on the way.
     """
     best = {window: _best(found, model, window) for window in {sums.window for sums in found if sums.model == model}}
     windows = [window for window in sorted(best) if window >= base_context_length]
     shares = {window: _share(retrieval or (), window) for window in windows}
-    covered = None if retrieval is None else [window for window in windows if shares[window] is not None]
-    start: dict[str, Any] = {
-        "claimed": max(best, default=None),
-        "tolerance": tolerance,
-        "threshold": threshold,
-        "model": model,
-        "criterion": None,
-        "last": None,
-        "retrieval_lengths": covered,
-    }
+    covered = None if retrieval is None else tuple(window for window in windows if shares[window] is not None)
+    nothing = Effective(
+        claimed=max(best, default=None),
+        tolerance=tolerance,
+        threshold=threshold,
+        model=model,
+        retrieval_lengths=covered,
+        effective=None,
+        lengths=(),
+    )
     if base_context_length not in best:
-        return start | {"effective": None, "low": None, "high": None, "lengths": []}
+        return nothing
     best[base_context_length] = _cell(found, model, base_context_length, 1.0) or best[base_context_length]
     judged = [_judged(best[window], best[base_context_length]) for window in windows]
     counts = np.array([covered is None or window in covered for window in windows])
@@ -123,19 +116,19 @@ def effective_length(
         nll_low, nll_high = ratio_interval(one.nll, one.tokens) or (None, None)
         low, high = _ends(drawn[place])
         rows.append(
-            {
-                "context_length": window,
-                "scale": one.scale,
-                "criterion": criterion,
-                "nll": one.mean,
-                "nll_low": nll_low,
-                "nll_high": nll_high,
-                "rise": float(rises[place]),
-                "rise_low": low,
-                "rise_high": high,
-                "retrieval": shares[window],
-                "reads": bool(rises[place] <= tolerance and holds[place] and counts[place]),
-            }
+            LengthRow(
+                context_length=window,
+                scale=one.scale,
+                criterion=criterion,
+                nll=one.mean,
+                nll_low=nll_low,
+                nll_high=nll_high,
+                rise=float(rises[place]),
+                rise_low=low,
+                rise_high=high,
+                retrieval=shares[window],
+                reads=bool(rises[place] <= tolerance and holds[place] and counts[place]),
+            )
         )
     effective = _last_in_row(rises <= tolerance, holds, counts, windows)
     bounds: list[int | None] = [None, None]
@@ -145,56 +138,56 @@ def effective_length(
             for column in np.stack(drawn).T  # type: ignore[arg-type]
         ]
         bounds = [int(value) for value in np.quantile(lengths, _tails(), method="inverted_cdf")]
-    kinds = {row["criterion"] for row in rows}
-    return start | {
-        "criterion": kinds.pop() if len(kinds) == 1 else "mixed",
-        "last": max((one.stride for one, _, kind in judged if kind == LAST_TOKENS), default=None),
-        "effective": effective,
-        "low": bounds[0],
-        "high": bounds[1],
-        "lengths": rows,
-    }
+    kinds = {row.criterion for row in rows}
+    return nothing.changed(
+        criterion=kinds.pop() if len(kinds) == 1 else "mixed",
+        last=max((one.stride for one, _, kind in judged if kind == LAST_TOKENS), default=None),
+        effective=effective,
+        low=bounds[0],
+        high=bounds[1],
+        lengths=rows,
+    )
 
 
-def sentences(scales: Mapping[str, Any], effective: Mapping[str, Any]) -> list[str]:
+def sentences(scales: Scales, effective: Effective) -> list[str]:
     """Return in plain words how far a model reads and whether another scale than W / L reads a length better."""
     lines = []
-    covered = effective.get("retrieval_lengths")
+    covered = effective.retrieval_lengths
     told = "" if covered is None else f" Retrieval was measured at {', '.join(f'{each:,}' for each in covered)}."
-    if covered == []:
+    if covered == ():
         told = " Retrieval was asked and covers none of the windows, so no length counts."
-    if effective["claimed"] is not None and effective["effective"] is None and effective["lengths"]:
-        first = effective["lengths"][0]["context_length"]
+    if effective.claimed is not None and effective.effective is None and effective.lengths:
+        first = effective.lengths[0].context_length
         none = "none" if covered is not None and first not in covered else "not even the base window"
-        lines.append(f"Claimed {effective['claimed']:,} tokens, effective: {none}.{told}")
-    elif effective["effective"] is not None:
-        low, high = effective["low"], effective["high"]
+        lines.append(f"Claimed {effective.claimed:,} tokens, effective: {none}.{told}")
+    elif effective.effective is not None:
+        low, high = effective.low, effective.high
         interval = f" (95 % interval {low:,} to {high:,})" if low is not None else ""
-        found = "" if covered is None else f" and retrieval is at least {effective['threshold']:.1%}"
+        found = "" if covered is None else f" and retrieval is at least {effective.threshold:.1%}"
         lines.append(
-            f"Claimed {effective['claimed']:,} tokens, effective {effective['effective']:,}{interval}: up to there "
-            f"{_what(effective)} is at most {effective['tolerance']:g} nats above the base window's{found}, at the "
+            f"Claimed {effective.claimed:,} tokens, effective {effective.effective:,}{interval}: up to there "
+            f"{_what(effective)} is at most {effective.tolerance:g} nats above the base window's{found}, at the "
             f"scale that the same documents chose.{told}"
         )
-    better = [row for row in scales["lengths"] if row["gain_low"] is not None and row["gain_low"] > 0]
+    better = [row for row in scales.lengths if row.gain_low is not None and row.gain_low > 0]
     if better:
-        words = ", ".join(f"{row['context_length']:,} at {row['scale']:g}" for row in better)
+        words = ", ".join(f"{row.context_length:,} at {row.scale:g}" for row in better)
         lines.append(
             f"Beyond the spread of the documents, which also chose it, another scale than W/L reads better: {words}."
         )
     return lines
 
 
-def _what(effective: Mapping[str, Any]) -> str:
+def _what(effective: Effective) -> str:
     """Return which NLL the lengths were judged by."""
-    ends = f"NLL on the last {effective['last']} tokens of windows"
-    if effective["criterion"] == "mixed":
-        where = [f"{row['context_length']:,}" for row in effective["lengths"] if row["criterion"] == SLIDING]
+    ends = f"NLL on the last {effective.last} tokens of windows"
+    if effective.criterion == "mixed":
+        where = [f"{row.context_length:,}" for row in effective.lengths if row.criterion == SLIDING]
         return f"{ends} (at {', '.join(where)}: of sliding windows over whole documents)"
-    return ends if effective["criterion"] == LAST_TOKENS else "NLL of sliding windows over whole documents"
+    return ends if effective.criterion == LAST_TOKENS else "NLL of sliding windows over whole documents"
 
 
-def _judged(cell: Sums, reference: Sums) -> tuple[Sums, Sums, str]:
+def _judged(cell: Sums, reference: Sums) -> tuple[Sums, Sums, Criterion]:
     """Return what a length is judged by, the same of L, and how that is called."""
     one, other = cell.end, reference.end
     return (cell, reference, SLIDING) if one is None or other is None else (one, other, LAST_TOKENS)
@@ -219,13 +212,13 @@ def _cell(found: Sequence[Sums], model: str, window: int, scale: float) -> Sums 
     return next((s for s in found if (s.model, s.window) == (model, window) and abs(s.scale - scale) < 1e-6), None)
 
 
-def _share(retrieval: Sequence[Mapping[str, Any]], window: int) -> float | None:
+def _share(retrieval: Sequence[RetrievalRow], window: int) -> float | None:
     """Return the share of answers found at a length, the mean over tasks; None where nothing was asked."""
-    rows = [row for row in retrieval if row["context_length"] == window and row["trials"]]
-    by_task: dict[str, list[Mapping[str, Any]]] = {}
+    rows = [row for row in retrieval if row.context_length == window and row.trials]
+    by_task: dict[str, list[RetrievalRow]] = {}
     for row in rows:
-        by_task.setdefault(row["task"], []).append(row)
-    shares = [sum(row["found"] for row in each) / sum(row["trials"] for row in each) for each in by_task.values()]
+        by_task.setdefault(row.task, []).append(row)
+    shares = [sum(row.found for row in each) / sum(row.trials for row in each) for each in by_task.values()]
     return sum(shares) / len(shares) if shares else None
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from e2ray.config.methods import Method
 from e2ray.config.resolved import ResolvedEvaluate
@@ -14,8 +13,10 @@ from e2ray.evaluate.perplexity import Cell, Sums, cell
 from e2ray.evaluate.removed import scaling_of
 from e2ray.evaluate.verdict import verdict
 from e2ray.evaluate.weights import weights_digest
-
-Rows = Sequence[Mapping[str, Any]]
+from e2ray.records.effective import Effective
+from e2ray.records.evaluation import RemovedScaling, Verdict
+from e2ray.records.retrieval import RetrievalRow
+from e2ray.records.scales import Scales
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Findings:
         cells: Figures of these, and of the base as further methods read it without training.
         by_length: NLL by context length, at every scale.
         verdict: What `evaluate.verdict` says, with the protocol.
-        scales: The content of scales.json.
+        scales: Which scale reads each length best.
         missing_windows: Windows asked for that no document fills.
         asks: Whether retrieval is asked at all.
     """
@@ -35,24 +36,24 @@ class Findings:
     sums: list[Sums]
     cells: list[Cell]
     by_length: list[LengthCell]
-    verdict: dict[str, Any]
-    scales: dict[str, Any]
+    verdict: Verdict
+    scales: Scales
     missing_windows: list[int]
     asks: bool
     base_context_length: int
-    removed: Mapping[str, Any] | None = field(repr=False)
+    removed: RemovedScaling | None = field(repr=False)
 
     @property
     def removed_scaling(self) -> str | None:
         """Rope type that was removed from the base."""
         return scaling_of(self.removed)
 
-    def told(self, retrieval: Rows) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return (verdict, content of effective.json) with what is known of retrieval by now."""
-        tuned = [row for row in retrieval if row["model"] == "tuned"]
+    def told(self, retrieval: Sequence[RetrievalRow]) -> tuple[Verdict, Effective]:
+        """Return (verdict, effective length) with what is known of retrieval by now."""
+        tuned = [row for row in retrieval if row.model == "tuned"]
         effective = effective_length(self.sums, self.base_context_length, retrieval=tuned if self.asks else None)
-        said = self.verdict["sentences"] + sentences(self.scales, effective)
-        return self.verdict | {"sentences": said}, effective
+        said = (*self.verdict.sentences, *sentences(self.scales, effective))
+        return self.verdict.changed(sentences=said), effective
 
 
 def findings(
@@ -64,7 +65,7 @@ def findings(
     text: Mapping[str, str],
     method: Method,
     base_context_length: int,
-    removed: Mapping[str, Any] | None,
+    removed: RemovedScaling | None,
 ) -> Findings:
     """Return what was found.
 
@@ -80,9 +81,10 @@ def findings(
     """
     cells = [cell(each) for each in sums]
     sums = [each for each in sums if each.model in ("base", "tuned")]
-    found = verdict(cells, base_context_length, removed=removed, method=method_of(method).label)
-    weights = {"weights_digest": weights_digest(model)}
-    found["protocol"] |= {**text, **weights}
+    weights = weights_digest(model)
+    named = {**text, "weights_digest": weights}
+    label = method_of(method).label
+    found = verdict(cells, base_context_length, removed=removed, method=label, text=named)
     lengths = sorted({each.window for each in sums})
     by_length = [
         each
@@ -95,7 +97,7 @@ def findings(
         cells=cells,
         by_length=by_length,
         verdict=found,
-        scales=scale_table(sums, base_context_length) | weights,
+        scales=scale_table(sums, base_context_length).changed(weights_digest=weights),
         missing_windows=sorted(set(settings.windows) - set(lengths)),
         asks=settings.retrieval is not None,
         base_context_length=base_context_length,

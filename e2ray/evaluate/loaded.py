@@ -1,6 +1,5 @@
 """A model as everything that reads with it asks for it: its hook, its device, its tokenizer, the scale of a length."""
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from e2ray.core.model import build_model
 from e2ray.core.rope import RotaryHook
 from e2ray.core.scales import request_scale
 from e2ray.data.tokenizer import load_tokenizer
+from e2ray.records.scales import Scales
 
 
 class LoadedModel:
@@ -23,7 +23,7 @@ class LoadedModel:
         hook: Its rotary hook, not applied; a scale means to it what it meant in the training.
         device: Where the model stands.
         base_context_length: L in tokens.
-        scales: The content of scales.json, or None where W / L serves.
+        scales: Those of scales.json, or None where W / L serves.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class LoadedModel:
         base_context_length: int,
         tokenizer_folder: Path,
         seed: int = 0,
-        scales: Mapping[str, Any] | None = None,
+        scales: Scales | None = None,
     ) -> None:
         """Load or build a model, without adapters.
 
@@ -50,7 +50,7 @@ class LoadedModel:
             base_context_length: L in tokens.
             tokenizer_folder: Of its tokenizer, which is loaded when it is first asked for.
             seed: Of the weights of a model that is built from its sizes.
-            scales: The content of scales.json, or None where W / L serves.
+            scales: Those of scales.json, or None where W / L serves.
 
         Raises:
             SettingsError: If the model cannot be read or hooked, or embeds fewer tokens.

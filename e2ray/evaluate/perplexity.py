@@ -11,7 +11,7 @@ the rotary hook.
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from e2ray.data.pace import Pace, Progress
 from e2ray.evaluate.documents import too_short
 from e2ray.evaluate.intervals import ratio_interval, ratio_stderr
 from e2ray.evaluate.scoring import forward_nll
+from e2ray.records.evaluation import Cell
 
 BOS_POLICY = "no token is added; the first token of a document is context only and never scored"
 
@@ -34,41 +35,6 @@ OUT_OF_MEMORY = "it does not fit into memory; lower evaluate.batch_tokens or giv
 
 class DivergedWeights(SettingsError):
     """A model's NLL or its perplexity is no finite number."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the surface: a model read in windows of `window` tokens at one scale.
-
-    Attributes:
-        model: `tuned`, `base`, or `base_` and the name of a lane without training.
-        window: W, tokens of a window.
-        scale: g >= 1, the divisor of positions.
-        nll: Nats per token, over all scored tokens.
-        perplexity: exp(nll).
-        tokens: Tokens scored.
-        documents: Documents they come from.
-        stride: Tokens a window moved on: S, or W - 1 where S is larger (a window holds W - 1 predictions).
-        stderr: Standard error of `nll` over documents, in nats; None for one document, which shows no spread.
-        low: Lower end of its 95 % interval over documents; None where that was not measured.
-        high: Upper end.
-    """
-
-    model: str
-    window: int
-    scale: float
-    nll: float
-    perplexity: float
-    tokens: int
-    documents: int
-    stride: int
-    stderr: float | None
-    low: float | None = None
-    high: float | None = None
-
-    def row(self) -> dict[str, Any]:
-        """Return the cell as a plain mapping, the row of evaluation.json and evaluation.parquet."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)

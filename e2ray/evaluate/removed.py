@@ -5,34 +5,7 @@ published: a yarn factor changes angles and scores within L too. So its logits a
 before the training, and wherever figures of a base are shown they are those of "base, its yarn scaling removed".
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
-
-FILE = "removed_scaling.json"
-
-
-@dataclass(frozen=True)
-class Removed:
-    """How far a base's logits within L move when its scaling is removed.
-
-    Attributes:
-        scaling: Rope type of the scaling.
-        factor: Of the scaling; None where it names none.
-        tokens: Tokens whose logits were compared.
-        mean_difference: Mean absolute difference of logits.
-        changed_argmax: Share of tokens after which another one is the likeliest.
-    """
-
-    scaling: str
-    factor: float | None
-    tokens: int
-    mean_difference: float
-    changed_argmax: float
-
-    def row(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
+from e2ray.records.evaluation import RemovedScaling
 
 
 def base_name(scaling: str | None, *, untouched: bool = False) -> str:
@@ -52,16 +25,16 @@ def base_words(scaling: str | None) -> str:
     return "the untouched base" if scaling is None else f"the base without its {scaling} scaling"
 
 
-def scaling_of(removed: Mapping[str, Any] | None) -> str | None:
+def scaling_of(removed: RemovedScaling | None) -> str | None:
     """Return the rope type that a `removed_scaling` of a verdict or a file names."""
-    return str(removed["scaling"]) if removed else None
+    return removed.scaling if removed else None
 
 
-def sentence(removed: Mapping[str, Any]) -> str:
+def sentence(removed: RemovedScaling) -> str:
     """Return in words what removing a scaling did."""
-    factor = f" (factor {removed['factor']:g})" if removed["factor"] is not None else ""
+    factor = f" (factor {removed.factor:g})" if removed.factor is not None else ""
     return (
-        f"The base is read without its {removed['scaling']} scaling{factor}: within L its logits differ from the "
-        f"published checkpoint's by {removed['mean_difference']:.2g} on average, and the likeliest next token is "
-        f"another one after {removed['changed_argmax']:.1%} of {removed['tokens']:,} tokens."
+        f"The base is read without its {removed.scaling} scaling{factor}: within L its logits differ from the "
+        f"published checkpoint's by {removed.mean_difference:.2g} on average, and the likeliest next token is "
+        f"another one after {removed.changed_argmax:.1%} of {removed.tokens:,} tokens."
     )

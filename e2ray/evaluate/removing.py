@@ -9,7 +9,7 @@ from torch import Tensor
 from e2ray.config.model import Model, PretrainedModel
 from e2ray.core.base import base_facts
 from e2ray.core.model import build_model
-from e2ray.evaluate.removed import Removed
+from e2ray.records.evaluation import RemovedScaling
 
 TEXTS, TEXT_TOKENS, POSITIONS = 4, 2048, 128  # texts, tokens of each at most, and positions of each that are compared
 
@@ -28,7 +28,7 @@ def removed_scaling(settings: Model) -> str | None:
 @torch.no_grad()
 def measure_removed(
     settings: PretrainedModel, texts: Sequence[Sequence[int]], *, dtype: torch.dtype, device: torch.device
-) -> Removed:
+) -> RemovedScaling:
     """Read texts with a checkpoint as it is and without its scaling, and return how far the logits are apart.
 
     Args:
@@ -42,7 +42,7 @@ def measure_removed(
     without = _logits(plain, texts, dtype, device, untouched=False)
     facts = base_facts(settings)
     assert facts.scaling is not None, "only a scaling that is there is replaced"
-    return Removed(
+    return RemovedScaling(
         scaling=facts.scaling,
         factor=facts.factor,
         tokens=len(without),

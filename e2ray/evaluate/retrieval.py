@@ -29,6 +29,7 @@ from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory
 from e2ray.evaluate.prompts import PromptFolder, written
 from e2ray.evaluate.scorers import contained, goes_on
 from e2ray.evaluate.tasks import Prompt
+from e2ray.records.retrieval import RetrievalRow
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def accuracy(
     scale: float | None = None,
     kept: PromptFolder | None = None,
     progress: Progress | None = None,
-) -> list[dict[str, Any]]:
+) -> list[RetrievalRow]:
     """Return one row per task, context length and depth, each length read at the scale the paper serves it with.
 
     Args:
@@ -206,11 +207,7 @@ def accuracy(
         progress: Takes one line per task and context length, also for one that is left out.
 
     Returns:
-        Rows {task, context_length, depth, scale, found, answer_nll, trials, tokens, greedy, agreed, contained}: `found`
-        of `trials` answers, `answer_nll` nats per token of an answer behind its question, in prompts of `tokens` tokens
-        each; `depth` is None where the task has no single one. Of `greedy` prompts that were generated, `agreed` said
-        what the forward pass had said, and held `contained` of their references on average (None without any). What no
-        prompt can fill has no row.
+        A row for each cell; what no prompt can fill has none.
 
     Raises:
         SettingsError: If no context length is named or none can be filled, the tokenizer cannot write the keys, or the
@@ -221,7 +218,7 @@ def accuracy(
         raise SettingsError("retrieval.context_lengths: none are named and no windows are known; name at least one")
     encoder = encoder_of(tokenizer)
     haystack = Haystack(documents, encoder)
-    rows: list[dict[str, Any]] = []
+    rows: list[RetrievalRow] = []
     missing: list[ContextLengthError] = []
     cells = [(task, length, _tokens(task, length, settings)) for task in settings.tasks for length in lengths]
     with Pace(progress, "retrieval: reading", total=sum(tokens for *_, tokens in cells), unit="tokens") as pace:
@@ -251,9 +248,9 @@ def accuracy(
             pace.tell(f"retrieval: {what}context length {length}, scale {served:g}: {hit} of {len(found)} keys found")
         if not rows and missing:
             raise missing[0]
-        apart = sum(row["greedy"] - row["agreed"] for row in rows)
+        apart = sum(row.greedy - row.agreed for row in rows)
         if apart:
-            checked = sum(row["greedy"] for row in rows)
+            checked = sum(row.greedy for row in rows)
             pace.tell(f"retrieval: greedy generation disagrees with the forward pass on {apart} of {checked} prompts")
     return rows
 
@@ -297,25 +294,25 @@ def _rows(
     *,
     scale: float,
     settings: RetrievalSettings,
-) -> list[dict[str, Any]]:
+) -> list[RetrievalRow]:
     """Return the rows of the cells of one task and context length, `trials` prompts each; `check` generates one."""
     rows = []
     for start in range(0, len(asked), settings.trials):
         cell, scored = asked[start : start + settings.trials], found[start : start + settings.trials]
         written = [check(prompt) for prompt in cell[: settings.greedy]]
         rows.append(
-            {
-                "task": cell[0].task,
-                "context_length": len(cell[0].tokens),
-                "depth": cell[0].depth,
-                "scale": scale,
-                "found": sum(one.found for one in scored),
-                "answer_nll": sum(one.nll for one in scored) / len(scored),
-                "trials": len(cell),
-                "tokens": len(cell[0].tokens),
-                "greedy": len(written),
-                "agreed": sum(one.exact == hit.found for one, hit in zip(written, scored, strict=False)),
-                "contained": sum(one.contained for one in written) / len(written) if written else None,
-            }
+            RetrievalRow(
+                task=cell[0].task,
+                context_length=len(cell[0].tokens),
+                depth=cell[0].depth,
+                scale=scale,
+                found=sum(one.found for one in scored),
+                answer_nll=sum(one.nll for one in scored) / len(scored),
+                trials=len(cell),
+                tokens=len(cell[0].tokens),
+                greedy=len(written),
+                agreed=sum(one.exact == hit.found for one, hit in zip(written, scored, strict=False)),
+                contained=sum(one.contained for one in written) / len(written) if written else None,
+            )
         )
     return rows

@@ -4,7 +4,7 @@ Whoever calls these puts the shares together, so the figures are those of one wo
 Ray or the folder of a run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ from e2ray.evaluate.prompts import PromptFolder
 from e2ray.evaluate.removing import TEXT_TOKENS, TEXTS, measure_removed
 from e2ray.evaluate.retrieval import accuracy
 from e2ray.evaluate.untrained import untrained_sums
+from e2ray.records.base_length import BaseLength
+from e2ray.records.evaluation import RemovedScaling
+from e2ray.records.retrieval import RetrievalRow
+from e2ray.records.scales import Scales
 
 Share = tuple[list[Sums], list[LengthPass], dict[str, str]]
 
@@ -65,7 +69,7 @@ class Reading:
         """Of its weights."""
         return torch.bfloat16 if self.use_gpu else torch.float32
 
-    def load(self, opened: ShardSet, *, scales: Mapping[str, Any] | None = None) -> LoadedModel:
+    def load(self, opened: ShardSet, *, scales: Scales | None = None) -> LoadedModel:
         """Return the model, ready to be read with."""
         return LoadedModel(
             self.model,
@@ -128,7 +132,7 @@ def score_share(reading: Reading, settings: ResolvedEvaluate, share: int, shares
     return sums, passes, named
 
 
-def ask(reading: Reading, settings: ResolvedEvaluate, grid: RetrievalSettings, kept: Path) -> list[dict[str, Any]]:
+def ask(reading: Reading, settings: ResolvedEvaluate, grid: RetrievalSettings, kept: Path) -> list[RetrievalRow]:
     """Return one model's rows of the retrieval grid; `kept` is the folder of prompts that were made before."""
     opened = ShardSet.open(reading.shards)
     loaded = reading.load(opened)
@@ -147,7 +151,7 @@ def ask(reading: Reading, settings: ResolvedEvaluate, grid: RetrievalSettings, k
     )
 
 
-def read_base(reading: Reading, batch_tokens: int) -> dict[str, Any]:
+def read_base(reading: Reading, batch_tokens: int) -> BaseLength:
     """Return how far a base reads at scale 1, what `measure_base` finds on the held-out documents."""
     opened = ShardSet.open(reading.shards)
     loaded = reading.load(opened)
@@ -162,8 +166,8 @@ def read_base(reading: Reading, batch_tokens: int) -> dict[str, Any]:
     )
 
 
-def read_removed(reading: Reading, settings: PretrainedModel) -> dict[str, Any]:
+def read_removed(reading: Reading, settings: PretrainedModel) -> RemovedScaling:
     """Return how far a base moves when its scaling is removed, on the first rows; `settings` are the base's."""
     opened = ShardSet.open(reading.shards)
     rows = opened.tokens(range(min(TEXTS, opened.rows)))[:, : min(TEXT_TOKENS, reading.base_context_length)]
-    return measure_removed(settings, rows.tolist(), dtype=reading.dtype, device=reading.device).row()
+    return measure_removed(settings, rows.tolist(), dtype=reading.dtype, device=reading.device)

@@ -30,6 +30,7 @@ from e2ray.evaluate import leval, longproc
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory
 from e2ray.evaluate.requests import RefusedError, request_key
 from e2ray.optional import library
+from e2ray.records.suites import MissingScore, Score
 
 LOCAL: dict[str, Sequence[str]] = {"leval": tuple(leval.EXAMS), "longproc": longproc.NAMES}
 PACKAGES = ("lm_eval", "datasets")
@@ -54,13 +55,13 @@ class Found:
     """What came out of some tasks.
 
     Attributes:
-        scores: Rows, one per task or group, score and filter.
-        missing: {task, reason} of what has no score.
+        scores: One per task or group, score and filter.
+        missing: What has no score.
         samples: One per document of a task.
     """
 
-    scores: list[dict[str, Any]] = field(default_factory=list)
-    missing: list[dict[str, str]] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    missing: list[MissingScore] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -71,12 +72,12 @@ class Selection:
     Attributes:
         manager: The harness's index of tasks, which knows every one of `names`.
         names: Tasks and groups that are run, each once.
-        missing: {task, reason} of the names that are no task, or of which a folder holds nothing.
+        missing: The names that are no task, or of which a folder holds nothing.
     """
 
     manager: Any
     names: list[str]
-    missing: list[dict[str, str]]
+    missing: list[MissingScore]
 
 
 def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) -> Selection:
@@ -112,10 +113,10 @@ def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) 
         parts = _local_parts(name, settings) if name in _local_names() else _published_parts(name, manager)
         selection.names += [part for part in parts if part not in selection.names]
         if not parts:
-            selection.missing.append({"task": name, "reason": _why_missing(name, settings, manager)})
+            selection.missing.append(MissingScore(task=name, reason=_why_missing(name, settings, manager)))
     if not selection.names:
         raise SettingsError(
-            "evaluate.suites.tasks: " + "; ".join(f"{each['task']!r} {each['reason']}" for each in selection.missing)
+            "evaluate.suites.tasks: " + "; ".join(f"{each.task!r} {each.reason}" for each in selection.missing)
         )
     return selection
 
@@ -209,7 +210,7 @@ def _asked(name: str, model: Any, settings: SuiteSettings, manager: Any) -> Foun
     except SettingsError:
         raise
     except Exception as error:  # a task is code of others and brings any error with it
-        found = Found(missing=[{"task": name, "reason": reason(error)}])
+        found = Found(missing=[MissingScore(task=name, reason=reason(error))])
     parts = [_asked(child, model, settings, manager) for child in _children(name, manager)]
     if any(part.scores for part in parts):
         for part in parts:
@@ -351,12 +352,11 @@ def _scores(result: Mapping[str, Any], samples: list[dict[str, Any]], settings: 
             better = result["higher_is_better"].get(task, {}).get(metric)
             row = about | {"metric": metric, "filter": filter_name, "higher_is_better": better}
             if not isinstance(value, (int, float)) or not math.isfinite(value):
-                found.missing.append({"task": task, "reason": f"{metric} is {value}, no number"})
+                found.missing.append(MissingScore(task=task, reason=f"{metric} is {value}, no number"))
             elif not (metric.isdecimal() and value == -1):  # how the harness marks a length without a prompt
                 stderr = figures.get(f"{metric}_stderr,{filter_name}")
-                row["value"] = float(value)
-                row["stderr"] = float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None
-                found.scores.append(row)
+                spread = float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None
+                found.scores.append(Score(**row, value=float(value), stderr=spread))
     return found
 
 
@@ -385,12 +385,12 @@ def lines(found: Found) -> list[str]:
     """Return what came out in plain lines, one for each score and one for each that is missing."""
     said = []
     for row in found.scores:
-        spread = f" +- {row['stderr']:.4f}" if row["stderr"] is not None else ""
-        read = f"{row['documents']} documents, {row['tokens_min']} to {row['tokens_max']} tokens"
-        scales = f"scale {row['scale_min']:g} to {row['scale_max']:g}"
-        cut = f", {row['truncated']} truncated" if row["truncated"] else ""
-        said.append(f"{row['task']}: {row['metric']} {row['value']:.4f}{spread} ({read}, {scales}{cut})")
-    return said + [f"{each['task']}: no score: {each['reason']}" for each in found.missing]
+        spread = f" +- {row.stderr:.4f}" if row.stderr is not None else ""
+        read = f"{row.documents} documents, {row.tokens_min} to {row.tokens_max} tokens"
+        scales = f"scale {row.scale_min:g} to {row.scale_max:g}"
+        cut = f", {row.truncated} truncated" if row.truncated else ""
+        said.append(f"{row.task}: {row.metric} {row.value:.4f}{spread} ({read}, {scales}{cut})")
+    return said + [f"{each.task}: no score: {each.reason}" for each in found.missing]
 
 
 def versions() -> dict[str, str]:

@@ -6,14 +6,14 @@ scale, which nobody had measured before.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from e2ray.config.methods import UNTRAINED, untrained_model
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
 from e2ray.core.scales import paper_scale
-from e2ray.evaluate.perplexity import BOS_POLICY, Cell
+from e2ray.evaluate.perplexity import BOS_POLICY
 from e2ray.evaluate.removed import base_name, scaling_of, sentence
+from e2ray.records.evaluation import Cell, Protocol, RemovedScaling, ShortCost, UnscaledRow, Verdict, WindowRow
 
 # nats per token: a longer window whose NLL rises by no more than this counts as read
 READ_TOLERANCE = 0.01
@@ -25,56 +25,50 @@ def verdict(
     cells: Sequence[Cell],
     base_context_length: int,
     *,
-    removed: Mapping[str, Any] | None = None,
+    removed: RemovedScaling | None = None,
     method: str = Linear.label,
-) -> dict[str, Any]:
-    """Return what the cells say about the tuned model against the base, as plain data and as sentences.
+    text: Mapping[str, str] | None = None,
+) -> Verdict:
+    """Return what the cells say about the tuned model against the base, in figures and in sentences.
 
     Args:
         cells: Cells of the models `tuned` and `base`; either may miss some, what needs them is then None.
         base_context_length: L in tokens.
         removed: What removing the base's own scaling did (`evaluate.removed`); None where the base is the checkpoint.
         method: What both models are read by at a scale, as a label.
-
-    Returns:
-        `windows` (per W: tuned at the paper's scale W / L and at its best scale, base untouched, base at W / L, which
-        is the method without training, base at its best; gains are base minus tuned, in nats per token),
-        `below_base_everywhere`, `short_cost` (at W = L and scale 1), `unscaled` (the field's open question: the tuned
-        model at scale 1 beyond L), `reads_unscaled`, `protocol`, `removed_scaling` and `sentences`. Where the base was
-        read by further methods without training, `windows` has `untrained` (NLL at W / L by the name of its lane).
+        text: What names the scored text and the weights, further fields of `Protocol`.
     """
     table = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
-    windows = [_window_row(table, window, base_context_length) for window in sorted({cell.window for cell in cells})]
     lanes = lanes_of(cells)
-    for row in windows if lanes else ():
-        row["untrained"] = {
-            lane: _nll(table, untrained_model(lane), row["window"], row["paper_scale"]) for lane in lanes
-        }
-    longer = [row for row in windows if row["window"] > base_context_length]
-    gains = [row[key] for row in longer for key in ("gain_over_untouched", "gain_over_untrained")]
-    unscaled = [_unscaled_row(table, row["window"], base_context_length) for row in longer]
-    rises = [row["rise_over_base_window"] for row in unscaled]
+    windows = [
+        _window_row(table, window, base_context_length, lanes) for window in sorted({cell.window for cell in cells})
+    ]
+    longer = [row for row in windows if row.window > base_context_length]
+    gains = [gain for row in longer for gain in (row.gain_over_untouched, row.gain_over_untrained)]
+    unscaled = [_unscaled_row(table, row.window, base_context_length) for row in longer]
+    rises = [row.rise_over_base_window for row in unscaled]
     first = cells[0] if cells else None
-    found: dict[str, Any] = {
-        "base_context_length": base_context_length,
-        "windows": windows,
-        "below_base_everywhere": None if not gains or None in gains else all(gain > 0 for gain in gains),
-        "short_cost": _short_cost(table, base_context_length),
-        "unscaled": unscaled,
-        "reads_unscaled": None if not rises or None in rises else all(rise <= READ_TOLERANCE for rise in rises),
-        "method": method,
-        "protocol": {
-            "method": "sliding window, token-weighted over documents",
-            "stride": first and max(cell.stride for cell in cells),
-            "documents": first and first.documents,
-            "tokens": first and first.tokens,
-            "bos": BOS_POLICY,
-            "read_tolerance_nats": READ_TOLERANCE,
-        },
-        "removed_scaling": None if removed is None else dict(removed),
-    }
-    found["sentences"] = _sentences(found)
-    return found
+    found = Verdict(
+        base_context_length=base_context_length,
+        windows=tuple(windows),
+        below_base_everywhere=None if not gains or None in gains else all((gain or 0) > 0 for gain in gains),
+        short_cost=_short_cost(table, base_context_length),
+        unscaled=tuple(unscaled),
+        reads_unscaled=None if not rises or None in rises else all((rise or 0) <= READ_TOLERANCE for rise in rises),
+        method=method,
+        protocol=Protocol(
+            method="sliding window, token-weighted over documents",
+            stride=max(cell.stride for cell in cells) if cells else None,
+            documents=first.documents if first else None,
+            tokens=first.tokens if first else None,
+            bos=BOS_POLICY,
+            read_tolerance_nats=READ_TOLERANCE,
+            **(text or {}),
+        ),
+        removed_scaling=removed,
+        sentences=(),
+    )
+    return found.changed(sentences=_sentences(found))
 
 
 def lanes_of(cells: Sequence[Cell]) -> list[str]:
@@ -86,13 +80,6 @@ def lanes_of(cells: Sequence[Cell]) -> list[str]:
 def lane_label(lane: str) -> str:
     """Return what a lane without training is called in a sentence: `linear`, `YaRN`."""
     return method_of(UNTRAINED[lane]).label
-
-
-def as_now(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a verdict with the names of today: earlier versions knew linear scaling alone, and named it so."""
-    older = {"base_linear": "base_untrained", "gain_over_linear": "gain_over_untrained"}
-    windows = [{older.get(key, key): value for key, value in row.items()} for row in verdict.get("windows", ())]
-    return {"method": Linear.label, **verdict, "windows": windows}
 
 
 def _key(scale: float) -> float:
@@ -113,7 +100,7 @@ def _minus(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left - right
 
 
-def _window_row(table: Table, window: int, base_context_length: int) -> dict[str, Any]:
+def _window_row(table: Table, window: int, base_context_length: int, lanes: Sequence[str]) -> WindowRow:
     scale = paper_scale(window, base_context_length)
     tuned, untouched, untrained = (
         _nll(table, model, window, g) for model, g in (("tuned", scale), ("base", 1.0), ("base", scale))
@@ -121,79 +108,77 @@ def _window_row(table: Table, window: int, base_context_length: int) -> dict[str
     tuned_best, base_best = _best(table, "tuned", window), _best(table, "base", window)
     tuned_best_nll = None if tuned_best is None else tuned_best.nll
     base_best_nll = None if base_best is None else base_best.nll
-    return {
-        "window": window,
-        "paper_scale": scale,
-        "tuned": tuned,
-        "tuned_best": tuned_best_nll,
-        "tuned_best_scale": None if tuned_best is None else tuned_best.scale,
-        "base_untouched": untouched,
-        "base_untrained": untrained,
-        "base_best": base_best_nll,
-        "base_best_scale": None if base_best is None else base_best.scale,
-        "gain_over_untouched": _minus(untouched, tuned),
-        "gain_over_untrained": _minus(untrained, tuned),
-        "gain_over_base_best": _minus(base_best_nll, tuned),
-        "best_over_paper_scale": _minus(tuned, tuned_best_nll),
-    }
+    return WindowRow(
+        window=window,
+        paper_scale=scale,
+        tuned=tuned,
+        tuned_best=tuned_best_nll,
+        tuned_best_scale=None if tuned_best is None else tuned_best.scale,
+        base_untouched=untouched,
+        base_untrained=untrained,
+        base_best=base_best_nll,
+        base_best_scale=None if base_best is None else base_best.scale,
+        gain_over_untouched=_minus(untouched, tuned),
+        gain_over_untrained=_minus(untrained, tuned),
+        gain_over_base_best=_minus(base_best_nll, tuned),
+        best_over_paper_scale=_minus(tuned, tuned_best_nll),
+        untrained={lane: _nll(table, untrained_model(lane), window, scale) for lane in lanes} if lanes else None,
+    )
 
 
-def _short_cost(table: Table, base_context_length: int) -> dict[str, Any]:
+def _short_cost(table: Table, base_context_length: int) -> ShortCost:
     tuned, base = (_nll(table, model, base_context_length, 1.0) for model in ("tuned", "base"))
-    return {"window": base_context_length, "tuned": tuned, "base": base, "rise": _minus(tuned, base)}
+    return ShortCost(window=base_context_length, tuned=tuned, base=base, rise=_minus(tuned, base))
 
 
-def _unscaled_row(table: Table, window: int, base_context_length: int) -> dict[str, Any]:
+def _unscaled_row(table: Table, window: int, base_context_length: int) -> UnscaledRow:
     unscaled = _nll(table, "tuned", window, 1.0)
-    return {
-        "window": window,
-        "tuned_unscaled": unscaled,
-        "rise_over_base_window": _minus(unscaled, _nll(table, "tuned", base_context_length, 1.0)),
-        "rise_over_paper_scale": _minus(
-            unscaled, _nll(table, "tuned", window, paper_scale(window, base_context_length))
-        ),
-    }
+    return UnscaledRow(
+        window=window,
+        tuned_unscaled=unscaled,
+        rise_over_base_window=_minus(unscaled, _nll(table, "tuned", base_context_length, 1.0)),
+        rise_over_paper_scale=_minus(unscaled, _nll(table, "tuned", window, paper_scale(window, base_context_length))),
+    )
 
 
-def _sentences(found: dict[str, Any]) -> list[str]:
+def _sentences(found: Verdict) -> list[str]:
     """Return the verdict in plain words, one sentence per finding that was measured."""
-    length = found["base_context_length"]
-    longer = [row for row in found["windows"] if row["window"] > length]
-    name = base_name(scaling_of(found["removed_scaling"]))
-    lines = _against_base(longer, found["below_base_everywhere"], name, found["method"])
+    length, removed = found.base_context_length, found.removed_scaling
+    longer = [row for row in found.windows if row.window > length]
+    name = base_name(scaling_of(removed))
+    lines = _against_base(longer, found.below_base_everywhere, name, found.method)
     lines += _against_untrained(longer, name)
-    better = [row for row in longer if (row["best_over_paper_scale"] or 0) > 0]
-    if better:
-        row = max(better, key=lambda row: row["best_over_paper_scale"])
+    gains = {row.window: row for row in longer if (row.best_over_paper_scale or 0) > 0}
+    if gains:
+        row = max(gains.values(), key=lambda row: row.best_over_paper_scale or 0)
         lines.append(
-            f"W/L is not always the best scale: a window of {row['window']} is read best at scale "
-            f"{row['tuned_best_scale']:g}, {row['best_over_paper_scale']:.3f} nats below scale {row['paper_scale']:g}."
+            f"W/L is not always the best scale: a window of {row.window} is read best at scale "
+            f"{row.tuned_best_scale:g}, {row.best_over_paper_scale:.3f} nats below scale {row.paper_scale:g}."
         )
-    rise = found["short_cost"]["rise"]
+    rise = found.short_cost.rise if found.short_cost else None
     if rise is not None:
         word = "costs" if rise >= 0 else "gains"
-        against = "" if found["removed_scaling"] is None else f" against the {name}"
+        against = "" if removed is None else f" against the {name}"
         lines.append(
             f"At the base window of {length} tokens, scale 1, tuning {word} {abs(rise):.3f} nats per token{against}."
         )
-    if found["reads_unscaled"] is not None:
-        worst = max(found["unscaled"], key=lambda row: row["rise_over_base_window"])
-        answer = "does" if found["reads_unscaled"] else "does not"
+    if found.reads_unscaled is not None:
+        worst = max(found.unscaled, key=lambda row: row.rise_over_base_window or 0)
+        answer = "does" if found.reads_unscaled else "does not"
         lines.append(
             f"Without raising the scale the tuned model {answer} read past {length} tokens: at a window of "
-            f"{worst['window']} and scale 1 its NLL is {worst['rise_over_base_window']:+.3f} nats against a window of "
+            f"{worst.window} and scale 1 its NLL is {worst.rise_over_base_window:+.3f} nats against a window of "
             f"{length}."
         )
-    return [*lines, sentence(found["removed_scaling"])] if found["removed_scaling"] else lines
+    return [*lines, sentence(removed)] if removed else lines
 
 
-def _against_base(longer: list[dict[str, Any]], below_everywhere: bool | None, name: str, method: str) -> list[str]:
+def _against_base(longer: Sequence[WindowRow], below_everywhere: bool | None, name: str, method: str) -> list[str]:
     """Return the sentence on the tuned model at W / L against both bases; none where nothing was measured."""
     bases = "the untouched base and the base" if name == "base" else f"the {name}, at scale 1 and"
-    measured = [row for row in longer if None not in (row["gain_over_untouched"], row["gain_over_untrained"])]
-    if not measured:
+    gains = {row.window: gain for row in longer if (gain := least_gain(row)) is not None}
+    if not gains:
         return []
-    gains = {row["window"]: min(row["gain_over_untouched"], row["gain_over_untrained"]) for row in measured}
     behind = [window for window, gain in gains.items() if gain <= 0]
     if behind:
         return [
@@ -207,11 +192,11 @@ def _against_base(longer: list[dict[str, Any]], below_everywhere: bool | None, n
     ]
 
 
-def _against_untrained(longer: list[dict[str, Any]], name: str) -> list[str]:
+def _against_untrained(longer: Sequence[WindowRow], name: str) -> list[str]:
     """Return a sentence for each further method without training on the tuned model at W / L against it."""
     lines = []
-    for lane in longer[0].get("untrained", ()) if longer else ():
-        gains = {row["window"]: _minus(row["untrained"][lane], row["tuned"]) for row in longer}
+    for lane in (longer[0].untrained or ()) if longer else ():
+        gains = {row.window: _minus((row.untrained or {})[lane], row.tuned) for row in longer}
         measured = {window: gain for window, gain in gains.items() if gain is not None}
         other = f"the {name} under untrained {lane_label(lane)} scaling"
         behind = [window for window, gain in measured.items() if gain <= 0]
@@ -223,20 +208,27 @@ def _against_untrained(longer: list[dict[str, Any]], name: str) -> list[str]:
     return lines
 
 
+def least_gain(row: WindowRow) -> float | None:
+    """Return what the tuned model at W / L gains over the better of both bases, None where a cell is missing."""
+    gains = (row.gain_over_untouched, row.gain_over_untrained)
+    known = [gain for gain in gains if gain is not None]
+    return min(known) if len(known) == len(gains) else None
+
+
 def _window_words(windows: list[int]) -> str:
     if len(windows) == 1:
         return f"the window of {windows[0]} tokens"
     return f"every measured window from {windows[0]} to {windows[-1]} tokens" if windows else "no window"
 
 
-def table(cells: Sequence[Cell], verdict: Mapping[str, Any]) -> str:
+def table(cells: Sequence[Cell], verdict: Verdict) -> str:
     """Return the result as an aligned Markdown table with the verdict's sentences under it.
 
     It reads the same in a terminal and in a rendered page. A value that was not measured is shown as `missing`,
     never as a number.
     """
     found = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
-    scaling = scaling_of(verdict.get("removed_scaling"))
+    scaling = scaling_of(verdict.removed_scaling)
     name = base_name(scaling)
     lanes = lanes_of(cells)
     untrained = f"{name} at W/L, untrained"
@@ -244,12 +236,11 @@ def table(cells: Sequence[Cell], verdict: Mapping[str, Any]) -> str:
         "window W", "scale W/L", "tuned at W/L", "tuned at its best scale",
         "base untouched" if scaling is None else f"{name}, at 1",
         *(f"{untrained} {lane_label(lane)}" for lane in lanes),
-        f"{untrained} {verdict['method']}" if lanes else untrained, "gain",
+        f"{untrained} {verdict.method}" if lanes else untrained, "gain",
     ]  # fmt: skip
     rows = [header]
-    for row in verdict["windows"]:
-        window, scale, best = row["window"], row["paper_scale"], row["tuned_best_scale"]
-        gains = (row["gain_over_untouched"], row["gain_over_untrained"])
+    for row in verdict.windows:
+        window, scale, best, gain = row.window, row.paper_scale, row.tuned_best_scale, least_gain(row)
         rows.append(
             [
                 str(window),
@@ -259,16 +250,16 @@ def table(cells: Sequence[Cell], verdict: Mapping[str, Any]) -> str:
                 _shown(found.get(("base", window, 1.0))),
                 *(_shown(found.get((untrained_model(lane), window, _key(scale)))) for lane in lanes),
                 _shown(found.get(("base", window, _key(scale)))),
-                "missing" if None in gains else f"{min(gains):+.3f}",
+                "missing" if gain is None else f"{gain:+.3f}",
             ]
         )
-    protocol = verdict["protocol"]
+    protocol = verdict.protocol
     note = (
         f"NLL in nats per token, ± one standard error over documents; the gain is the better base minus tuned at W/L. "
-        f"{protocol['documents']} documents, {protocol['tokens']} scored tokens, stride {protocol['stride']}; "
-        f"{protocol['bos']}."
+        f"{protocol.documents} documents, {protocol.tokens} scored tokens, stride {protocol.stride}; "
+        f"{protocol.bos}."
     )
-    return "\n".join([*_aligned(rows), "", note, "", *(f"- {sentence}" for sentence in verdict["sentences"])]) + "\n"
+    return "\n".join([*_aligned(rows), "", note, "", *(f"- {sentence}" for sentence in verdict.sentences)]) + "\n"
 
 
 def _shown(cell: Cell | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from e2ray.config.base import SettingsError
-from e2ray.files import read_vouched
+from e2ray.records.scales import Scales
 
 BLOCKS, BLOCK_BYTES = 16, 64 * 1024
 LENGTH_BYTES = 8  # of a safetensors file, before its header
@@ -72,8 +72,8 @@ def refuse_other_weights(named: Mapping[Path, str | None], model: Path) -> None:
             raise SettingsError(f"{path}: was measured with other weights than {model}; run `e2ray evaluate` again")
 
 
-def read_scales(path: Path, *, model: Path) -> dict[str, Any]:
-    """Return the content of a scales.json that belongs to a model.
+def read_scales(path: Path, *, model: Path) -> Scales:
+    """Return a scales.json that belongs to a model.
 
     Args:
         path: The file.
@@ -83,27 +83,6 @@ def read_scales(path: Path, *, model: Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         SettingsError: If it is damaged, or was measured with other weights.
     """
-    found = read_vouched(path, wanted="the scales of an evaluation")
-    if not _whole(found):
-        raise SettingsError(
-            f"{path}: is damaged; wanted base_context_length and lengths, each with context_length and served, as "
-            "`e2ray evaluate` writes them; run it again"
-        )
-    refuse_other_weights({path: found.get("weights_digest")}, model)
-    return dict(found)
-
-
-def _whole(found: Any) -> bool:
-    if not isinstance(found, dict) or not _at_least_1(found.get("base_context_length"), int):
-        return False
-    rows = found.get("lengths")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return False
-    if not all(_at_least_1(row.get("context_length"), int) for row in rows):
-        return False
-    lengths = [row["context_length"] for row in rows]
-    return lengths == sorted(set(lengths)) and all(_at_least_1(row.get("served"), int | float) for row in rows)
-
-
-def _at_least_1(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and value >= 1
+    found = Scales.read(path)
+    refuse_other_weights({path: found.weights_digest}, model)
+    return found

@@ -61,7 +61,7 @@ class Part(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
-        return self.model_dump()
+        return self.model_dump(mode="json")
 
     def __getitem__(self, name: str) -> Any:
         """Return a field that is known."""
@@ -69,7 +69,7 @@ class Part(BaseModel):
 
     def __contains__(self, name: str) -> bool:
         """Return whether a field is known."""
-        return name in self.model_fields_set
+        return self.get(name) is not None
 
     def get(self, name: str, default: object = None) -> Any:
         """Return a field, or a default where it is not known."""

@@ -1,5 +1,7 @@
 """suites.json and suites-samples.jsonl: what published suites score, and every prompt that was asked."""
 
+from typing import Any
+
 from pydantic import Field, JsonValue
 
 from e2ray.records.record import Count, Length, Many, Number, Part, Plain, Record, Scale, Tokens, left_out
@@ -54,6 +56,15 @@ class Suites(Record):
     ended_at: str | None = Field(None, description="ISO 8601, UTC.")
     scores: Many[Score] = Field(description="One per model, task, score and filter.")
     missing: Many[MissingScore] = Field((), description="What has no score.")
+
+    @classmethod
+    def of_older(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields by today's names: earlier versions called documents samples."""
+        scores = fields.get("scores")
+        if not isinstance(scores, list) or not all(isinstance(score, dict) for score in scores):
+            return fields
+        named = [{"documents" if key == "samples" else key: value for key, value in score.items()} for score in scores]
+        return fields | {"scores": named}
 
 
 class Request(Part):

@@ -1,26 +1,28 @@
 """The files that an evaluation leaves in a run's folder: tables, JSON and pictures, each whole or not at all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from e2ray.config.base import SettingsError
-from e2ray.evaluate.by_length import LengthCell
-from e2ray.evaluate.perplexity import Cell, Sums
+from e2ray.evaluate.perplexity import Sums
 from e2ray.evaluate.removed import scaling_of
-from e2ray.files import write_sealed
-from e2ray.records.table import write_table
+from e2ray.records.effective import Effective
+from e2ray.records.evaluation import Cell, Evaluation, Verdict
+from e2ray.records.folders import RunFolder
+from e2ray.records.lengths import DocumentRow, LengthCell
+from e2ray.records.retrieval import Retrieval, RetrievalRow
+from e2ray.records.scales import Scales
+from e2ray.records.table import schema_of, table_of, write_table
 from e2ray.report.frame.page import write_png
-from e2ray.report.run_files import LENGTHS, LENGTHS_SCHEMA, SCHEMA, SUMS, SUMS_SCHEMA
 from e2ray.report.sections.lengths import draw_by_length
 from e2ray.report.sections.retrieval import draw_retrieval
 from e2ray.report.sections.surface import draw_evaluation
 
 
 def write_evaluation(
-    folder: str | Path, cells: Sequence[Cell], verdict: Mapping[str, Any], *, missing_windows: Sequence[int] = ()
+    folder: str | Path, cells: Sequence[Cell], verdict: Verdict, *, missing_windows: Sequence[int] = ()
 ) -> None:
     """Write evaluation.json, evaluation.parquet and evaluation.png into a folder, each whole or not at all.
 
@@ -35,23 +37,26 @@ def write_evaluation(
     """
     if not cells:
         raise SettingsError(f"{folder}: there are no measured cells to write; every window was left out")
-    folder = Path(folder)
-    rows = [cell.row() for cell in cells]
-    write_table(folder / "evaluation.parquet", pa.Table.from_pylist(rows, schema=SCHEMA))
-    scaling, length = scaling_of(verdict.get("removed_scaling")), verdict["base_context_length"]
-    named = {"removed_scaling": scaling, "method": verdict["method"]}
-    figure = draw_evaluation(cells, length, missing_windows=missing_windows, **named)
-    write_png(folder / "evaluation.png", figure)
-    write_sealed(folder / "evaluation.json", {"rows": rows, "verdict": dict(verdict)})
+    here = RunFolder(folder)
+    write_table(here.table, table_of(Cell, cells))
+    figure = draw_evaluation(
+        cells,
+        verdict.base_context_length,
+        missing_windows=missing_windows,
+        removed_scaling=scaling_of(verdict.removed_scaling),
+        method=verdict.method,
+    )
+    write_png(here.picture, figure)
+    Evaluation(rows=tuple(cells), verdict=verdict).write(here.evaluation)
 
 
 def write_lengths(
     folder: Path,
     sums: Sequence[Sums],
     *,
-    scales: Mapping[str, Any],
-    effective: Mapping[str, Any],
-    retrieval: Sequence[Mapping[str, Any]],
+    scales: Scales,
+    effective: Effective,
+    retrieval: Sequence[RetrievalRow],
     removed_scaling: str | None = None,
 ) -> None:
     """Write evaluation-documents.parquet, scales.json, effective.json and, where asked, retrieval.json and its picture.
@@ -61,10 +66,11 @@ def write_lengths(
         sums: NLL of each document in every cell.
         scales: As `evaluate.effective.scale_table` returns it.
         effective: As `evaluate.effective.effective_length` returns it.
-        retrieval: Rows {model, task, context_length, depth, scale, found, trials, tokens}; empty where none was asked.
+        retrieval: Of both models; empty where none was asked.
         removed_scaling: Rope type that was removed from the base.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in SUMS_SCHEMA.names}
+    here, schema = RunFolder(folder), schema_of(DocumentRow)
+    columns: dict[str, list[object]] = {name: [] for name in schema.names}
     for each in sums:
         count = len(each.documents)
         columns["model"] += [each.model] * count
@@ -73,14 +79,14 @@ def write_lengths(
         columns["document"] += each.documents.tolist()
         columns["nll"] += each.nll.tolist()
         columns["tokens"] += each.tokens.tolist()
-    write_table(folder / SUMS, pa.table(columns, schema=SUMS_SCHEMA))
-    write_sealed(folder / "scales.json", dict(scales))
-    write_sealed(folder / "effective.json", dict(effective))
-    for stale in ("retrieval.json", "retrieval.png") if not retrieval else ():
-        (folder / stale).unlink(missing_ok=True)
+    write_table(here.documents, pa.table(columns, schema=schema))
+    scales.write(here.scales)
+    effective.write(here.effective)
+    for stale in (here.retrieval, here.retrieval_picture) if not retrieval else ():
+        stale.unlink(missing_ok=True)
     if retrieval:
-        write_sealed(folder / "retrieval.json", {"rows": [dict(row) for row in retrieval]})
-        write_png(folder / "retrieval.png", draw_retrieval(retrieval, removed_scaling=removed_scaling))
+        Retrieval(rows=tuple(retrieval)).write(here.retrieval)
+        write_png(here.retrieval_picture, draw_retrieval(retrieval, removed_scaling=removed_scaling))
 
 
 def write_by_length(folder: Path, cells: Sequence[LengthCell], *, removed_scaling: str | None = None) -> None:
@@ -91,10 +97,10 @@ def write_by_length(folder: Path, cells: Sequence[LengthCell], *, removed_scalin
         cells: As `evaluate.by_length.length_cells` returns them, of any models and scales.
         removed_scaling: Rope type that was removed from the base.
     """
-    table = folder / LENGTHS
+    here = RunFolder(folder)
     if not cells:
-        table.unlink(missing_ok=True)
-        table.with_suffix(".png").unlink(missing_ok=True)
+        here.lengths.unlink(missing_ok=True)
+        here.lengths_picture.unlink(missing_ok=True)
         return
-    write_table(table, pa.Table.from_pylist([cell.row() for cell in cells], schema=LENGTHS_SCHEMA))
-    write_png(table.with_suffix(".png"), draw_by_length(cells, removed_scaling=removed_scaling))
+    write_table(here.lengths, table_of(LengthCell, cells))
+    write_png(here.lengths_picture, draw_by_length(cells, removed_scaling=removed_scaling))

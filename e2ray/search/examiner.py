@@ -79,7 +79,7 @@ class Examiner:
             )
         if len(rows) < len(wanted):
             raise SettingsError(f"evaluation: a window of {max(self.windows)} tokens: {OUT_OF_MEMORY}")
-        return [{key: cell.row()[key] for key in CELL} for cell in rows]
+        return [{key: cell[key] for key in CELL} for cell in rows]
 
     def asked(self, model: nn.Module, hook: RotaryHook) -> dict[str, float | None]:
         """Return the objectives of the retrieval grid, None each where the study does not ask.

@@ -13,13 +13,14 @@ from e2ray.config.methods import LinearMethod, Method
 from e2ray.config.places import public
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
-from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.verdict import table
+from e2ray.records.evaluation import Evaluation
+from e2ray.records.folders import ExportFolder
 from e2ray.serve.profiles import Profile, commands
 from e2ray.serve.verify import Check
 
 LINEAR = LinearMethod()
-PICTURE = "evaluation.png"
+PICTURE = ExportFolder.picture.name
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def model_card(
     profiles: Sequence[Profile],
     checks: Sequence[Check],
     base_context_length: int,
-    evaluation: Mapping[str, Any] | None,
+    evaluation: Evaluation | None,
     run: RunFacts,
     has_picture: bool,
     of_base: Mapping[str, Any],
@@ -147,10 +148,10 @@ def _serving_example(profile: Profile, name: str) -> str:
     )
 
 
-def _evidence(evaluation: Mapping[str, Any] | None, has_picture: bool) -> str:
+def _evidence(evaluation: Evaluation | None, has_picture: bool) -> str:
     if evaluation is None:
         return "Not evaluated."
-    text = table([Cell(**row) for row in evaluation["rows"]], evaluation["verdict"]).rstrip()
+    text = table(evaluation.rows, evaluation.verdict).rstrip()
     return f"{text}\n\n![NLL by window and scale]({PICTURE})" if has_picture else text
 
 

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,11 @@ from e2ray.core.model_folder import RECORD, probe_of, recorded, refuse_damaged, 
 from e2ray.core.scales import reaching_scale, row_scale
 from e2ray.data.pace import Progress
 from e2ray.data.tokenizer import save_whole, serve_up_to
-from e2ray.files import atomic_folder, read_json, write_json, write_sealed, write_text
+from e2ray.files import atomic_folder, read_json, write_json, write_text
+from e2ray.records.evaluation import Evaluation
+from e2ray.records.folders import ExportFolder
+from e2ray.records.scales import Scales
+from e2ray.records.serving import Commands
 from e2ray.serve.card import PICTURE, RunFacts, command_blocks, model_card, serving_notes
 from e2ray.serve.profiles import Profile, commands, make_profile
 from e2ray.serve.verify import Check, profile_folder, verify
@@ -44,10 +48,10 @@ def export(
     base_context_length: int,
     context_lengths: Sequence[int],
     base_scaling: Literal["keep", "replace"] | None,
-    evaluation: Mapping[str, Any] | None,
+    evaluation: Evaluation | None,
     run: RunFacts,
     picture: str | Path | None = None,
-    scales: Mapping[str, Any] | None = None,
+    scales: Scales | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a Hugging Face folder with one verified serving profile per context length and a model card.
@@ -58,11 +62,11 @@ def export(
         base_context_length: L in tokens.
         context_lengths: W in tokens.
         base_scaling: The run's choice where its base model carried a scaling.
-        evaluation: The value of evaluation.json (`rows`, `verdict`), or None without one.
+        evaluation: What was measured, or None without it.
         run: What the card says about the run.
         picture: evaluation.png, copied in.
-        scales: The value of scales.json, copied in; a context length it names is served at its `served` scale, every
-            other one at W / L.
+        scales: Those of the run, written beside the weights; a context length they name is served by them, every other
+            one at W / L.
         progress: Takes one line per profile, and one per file that is left out.
 
     Returns:
@@ -77,7 +81,7 @@ def export(
         raise SettingsError(f"export {out_folder}: would replace the model folder {model_folder}; name another folder")
     refuse_damaged(model_folder)
     config = _read_config(model_folder)
-    measured = {row["context_length"]: row_scale(row) for row in scales["lengths"]} if scales else {}
+    measured = {row.context_length: row_scale(row) for row in scales.lengths} if scales else {}
     trained = method_of(run.method)
     tell = progress or (lambda line: None)
     with atomic_folder(out_folder) as aside:
@@ -90,7 +94,7 @@ def export(
         profiles = [make(length, scale=measured.get(length)) for length in context_lengths]
         checks = _written(aside, profiles, run.name, trained, base_context_length, progress)
         if scales:
-            write_sealed(aside / "scales.json", scales)
+            scales.write(ExportFolder(aside).scales)
         if picture is not None:
             (aside / PICTURE).write_bytes(picture_of(Path(picture)))
         of_base, unread = card_fields(model_folder)
@@ -204,19 +208,17 @@ def _without_places(value: Any) -> Any:
 
 
 def _write_profile(aside: Path, profile: Profile, name: str, base_context_length: int) -> None:
-    folder = profile_folder(aside, profile.context_length)
     lines = commands(profile, model=".", name=f"{name}-{profile.context_length}")
-    write_json(folder / "config_override.json", profile.override)
-    write_json(
-        folder / "commands.json",
-        {"context_length": profile.context_length, "scale": profile.scale, **lines},
-    )
+    here, length = ExportFolder(aside), profile.context_length
+    write_json(here.override(context_length=length), profile.override)
+    known = {"context_length": length, "scale": profile.scale, **lines}
+    Commands.model_validate(known).write(here.commands(context_length=length))
     paper = reaching_scale(profile.context_length, base_context_length)
     why = f"= {profile.context_length} / {base_context_length}"
     if profile.scale != paper:
         why = f"was measured better at this length than W / L = {paper:g}, on the documents that chose it"
     write_text(
-        folder / "README.md",
+        here.profile_card(context_length=length),
         f"# Serving {profile.context_length} tokens\n\nScale {profile.scale:g} {why}. The commands below run in "
         "the export's folder; a hub id, or the folder's path, works in place of `.`.\n\n"
         f"{command_blocks(lines)}\n{serving_notes(profile, base_context_length)}",

@@ -8,7 +8,7 @@ length; without it, or beyond the longest measured length, it is the paper's W /
 import math
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from e2ray.data.tokenizer import behind, load_tokenizer, opening_tokens, prefix_
 from e2ray.evaluate.decoding import sampling
 from e2ray.evaluate.loaded import LoadedModel
 from e2ray.evaluate.weights import read_scales
+from e2ray.records.folders import ModelFolder, RunFolder
+from e2ray.records.scales import Scales
 
-SCALES = "scales.json"
+SCALES = RunFolder.scales.name
 
 
 class Generator(LoadedModel):
@@ -59,7 +61,8 @@ class Generator(LoadedModel):
         if prefill_tokens < 1:
             raise SettingsError(f"prefill tokens: must be at least 1, got {prefill_tokens}")
         folder = Path(folder).expanduser()
-        place = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+        inside = RunFolder(folder).model
+        place = inside if ModelFolder(inside).config.is_file() else folder
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         settings, path = _settings(place), folder / SCALES
         scales = read_scales(path, model=place) if path.is_file() else None
@@ -179,7 +182,7 @@ def _settings(place: Path) -> PretrainedModel:
     )
 
 
-def _agreed(settings: PretrainedModel, folder: Path, scales: Mapping[str, Any]) -> PretrainedModel:
+def _agreed(settings: PretrainedModel, folder: Path, scales: Scales) -> PretrainedModel:
     """Return the settings with the base context length of scales.json.
 
     A recipe may set another one than the model's config says, so where the two differ the run's resolved recipe
@@ -188,13 +191,13 @@ def _agreed(settings: PretrainedModel, folder: Path, scales: Mapping[str, Any]) 
     Raises:
         SettingsError: If the run, or a model without one, says otherwise.
     """
-    measured, said = scales["base_context_length"], settings.base_context_length
-    where = Path(settings.path) / "config.json"
-    if measured != said and (folder / "config.yaml").is_file():
-        where = folder / "config.yaml"
+    measured, said = scales.base_context_length, settings.base_context_length
+    where, recipe = ModelFolder(settings.path).config, RunFolder(folder).config
+    if measured != said and recipe.is_file():
+        where = recipe
         model = read_vouched_recipe(where).get("model")
         said = (model.get("base_context_length") if isinstance(model, dict) else None) or said
-    elif "weights_digest" in scales:
+    elif scales.weights_digest is not None:
         said = measured
     if measured != said:
         raise SettingsError(

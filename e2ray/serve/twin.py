@@ -27,8 +27,9 @@ from e2ray.core.rope import find_rotary_modules, frequency_buffers
 from e2ray.core.sight import check_sight
 from e2ray.core.weights import first_line, quietly
 from e2ray.files import write_json
+from e2ray.records.folders import ExportFolder
 from e2ray.serve.profiles import make_profile
-from e2ray.serve.verify import profile_folder, verify
+from e2ray.serve.verify import verify
 
 EXPORTED = "export.context_lengths"
 VOCABULARY = 256
@@ -151,7 +152,7 @@ def _verify(
                 profile = make_profile(
                     config, base_context_length, length, base_scaling=settings.base_scaling, method=method
                 )
-                write_json(profile_folder(folder, length) / "config_override.json", profile.override)
+                write_json(ExportFolder(folder).override(context_length=length), profile.override)
             verify(
                 folder, base_context_length=base_context_length, context_lengths=lengths, method=method, tokens=TOKENS
             )

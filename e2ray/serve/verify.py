@@ -29,6 +29,7 @@ from e2ray.core.scales import reaching_scale
 from e2ray.core.weights import load_weights, non_finite, quietly
 from e2ray.data.pace import Progress
 from e2ray.files import read_json
+from e2ray.records.folders import ExportFolder
 
 COMPARED_TOKENS = 512  # of a forward; positions between are compared at the rotary modules
 POSITIONS_PER_CHUNK = 65_536
@@ -123,7 +124,7 @@ def verify(
     folder = Path(folder)
     chosen = {length: reaching_scale(length, base_context_length) for length in context_lengths} | dict(scales or {})
     overrides = {
-        length: read_json(profile_folder(folder, length) / "config_override.json", wanted="a serving profile")
+        length: read_json(ExportFolder(folder).override(context_length=length), wanted="a serving profile")
         for length in context_lengths
     }
     with quietly():

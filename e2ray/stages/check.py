@@ -1,7 +1,5 @@
 """What `e2ray check` tells: whether a recipe is sound, without a cluster."""
 
-from collections.abc import Mapping
-
 import torch
 
 from e2ray.config.base import SettingsError
@@ -12,6 +10,7 @@ from e2ray.data.made import made_otherwise
 from e2ray.data.pace import show
 from e2ray.evaluate.base_length import told
 from e2ray.evaluate.shares import Reading, read_base
+from e2ray.records.base_length import BaseLength
 from e2ray.records.folders import ShardFolder, StudyFolder
 from e2ray.search.journal import verified
 from e2ray.stages import checks
@@ -74,7 +73,7 @@ def _tell_search(run: ResolvedRun, config: RunConfig, search: SearchSettings) ->
     )
 
 
-def _measured_here(run: ResolvedRun) -> Mapping[str, object]:
+def _measured_here(run: ResolvedRun) -> BaseLength:
     """Return how far the base reads, measured in this process on shards that are made already.
 
     Raises:

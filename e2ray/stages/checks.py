@@ -166,7 +166,7 @@ def check_suites(run: ResolvedRun) -> None:
     """
     if run.config.evaluate and run.config.evaluate.suites:
         for each in checked(run.config.evaluate.suites).missing:
-            show(f"evaluate.suites.tasks: {each['task']!r} {each['reason']}; it will have no score")
+            show(f"evaluate.suites.tasks: {each.task!r} {each.reason}; it will have no score")
 
 
 def refuse_lanes(run: ResolvedRun, compare: CompareSettings) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from e2ray.config.base import brief
 from e2ray.data.pace import Pace, show
-from e2ray.files import read_vouched
+from e2ray.records.evaluation import Evaluation
 from e2ray.records.folders import ExportFolder
 from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import write_report
@@ -43,17 +43,16 @@ def last_lines(run: ResolvedRun, page: Path | None) -> list[str]:
 
 def track_evaluation(run: ResolvedRun) -> None:
     """Log what was measured where the recipe's trackers are: each NLL as a number, the tables and pictures as files."""
-    path = run.files.evaluation
-    if not run.config.trackers or not path.exists():
+    found = Evaluation.find(run.files.evaluation)
+    if not run.config.trackers or found is None:
         return
-    rows = read_vouched(path, wanted="an evaluation")["rows"]
     settings = located(run.config.trackers, run.folder.parent)
     told = Trackers(configured(settings, run.folder, name=run.config.name, continued=True), show=show)
-    nll = {f"evaluate/{row['model']}/{row['window']}/{row['scale']:g}": row["nll"] for row in rows}
+    nll = {f"evaluate/{cell.model}/{cell.window}/{cell.scale:g}": cell.nll for cell in found.rows}
     told.log(nll, run.config.train.steps)
     left = run.files
     pictures = (left.lengths_picture, left.picture)
-    for found in (left.config, left.evaluation, *pictures, left.retrieval, left.retrieval_picture, left.effective):
-        if found.exists():
-            told.log_artifact(found)
+    for path in (left.config, left.evaluation, *pictures, left.retrieval, left.retrieval_picture, left.effective):
+        if path.exists():
+            told.log_artifact(path)
     told.close()

@@ -66,7 +66,7 @@ def compare(config: RunConfig) -> None:
                 stride=run.evaluation.stride,
                 removed_scaling=removed_scaling(run.config.model),
             )
-            failed = sum("failed" in each for each in found)
+            failed = sum(each.failed is not None for each in found)
             result = f"compared {len(jobs)} jobs" + (f", {failed} of them failed" if failed else "")
             write_status(run.folder, state="succeeded", ended_at=now(), result=result)
         show(table)

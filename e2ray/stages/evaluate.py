@@ -7,7 +7,6 @@ are those of one worker that scores all.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model, PretrainedModel
 from e2ray.data.pace import Pace, show
@@ -18,18 +17,19 @@ from e2ray.evaluate.plausible import refuse_implausible
 from e2ray.evaluate.removing import removed_scaling
 from e2ray.evaluate.shares import Reading, Share, ask, read_base, read_removed, score_share
 from e2ray.evaluate.verdict import table
+from e2ray.records.base_length import BaseLength
+from e2ray.records.evaluation import Evaluation, RemovedScaling
 from e2ray.records.folders import StorageFolder
+from e2ray.records.retrieval import RetrievalRow
 from e2ray.report.evaluation import write_by_length, write_evaluation, write_lengths
 from e2ray.stages.remote import remote, remote_each, wants_gpu
 from e2ray.stages.run import ResolvedRun, run_tokenizer
 from e2ray.train.origin import refuse_other_base
 from e2ray.train.record import read_metrics, training_facts
 
-Row = Mapping[str, object]
 
-
-def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Row:
-    """Measure base and tuned model, write and print what was found, and return evaluation.json's content.
+def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Evaluation:
+    """Measure base and tuned model, write and print what was found, and return it.
 
     The surface is written before retrieval is asked.
 
@@ -60,7 +60,7 @@ def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Row:
     with Pace(show, "evaluate: tables and pictures", total=1, unit="parts"):
         _write(run, found, [])  # what is measured stays, whatever becomes of retrieval
         write_by_length(run.folder, found.by_length, removed_scaling=found.removed_scaling)
-    rows: Sequence[Row] = []
+    rows: Sequence[RetrievalRow] = []
     if settings.retrieval:
         try:
             rows = _retrieval(run, shards, models)
@@ -78,11 +78,10 @@ def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Row:
     )
     if not compared:
         show("the NLL was not held against the training losses: no window and scale has both")
-    written: Row = files.read_vouched(run.files.evaluation, wanted="an evaluation")
-    return written
+    return Evaluation.read(run.files.evaluation)
 
 
-def _write(run: ResolvedRun, found: Findings, retrieval: Sequence[Row]) -> None:
+def _write(run: ResolvedRun, found: Findings, retrieval: Sequence[RetrievalRow]) -> None:
     """Write what was found into the run's folder, with the rows of retrieval where there are any."""
     verdict, effective = found.told(retrieval)
     write_evaluation(run.folder, found.cells, verdict, missing_windows=found.missing_windows)
@@ -106,10 +105,10 @@ def models_of(run: ResolvedRun, base: Model) -> dict[str, Model]:
     """
     remote("base", refuse_other_base, run.files.model, base, use_gpu=False)
     facts, named = training_facts(run.folder), run.config.model.attention
-    same = facts.get("device", "").startswith("cuda") == wants_gpu(run.config.cluster)
-    attention = {"attention": facts["attention"]} if facts and same and named == "auto" else {}
-    if facts and named not in ("auto", facts["attention"]):
-        show(f"model.attention: {named} here, {facts['attention']} in the training")
+    same = facts is not None and facts.device.startswith("cuda") == wants_gpu(run.config.cluster)
+    attention = {"attention": facts.attention} if facts and same and named == "auto" else {}
+    if facts and named not in ("auto", facts.attention):
+        show(f"model.attention: {named} here, {facts.attention} in the training")
     tuned = PretrainedModel(
         path=str(run.files.model),
         base_context_length=run.base_context_length,
@@ -133,7 +132,7 @@ def reading_of(run: ResolvedRun, shards: str | Path, name: str, model: Model) ->
     )
 
 
-def base_length_of(run: ResolvedRun, shards: str | Path, base: Model) -> Row:
+def base_length_of(run: ResolvedRun, shards: str | Path, base: Model) -> BaseLength:
     """Return how far the base reads at scale 1, measured now or before.
 
     Args:
@@ -142,14 +141,15 @@ def base_length_of(run: ResolvedRun, shards: str | Path, base: Model) -> Row:
         base: Settings of the base model.
     """
     path = run.files.base_length
-    if not path.exists():
+    found = BaseLength.find(path)
+    if found is None:
         reading = reading_of(run, shards, "base", base)
         found = remote("base length", read_base, reading, run.base_batch_tokens, use_gpu=reading.use_gpu, tells=True)
-        files.write_sealed(path, found)
-    return dict(files.read_vouched(path, wanted="how far the base reads"))
+        found.write(path)
+    return found
 
 
-def removed_of(run: ResolvedRun, shards: str | Path, base: Model) -> Row | None:
+def removed_of(run: ResolvedRun, shards: str | Path, base: Model) -> RemovedScaling | None:
     """Return how far the base moved when its scaling was removed, measured now or before; None where none was.
 
     Args:
@@ -160,10 +160,12 @@ def removed_of(run: ResolvedRun, shards: str | Path, base: Model) -> Row | None:
     if not isinstance(base, PretrainedModel) or removed_scaling(base) is None:
         return None
     path = run.files.removed
-    if not path.exists():
+    found = RemovedScaling.find(path)
+    if found is None:
         reading = reading_of(run, shards, "base", base)
-        files.write_sealed(path, remote("removed scaling", read_removed, reading, base, use_gpu=reading.use_gpu))
-    return dict(files.read_vouched(path, wanted="what removing the base's scaling did"))
+        found = remote("removed scaling", read_removed, reading, base, use_gpu=reading.use_gpu)
+        found.write(path)
+    return found
 
 
 def _surface(
@@ -187,7 +189,7 @@ def _surface(
     return sums, passes, next(share[2] for share in scored if share is not None)
 
 
-def _retrieval(run: ResolvedRun, shards: str | Path, models: Mapping[str, Model]) -> list[Row]:
+def _retrieval(run: ResolvedRun, shards: str | Path, models: Mapping[str, Model]) -> list[RetrievalRow]:
     """Return the rows of the retrieval grid of all models."""
     settings = run.evaluation
     if settings.retrieval is None:
@@ -197,4 +199,4 @@ def _retrieval(run: ResolvedRun, shards: str | Path, models: Mapping[str, Model]
         for name, model in models.items()
     ]
     parts = remote_each("retrieval", ask, jobs, use_gpu=wants_gpu(run.config.cluster), tells=True)
-    return [{"model": name} | row for name, rows in zip(models, parts, strict=True) for row in rows]
+    return [row.changed(model=name) for name, rows in zip(models, parts, strict=True) for row in rows]

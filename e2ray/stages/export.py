@@ -4,15 +4,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from e2ray import files
-from e2ray.config.base import SettingsError
 from e2ray.config.model import Model, PretrainedModel
 from e2ray.core.model_folder import training_of
 from e2ray.data.pace import show
-from e2ray.evaluate.verdict import as_now
 from e2ray.evaluate.weights import read_scales, refuse_other_weights
+from e2ray.records.evaluation import Evaluation
 from e2ray.records.folders import ExportFolder
 from e2ray.records.model import ModelTraining
+from e2ray.records.scales import Scales
 from e2ray.serve.card import RunFacts
 from e2ray.serve.export import export as write_export
 from e2ray.stages.remote import remote
@@ -62,25 +61,21 @@ def exporting(run: ResolvedRun, base: Model) -> Callable[[], Content]:
     )
 
 
-def _evaluation(run: ResolvedRun) -> Content | None:
-    """Return the content of evaluation.json, None without one.
+def _evaluation(run: ResolvedRun) -> Evaluation | None:
+    """Return what was measured, None where nothing was.
 
     Raises:
         SettingsError: If it is damaged, or was measured with other weights than the run's.
     """
     path = run.files.evaluation
-    if not path.exists():
-        return None
-    found = files.read_vouched(path, wanted="an evaluation")
-    if not isinstance(found, dict) or not isinstance(found.get("verdict"), dict) or "rows" not in found:
-        raise SettingsError(f"{path}: is damaged; wanted rows and verdict; run `e2ray evaluate` again")
-    protocol = found["verdict"].get("protocol") or {}
-    refuse_other_weights({path: protocol.get("weights_digest")}, run.files.model)
-    return found | {"verdict": as_now(found["verdict"])}
+    found = Evaluation.find(path)
+    if found is not None:
+        refuse_other_weights({path: found.verdict.protocol.weights_digest}, run.files.model)
+    return found
 
 
-def measured_scales(run: ResolvedRun) -> Content | None:
-    """Return the content of scales.json where the recipe serves by it and an evaluation has written it."""
+def measured_scales(run: ResolvedRun) -> Scales | None:
+    """Return the scales of the run where the recipe serves by it and an evaluation has written it."""
     path = run.files.scales
     if run.config.export is None or run.config.export.scale != "measured" or not path.exists():
         return None

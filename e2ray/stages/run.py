@@ -29,6 +29,7 @@ from e2ray.data.pace import show
 from e2ray.data.shards import read_manifest
 from e2ray.data.tokenizer import save_whole, whole_digest
 from e2ray.evaluate.perplexity import default_stride
+from e2ray.records.evaluation import Evaluation
 from e2ray.records.folders import RunFolder, ShardFolder, StorageFolder
 from e2ray.train.record import end_status, now, read_status, settle, write_status
 from e2ray.train.steps import begun as checkpoints_begun
@@ -323,19 +324,12 @@ def _was_stopped(folder: Path) -> bool:
         status = read_status(folder)
     except SettingsError:
         return False
-    return status is not None and status["state"] == "preempted"
+    return status is not None and status.state == "preempted"
 
 
 def result_line(run: ResolvedRun) -> str:
     """Return one line that says what a finished run found and where it lies."""
-    parts: list[str] = []
-    evaluation = run.files.evaluation
-    if evaluation.exists():
-        wanted = "an evaluation; run `e2ray evaluate` again"
-        found = files.checked_object(
-            files.read_vouched(evaluation, wanted=wanted), where=evaluation, wanted=wanted, keys={"verdict": dict}
-        )
-        verdict = files.checked_object(found["verdict"], where=evaluation, wanted=wanted, keys={"sentences": list})
-        parts += map(str, verdict["sentences"][:1])
+    found = Evaluation.find(run.files.evaluation)
+    parts = found.verdict.sentences[:1] if found else ()
     place = run.files.export if run.files.export.is_dir() else run.files.model
     return " ".join([*parts, f"Model: {place}"])

@@ -1,7 +1,6 @@
 """The suites stage: base and tuned model are asked the tasks of published suites."""
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from e2ray import files
@@ -10,6 +9,7 @@ from e2ray.config.suites import SuiteSettings
 from e2ray.evaluate.asking import ask_suites
 from e2ray.evaluate.suites import versions
 from e2ray.evaluate.weights import read_scales
+from e2ray.records.suites import Suites
 from e2ray.stages.evaluate import models_of, reading_of
 from e2ray.stages.remote import remote_each, wants_gpu
 from e2ray.stages.run import ResolvedRun
@@ -17,8 +17,8 @@ from e2ray.train.environment import environment
 from e2ray.train.record import now
 
 
-def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: Model) -> Mapping[str, object]:
-    """Ask base and tuned model tasks, write what came out, and return suites.json's content.
+def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: Model) -> Suites:
+    """Ask base and tuned model tasks, write what came out, and return it.
 
     The tuned model's scales are those of scales.json where there is one, else W / L as for the base.
 
@@ -52,15 +52,15 @@ def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: 
         for each in samples.values():
             each.unlink(missing_ok=True)
     there = environment()
-    found = {
-        "settings": settings.model_dump(mode="json"),
-        "max_context_length": settings.max_context_length or run.longest,
-        "versions": there["versions"] | versions(),
-        "commit": there["commit"],
-        "started_at": started,
-        "ended_at": now(),
-        "scores": [row for part in parts for row in part["scores"]],
-        "missing": [row for part in parts for row in part["missing"]],
-    }
-    files.write_sealed(run.files.suites, found)
+    found = Suites(
+        settings=settings.model_dump(mode="json"),
+        max_context_length=settings.max_context_length or run.longest,
+        versions={**there.versions, **versions()},
+        commit=there.commit,
+        started_at=started,
+        ended_at=now(),
+        scores=tuple(score for part in parts for score in part.scores),
+        missing=tuple(missing for part in parts for missing in part.missing),
+    )
+    found.write(run.files.suites)
     return found

@@ -78,7 +78,7 @@ def tune(config: RunConfig, *, resume: bool) -> None:
         tell_ignored(run)
         files.write_text(run.files.config, resolved_text(run.config))
         with reporting(run):
-            files.write_sealed(run.files.environment, environment())
+            environment().write(run.files.environment)
             line = _run(run, config.search)
             write_status(run.folder, state="succeeded", ended_at=now(), result=line)
         show(line)

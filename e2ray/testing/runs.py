@@ -16,6 +16,7 @@ from e2ray.evaluate.perplexity import Sums, cell
 from e2ray.evaluate.verdict import verdict
 from e2ray.files import write_json
 from e2ray.records.record import Plain
+from e2ray.records.retrieval import RetrievalRow
 from e2ray.report.evaluation import write_by_length, write_evaluation, write_lengths
 from e2ray.stages.run import resolve
 from e2ray.testing.recipes import L, recipe
@@ -105,14 +106,14 @@ def begun(storage: Path, name: str = "small", state: str = "running", step: int 
 @cache
 def measured(better: float, windows: tuple[int, ...], text: str, retrieval: str) -> Mapping[str, bytes]:
     """Return the files of an evaluation by name, written once for each kind; arguments as JSON or plain."""
-    sums, rows = surface(better, windows), json.loads(retrieval)
+    sums = surface(better, windows)
+    rows = [RetrievalRow.model_validate(row) for row in json.loads(retrieval)]
     cells = [cell(each) for each in sums]
-    found = verdict(cells, L)
-    found["protocol"] |= json.loads(text)
+    found = verdict(cells, L, text=json.loads(text))
     scales = scale_table(sums, L)
-    tuned = [row for row in rows if row["model"] == "tuned"]
+    tuned = [row for row in rows if row.model == "tuned"]
     effective = effective_length(sums, L, retrieval=tuned or None)
-    found["sentences"] += sentences(scales, effective)
+    found = found.changed(sentences=(*found.sentences, *sentences(scales, effective)))
     with tempfile.TemporaryDirectory() as folder:
         write_evaluation(folder, cells, found)
         write_lengths(Path(folder), sums, scales=scales, effective=effective, retrieval=rows)

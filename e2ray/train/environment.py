@@ -5,37 +5,38 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
-from e2ray import files
-from e2ray.train.record import ENVIRONMENT, training_facts
+from e2ray.records.folders import RunFolder
+from e2ray.records.run import Environment, Hardware
+from e2ray.train.record import training_facts
 
 PACKAGES = ("e2ray", "torch", "transformers", "deepspeed", "ray", "pyarrow", "optuna", "peft", "tokenizers", "numpy")
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Return versions, git commit and hardware of this process's machine, for environment.json."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "versions": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "commit": git_commit(),
-        "hardware": {
-            "machine": platform.machine(),
-            "cpus": len(os.sched_getaffinity(0)),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "gpus": gpus,
-        },
-    }
+    return Environment(
+        versions={name: _version(name) for name in PACKAGES},
+        python=platform.python_version(),
+        commit=git_commit(),
+        hardware=Hardware(
+            machine=platform.machine(),
+            cpus=len(os.sched_getaffinity(0)),
+            memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+            gpus=tuple(gpus),
+        ),
+    )
 
 
 def write_environment(folder: Path) -> None:
     """Write environment.json of a run that begins or goes on; what it says of the training stays."""
-    kept = {"training": facts} if (facts := training_facts(folder)) else {}
-    files.write_sealed(folder / ENVIRONMENT, environment() | kept)
+    facts = training_facts(folder)
+    found = environment().changed(training=facts) if facts else environment()
+    found.write(RunFolder(folder).environment)
 
 
 def _version(package: str) -> str | None:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.methods import UNTRAINED
 from e2ray.config.resolved import ResolvedConfig, ResolvedEvaluate
@@ -30,18 +29,12 @@ from e2ray.evaluate.loaded import LoadedModel
 from e2ray.evaluate.perplexity import Sums, document_sums, is_out_of_memory
 from e2ray.evaluate.prompts import PromptFolder
 from e2ray.evaluate.retrieval import accuracy
+from e2ray.records.comparison import Lane, LaneSums
+from e2ray.records.retrieval import RetrievalRow
 from e2ray.train.bench import Bench, tried
 from e2ray.train.environment import peak_memory_mib
 from e2ray.train.parameters import precision_of
 from e2ray.train.task import Task
-
-AGAIN = "remove the file, and that job is done again"
-LEFT = f"what a lane has left; {AGAIN}"
-LEFT_KEYS: dict[str, Any] = {
-    **{"lane": str, "seed": int, "tokens": int, "train_s": float | int, "steps": int, "peak_mib": float | int | None},
-    **{"sums": list, "retrieval": list, "missing": list},
-}
-NO_COST = {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None}
 
 
 @dataclass(frozen=True)
@@ -96,59 +89,55 @@ class Job:
         return DynamicNtk.scale_of(self.max_scale, window, self.task.base_context_length)
 
 
-def left(job: Job) -> dict[str, Any]:
+def left(job: Job) -> Lane:
     """Return what a job has left.
 
     Raises:
         SettingsError: If it is not what the job has written.
     """
-    found, _ = files.read_sealed(job.out, wanted=LEFT, keys=LEFT_KEYS)
-    if (found["lane"], found["seed"]) != (job.lane, job.seed):
-        name = f"{found['lane']}, seed {found['seed']}"
-        raise SettingsError(f"{job.out}: is of the job {name}, wanted {job.lane}, seed {job.seed}; {AGAIN}")
-    if found.get("told") != job.told:
+    found = Lane.read(job.out)
+    if (found.lane, found.seed) != (job.lane, job.seed):
+        name = f"{found.lane}, seed {found.seed}"
+        raise SettingsError(f"{job.out}: is of the job {name}, wanted {job.lane}, seed {job.seed}; {Lane.anew}")
+    if found.told != job.told:
         raise SettingsError(
             f"{job.out}: was made when compare.{'own' if job.own else 'best'} said something else of {job.lane}; "
-            f"{AGAIN}{', or give the lane another name' if job.own else ''}"
+            f"{Lane.anew}{', or give the lane another name' if job.own else ''}"
         )
     return found
 
 
 def is_done(job: Job) -> bool:
     """Return whether a job need not run again; one that failed may find more memory the next time."""
-    if not job.out.exists() or "failed" in files.read_object(job.out, wanted=LEFT, keys={}):
-        return False
-    left(job)
-    return True
+    return job.out.exists() and Lane.read(job.out).failed is None and left(job) is not None
 
 
 def unsealed(done: Sequence[Job]) -> int:
     """Return how many of the files that jobs have left are of an earlier version, which wrote no digest."""
-    return sum(not files.read_sealed(job.out, wanted=LEFT, keys=LEFT_KEYS)[1] for job in done)
+    return sum(not Lane.read_told(job.out)[1] for job in done)
 
 
 def run_job(job: Job, use_gpu: bool) -> None:
     """Train and measure one lane under one seed and write what was found, or why not."""
     device = torch.device("cuda" if use_gpu else "cpu")
     began = time.perf_counter()
-    result: dict[str, Any] = {"lane": job.lane, "seed": job.seed, **NO_COST, "sums": [], "retrieval": [], "missing": []}
-    result["told"] = job.told
+    result = Lane(lane=job.lane, seed=job.seed, told=job.told)
     try:
         if job.config is None:
             model, hook = _base_model(job, device)
         else:
             model, hook, cost = _trained(job, job.config, device)
-            result |= cost
-        result |= _measured(job, model, hook, device)
+            result = result.changed(**cost)
+        result = result.changed(**_measured(job, model, hook, device))
     except SettingsError as error:
-        result["failed"] = str(error)
+        result = result.changed(failed=str(error))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        result["failed"] = "it does not fit into memory"
+        result = result.changed(failed="it does not fit into memory")
     job.out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_sealed(job.out, result | {"seconds": time.perf_counter() - began})
-    said = result.get("failed") or f"{result['tokens']:,} tokens in {result['train_s']:.0f} s"
+    result.changed(seconds=time.perf_counter() - began).write(job.out)
+    said = result.failed or f"{result.tokens:,} tokens in {result.train_s:.0f} s"
     print(f"{job.lane}, seed {job.seed}: {said}", flush=True)
 
 
@@ -170,7 +159,7 @@ def _base_model(job: Job, device: torch.device) -> tuple[nn.Module, RotaryHook]:
     return loaded.model, loaded.hook
 
 
-def _trained(job: Job, config: ResolvedConfig, device: torch.device) -> tuple[nn.Module, RotaryHook, dict[str, Any]]:
+def _trained(job: Job, config: ResolvedConfig, device: torch.device) -> tuple[nn.Module, RotaryHook, dict[str, object]]:
     """Return (model, hook, what the training took)."""
     name, folder = f"{job.task.name}-{job.lane}-{job.seed}", job.task.folder / "trials" / str(job.seed)
     bench = Bench(job.task, device=device)
@@ -187,7 +176,7 @@ def _trained(job: Job, config: ResolvedConfig, device: torch.device) -> tuple[nn
     return bench.engine.ds.module, bench.engine.hook, cost
 
 
-def _measured(job: Job, model: nn.Module, hook: RotaryHook, device: torch.device) -> dict[str, Any]:
+def _measured(job: Job, model: nn.Module, hook: RotaryHook, device: torch.device) -> dict[str, object]:
     """Return `sums` (each window at scale 1 and as served), `retrieval`, and `missing`, lines on what has no figure."""
     settings = job.evaluate
     opened = ShardSet.open(job.documents)
@@ -210,8 +199,8 @@ def _measured(job: Job, model: nn.Module, hook: RotaryHook, device: torch.device
     lengths: Sequence[int] = (job.asked.context_lengths or windows) if job.asked else ()
     tokenizer = load_tokenizer(job.task.tokenizer_folder) if job.asked else None
     kept = PromptFolder(job.out.parent / "prompts", opened.manifest.digest)
-    sums: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
+    sums: list[LaneSums] = []
+    rows: list[RetrievalRow] = []
     for window in sorted({*windows, *lengths}):
         if window in windows:
             sums += _window_sums(job, model, hook, documents, window, device, missing)
@@ -243,7 +232,7 @@ def _window_sums(
     window: int,
     device: torch.device,
     missing: list[str],
-) -> list[dict[str, Any]]:
+) -> list[LaneSums]:
     """Return the rows of one window at the scales it is read with; one that has none leaves a line in `missing`."""
     served = job.served(window)
     scales = [job.read_at(window)] if job.config is None else sorted({1.0, served})
@@ -268,14 +257,14 @@ def _window_sums(
     return [_row(each, served if job.config is None else each.scale, served) for each in found]
 
 
-def _row(sums: Sums, scale: float, served: float) -> dict[str, Any]:
-    return {
-        "window": sums.window,
-        "scale": scale,
-        "served": scale == served,
-        "nll": sums.nll.tolist(),
-        "tokens": sums.tokens.tolist(),
-    }
+def _row(sums: Sums, scale: float, served: float) -> LaneSums:
+    return LaneSums(
+        window=sums.window,
+        scale=scale,
+        served=scale == served,
+        nll=tuple(sums.nll.tolist()),
+        tokens=tuple(sums.tokens.tolist()),
+    )
 
 
 @contextmanager

@@ -12,19 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from e2ray import files
 from e2ray.config.base import SettingsError, brief
 from e2ray.data.pace import clock
 from e2ray.records.folders import RunFolder
 from e2ray.records.record import Line
-from e2ray.records.run import MetricsLine, SkippedRow, SkippedStep, State, Status
+from e2ray.records.run import Environment, MetricsLine, SkippedRow, SkippedStep, State, Status, Training
 from e2ray.records.sealed import End, seal, sealed, without_seal
 from e2ray.train.trackers import Trackers
 
-ENVIRONMENT = "environment.json"
-ENVIRONMENT_WANTED = "versions and hardware of a run; remove it, what runs next writes it anew"
 METRICS, SKIPPED, STATUS = RunFolder.metrics.name, RunFolder.skipped.name, RunFolder.status.name
 LONGEST_METRICS = 2**16  # bytes of a line
 LINES: dict[str, type[Line]] = {METRICS: MetricsLine, SKIPPED: SkippedStep}
@@ -94,24 +91,16 @@ def was_killed(folder: Path, status: Status | None) -> bool:
     return status is not None and status.state == "running" and files.is_locked(RunFolder(folder).lock) is False
 
 
-def note_training(folder: Path, facts: Mapping[str, str]) -> None:
-    """Put into environment.json what runs: `device`, `dtype` of the weights and `attention`."""
-    files.write_sealed(folder / ENVIRONMENT, _read_environment(folder) | {"training": dict(facts)})
+def note_training(folder: Path, facts: Training) -> None:
+    """Put into environment.json what the training runs on."""
+    path = RunFolder(folder).environment
+    (Environment.find(path) or Environment()).changed(training=facts).write(path)
 
 
-def training_facts(folder: Path) -> dict[str, str]:
-    """Return what `note_training` has put there, nothing where the run has not begun to train."""
-    return dict(_read_environment(folder).get("training", {}))
-
-
-def _read_environment(folder: Path) -> dict[str, Any]:
-    path = folder / ENVIRONMENT
-    if not path.exists():
-        return {}
-    found = {"training": {}} | files.checked_object(
-        files.read_vouched(path, wanted=ENVIRONMENT_WANTED), where=path, wanted=ENVIRONMENT_WANTED, keys={}
-    )
-    return files.checked_object(found, where=path, wanted=ENVIRONMENT_WANTED, keys={"training": dict})
+def training_facts(folder: Path) -> Training | None:
+    """Return what `note_training` has put there, None where the run has not begun to train."""
+    known = Environment.find(RunFolder(folder).environment)
+    return known.training if known else None
 
 
 def prune_lines(path: Path, step: int) -> End:

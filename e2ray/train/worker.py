@@ -27,6 +27,7 @@ from e2ray.core.reach import weights
 from e2ray.data.order import local_indices
 from e2ray.data.shards import Rows
 from e2ray.records.checkpoint import CheckpointState
+from e2ray.records.run import Training
 from e2ray.train import checkpoint, steps
 from e2ray.train.batch import Batch
 from e2ray.train.checkpoint import together
@@ -317,7 +318,7 @@ def _identity(task: Task, engine: Engine) -> dict[str, Any] | None:
 def _tell(task: Task, engine: Engine) -> None:
     """Say what runs, in the first line and in environment.json."""
     facts = engine.facts
-    note_training(task.folder, facts)
+    note_training(task.folder, Training(**facts))
     workers = f"{engine.num_workers} worker{'s' * (engine.num_workers > 1)}"
     print(
         f"{task.name}: {workers} on {facts['device']}, {facts['dtype']} weights, {facts['attention']} attention",

@@ -6,7 +6,7 @@ from typing import Any
 
 from e2ray.evaluate.perplexity import BOS_POLICY
 from e2ray.files import write_text
-from e2ray.records.comparison import Comparison
+from e2ray.records.comparison import Comparison, Lane
 from e2ray.records.folders import ComparisonFolder
 from e2ray.report.compare.nll import NLL_SECTIONS
 from e2ray.report.compare.picture import draw
@@ -22,7 +22,7 @@ TITLE = "Methods compared"
 
 def write_comparison(
     folder: Path,
-    found: Sequence[Mapping[str, Any]],
+    found: Sequence[Lane],
     base_context_length: int,
     windows: Sequence[int],
     *,
@@ -33,8 +33,7 @@ def write_comparison(
 
     Args:
         folder: Of the comparison.
-        found: What each job has left: `lane`, `seed`, `sums`, `retrieval`, `tokens`, `steps`, `train_s`, `peak_mib`,
-            `missing` (lines on what has no figure) and, where it failed, `failed` (the reason).
+        found: What each job has left.
         base_context_length: L in tokens.
         windows: W asked for, in tokens.
         stride: S, tokens that a window moved on.

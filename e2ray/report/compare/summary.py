@@ -19,6 +19,7 @@ from e2ray.config.compare import UNTOUCHED
 from e2ray.core.methods.registry import lane_labels
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
 from e2ray.evaluate.removed import base_name
+from e2ray.records.comparison import Lane, LaneSums
 
 PAPER, YARN = "e2llm", "yarn"
 NAMES = lane_labels()
@@ -54,7 +55,7 @@ class Compared:
 
 
 def summary(
-    found: Sequence[Mapping[str, Any]],
+    found: Sequence[Lane],
     base_context_length: int,
     windows: Sequence[int],
     *,
@@ -109,7 +110,7 @@ def summary(
     return rows
 
 
-def missing_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def missing_lines(found: Sequence[Lane]) -> list[str]:
     """Return a line for whatever jobs could not do, with the job's name and the reason; once where all say the same."""
     said: dict[str, list[str]] = {}
     for job in found:
@@ -122,19 +123,19 @@ def missing_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _cell(job: Mapping[str, Any], window: int, *, unscaled: bool = False) -> Mapping[str, Any] | None:
+def _cell(job: Lane, window: int, *, unscaled: bool = False) -> LaneSums | None:
     for sums in job["sums"]:
         if sums["window"] == window and (sums["scale"] == 1.0 if unscaled else sums["served"]):
             return sums
     return None
 
 
-def _job_nll(job: Mapping[str, Any], window: int, *, unscaled: bool = False) -> float | None:
+def _job_nll(job: Lane, window: int, *, unscaled: bool = False) -> float | None:
     sums = _cell(job, window, unscaled=unscaled)
     return None if sums is None else sum(sums["nll"]) / sum(sums["tokens"])
 
 
-def _by_document(jobs: Sequence[Mapping[str, Any]], window: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _by_document(jobs: Sequence[Lane], window: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (summed NLL over a lane's seeds' mean, tokens) of each document; None where a job lacks the cell."""
     cells = [_cell(job, window) for job in jobs]
     if any(sums is None for sums in cells):
@@ -163,7 +164,7 @@ def difference(
     return {"mean": float((one[0].sum() - other[0].sum()) / one[1].sum()), "low": low, "high": high}
 
 
-def winners(found: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> list[dict[str, Any]]:
+def winners(found: Sequence[Lane], windows: Sequence[int]) -> list[dict[str, Any]]:
     """Return for each window its best lane, the next one, and whether they are told apart.
 
     Each row has `window`, `lane` and `nll` of the best, `next`, `behind` (`mean`, `low`, `high` of the next minus the
@@ -201,7 +202,7 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
     return {"mean": mean, "half": quantile * statistics.stdev(known) / math.sqrt(len(known))}
 
 
-def _shares(jobs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+def _shares(jobs: Sequence[Lane]) -> dict[str, dict[str, dict[str, float]]]:
     """Return the share found over all seeds, depths and trials, by task and context length.
 
     `low` and `high` are its 95 % interval (Wilson's), as if all prompts of all seeds were independent draws; the same

@@ -74,7 +74,7 @@ def _parts(records: Sequence[RunRecord]) -> list[Table]:
 
 
 def _hardware(record: RunRecord) -> str:
-    hardware = (record.environment or {}).get("hardware")
+    hardware = record.environment.hardware if record.environment else None
     if not hardware:
         return DASH
     gpus = hardware.get("gpus") or []

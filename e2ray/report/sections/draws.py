@@ -61,7 +61,7 @@ def _parts(records: Sequence[RunRecord]) -> list[Table]:
     rows = []
     for record in records:
         settings = record.run.settings
-        model, commit = settings["model"], (record.environment or {}).get("commit")
+        model, commit = settings["model"], record.environment.commit if record.environment else None
         cells = [
             record.name,
             record.run.state,

@@ -63,12 +63,14 @@ def _parts(records: Sequence[RunRecord]) -> list[Words]:
     """Return how the figures were measured, a paragraph for each way."""
     parts = []
     for group in comparable(records):
-        protocol = group[0].verdict["protocol"]
-        told = [f"{protocol['method']}, stride {protocol['stride']}"]
-        told.append(f"{protocol['documents']:,} documents, {protocol['tokens']:,} scored tokens")
-        if group[0].scored:
-            told.append(f"text {protocol['documents_digest'][:12]}, tokenizer {protocol['tokenizer_hash'][:12]}")
-        parts.append(Words(f"{names_of(group)}: {'; '.join(told)}; {protocol['bos']}."))
+        verdict = group[0].verdict
+        assert verdict is not None, "comparable runs were evaluated"
+        protocol = verdict.protocol
+        told = [f"{protocol.method}, stride {protocol.stride}"]
+        told.append(f"{protocol.documents:,} documents, {protocol.tokens:,} scored tokens")
+        if scored := group[0].scored:
+            told.append(f"text {scored[1][:12]}, tokenizer {scored[0][:12]}")
+        parts.append(Words(f"{names_of(group)}: {'; '.join(told)}; {protocol.bos}."))
     parts.append(
         Words(
             "NLL is in nats per token, lower is better. Intervals hold 95 % of 2,000 draws of the documents with "

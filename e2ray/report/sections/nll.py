@@ -244,7 +244,7 @@ def _of_run(record: RunRecord) -> list[Point]:
     if not record.cells:
         text = f"{record.run.what_is_missing}. Its cells are missing below ({DASH})."
         return [Point(f"{record.name}:", text, warning=True)]
-    first, *more = record.verdict["sentences"] or [""]
+    first, *more = record.verdict.sentences if record.verdict and record.verdict.sentences else [""]
     points = [Point(f"{record.name}:", first, more=more)]
     if record.run.status["state"] != "succeeded":
         text = f"is {record.run.state}; its figures are those of an evaluation made before."

@@ -1,30 +1,34 @@
 """How far a run reads: claimed and effective length, and the best scale of each length beside W / L."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
+from e2ray.records.effective import Effective, LengthRow
+from e2ray.records.scales import ScaleRow
 from e2ray.report.frame.page import Column, Row, Table
 from e2ray.report.frame.text import DASH, less, signed, whole
 from e2ray.report.run_files import RunRecord, together
 from e2ray.report.sections.section import Line, RunSection
 
+R = TypeVar("R", ScaleRow, LengthRow)
 
-def asked_retrieval(effective: Mapping[str, Any]) -> bool:
+
+def asked_retrieval(effective: Effective) -> bool:
     """Return whether an effective length was judged by retrieval, too, and not by NLL alone."""
-    asked = effective.get("retrieval_lengths") is not None
-    return asked or any(row.get("retrieval") is not None for row in effective["lengths"])
+    asked = effective.retrieval_lengths is not None
+    return asked or any(row.retrieval is not None for row in effective.lengths)
 
 
-def length_text(effective: Mapping[str, Any] | None) -> str:
+def length_text(effective: Effective | None) -> str:
     """Return `1,024 (512 to 2,048)`, how far a run reads and its 95 % interval."""
-    if effective is None or (effective["effective"] is None and not effective["lengths"]):
+    if effective is None or (effective.effective is None and not effective.lengths):
         return DASH
-    if effective["effective"] is None:
-        covered = effective.get("retrieval_lengths")
-        return "not even L" if covered is None or effective["lengths"][0]["context_length"] in covered else "none"
-    low, high = effective.get("low"), effective.get("high")
+    if effective.effective is None:
+        covered = effective.retrieval_lengths
+        return "not even L" if covered is None or effective.lengths[0].context_length in covered else "none"
+    low, high = effective.low, effective.high
     interval = "" if low is None or high is None else f" ({low:,} to {high:,})"
-    return f"{effective['effective']:,}{interval}"
+    return f"{effective.effective:,}{interval}"
 
 
 def reach_table(records: Sequence[RunRecord]) -> Table:
@@ -39,8 +43,8 @@ def reach_table(records: Sequence[RunRecord]) -> Table:
         if read is None:
             rows.append(Row([record.name, *[DASH] * 4], "faint"))
             continue
-        least = f"{read['threshold']:.1%}".replace("%", " %") if asked_retrieval(read) else "not asked"
-        rows.append(Row([record.name, whole(read["claimed"]), length_text(read), f"{read['tolerance']:g}", least]))
+        least = f"{read.threshold:.1%}".replace("%", " %") if asked_retrieval(read) else "not asked"
+        rows.append(Row([record.name, whole(read.claimed), length_text(read), f"{read.tolerance:g}", least]))
     caption = (
         "Claimed: the longest window measured. Effective, with its 95 % interval over documents: the longest up to "
         "which NLL at the best scale, chosen by the same documents, rises over the base window's by no more than the "
@@ -60,13 +64,14 @@ def scales_table(records: Sequence[RunRecord]) -> Table:
     rows = []
     for length in sorted({window for record in records for window in record.windows}):
         for record in records:
-            scale, read = _at(record.scales, length), _at(record.effective, length)
+            scale = _at(record.scales.lengths if record.scales else (), length)
+            read = _at(record.effective.lengths if record.effective else (), length)
             cells = [
-                *([f"{scale['paper_scale']:g}", f"{scale['scale']:g}", _gain(scale), f"{scale['served']:g}"]
+                *([f"{scale.paper_scale:g}", f"{scale.scale:g}", _gain(scale), f"{scale.served:g}"]
                   if scale else [DASH] * 4),
-                signed(read["rise"], read["rise_low"], read["rise_high"]) if read else DASH,
-                DASH if not read or read["retrieval"] is None else f"{100 * read['retrieval']:.0f} %",
-                DASH if not read else "yes" if read["reads"] else "no",
+                signed(read.rise, read.rise_low, read.rise_high) if read else DASH,
+                DASH if not read or read.retrieval is None else f"{100 * read.retrieval:.0f} %",
+                DASH if not read else "yes" if read.reads else "no",
             ]  # fmt: skip
             rows.append(Row([whole(length), record.name, *cells], "" if scale else "faint"))
     caption = (
@@ -77,15 +82,15 @@ def scales_table(records: Sequence[RunRecord]) -> Table:
     return Table(columns, rows, caption, compact=True)
 
 
-def _at(table: Mapping[str, Any] | None, length: int) -> dict[str, Any] | None:
-    return next((row for row in (table or {"lengths": []})["lengths"] if row["context_length"] == length), None)
+def _at(rows: Iterable[R], length: int) -> R | None:
+    return next((row for row in rows if row.context_length == length), None)
 
 
-def _gain(row: Mapping[str, Any]) -> str:
+def _gain(row: ScaleRow) -> str:
     """Return what the best scale gains over W / L: nothing where they are the same one."""
-    if row["scale"] == row["paper_scale"]:
+    if row.scale == row.paper_scale:
         return "0"
-    return signed(row["gain"], row["gain_low"], row["gain_high"])
+    return signed(row.gain, row.gain_low, row.gain_high)
 
 
 def _diff(one: RunRecord, other: RunRecord) -> list[Line]:

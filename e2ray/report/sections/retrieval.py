@@ -1,8 +1,7 @@
 """Answers found in long texts: by task, context length and depth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.evaluate.removed import base_name
+from e2ray.records.retrieval import RetrievalRow
 from e2ray.report.frame.drawing import colour_bar, new_figure, titled
 from e2ray.report.frame.heat import heat_map
 from e2ray.report.frame.page import Column, Part, Row, Table, Words, picture
@@ -19,13 +19,12 @@ from e2ray.report.run_files import RunRecord, together
 from e2ray.report.sections.section import Line, RunSection
 
 SAME_PROMPTS = ("digits", "seed")  # settings of retrieval that decide what one cell asks
-Rows = Sequence[Mapping[str, Any]]
 Cells = dict[float | None, tuple[float, int]]  # depth -> answers found, trials
 
 
 def asked_lengths(records: Sequence[RunRecord]) -> list[int]:
     """Return the context lengths at which retrieval was asked for or measured."""
-    lengths = {row["context_length"] for record in records for row in record.retrieval}
+    lengths = {row.context_length for record in records for row in record.retrieval}
     for record in records:
         evaluate = record.run.settings["evaluate"] or {}
         asked = evaluate.get("retrieval")
@@ -39,7 +38,7 @@ def retrieval_table(records: Sequence[RunRecord]) -> Table:
     lengths = asked_lengths(records)
     columns = [Column("task"), Column("run"), Column("model"), *(Column(whole(n), "number") for n in lengths)]
     rows = []
-    for task in dict.fromkeys(row["task"] for record in records for row in record.retrieval):
+    for task in dict.fromkeys(row.task for record in records for row in record.retrieval):
         for record in records:
             for model in ("base", "tuned"):
                 shares = [share(*_counts(_cells(record, task, length, model))) for length in lengths]
@@ -53,26 +52,28 @@ def retrieval_table(records: Sequence[RunRecord]) -> Table:
     return Table(columns, rows, caption)
 
 
-def draw_retrieval(rows: Rows, *, context_lengths: Sequence[int] = (), removed_scaling: str | None = None) -> Figure:
+def draw_retrieval(
+    rows: Sequence[RetrievalRow], *, context_lengths: Sequence[int] = (), removed_scaling: str | None = None
+) -> Figure:
     """Return heat maps of the share of answers found by context length and depth: a row for a task, a column a model.
 
     Args:
-        rows: {model, task, context_length, depth, found, trials}; `depth` is None where a task has none.
+        rows: Of both models.
         context_lengths: Lengths that have a column whether or not a row is of them.
         removed_scaling: Rope type that was removed from the base.
     """
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    lengths = sorted({row["context_length"] for row in rows} | set(context_lengths))
-    depths = {task: sorted({row["depth"] for row in rows if row["task"] == task}, key=_depth_key) for task in tasks}
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    models = list(dict.fromkeys(row.model for row in rows))
+    lengths = sorted({row.context_length for row in rows} | set(context_lengths))
+    depths = {task: sorted({row.depth for row in rows if row.task == task}, key=_depth_key) for task in tasks}
     heights = [0.42 * len(depths[task]) + 0.9 for task in tasks]
     figure = new_figure(sum(heights) + 0.5, width=1.9 + len(models) * max(2.6, 0.62 * len(lengths) + 0.9))
     axes = figure.subplots(len(tasks), len(models), squeeze=False, height_ratios=heights)
     norm = Normalize(0, 1)
     for line, task in zip(axes, tasks, strict=True):
         for axis, model in zip(line, models, strict=True):
-            asked = [row for row in rows if (row["task"], row["model"]) == (task, model)]
-            shares = {(row["depth"], row["context_length"]): row["found"] / row["trials"] for row in asked}
+            asked = [row for row in rows if (row.task, row.model) == (task, model)]
+            shares = {(row.depth, row.context_length): row.found / row.trials for row in asked}
             values = np.array([[shares.get((depth, n), np.nan) for n in lengths] for depth in depths[task]])
             heat_map(
                 axis, values, norm, partial(_told, values), size=8,
@@ -158,16 +159,16 @@ def _undiffered(one: RunRecord, other: RunRecord) -> list[str]:
 
 def _asked(one: RunRecord, other: RunRecord) -> list[tuple[str, int]]:
     """Return (task, context length) of all that either run was asked, tasks in the order of the first that has them."""
-    rows = [row for record in (one, other) for row in record.retrieval if row["model"] == "tuned"]
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    return sorted({(row["task"], row["context_length"]) for row in rows}, key=lambda key: (tasks.index(key[0]), key[1]))
+    rows = [row for record in (one, other) for row in record.retrieval if row.model == "tuned"]
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    return sorted({(row.task, row.context_length) for row in rows}, key=lambda key: (tasks.index(key[0]), key[1]))
 
 
 def _cells(record: RunRecord, task: str, length: int, model: str = "tuned") -> Cells:
     return {
-        row["depth"]: (row["found"], row["trials"])
+        row.depth: (row.found, row.trials)
         for row in record.retrieval
-        if (row["model"], row["task"], row["context_length"]) == (model, task, length) and row["trials"]
+        if (row.model, row.task, row.context_length) == (model, task, length) and row.trials
     }
 
 

@@ -32,7 +32,7 @@ def differing(records: Sequence[RunRecord]) -> list[tuple[str, list[Any], bool]]
     which stand under `environment`, come behind. The name is left out: it names the run in a report.
     """
     every = [
-        flat(record.run.settings) | (flat({"environment": record.environment}) if record.environment else {})
+        flat(record.run.settings) | (flat({"environment": record.environment.plain()}) if record.environment else {})
         for record in records
     ]
     paths = dict.fromkeys(path for each in every for path in each if path != "name")

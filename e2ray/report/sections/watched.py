@@ -1,10 +1,10 @@
 """What was seen while a model trained: NLL at L and at longer windows, step by step."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from e2ray.records.run import MetricsLine
 from e2ray.report.frame.curve import LOOKS, curve
 from e2ray.report.frame.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, new_figure, tidy
 from e2ray.report.frame.labels import label_ends
@@ -15,12 +15,12 @@ from e2ray.report.sections.section import RunSection
 COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE)
 
 
-def watched_lines(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def watched_lines(metrics: Sequence[MetricsLine]) -> list[MetricsLine]:
     """Return the lines of metrics.jsonl that hold a look at held-out documents."""
-    return [line for line in metrics if line.get("watch_nll")]
+    return [line for line in metrics if line.watch_nll]
 
 
-def draw_watched(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+def draw_watched(metrics: Sequence[MetricsLine]) -> Figure:
     """Return the curves, one for each window.
 
     Args:
@@ -30,8 +30,8 @@ def draw_watched(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     figure = new_figure(3.4)
     axis = figure.subplots()
     ends = []
-    for window, colour in zip(sorted(map(int, looks[0]["watch_nll"])), COLOURS, strict=False):
-        points = [(line["step"], line["watch_nll"][str(window)]) for line in looks]
+    for window, colour in zip(sorted(map(int, looks[0].watch_nll or ())), COLOURS, strict=False):
+        points = [(line.step, (line.watch_nll or {})[str(window)]) for line in looks]
         known = [(step, nll) for step, nll in points if nll is not None]
         if known:
             curve(axis, known, LOOKS[0].but(colour=colour, width=1.8, size=3))
@@ -52,7 +52,7 @@ def _parts(records: Sequence[RunRecord]) -> list[Picture]:
         looks = watched_lines(record.metrics)
         if not looks:
             continue
-        price = looks[-1].get("price_at_base")
+        price = looks[-1].price_at_base
         told = "" if price is None else f" At the last look NLL at L was {price:+.3f} nats against the base."
         alt = f"NLL of {record.name} on held-out text while it trained, by window"
         caption = f"{record.name}: every window scores the same last tokens of the same few documents.{told}"
