@@ -87,7 +87,8 @@ def plausible(run, path):
     lines, found, settings = [{"step": 1, "loss_by_scale": {"1": 2.0}}], [], run.config.evaluate
     bounds = {"loss_gap": settings.loss_gap, "least_loss_share": settings.least_loss_share}
     for nll in (0.0, 2.0, *(2.0 + 2.0**power for power in range(-50, 40)), *(2.0**power for power in range(-120, 1))):
-        cell = Cell("tuned", 32, 1.0, nll, 0.0, 100, 1, 8, None)
+        fields = ("tuned", 32, 1.0, nll, 0.0, 100, 1, 8, None)
+        cell = Cell(**dict(zip(Cell.model_fields, fields, strict=False)))
         with suppress(ImplausibleError):
             refuse_implausible([cell], lines, window=32, **bounds)
             found.append(nll)

@@ -6,6 +6,7 @@ import pytest
 from e2ray.core.scales import served_at
 from e2ray.evaluate.effective import effective_length, scale_table, sentences
 from e2ray.evaluate.perplexity import Sums
+from e2ray.records.retrieval import RetrievalRow
 
 L = 128
 TOKENS = np.array([100, 120, 80, 100])
@@ -35,7 +36,7 @@ def test_the_tolerance_decides():
 
 def rows(task="passkey", trials=10, **found):
     return [
-        {"task": task, "context_length": int(window[1:]), "found": each, "trials": trials}
+        RetrievalRow(task=task, context_length=int(window[1:]), depth=None, scale=1.0, found=each, trials=trials)
         for window, each in found.items()
     ]
 
@@ -52,12 +53,12 @@ def test_retrieval_has_to_hold_where_it_was_asked():
 
 def test_only_lengths_that_retrieval_covers_count():
     found = effective_length(surface(), L, retrieval=rows(w256=10))
-    assert (found["effective"], found["low"], found["high"], found["retrieval_lengths"]) == (256, 256, 256, [256])
+    assert (found["effective"], found["low"], found["high"], found["retrieval_lengths"]) == (256, 256, 256, (256,))
     assert [row["reads"] for row in found["lengths"]] == [False, True, False, False, False]
     assert effective_length(surface(), L, retrieval=rows(w2048=10))["effective"] is None  # NLL fails at 1,024
     assert effective_length(surface(), L, retrieval=rows(w512=10))["effective"] == 512
     nowhere = effective_length(surface(), L, retrieval=rows(w300=10))
-    assert (nowhere["effective"], nowhere["retrieval_lengths"], nowhere["low"]) == (None, [], 0)
+    assert (nowhere["effective"], nowhere["retrieval_lengths"], nowhere["low"]) == (None, (), 0)
     assert sentences(scale_table(surface(), L), nowhere)[0] == (
         "Claimed 2,048 tokens, effective: none. Retrieval was asked and covers none of the windows, so no length "
         "counts."
@@ -130,7 +131,7 @@ def test_documents_that_disagree_widen_the_interval():
 
 def test_a_measurement_without_the_base_window_says_nothing():
     found = effective_length([sums(256, 2.0, 3.4)], L)
-    assert (found["claimed"], found["effective"], found["lengths"]) == (256, None, [])
+    assert (found["claimed"], found["effective"], found["lengths"]) == (256, None, ())
     assert sentences(scale_table([sums(256, 2.0, 3.4)], L), found) == []
 
 
@@ -168,7 +169,7 @@ def test_nothing_but_the_papers_scale_is_served_where_it_was_not_measured(scales
     (row,) = table["lengths"]
     assert (row["scale"], row["served"]) == (scales[-1], 16.0)
     assert served_at(table, 2000) == 16.0
-    older = {"base_context_length": L, "lengths": [row | {"served": scales[-1]}]}
+    older = table.changed(lengths=[row.changed(served=scales[-1])])
     assert served_at(older, 2000) == 16.0
     assert "reads better" not in "".join(sentences(table, effective_length([sums(2048, 1.0, 3.3)], L)))
 

@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import numpy as np
@@ -250,9 +249,9 @@ def test_documents_of_equal_length_have_the_usual_standard_error():
 
 def test_cells_are_plain_rows(model, hook, documents):
     (cell,) = measure(model, hook, documents[:1])
-    assert cell.row() == dataclasses.asdict(cell)
+    assert cell.plain() == dict(cell)
     assert cell.stderr is None
-    assert list(cell.row()) == [
+    assert list(cell.plain()) == [
         "model", "window", "scale", "nll", "perplexity", "tokens", "documents", "stride", "stderr", "low", "high",
     ]  # fmt: skip
 
@@ -268,7 +267,7 @@ def parts(model, hook, documents, shares, **changes):
 def test_documents_scored_by_several_workers_give_the_same_cells(model, hook, documents):
     alone = measure(model, hook, documents, windows=(16, 32), scales=(1.0, 2.0))
     together = [cell(sums) for sums in merged(parts(model, hook, documents, [[0, 2], [1]]))]
-    assert [one.row().keys() for one in alone] == [other.row().keys() for other in together]
+    assert [one.plain().keys() for one in alone] == [other.plain().keys() for other in together]
     for one, other in zip(alone, together, strict=True):
         assert (one.window, one.scale, one.tokens, one.documents) == (
             other.window,

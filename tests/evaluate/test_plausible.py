@@ -9,7 +9,8 @@ from e2ray.train.loop import scale_bucket as bucket_in_training
 
 
 def cell(nll, *, window=128, scale=1.0, model="tuned"):
-    return Cell(model, window, scale, nll, 0.0, 1000, 4, 32, None)
+    fields = (model, window, scale, nll, 0.0, 1000, 4, 32, None)
+    return Cell(**dict(zip(Cell.model_fields, fields, strict=False)))
 
 
 def lines(loss, *, bucket="1"):

@@ -8,12 +8,13 @@ from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.removed import base_name, sentence
 from e2ray.evaluate.removing import measure_removed, removed_scaling
 from e2ray.evaluate.verdict import table, verdict
+from e2ray.records.evaluation import RemovedScaling
 from e2ray.report.sections.lengths import draw_by_length
 from e2ray.report.sections.surface import draw_evaluation as draw
 from e2ray.testing.models import SCALED, logits, random_tokens, tiny_config, tiny_model
 
 FLOAT = {"dtype": torch.float32, "device": torch.device("cpu")}
-REMOVED = {"scaling": "yarn", "factor": 4.0, "tokens": 512, "mean_difference": 0.31, "changed_argmax": 0.125}
+REMOVED = RemovedScaling(scaling="yarn", factor=4.0, tokens=512, mean_difference=0.31, changed_argmax=0.125)
 
 
 def saved(folder, rope):
@@ -59,7 +60,7 @@ def test_a_base_without_a_scaling_is_the_base():
 
 def cells():
     return [
-        Cell(model, window, scale, nll, 2.0**nll, 4096, 8, 16, 0.01)
+        Cell(**dict(zip(Cell.model_fields, (model, window, scale, nll, 2.0**nll, 4096, 8, 16, 0.01), strict=False)))
         for model, window, scale, nll in (
             ("tuned", 64, 1.0, 3.5), ("base", 64, 1.0, 3.4), ("tuned", 128, 2.0, 3.4),
             ("base", 128, 1.0, 4.2), ("base", 128, 2.0, 3.9),

@@ -3,13 +3,15 @@ import math
 import pytest
 
 from e2ray.evaluate.perplexity import Cell
-from e2ray.evaluate.verdict import as_now, table, verdict
+from e2ray.evaluate.verdict import table, verdict
+from e2ray.records.evaluation import Evaluation
 
 L = 64
 
 
 def cell(model, window, scale, nll, stderr=0.02):
-    return Cell(model, window, scale, nll, math.exp(nll), 4096, 8, 16, stderr)
+    fields = (model, window, scale, nll, math.exp(nll), 4096, 8, 16, stderr)
+    return Cell(**dict(zip(Cell.model_fields, fields, strict=False)))
 
 
 def hand_made():
@@ -54,7 +56,7 @@ def test_a_single_window_above_a_base_is_named():
 
 def test_the_price_inside_the_base_window_is_told():
     found = verdict(hand_made(), L)
-    assert found["short_cost"] == {"window": 64, "tuned": 3.50, "base": 3.45, "rise": pytest.approx(0.05)}
+    assert found.short_cost.plain() == {"window": 64, "tuned": 3.50, "base": 3.45, "rise": pytest.approx(0.05)}
     assert "At the base window of 64 tokens, scale 1, tuning costs 0.050 nats per token." in found["sentences"]
 
 
@@ -86,7 +88,7 @@ def test_one_model_alone_has_no_comparison():
     assert found["below_base_everywhere"] is None
     assert found["reads_unscaled"] is None
     assert found["short_cost"]["rise"] is None
-    assert found["sentences"] == []
+    assert found.sentences == ()
 
 
 def test_windows_inside_the_base_window_are_served_at_scale_1():
@@ -111,10 +113,12 @@ def test_a_single_document_is_shown_without_a_spread():
 def test_a_verdict_of_an_earlier_version_reads_as_one_of_linear_scaling():
     found = verdict(hand_made(), L)
     older = {"base_untrained": "base_linear", "gain_over_untrained": "gain_over_linear"}
-    before = {key: value for key, value in found.items() if key != "method"}
-    before["windows"] = [{older.get(key, key): value for key, value in row.items()} for row in found["windows"]]
-    assert as_now(before) == found == as_now(found)
-    assert table(hand_made(), as_now(before)) == table(hand_made(), found)
+    before = {key: value for key, value in found.plain().items() if key != "method"}
+    before["windows"] = [{older.get(key, key): value for key, value in row.items()} for row in before["windows"]]
+    written = {"rows": [cell.plain() for cell in hand_made()], "verdict": before}
+    as_now = Evaluation.parse(written, where="evaluation.json").verdict
+    assert as_now == found == Evaluation(rows=tuple(hand_made()), verdict=found).verdict
+    assert table(hand_made(), as_now) == table(hand_made(), found)
 
 
 def with_linear(at_128=4.0, at_256=4.9):

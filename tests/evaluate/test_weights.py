@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.weights import BLOCK_BYTES, read_scales, refuse_other_weights, weights_digest
+from e2ray.records.scales import Scales
 
 VALUES = np.arange(1_000_000, dtype=np.float32)  # 4 MB, four times what is read
 
@@ -91,7 +92,7 @@ def test_files_of_other_weights_are_refused_and_old_ones_are_not(tmp_path):
 def test_damaged_scales_are_named_in_one_line(tmp_path, content):
     path = tmp_path / "scales.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(SettingsError, match=r"scales\.json: is damaged; wanted base_context_length and lengths"):
+    with pytest.raises(SettingsError, match=r"scales\.json: is damaged, .*; wanted base_context_length and lengths"):
         read_scales(path, model=tmp_path)
 
 
@@ -99,6 +100,6 @@ def test_whole_scales_are_read_as_they_are(tmp_path):
     path = tmp_path / "scales.json"
     found = {"base_context_length": 32, "lengths": [{"context_length": 32, "served": 1.0}], "weights_digest": "0" * 64}
     path.write_text(json.dumps(found))
-    assert read_scales(path, model=tmp_path) == found
+    assert read_scales(path, model=tmp_path) == Scales.model_validate(found)
     with pytest.raises(SettingsError, match="other weights"):
         read_scales(path, model=save(tmp_path / "model"))

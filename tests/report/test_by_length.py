@@ -3,8 +3,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from e2ray.config.base import SettingsError
+from e2ray.records.lengths import LengthCell
+from e2ray.records.table import schema_of
 from e2ray.report.evaluation import write_by_length
-from e2ray.report.run_files import LENGTHS_SCHEMA as SCHEMA
 from e2ray.report.run_files import read_by_length
 from e2ray.report.sections.lengths import draw_by_length
 from e2ray.testing.runs import SCALES, SPREAD, WINDOWS, by_length, nll
@@ -13,7 +14,7 @@ from e2ray.testing.runs import SCALES, SPREAD, WINDOWS, by_length, nll
 def test_cells_survive_the_file(tmp_path):
     write_by_length(tmp_path, by_length())
     path = tmp_path / "evaluation-lengths.parquet"
-    assert pq.read_schema(path).equals(SCHEMA)
+    assert pq.read_schema(path).equals(schema_of(LengthCell))
     assert read_by_length(path) == by_length()
     assert (tmp_path / "evaluation-lengths.png").stat().st_size > 5000
 

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 
@@ -10,8 +9,9 @@ from matplotlib import image as images
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.verdict import verdict
+from e2ray.records.evaluation import Evaluation
+from e2ray.records.table import schema_of
 from e2ray.report.evaluation import write_evaluation
-from e2ray.report.run_files import SCHEMA, read_evaluation
 from e2ray.report.sections.surface import draw_evaluation as draw
 
 L = 64
@@ -24,18 +24,20 @@ def surface(models=("tuned", "base"), missing=()):
             for column, scale in enumerate((1.0, 2.0, 4.0)):
                 nll = 3.4 + 0.3 * abs(row - column) * (2 if model == "base" else 1)
                 if (model, window, scale) not in missing:
-                    cells.append(Cell(model, window, scale, nll, math.exp(nll), 999, 3, 16, 0.05))
+                    fields = (model, window, scale, nll, math.exp(nll), 999, 3, 16, 0.05)
+                    cells.append(Cell(**dict(zip(Cell.model_fields, fields, strict=False))))
     return cells
 
 
 def test_rows_survive_json_and_parquet_unchanged(tmp_path):
     cells = surface()
-    cells[0] = dataclasses.replace(cells[0], stderr=None)
+    cells[0] = cells[0].changed(stderr=None)
     found = verdict(cells, L)
     write_evaluation(tmp_path, cells, found)
-    assert read_evaluation(tmp_path / "evaluation.json") == (cells, json.loads(json.dumps(found)))
+    written = Evaluation.read(tmp_path / "evaluation.json")
+    assert (list(written.rows), written.verdict) == (cells, found)
     table = pq.read_table(tmp_path / "evaluation.parquet")
-    assert table.schema.equals(SCHEMA)
+    assert table.schema.equals(schema_of(Cell))
     assert [Cell(**row) for row in table.to_pylist()] == cells
     assert json.loads((tmp_path / "evaluation.json").read_text())["rows"] == table.to_pylist()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -116,15 +118,15 @@ def test_one_cell_is_a_picture_too(tmp_path):
 def test_a_second_writing_replaces_the_first(tmp_path):
     write_evaluation(tmp_path, surface(), verdict(surface(), L))
     write_evaluation(tmp_path, surface(models=("tuned",)), verdict(surface(models=("tuned",)), L))
-    assert len(read_evaluation(tmp_path / "evaluation.json")[0]) == 9
+    assert len(Evaluation.read(tmp_path / "evaluation.json").rows) == 9
     assert pq.read_table(tmp_path / "evaluation.parquet").num_rows == 9
 
 
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(SettingsError, match="no measured cells to write"):
-        write_evaluation(tmp_path, [], {})
-    with pytest.raises(FileNotFoundError, match=r"evaluation.json: not found; wanted the evaluation.json of a run"):
-        read_evaluation(tmp_path / "evaluation.json")
+        write_evaluation(tmp_path, [], verdict(surface(), L))
+    with pytest.raises(FileNotFoundError, match=r"evaluation\.json: not found; wanted an evaluation; run `e2ray"):
+        Evaluation.read(tmp_path / "evaluation.json")
     (tmp_path / "other.json").write_text('{"rows": [{"window": 3}], "verdict": {}}')
-    with pytest.raises(SettingsError, match="is no evaluation"):
-        read_evaluation(tmp_path / "other.json")
+    with pytest.raises(SettingsError, match=r"is damaged, it lacks rows\.0\.model; wanted an evaluation; run `e2ray"):
+        Evaluation.read(tmp_path / "other.json")

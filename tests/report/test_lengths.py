@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import numpy as np
@@ -9,8 +8,11 @@ from matplotlib.patches import Rectangle
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.effective import effective_length, scale_table
 from e2ray.evaluate.perplexity import Sums, cell
+from e2ray.records.lengths import DocumentRow
+from e2ray.records.retrieval import RetrievalRow
+from e2ray.records.table import schema_of
 from e2ray.report.evaluation import write_lengths
-from e2ray.report.run_files import SUMS_SCHEMA, read_sums
+from e2ray.report.run_files import read_sums
 from e2ray.report.sections.retrieval import draw_retrieval
 
 TOKENS = np.array([100, 120])
@@ -26,7 +28,9 @@ def surface():
 
 def rows(**changes):
     return [
-        {"model": model, "task": task, "context_length": length, "depth": depth, "found": found, "trials": 4}
+        RetrievalRow(
+            model=model, task=task, context_length=length, depth=depth, scale=length / 64, found=found, trials=4
+        )
         for model, found in (("base", 0), ("tuned", 3))
         for task, depths in (("passkey", (0.1, 0.9)), ("common_words", (None,)))
         for length in (64, 128)
@@ -42,7 +46,7 @@ def write(folder, retrieval):
 def test_files_hold_what_was_measured(tmp_path):
     write(tmp_path, rows())
     table = pq.read_table(tmp_path / "evaluation-documents.parquet")
-    assert table.schema.equals(SUMS_SCHEMA)
+    assert table.schema.equals(schema_of(DocumentRow))
     assert table.num_rows == 8
     one = table.to_pylist()[-1]
     assert one == {
@@ -55,7 +59,7 @@ def test_files_hold_what_was_measured(tmp_path):
     }
     assert json.loads((tmp_path / "effective.json").read_text())["effective"] == 128
     assert [row["served"] for row in json.loads((tmp_path / "scales.json").read_text())["lengths"]] == [1.0, 2.0]
-    assert json.loads((tmp_path / "retrieval.json").read_text())["rows"] == rows()
+    assert json.loads((tmp_path / "retrieval.json").read_text())["rows"] == [row.plain() for row in rows()]
     assert (tmp_path / "retrieval.png").stat().st_size > 5000
 
 
@@ -73,7 +77,7 @@ def test_sums_of_another_evaluation_are_refused(tmp_path):
     write(tmp_path, [])
     cells = [cell(sums) for sums in surface()]
     with pytest.raises(SettingsError, match=r"is of another evaluation than evaluation\.json beside it"):
-        read_sums(tmp_path / "evaluation-documents.parquet", [dataclasses.replace(cells[0], scale=8.0), *cells[1:]])
+        read_sums(tmp_path / "evaluation-documents.parquet", [cells[0].changed(scale=8.0), *cells[1:]])
     pq.write_table(pq.read_table(tmp_path / "evaluation-documents.parquet").drop(["nll"]), tmp_path / "less.parquet")
     with pytest.raises(SettingsError, match=r"less\.parquet: holds the columns .*, wanted \['model', 'window'"):
         read_sums(tmp_path / "less.parquet", cells)

@@ -30,7 +30,7 @@ def test_every_file_of_an_evaluation_is_read(tmp_path):
     assert len(record.retrieval) == len(asked())
     assert record.effective["claimed"] == 128
     assert record.scored == (TEXT["tokenizer_hash"], TEXT["documents_digest"], 8)
-    assert record.suites == []
+    assert record.suites == ()
     assert {(each.model, each.context_length, each.scale): each.bucket_nll for each in record.by_length}[
         "tuned", 64, 2.0
     ] == pytest.approx(nll("tuned", 64, 2.0) + SPREAD.mean())
@@ -90,11 +90,11 @@ def cut_rows(path):
     ("name", "damage", "message"),
     [
         ("evaluation.json", lambda path: path.write_text("{"), "is no JSON"),
-        ("evaluation.json", lambda path: path.write_text('{"rows": 3}'), "is no evaluation"),
+        ("evaluation.json", lambda path: path.write_text('{"rows": 3}'), "is damaged, rows is 3, wanted a list"),
         (
             "evaluation.json",
             lambda path: path.write_text('{"rows": [], "verdict": {}}'),
-            "is damaged, it holds no rows",
+            "is damaged, rows is a list, wanted at least 1 item",
         ),
         ("evaluation-documents.parquet", lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
         ("evaluation-lengths.parquet", lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
@@ -102,13 +102,17 @@ def cut_rows(path):
         (
             "scales.json",
             lambda path: path.write_text("[]"),
-            "is damaged; wanted the scales of an evaluation with lengths",
+            "is damaged, it holds a list; wanted base_context_length and lengths",
         ),
-        ("effective.json", lambda path: path.write_text("{}"), "is damaged; wanted the effective length with claimed"),
+        (
+            "effective.json",
+            lambda path: path.write_text("{}"),
+            "is damaged, it lacks claimed; wanted the effective",
+        ),
         (
             "retrieval.json",
             lambda path: path.write_text('{"rows": [{"task": "passkey"}]}'),
-            r"rows\.0 lacks context_le",
+            r"it lacks rows\.0\.context_length",
         ),
     ],
 )
@@ -125,11 +129,11 @@ def test_damaged_metrics_and_scores_are_named(tmp_path):
     folder = evaluated(tmp_path)
     scores = folder / "suites.json"
     scores.write_text(json.dumps({"scores": [{"model": "base", "task": "piqa", "metric": "acc"}]}))
-    with pytest.raises(SettingsError, match=r"suites\.json: scores\.0 lacks value"):
+    with pytest.raises(SettingsError, match=r"suites\.json: is damaged, it lacks scores\.0\.value; wanted the scores"):
         read(folder)
     scores.unlink()
     (folder / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(SettingsError, match=r"metrics\.jsonl: line 1 is damaged"):
+    with pytest.raises(SettingsError, match=r"metrics\.jsonl: line 1: is damaged, it lacks step; wanted a logged step"):
         read(folder)
     (folder / "metrics.jsonl").write_text("{\n{}\n")
     with pytest.raises(SettingsError, match=r"metrics\.jsonl: is damaged"):
@@ -146,7 +150,7 @@ def test_metrics_that_end_before_the_run_are_told(tmp_path):
         read(folder)
     path.write_text('{"step": 8, "tokens": "many", "tokens_per_second": 1.0}\n')
     with pytest.raises(
-        SettingsError, match=r"metrics\.jsonl: line 1 is damaged, wanted numbers under step, tokens, tok"
+        SettingsError, match=r"metrics\.jsonl: line 1: is damaged, tokens is 'many', wanted a whole number"
     ):
         read(folder)
     path.unlink()

@@ -1,4 +1,3 @@
-import json
 import re
 
 import pytest
@@ -41,7 +40,7 @@ def test_a_run_is_known_by_its_folder_settings_and_state(tmp_path):
         (
             lambda folder: (begun(folder.parent, folder.name) / "status.json").write_text("[]"),
             SettingsError,
-            r"status\.json: is damaged, it tells no state; remove it",
+            r"status\.json: is damaged, it holds a list; wanted a run's status; remove it",
         ),
         (
             lambda folder: (begun(folder.parent, folder.name) / "config.yaml").write_text("name: [a"),
@@ -119,6 +118,5 @@ def test_names_are_one_printable_line():
 
 def test_the_reason_of_a_failed_run_is_told(tmp_path):
     folder = begun(tmp_path)
-    status = read_status(folder) | {"state": "failed", "error": "no space left"}
-    (folder / "status.json").write_text(json.dumps(status))
+    read_status(folder).changed(state="failed", error="no space left").write(folder / "status.json")
     assert "failed, step 4 of 8 (no space left)" in open_run(folder).what_is_missing

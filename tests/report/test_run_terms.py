@@ -1,6 +1,7 @@
 import pytest
 
 from e2ray.evaluate.perplexity import Cell
+from e2ray.records.suites import Score
 from e2ray.report.frame.text import DASH, MISSING, setting_text
 from e2ray.report.frame.text import duration as time_text
 from e2ray.report.frame.text import share as share_text
@@ -22,18 +23,20 @@ def read(folder):
 def test_what_was_not_measured_is_a_dash_and_zero_is_a_number():
     nothing = (nll_text(None), difference_text(None), score_text(None), tokens_text(None), time_text(None))
     assert {*nothing, length_text(None), share_text(0, 0), setting_text(MISSING)} == {DASH}
-    assert score_text({"value": None}) == DASH
+    with pytest.raises(ValueError, match="value"):  # a score that is no number is a missing one
+        Score(task="t", metric="m", value=None)
     assert (tokens_text(0), share_text(0, 4), setting_text(None)) == ("0", "0 % (0 of 4)", "null")
 
 
 def test_figures_are_said_with_what_is_known_of_their_spread():
-    cell = Cell("tuned", 64, 2.0, 3.4, 30.0, 9, 3, 8, 0.05, 3.3, 3.5)
+    fields = ("tuned", 64, 2.0, 3.4, 30.0, 9, 3, 8, 0.05, 3.3, 3.5)
+    cell = Cell(**dict(zip(Cell.model_fields, fields, strict=True)))
     assert nll_text(cell) == "3.400 (3.300 to 3.500)"
-    assert nll_text(Cell(*[*vars(cell).values()][:9])) == "3.400 ± 0.050"
-    assert nll_text(Cell(*[*vars(cell).values()][:8], None)) == "3.400"
+    assert nll_text(cell.changed(low=None, high=None)) == "3.400 ± 0.050"
+    assert nll_text(cell.changed(low=None, high=None, stderr=None)) == "3.400"
     assert difference_text(Difference(-0.05, -0.06, 0.01)) == "-0.050 (-0.060 to +0.010)"
     assert difference_text(Difference(0.05, None, None)) == "+0.050"
-    assert score_text({"value": 0.5, "stderr": 0.01}) == "0.500 ± 0.010"
+    assert score_text(Score(task="t", metric="m", value=0.5, stderr=0.01)) == "0.500 ± 0.010"
     assert share_text(3, 4) == "75 % (3 of 4)"
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+from e2ray.records.run import MetricsLine
 from e2ray.report.run_files import read_run
 from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import cards
@@ -11,10 +12,12 @@ from e2ray.testing.runs import evaluated
 
 def looked(step, *values, price=None):
     windows = ("64", "256", "1024")
-    return {"step": step, "watch_nll": dict(zip(windows, values, strict=True)), "price_at_base": price}
+    nll = dict(zip(windows, values, strict=True))
+    return MetricsLine(step=step, tokens=0, tokens_per_second=1.0, watch_nll=nll, price_at_base=price)
 
 
-LOOKS = [looked(10, 3.0, 3.5, 4.0), {"step": 15}, looked(20, 2.9, None, 3.6), looked(30, 2.95, 3.2, 3.4, price=0.0625)]
+PLAIN = MetricsLine(step=15, tokens=0, tokens_per_second=1.0)
+LOOKS = [looked(10, 3.0, 3.5, 4.0), PLAIN, looked(20, 2.9, None, 3.6), looked(30, 2.95, 3.2, 3.4, price=0.0625)]
 
 
 def test_every_window_has_its_curve_and_what_was_no_number_is_left_out():
@@ -37,7 +40,7 @@ def test_a_report_shows_what_was_seen_and_the_price(tmp_path):
     for line in lines:
         line.pop("line", None)
         line.pop("seal", None)
-        line.update({key: value for key, value in LOOKS[-1].items() if key != "step"})
+        line |= {key: LOOKS[-1][key] for key in ("watch_nll", "price_at_base")}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run,) = open_runs([folder])
     found = {section.anchor: section for section in cards([read_run(run)])}

@@ -25,8 +25,9 @@ from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.verdict import verdict
 from e2ray.files import read_vouched
+from e2ray.records.evaluation import Evaluation
 from e2ray.serve.card import RunFacts
-from e2ray.serve.export import export
+from e2ray.serve.export import RunFacts, export
 from e2ray.serve.generate import Generator
 from e2ray.serve.profiles import commands, make_profile
 from e2ray.serve.verify import verify
@@ -375,13 +376,16 @@ def test_weights_code_and_pickles_stay_behind_and_are_named(folders, tmp_path, s
 
 def test_the_model_card_holds_the_evidence(folders, tmp_path):
     cells = [
-        Cell(model, window, scale, nll, math.exp(nll), 4096, 8, 16, 0.0123)
+        Cell(
+            model=model, window=window, scale=scale, nll=nll, perplexity=math.exp(nll), tokens=4096, documents=8,
+            stride=16, stderr=0.0123,
+        )
         for model, window, scale, nll in (
             ("tuned", 64, 1.0, 3.501), ("base", 64, 1.0, 3.452), ("tuned", 128, 2.0, 3.423),
             ("tuned", 128, 1.0, 3.987), ("base", 128, 1.0, 4.234), ("base", 128, 2.0, 3.876),
         )
     ]  # fmt: skip
-    evaluation = {"rows": [cell.row() for cell in cells], "verdict": verdict(cells, L)}
+    evaluation = Evaluation(rows=tuple(cells), verdict=verdict(cells, L))
     picture = tmp_path / "evaluation.png"
     Image.new("RGB", (8, 8), "white").save(picture)
     run_export(folders, tmp_path / "out", context_lengths=(64, 128), evaluation=evaluation, picture=picture)

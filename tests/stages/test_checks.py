@@ -18,6 +18,7 @@ from e2ray.config.data import ByteLevelBpe
 from e2ray.config.load import apply_override, validate
 from e2ray.data.tokenizer import load_tokenizer, train_byte_level_bpe, vocabulary_size
 from e2ray.evaluate import base_length
+from e2ray.records.folders import RunFolder
 from e2ray.stages import checks, pipeline
 from e2ray.stages import compare as comparing
 from e2ray.stages import evaluate as evaluation
@@ -491,7 +492,7 @@ def test_how_far_a_base_reads_is_measured_once_there_is_held_out_text(
         found = evaluation.base_length_of(run, shards, config.model)
         assert found["claimed"] == 32 and {row["window"] for row in found["rows"]} >= {8, 16, 24, 32}
         assert base_length.told(found) == told
-        (run.folder / base_length.FILE).chmod(0o444)
+        RunFolder(run.folder).base_length.chmod(0o444)
         assert evaluation.base_length_of(run, None, None) == found  # kept, and not measured again
 
 

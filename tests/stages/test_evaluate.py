@@ -13,6 +13,7 @@ from e2ray.core.model_folder import seal
 from e2ray.evaluate.plausible import ImplausibleError
 from e2ray.evaluate.weights import weights_digest
 from e2ray.records.model import ModelTraining
+from e2ray.records.run import Training
 from e2ray.stages import evaluate as evaluation
 from e2ray.stages import export as exporting
 from e2ray.stages import suites
@@ -97,7 +98,7 @@ def test_both_models_are_read_with_the_attention_of_the_training_unless_the_reci
     run.folder.mkdir(parents=True)
     models = evaluation.models_of(run, run.config.model)
     assert {each.attention for each in models.values()} == {named}
-    note_training(run.folder, {"device": device, "dtype": "float32", "attention": "sdpa"})
+    note_training(run.folder, Training(device=device, dtype="float32", attention="sdpa"))
     capsys.readouterr()
     models = evaluation.models_of(run, run.config.model)
     assert {name: each.attention for name, each in models.items()} == {"base": read_with, "tuned": read_with}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from e2ray.config.base import SettingsError
-from e2ray.records.run import MetricsLine, SkippedRow
+from e2ray.records.run import MetricsLine, SkippedRow, Training
 from e2ray.train.environment import environment, peak_memory_mib, write_environment
 from e2ray.train.record import (
     KILLED,
@@ -28,6 +28,8 @@ from e2ray.train.record import (
     write_status,
 )
 from e2ray.train.trackers import Gauges, TensorBoard, Trackers
+
+ON_A_CPU = Training(device="cpu", dtype="float32", attention="sdpa")
 
 
 def line(step):
@@ -180,7 +182,7 @@ def test_status_keeps_what_is_not_changed(tmp_path):
 )
 def test_an_environment_of_another_shape_is_one_line(tmp_path, content):
     (tmp_path / "environment.json").write_text(content)
-    for acts in (training_facts, write_environment, lambda folder: note_training(folder, {"device": "cpu"})):
+    for acts in (training_facts, write_environment, lambda folder: note_training(folder, ON_A_CPU)):
         with pytest.raises(
             SettingsError, match=r"\A\S+environment\.json: is damaged, .*remove it, what runs next writes"
         ):
@@ -188,10 +190,10 @@ def test_an_environment_of_another_shape_is_one_line(tmp_path, content):
 
 
 def test_what_the_training_noted_stays_when_a_run_goes_on(tmp_path):
-    assert training_facts(tmp_path) == {}
-    note_training(tmp_path, {"device": "cpu", "attention": "sdpa"})
+    assert training_facts(tmp_path) is None
+    note_training(tmp_path, ON_A_CPU)
     write_environment(tmp_path)
-    assert training_facts(tmp_path) == {"device": "cpu", "attention": "sdpa"}
+    assert training_facts(tmp_path) == ON_A_CPU
     assert json.loads((tmp_path / "environment.json").read_text())["versions"]["torch"]
 
 
