@@ -82,7 +82,8 @@ def test_curves_show_the_cells_they_name():
 
 def test_a_further_method_without_training_is_a_curve_and_no_part_of_a_surface():
     linear = [
-        Cell("base_linear", window, window / L, 9.0, math.exp(9.0), 999, 3, 16, 0.05) for window in (64, 128, 256)
+        surface()[0].changed(model="base_linear", window=window, scale=window / L, nll=9.0, perplexity=math.exp(9.0))
+        for window in (64, 128, 256)
     ]
     curves, tuned, _, bar = draw([*surface(), *linear], L, method="YaRN").axes
     names = [text.get_text() for text in curves.get_legend().get_texts()]
