@@ -27,6 +27,7 @@ from e2ray.evaluate.verdict import verdict
 from e2ray.files import read_vouched
 from e2ray.records.evaluation import Evaluation
 from e2ray.serve.card import RunFacts
+from e2ray.serve.export import export
 from e2ray.serve.generate import Generator
 from e2ray.serve.profiles import commands, make_profile
 from e2ray.serve.verify import verify
