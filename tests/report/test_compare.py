@@ -10,6 +10,7 @@ from e2ray.report.compare.page import tables, write_comparison
 from e2ray.report.compare.picture import draw, named
 from e2ray.report.compare.summary import summary, winners
 from e2ray.report.frame.labels import spread
+from e2ray.testing.pages import read
 
 L, WINDOWS = 128, (128, 256, 512)
 PROTOCOL = {"stride": 32, "documents": 3, "tokens": 300, "bos": "no token is added", "missing": []}
@@ -230,3 +231,18 @@ def test_the_best_lane_of_each_window_stands_beside_the_next_and_what_tells_them
         assert one["apart"] is (one["behind"]["low"] > 0)
     (nothing,) = winners([], WINDOWS[:1])
     assert nothing["lane"] is None
+
+
+def test_the_page_shows_every_table_and_fetches_nothing(found, tmp_path):
+    found[0]["missing"] = ["512 tokens: <b>NLL</b> is nan"]
+    text = write_comparison(tmp_path, found, L, WINDOWS, stride=32)
+    page = read((tmp_path / "report.html").read_text(encoding="utf-8"))
+    links = [attrs[name] for _, attrs in page.tags for name in ("src", "href") if name in attrs]
+    assert links and all(link.startswith(("#", "data:")) for link in links)
+    (image,) = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 10
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
+    shown = " ".join(" ".join(page.texts).split())
+    assert "PoSE, seed 1: 512 tokens: <b>NLL</b> is nan" in shown
+    for cell in (cell.strip() for line in text.splitlines() if line.startswith("| ") for cell in line.split("|")[1:-1]):
+        assert set(cell) <= set(":-") or cell in shown

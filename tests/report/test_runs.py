@@ -264,3 +264,14 @@ def test_a_report_names_files_and_not_where_they_lie(tmp_path):
     for path in (page, page.with_suffix(".md")):
         text = path.read_text()
         assert "/home/jane" not in text and "one-tokenizer" in text and "of-two" in text
+
+
+def test_a_page_fetches_nothing_and_holds_its_pictures(tmp_path):
+    page = tmp_path / "report.html"
+    write_report(page, open_runs([evaluated(tmp_path, "one", retrieval=asked()), begun(tmp_path, "bare")]))
+    tags = read(page.read_text(encoding="utf-8")).tags
+    links = [attrs[name] for _, attrs in tags for name in ("src", "href") if name in attrs]
+    assert all(link.startswith(("#", "data:")) for link in links)
+    pictures = [attrs["src"] for tag, attrs in tags if tag == "img"]
+    assert len(pictures) == len([*(tmp_path / "report-pictures").iterdir()]) >= 4
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in pictures)

@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 
 from e2ray.report.frame.text import count, duration, nats, number
 from e2ray.report.sections.draws import settings_words
-from e2ray.report.study.against import conclusion
 from e2ray.report.study.method import measurement
 from e2ray.report.study.page import PICTURES, SECTIONS, write_study
-from e2ray.report.study.parallel import NOT_USED, draw_parallel
 from e2ray.report.study.pareto import draw_pareto
 from e2ray.report.study.progress import draw_rungs
 from e2ray.report.study.ranges import draw_ranges
+from e2ray.report.study.recommendation import conclusion
 from e2ray.report.study.section import Reported
-from e2ray.report.study.slices import draw_slices
+from e2ray.report.study.space import NOT_USED, draw_parallel, draw_slices
 from e2ray.report.study.surfaces import draw_surfaces
 from e2ray.report.study.terms import correlation_words, difference, difference_words, range_words, searched_words
 from e2ray.search.ranks import chance_correlation

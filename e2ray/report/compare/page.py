@@ -8,15 +8,13 @@ from e2ray.evaluate.perplexity import BOS_POLICY
 from e2ray.files import write_text
 from e2ray.records.comparison import Comparison, Lane
 from e2ray.records.folders import ComparisonFolder
-from e2ray.report.compare.nll import NLL_SECTIONS
+from e2ray.report.compare.lanes import SECTIONS
 from e2ray.report.compare.picture import draw
-from e2ray.report.compare.rest import COST, MISSING, RETRIEVAL
 from e2ray.report.compare.summary import Compared, missing_lines, summary, winners
 from e2ray.report.frame import markdown
 from e2ray.report.frame.page import Card, Picture, write_page, write_png
-from e2ray.report.frame.section import Section, cards_of
+from e2ray.report.frame.section import cards_of
 
-SECTIONS: tuple[Section[Compared], ...] = (*NLL_SECTIONS[:-1], RETRIEVAL, COST, NLL_SECTIONS[-1], MISSING)
 TITLE = "Methods compared"
 
 

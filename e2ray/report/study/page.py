@@ -14,15 +14,13 @@ from e2ray.records.folders import StudyExport
 from e2ray.report.frame.page import Part, Picture, png, write_page, write_png
 from e2ray.report.frame.section import cards_of
 from e2ray.report.frame.text import plural
-from e2ray.report.study.importances import IMPORTANCES
 from e2ray.report.study.method import METHOD, SEARCHED
-from e2ray.report.study.parallel import PARALLEL
 from e2ray.report.study.pareto import PARETO
 from e2ray.report.study.progress import PROGRESS
 from e2ray.report.study.ranges import RANGES
 from e2ray.report.study.recommendation import RECOMMENDATION
 from e2ray.report.study.section import Reported, StudySection
-from e2ray.report.study.slices import SLICES
+from e2ray.report.study.space import IMPORTANCES, PARALLEL, SLICES
 from e2ray.report.study.surfaces import SURFACES
 from e2ray.report.study.trials import TRIALS
 from e2ray.search.record import StudyResults

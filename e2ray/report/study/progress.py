@@ -12,9 +12,8 @@ from matplotlib.lines import Line2D
 from e2ray.report.frame.drawing import BLUE, GREY, INK, SKY, VERMILLION, new_figure, tidy
 from e2ray.report.frame.page import Column, Part, Point, Row, Table
 from e2ray.report.frame.text import plural
-from e2ray.report.study.axes import upper_limit
 from e2ray.report.study.section import NO_FULL_TRIAL, Drawing, study_section
-from e2ray.report.study.terms import best_trial, correlation_words, measured_trials, paper_trial
+from e2ray.report.study.terms import best_trial, correlation_words, measured_trials, paper_trial, upper_limit
 from e2ray.search.record import StudyResults
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from e2ray.config.methods import NAMED
 from e2ray.config.search import PAPER
 from e2ray.report.frame.text import nats, number, plural, plus_minus
@@ -178,3 +180,19 @@ def _share(found: float | None, noise: float | None = None) -> str:
     if found is None:
         return "missing"
     return f"{100 * found:.0f} %" if noise is None else f"{100 * found:.1f} ± {100 * noise:.1f} %"
+
+
+def share_of_range(value: float, spec: Mapping[str, Any]) -> float:
+    """Return where a number stands in its searched interval, 0 to 1, logarithmic where the search is."""
+    low, high = spec["low"], spec["high"]
+    if low == high:
+        return 0.5
+    if spec.get("log"):
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def upper_limit(values: Sequence[float]) -> float:
+    """Return the top of an axis that shows the low values well and cuts far outliers off."""
+    low, middle, high = (float(q) for q in np.quantile(values, (0.0, 0.5, 1.0)))
+    return min(high, low + 2.5 * max(middle - low, 1e-3))

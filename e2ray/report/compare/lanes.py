@@ -1,13 +1,13 @@
-"""NLL of the lanes of a comparison: by window, against the paper's preset and untrained YaRN, and who is best."""
+"""What the page on a comparison says of its lanes: NLL, differences, who is best, retrieval, cost, what is missing."""
 
 from collections.abc import Mapping, Sequence
 
 from e2ray.config.compare import UNTOUCHED
 from e2ray.report.compare.picture import draw
 from e2ray.report.compare.summary import NAMES, PAPER, YARN, Compared, LaneRow
-from e2ray.report.frame.page import Column, Part, Point, Row, Table, picture
+from e2ray.report.frame.page import Column, Part, Point, Points, Row, Table, Words, picture
 from e2ray.report.frame.section import Section
-from e2ray.report.frame.text import whole
+from e2ray.report.frame.text import task_text, whole
 
 MISSING = "missing"
 Spread = Mapping[str, float | None]
@@ -16,7 +16,7 @@ Spread = Mapping[str, float | None]
 def lane_table(titles: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], caption: str) -> Table:
     """Return a table with a row for each lane: its name, then numbers."""
     columns = [Column("lane"), *(Column(title, "number") for title in titles)]
-    return Table(columns, [Row([name, *cells]) for name, cells in rows], caption)
+    return Table(columns, [Row([name, *cells]) for name, cells in rows], caption, compact=True)
 
 
 def spread_text(value: Spread, *, sign: bool = False) -> str:
@@ -59,13 +59,13 @@ def _nll(found: Compared) -> list[Part]:
         for row in found.rows
     ]
     return [
-        lane_table([*map(whole, found.windows), "beyond L", "short rise"], rows, caption),
         picture(
             draw(found.rows, found.base_context_length, found.windows),
             "NLL by window of every lane, and NLL at L against the mean beyond it",
             "Left: every lane at the scale that it is served with; the dotted line is L. Right: what a lane costs at L "
             "against what it reads beyond, lower left is better.",
         ),
+        lane_table([*map(whole, found.windows), "beyond L", "short rise"], rows, caption),
     ]
 
 
@@ -121,23 +121,66 @@ def _unscaled(found: Compared) -> list[Part]:
     return [lane_table([*map(whole, found.windows)], rows, caption)]
 
 
+def _retrieval(found: Compared) -> list[Part]:
+    parts: list[Part] = []
+    for task in dict.fromkeys(task for row in found.rows for task in row["retrieval"]):
+        lengths = sorted({int(length) for row in found.rows for length in row["retrieval"].get(task, {})})
+        rows = []
+        for row in found.rows:
+            shares = row["retrieval"].get(task, {})
+            cells = (shares.get(str(length)) for length in lengths)
+            told = [MISSING if c is None else f"{c['share']:.0%} ({c['low']:.0%} to {c['high']:.0%})" for c in cells]
+            rows.append((row["name"], told))
+        caption = (
+            f"{task_text(task).capitalize()}: share found, by context length, and its 95 % interval (Wilson) as if all "
+            "prompts were independent; the same texts stand behind all depths and seeds."
+        )
+        parts.append(lane_table([*map(whole, lengths)], rows, caption))
+    return parts
+
+
+def _cost(found: Compared) -> list[Part]:
+    if not found.trained:
+        return []
+    rows = []
+    for row in found.trained:
+        memory = MISSING if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        taken = [whole(row["tokens"]), f"{row['train_s']:.0f}", f"{row['step_s']:.3f}", memory]
+        rows.append((row["name"], [str(len(row["seeds"])), *taken]))
+    titles = ["seeds", "tokens", "seconds", "seconds per step", "peak memory, MiB"]
+    caption = "What training took, each seed; memory is the whole process's, interpreter and libraries included."
+    return [lane_table(titles, rows, caption)]
+
+
+def _missing(found: Compared) -> list[Part]:
+    lines = found.protocol["missing"]
+    return [Words("What is missing:"), Points([Point("", line) for line in lines])] if lines else []
+
+
+def _not_measured(found: Compared) -> list[Point]:
+    lines = len(found.protocol["missing"])
+    text = f"{lines} line{'s' if lines > 1 else ''} at the end of this page say what has no figure, and why."
+    return [Point("Not all was measured:", text, warning=True)] if lines else []
+
+
 def _findings(found: Compared) -> list[Point]:
     """Return the best lane of each window, and how the best trained lane stands against YaRN and the paper's preset."""
     names, points = _names(found.rows), []
     for best in found.best:
+        head = f"At {whole(best['window'])} tokens"
         if best["lane"] is None:
-            points.append(Point(f"At {whole(best['window'])} tokens", "nothing was measured.", warning=True))
+            points.append(Point(head, "nothing was measured.", warning=True))
             continue
-        told = ""
+        text = f"lowest is {best['nll']:.3f}: {names[best['lane']]}."
         if best["next"] is not None:
             verdict = {None: "spread unknown", True: "told apart", False: "not told apart"}[best["apart"]]
-            told = f"; next {names[best['next']]}, {apart_text(**best['behind'])}, {verdict}"
-        points.append(
-            Point(f"At {whole(best['window'])} tokens", f"{names[best['lane']]} is lowest: {best['nll']:.3f}{told}.")
-        )
+            text += f" Next, {verdict}, {apart_text(**best['behind'])}: {names[best['next']]}."
+        points.append(Point(head, text))
     if best_row := min((r for r in found.trained if r["long"]["mean"] is not None), key=_beyond, default=None):
-        rise = spread_text(best_row["short"], sign=True)
-        text = f"{best_row['name']} reads best in the mean: {spread_text(best_row['long'])}; at L it gives {rise}."
+        text = (
+            f"the lowest mean of a trained lane is {spread_text(best_row['long'])}, at L "
+            f"{spread_text(best_row['short'], sign=True)}: {best_row['name']}."
+        )
         points.append(Point("Beyond L", text))
     return points
 
@@ -151,10 +194,13 @@ def _names(rows: Sequence[LaneRow]) -> dict[str, str]:
 
 
 NEGATIVE = "Nats per token, and the 95 % interval over documents; negative is better."
-NLL_SECTIONS = (
+SECTIONS: tuple[Section[Compared], ...] = (
     Section("NLL by window", "nll", _nll, _findings),
     Section(f"NLL minus that of {NAMES[PAPER]}", "over-paper", _over_paper),
     Section(f"NLL of trained lanes minus that of {NAMES[YARN]}", "over-yarn", _over_yarn),
     Section("The best lane of each window", "best", _winners),
+    Section("Retrieval", "retrieval", _retrieval),
+    Section("Cost", "cost", _cost),
     Section("NLL at scale 1", "unscaled", _unscaled),
+    Section("No figures", "missing", _missing, _not_measured),
 )
