@@ -37,7 +37,7 @@ from benchmarking import finish, goal, parser
 from safetensors import safe_open
 
 NOT_COMPARED = re.compile(
-    r"^(\[\d+\]\.)?digest$|(^|[._])(schema_version|commit|seal|sealed|versions|hardware|host(name)?|pid|seconds|tokens_per_second|time|wall"
+    r"^(\[\d+\]\.)?digest$|(^|[._])(schema_version|commit|seal|sealed|versions|hardware|host(name)?|pid|worker_id|seconds|tokens_per_second|time|wall"
     r"|datetime_\w+|\w+_at|\w+_s|\w+_seconds|\w*_?(mib|gib|memory\w*))$"
 )
 PRESENT_ONLY = (".png", ".html", "report.md", "comparison.md", ".lock", ".end")  # made of what is compared

@@ -122,6 +122,10 @@ class _Verdicts(FIFOScheduler):
         self.measured = False
         self.error: BaseException | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what Tune writes down, which nobody reads: without what belongs to this process alone."""
+        return self.__dict__ | {"told": None}
+
     @contextmanager
     def kept_error(self) -> Iterator[None]:
         """Keep an error of the block for behind Tune."""

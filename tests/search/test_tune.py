@@ -199,6 +199,13 @@ def test_trials_of_two_workers_are_stopped_and_fail_as_those_of_one(ray_cluster,
     assert all(record.step == 3 and sorted(record.values) == [3] for record in tame if record.state == "pruned")
 
 
+def test_tune_writes_down_nothing_of_what_tells_of_trials():
+    waiting = (number for number in range(3))  # such as a context that is open, or a stream
+    verdicts = tune._Verdicts(study=None, told=lambda number: next(waiting))
+    assert ray.cloudpickle.loads(ray.cloudpickle.dumps(verdicts)).told is None
+    verdicts.told(0)
+
+
 def test_room_follows_from_the_cluster(ray_cluster):
     assert tune.room(ClusterSettings(), None).trials == 2
     assert tune.room(ClusterSettings(), 1).trials == 1
