@@ -196,6 +196,9 @@ def test_wandb_keeps_a_run_below_the_runs_folder_without_a_server(run_folder):
         made.close()
     (number,) = json.loads((run_folder / trackers.NUMBERS).read_text()).values()
     files = sorted((run_folder / "wandb").glob(f"offline-run-*-{number}/run-{number}.wandb"))
+    until = time.monotonic() + 30  # its own process writes, and on a busy machine is not done when the run has ended
+    while not all(b"train/loss" in path.read_bytes() for path in files) and time.monotonic() < until:
+        time.sleep(0.1)
     assert files and all(b"train/loss" in path.read_bytes() for path in files)
 
 
