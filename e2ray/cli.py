@@ -27,7 +27,7 @@ DESCRIPTIONS = {
     "plan": "what a recipe will do, before any training: which relative distances its draws show the model",
     "shards": "look at a folder of shards: what it holds (info, or report as a page), and whether every byte is what "
     "prepare wrote (verify)",
-    "schema": "print the JSON schema of a recipe, or a page of its settings",
+    "schema": "print the JSON schema of a recipe, or of a file that e2ray leaves; or a page of settings or files",
 }
 
 
@@ -38,6 +38,14 @@ class _Parser(argparse.ArgumentParser):
         from e2ray.config.base import brief
 
         self.exit(2, f"{self.prog}: {brief(message)}; see {self.prog} --help\n")
+
+    def format_help(self) -> str:
+        """Return the help; the names of files are looked up by who asks for them."""
+        if self.get_default("names_files"):
+            from e2ray.records.reference import records
+
+            self.epilog = f"NAME is run-folder, or one of {', '.join(records())}."
+        return super().format_help()
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -55,7 +63,13 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def _add_options(target: argparse.ArgumentParser, command: str) -> None:
     if command == "schema":
-        target.add_argument("--markdown", action="store_true", help="as a page for people, docs/settings.md")
+        target.add_argument("name", nargs="?", metavar="NAME", help="a file that e2ray leaves; default: a recipe")
+        target.add_argument(
+            "--markdown",
+            action="store_true",
+            help="as a page for people: docs/settings.md, or of run-folder docs/run-folder.md",
+        )
+        target.set_defaults(names_files=True)
         return
     if command == "shards":
         target.add_argument("question", choices=("info", "verify", "report"), help="what to tell about the folder")
@@ -173,12 +187,7 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
     for problem in problems(given):
         raise SettingsError(problem)
     if command == "schema":
-        import json
-
-        from e2ray.config import reference
-
-        found = load.schema()
-        print(reference.page(found) if parsed.markdown else json.dumps(found, indent=2))
+        _schema(parsed.name, markdown=parsed.markdown)
         return
     if command == "shards":
         _shards(parsed)
@@ -213,6 +222,21 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
             from e2ray.stages.plan import plan
 
             plan(config, parsed.out)
+
+
+def _schema(name: str | None, *, markdown: bool) -> None:
+    import json
+
+    from e2ray.config import load, reference
+    from e2ray.config.base import SettingsError
+    from e2ray.records import reference as files
+
+    if name is None:
+        print(reference.page(load.schema()) if markdown else json.dumps(load.schema(), indent=2))
+    elif markdown != (name == files.PAGE):
+        raise SettingsError(f"schema {name}: {files.PAGE} is a page, and nothing else; wanted --markdown of it alone")
+    else:
+        print(files.page() if markdown else json.dumps(files.schema(name), indent=2))
 
 
 def _generate(parsed: argparse.Namespace) -> None:

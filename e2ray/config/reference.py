@@ -71,7 +71,7 @@ def _section(heading: str, made: Schema, headings: Mapping[str, str]) -> str:
     required = set(made.get("required", ()))
     for key, part in settings:
         default = NO_DEFAULT if key in required or "default" not in part else _default(part)
-        cells = (f"`{key}`", _escaped(part.get("description", "")), _wanted(part, headings), default)
+        cells = (f"`{key}`", escaped(part.get("description", "")), wanted(part, headings), default)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -80,19 +80,19 @@ def _default(part: Schema) -> str:
     value = part["default"]
     if isinstance(value, dict) and _references(part):
         return f"`kind: {value['kind']}`" if "kind" in value else "its own"
-    return f"`{_escaped(json.dumps(value, ensure_ascii=False))}`"
+    return f"`{escaped(json.dumps(value, ensure_ascii=False))}`"
 
 
-def _wanted(part: Schema, headings: Mapping[str, str]) -> str:
+def wanted(part: Schema, headings: Mapping[str, str]) -> str:
     """Return in words what a setting may be."""
     for several in ("anyOf", "oneOf"):
         if several in part:
-            return ", or ".join(dict.fromkeys(_wanted(each, headings) for each in part[several]))
+            return ", or ".join(dict.fromkeys(wanted(each, headings) for each in part[several]))
     if "$ref" in part:
         heading = headings[part["$ref"].rpartition("/")[2]]
         return f"[{heading}](#{slug(heading)})"
     if "enum" in part:
-        return ", ".join(f"`{_escaped(json.dumps(value).strip(chr(34)))}`" for value in part["enum"])
+        return ", ".join(f"`{escaped(json.dumps(value).strip(chr(34)))}`" for value in part["enum"])
     if "const" in part:
         return f"`{part['const']}`"
     match part.get("type"):
@@ -102,7 +102,7 @@ def _wanted(part: Schema, headings: Mapping[str, str]) -> str:
             return _list(part, headings)
         case "object":
             inner = part.get("additionalProperties")
-            return f"names with {_wanted(inner, headings)} each" if isinstance(inner, dict) else "settings by name"
+            return f"names with {wanted(inner, headings)} each" if isinstance(inner, dict) else "settings by name"
         case str(kind):
             return _SINGULARS[kind] + _range(part)
     return "anything"
@@ -112,7 +112,7 @@ def _list(part: Schema, headings: Mapping[str, str]) -> str:
     if "prefixItems" in part:
         return f"{len(part['prefixItems'])} {_PLURALS[part['prefixItems'][0]['type']]}"
     inner = part.get("items", {})
-    listed = _PLURALS[inner["type"]] + _range(inner) if inner.get("type") in _PLURALS else _wanted(inner, headings)
+    listed = _PLURALS[inner["type"]] + _range(inner) if inner.get("type") in _PLURALS else wanted(inner, headings)
     return f"list of {listed}"
 
 
@@ -127,7 +127,8 @@ def _range(part: Schema) -> str:
     return f", {' and '.join(words)}" if words else ""
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return a text as a cell of a table holds it."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
