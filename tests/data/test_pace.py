@@ -1,11 +1,13 @@
 """How far a piece of work is, told while it runs."""
 
+import pickle
 import re
+import sys
 import threading
 
 import pytest
 
-from e2ray.data.pace import Pace, clock
+from e2ray.data.pace import Pace, clock, show
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (151, "2:31"), (3751, "1:02:31")])
@@ -60,3 +62,9 @@ def test_without_a_listener_no_thread_runs():
         pace.tell("nobody hears it")
         pace.add(2)
     assert pace.done == 2
+
+
+def test_what_shows_a_line_travels_to_other_processes_whatever_stands_for_print(monkeypatch, capsys):
+    monkeypatch.setattr("builtins.print", lambda *told, **options: sys.stdout.write(f"> {told[0]}\n"))
+    pickle.loads(pickle.dumps(show))("a line")
+    assert capsys.readouterr().out == "> a line\n"
