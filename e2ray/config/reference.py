@@ -89,7 +89,9 @@ def wanted(part: Schema, headings: Mapping[str, str]) -> str:
         if several in part:
             return ", or ".join(dict.fromkeys(wanted(each, headings) for each in part[several]))
     if "$ref" in part:
-        heading = headings[part["$ref"].rpartition("/")[2]]
+        heading = headings.get(part["$ref"].rpartition("/")[2])
+        if heading is None:
+            return "anything"
         return f"[{heading}](#{slug(heading)})"
     if "enum" in part:
         return ", ".join(f"`{escaped(json.dumps(value).strip(chr(34)))}`" for value in part["enum"])

@@ -96,7 +96,7 @@ def _link(record: type[Part]) -> str:
 def _record(record: type[Part], seen: set[str]) -> Iterator[str]:
     """Yield the tables of a file and of the groups in it that were not shown yet."""
     made = schema(name_of(record))
-    headings = {name: heading(name) for name in made.get("$defs", {})}
+    headings = {name: heading(name) for name, part in made.get("$defs", {}).items() if part.get("properties")}
     yield _table("###", name_of(record), made, headings)
     seen.add(record.__name__)
     for name, part in made.get("$defs", {}).items():
