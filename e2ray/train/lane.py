@@ -121,7 +121,8 @@ def run_job(job: Job, use_gpu: bool) -> None:
     """Train and measure one lane under one seed and write what was found, or why not."""
     device = torch.device("cuda" if use_gpu else "cpu")
     began = time.perf_counter()
-    result = Lane(lane=job.lane, seed=job.seed, told=job.told)
+    nothing = {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None, "sums": (), "retrieval": (), "missing": ()}
+    result = Lane.model_validate({"lane": job.lane, "seed": job.seed, **nothing, "told": job.told})
     try:
         if job.config is None:
             model, hook = _base_model(job, device)

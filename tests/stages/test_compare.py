@@ -15,9 +15,10 @@ from e2ray.config.base import SettingsError
 from e2ray.config.compare import FIXED_SCALE, CompareSettings, lane_positions
 from e2ray.config.load import validate
 from e2ray.config.positions import PositionSettings
+from e2ray.records.comparison import Lane, LaneSums
 from e2ray.stages import compare as comparing
 from e2ray.train import lane as lanes
-from e2ray.train.lane import NO_COST, Job, is_done, run_job
+from e2ray.train.lane import Job, is_done, run_job
 
 
 @pytest.fixture
@@ -98,7 +99,8 @@ def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_clust
     lost = {path: json.loads(path.read_text())["sums"] for path in (gone, failed)}
     before = {path: path.stat().st_mtime_ns for path in (folder / "lanes").glob("*.json") if path not in lost}
     gone.unlink()
-    failed.write_text(json.dumps({**left["linear-0"], "sums": [], "failed": "it does not fit into memory"}))
+    kept = {key: value for key, value in left["linear-0"].items() if key != "digest"}
+    failed.write_text(json.dumps({**kept, "sums": [], "failed": "it does not fit into memory"}))
     recipe["compare"] |= {"lanes": ["e2llm"], "untrained": ["linear"]}
     recipe["compare"]["own"]["under yarn"]["seeds"] = 1
     capsys.readouterr()
@@ -177,13 +179,14 @@ def test_a_job_that_fails_says_why_and_a_defect_is_none_of_these(tmp_path, monke
 def lane(folder, **changes):
     """Return a job, and what it may have left."""
     job = Job("pose", 2, None, None, None, None, 4.0, None, folder / "pose-2.json")
-    left = {"lane": "pose", "seed": 2, **NO_COST, "sums": [{"nll": [3.25]}], "retrieval": [], "missing": []}
-    return job, left | changes
+    sums = LaneSums(window=32, scale=1.0, served=True, nll=(3.25,), tokens=(1,))
+    nothing = {"tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None, "retrieval": (), "missing": ()}
+    return job, Lane.model_validate({"lane": "pose", "seed": 2, **nothing, "sums": (sums,), **changes})
 
 
 def test_a_result_that_is_not_what_its_job_wrote_is_refused_and_never_another_figure(tmp_path):
     job, left = lane(tmp_path)
-    files.write_sealed(job.out, left)
+    left.write(job.out)
     assert is_done(job) and lanes.left(job) == left
     content = job.out.read_bytes()
     for place in random.Random(0).sample(range(8 * len(content)), 300):
@@ -192,7 +195,7 @@ def test_a_result_that_is_not_what_its_job_wrote_is_refused_and_never_another_fi
         job.out.write_bytes(damaged)
         with contextlib.suppress(SettingsError):
             found = lanes.left(job)
-            assert {key: found[key] for key in left} == left
+            assert found == left
             continue
         with pytest.raises(SettingsError, match="remove the file, and that job is done again"):
             is_done(job)
@@ -204,7 +207,7 @@ def test_a_result_that_is_not_what_its_job_wrote_is_refused_and_never_another_fi
         ("[" * 100_000, "is nested too deep; wanted what a lane has left; remove the file"),
         ("[]", "is damaged, it holds a list; wanted what a lane has left; remove the file, and that job is done again"),
         ("{}", "is damaged, it lacks lane"),
-        (json.dumps({"lane": "y" * 5_000, "seed": "2"}), "is damaged, seed is '2'"),
+        (json.dumps({"lane": "y" * 5_000, "seed": "2"}), "is damaged, seed is '2', wanted a whole number"),
     ],
 )
 def test_a_result_of_another_shape_is_one_short_line(tmp_path, content, message):
@@ -217,7 +220,7 @@ def test_a_result_of_another_shape_is_one_short_line(tmp_path, content, message)
 
 def test_the_result_of_another_job_is_refused(tmp_path):
     job, left = lane(tmp_path, seed=3)
-    files.write_sealed(job.out, left)
+    left.write(job.out)
     with pytest.raises(
         SettingsError, match=r"pose-2\.json: is of the job pose, seed 3, wanted pose, seed 2; remove the"
     ):
@@ -226,7 +229,7 @@ def test_the_result_of_another_job_is_refused(tmp_path):
 
 def test_results_of_an_earlier_version_count_and_are_told(tmp_path, capsys):
     job, left = lane(tmp_path)
-    files.write_json(job.out, left)
+    files.write_json(job.out, {key: value for key, value in left.content().items() if key != "schema_version"})
     assert is_done(job)
     comparing._tell_unsealed([job])
     assert "1 results in" in capsys.readouterr().out
