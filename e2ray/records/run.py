@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, JsonValue
 
 from e2ray.records.record import Count, Line, Many, Nats, Part, Record, Scale, Seconds, Sparse, Tokens, left_out
 
@@ -55,10 +55,10 @@ class Environment(Sparse, Record):
 
 
 class MetricsLine(Sparse, Line):
-    """A line of metrics.jsonl: a logged step. What an objective tells beside it stands under its own name."""
+    """A line of metrics.jsonl: a logged step. What an objective or a measurement tells beside it has its own name."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, float | dict[str, float | None] | None]
+    __pydantic_extra__: dict[str, JsonValue]
 
     what = "a logged step"
     anew = "put the file back from a copy, or remove it: the run does not need it"
