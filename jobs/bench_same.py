@@ -22,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -226,7 +227,7 @@ def contents(folder: Path) -> dict[str, dict[str, Any]]:
     for name, paths in sorted(named.items()):
         in_turn = sorted(paths, key=lambda path: path.stat().st_mtime_ns)  # both sides do the same things in turn
         for number, path in enumerate(in_turn):
-            leave_out = None if path.suffix == ".yaml" else NOT_COMPARED  # settings are all compared
+            leave_out = None if path.suffix in (".yaml", ".md") else NOT_COMPARED  # settings are all compared
             found[f"{name} ({number + 1})" if number else name] = dict(flat(values(path), leave_out=leave_out))
     return found
 
@@ -239,7 +240,7 @@ def values(path: Path) -> Any:
         case ".json":
             return json.loads(path.read_text(encoding="utf-8"))
         case ".md":
-            return path.read_text(encoding="utf-8").splitlines()
+            return dict(Counter(path.read_text(encoding="utf-8").splitlines()))  # a new line moves no other
         case ".jsonl" | ".journal":
             return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         case ".yaml":

@@ -19,7 +19,8 @@ class MethodKind(Settings):
     """What a scale does to the frequencies; `trains` says whether rows can be drawn under it."""
 
     trains: ClassVar[bool] = True
-    kind: str = ""  # each member says its own
+    if TYPE_CHECKING:  # each member has its own, which stands in recipes where that class has it
+        kind: str = ""
 
 
 class NoTemperature(Settings):

@@ -14,7 +14,8 @@ SQLITE = "sqlite:///"
 class TrackerKind(Settings):
     """A place that metrics go to."""
 
-    kind: str = ""  # each member says its own
+    if TYPE_CHECKING:  # each member has its own, which stands in recipes where that class has it
+        kind: str = ""
 
     @property
     def library(self) -> str | None:
