@@ -36,6 +36,14 @@ from e2ray.train.watch import watched
 DRIVER_CPUS = 0.01  # of a trial whose workers ask for their own
 DEAD_AT_START = 3  # workers that die before any trial was measured end the study
 DEAD_IN_A_ROW = 10  # and so many one after the other at any time
+TOLD = {  # to Tune, by its environment
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study has its own exports
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # and its own lines
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one is not silent at verbosity 0
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end a study that was interrupted as if it were done
+}
 QUIET = ("ray.tune.execution.tune_controller", "ray.tune.tune", "ray.tune.analysis.experiment_analysis")
 
 
@@ -177,6 +185,21 @@ class _Verdicts(FIFOScheduler):
             self.study.fail(number, reason)
             self.told(number)
 
+    def end(self) -> None:
+        """Tell the study of what is still to be told, or raise what ended the trials.
+
+        Raises:
+            RuntimeError: If workers died whatever the trial.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.broken:
+            raise RuntimeError(
+                f"{len(self.dead)} trials died one after the other, the last one of {self.dead[-1][1]}; mend that "
+                "and continue with --resume, which runs them again"
+            )
+        self.bury()
+
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         self.dead.append((trial.config["number"], _reason(trial)))
         super().on_trial_error(tune_controller, trial)
@@ -240,15 +263,7 @@ def run(
         RuntimeError: If workers die whatever the trial.
     """
     found = room_of or room(settings, study.search.concurrency)
-    os.environ |= {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study has its own exports
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # and its own lines
-        "RAY_AIR_NEW_OUTPUT": "0",  # the new one is not silent at verbosity 0
-        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end a study that was interrupted as if it were done
-        "TUNE_MAX_PENDING_TRIALS_PG": str(found.trials),  # actors start side by side
-    }
+    os.environ |= TOLD | {"TUNE_MAX_PENDING_TRIALS_PG": str(found.trials)}  # actors start side by side
     threads = max(1, int(found.wanted.cpus_per_worker))
     beats = shared.folder / f".heartbeats-{uuid.uuid4().hex[:8]}"
     given = {
@@ -281,24 +296,25 @@ def run(
             verbose=0,
         ),
     )
-    levels = {name: logging.getLogger(name).level for name in QUIET}
-    for name in QUIET:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # every failed trial has its line and its row
     try:
-        with watched(launch.watchman_of(beats, settings)):
+        with _quiet(), watched(launch.watchman_of(beats, settings)):
             tuner.fit()
     finally:
         shutil.rmtree(beats, ignore_errors=True)
+    verdicts.end()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Tune's loggers silent in the block: every failed trial has its line and its row."""
+    levels = {name: logging.getLogger(name).level for name in QUIET}
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-    if verdicts.error is not None:
-        raise verdicts.error
-    if verdicts.broken:
-        raise RuntimeError(
-            f"{len(verdicts.dead)} trials died one after the other, the last one of {verdicts.dead[-1][1]}; mend that "
-            "and continue with --resume, which runs them again"
-        )
-    verdicts.bury()
 
 
 def gauges(study: str) -> Callable[[dict[str, int], float | None], None]:
