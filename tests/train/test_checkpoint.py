@@ -7,6 +7,12 @@ from e2ray.config.base import SettingsError
 from e2ray.train import checkpoint, steps
 
 FIRST, THEN, END = 0, 4, 7
+RESTARTED = (
+    {"stage": 2, "precision": "bf16"},
+    {"stage": 1, "precision": "bf16", "tied": False},
+    {"stage": 2, "offload": "optimizer"},
+    {"stage": 1, "lora": True},
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +36,25 @@ def saved_by_two(two_ranks):
 
 
 @pytest.fixture(scope="module")
-def loaded_by_one(saved_by_two, train_on_ranks):
-    folder, unbroken, _ = saved_by_two
-    phases = [
-        {"stage": stage, "load": str(folder / f"step-{THEN}"), "start": THEN, "stop": END} for stage in (0, 1, 2, 3)
-    ]
-    return unbroken, train_on_ranks(1, [*phases, {"stage": 0, "start": FIRST, "stop": END}])
+def asked_of_one(saved_by_two, train_on_ranks, tmp_path_factory):
+    """What one rank is asked, started once: to load what two saved, to train alone, and every restart of RESTARTED."""
+    step = saved_by_two[0] / f"step-{THEN}"
+    loading = [{"stage": stage, "load": str(step), "start": THEN, "stop": END} for stage in (0, 1, 2, 3)]
+    restarts = []
+    for case in RESTARTED:
+        folder = str(tmp_path_factory.mktemp("restarted"))
+        restarts += [
+            case | {"start": FIRST, "stop": END},
+            case | {"start": FIRST, "stop": THEN, "save": folder},
+            case | {"start": THEN, "stop": END, "load": f"{folder}/step-{THEN}"},
+        ]
+    losses = train_on_ranks(1, [*loading, {"stage": 0, "start": FIRST, "stop": END}, *restarts])
+    return losses[:5], losses[5:]
+
+
+@pytest.fixture(scope="module")
+def loaded_by_one(saved_by_two, asked_of_one):
+    return saved_by_two[1], asked_of_one[0]
 
 
 def test_two_ranks_continue_in_every_stage_as_if_unbroken(saved_by_two):
@@ -58,25 +77,11 @@ def test_one_rank_without_zero_trains_like_two_under_zero_3(loaded_by_one):
         assert mine == pytest.approx(wanted, rel=1e-6)
 
 
-def test_restart_in_one_world_is_equal_in_every_bit(train_on_ranks, tmp_path):
-    cases = [
-        {"stage": 2, "precision": "bf16"},
-        {"stage": 1, "precision": "bf16", "tied": False},
-        {"stage": 2, "offload": "optimizer"},
-        {"stage": 1, "lora": True},
-    ]
-    phases = []
-    for number, case in enumerate(cases):
-        folder = str(tmp_path / str(number))
-        phases += [
-            case | {"start": FIRST, "stop": END},
-            case | {"start": FIRST, "stop": THEN, "save": folder},
-            case | {"start": THEN, "stop": END, "load": f"{folder}/step-{THEN}"},
-        ]
-    losses = train_on_ranks(1, phases)
-    for number in range(len(cases)):
+def test_restart_in_one_world_is_equal_in_every_bit(asked_of_one):
+    losses = asked_of_one[1]
+    for number, case in enumerate(RESTARTED):
         unbroken, _, restarted = losses[3 * number : 3 * number + 3]
-        assert restarted == unbroken[THEN:], cases[number]
+        assert restarted == unbroken[THEN:], case
 
 
 def test_every_parameter_is_saved_once_in_plain_safetensors(saved_by_two):
