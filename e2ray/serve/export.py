@@ -28,7 +28,7 @@ from e2ray.data.pace import Progress
 from e2ray.data.tokenizer import save_whole, serve_up_to
 from e2ray.files import atomic_folder, read_json, write_json, write_text
 from e2ray.records.evaluation import Evaluation
-from e2ray.records.folders import ExportFolder
+from e2ray.records.folders import ExportFolder, ModelFolder
 from e2ray.records.scales import Scales
 from e2ray.records.serving import Commands
 from e2ray.serve.card import PICTURE, RunFacts, command_blocks, model_card, serving_notes
@@ -101,7 +101,7 @@ def export(
         if unread:
             tell(unread)
         card = model_card(config, profiles, checks, base_context_length, evaluation, run, bool(picture), of_base)
-        write_text(aside / "README.md", card)
+        write_text(ExportFolder(aside).card, card)
         seal(aside, probe_of(model_folder), training=training_of(model_folder))
     return {
         "folder": str(out_folder),
@@ -151,7 +151,7 @@ def picture_of(path: Path) -> bytes:
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:
-    if not (folder / "config.json").is_file():
+    if not ModelFolder(folder).config.is_file():
         raise FileNotFoundError(f"{folder / 'config.json'}: not found; wanted the model folder of a finished run")
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 

@@ -86,7 +86,7 @@ class Wanted:
 
 def profile_folder(folder: Path, context_length: int) -> Path:
     """Return where a context length's profile lies in an export."""
-    return folder / "serving" / str(context_length)
+    return ExportFolder(folder).profile(context_length=context_length)
 
 
 def verify(

@@ -15,7 +15,7 @@ from e2ray.core.rope import RotaryHook
 from e2ray.core.weights import non_finite
 from e2ray.data.tokenizer import save_whole
 from e2ray.records.checkpoint import CheckpointState
-from e2ray.records.folders import CheckpointFolder
+from e2ray.records.folders import CheckpointFolder, RunFolder
 from e2ray.train import checkpoint, steps
 from e2ray.train.beside import base_folder, has_generation_settings, take_along
 from e2ray.train.loop import Diverged
@@ -25,12 +25,12 @@ from e2ray.train.task import Task
 
 def write_trained(task: Task) -> list[str]:
     """Write the model of a training that has ended, from its last checkpoint, and return what `write_model` tells."""
-    found = steps.latest(task.folder / "checkpoints")
+    found = steps.latest(RunFolder(task.folder).checkpoints)
     assert found is not None, "a training that ends has saved its last step"
     return write_model(
         task.model,
         found,
-        task.folder / "model",
+        RunFolder(task.folder).model,
         dtype=_saved_dtype(found),
         vocab_size=task.vocab_size,
         seed=task.seed,

@@ -13,6 +13,7 @@ from e2ray.config.model import Model, PretrainedModel
 from e2ray.config.run import differences
 from e2ray.core.base import config_digest, trained_config
 from e2ray.core.model_folder import training_of, weights_identity
+from e2ray.records.folders import RunFolder
 from e2ray.records.model import ModelTraining
 from e2ray.train.task import Task, completed
 
@@ -45,7 +46,7 @@ def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:
         task: The training.
         by_rows: Whether the rows have to be the same, too.
     """
-    known, wanted = training_of(task.folder / "model"), origin(task.identity(None, None))
+    known, wanted = training_of(RunFolder(task.folder).model), origin(task.identity(None, None))
     free = () if by_rows else ("data.rows",)
     found = [] if known is None else differences(completed(known.settings), wanted.settings, free=free)
     if found:
@@ -58,7 +59,7 @@ def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:
 
 def ended_early(task: Task) -> str | None:
     """Return a line where the model that stands in a training's folder is of fewer steps, ended by `train.stop`."""
-    known = training_of(task.folder / "model")
+    known = training_of(RunFolder(task.folder).model)
     if known is None or not known.stopped:
         return None
     return (

@@ -27,6 +27,7 @@ from e2ray.core.reach import weights
 from e2ray.data.order import local_indices
 from e2ray.data.shards import Rows
 from e2ray.records.checkpoint import CheckpointState
+from e2ray.records.folders import RunFolder
 from e2ray.records.run import Training
 from e2ray.train import checkpoint, steps
 from e2ray.train.batch import Batch
@@ -187,7 +188,7 @@ def run(
     """
     engine = begin(task, device=device)
     identity = together(partial(_identity, task, engine), doing="reading the base model")[0] or {}
-    found = steps.latest(task.folder / "checkpoints")
+    found = steps.latest(RunFolder(task.folder).checkpoints)
     state = checkpoint.load(engine, found, identity=identity) if found else checkpoint.BEGINNING
     if engine.rank == 0:
         _tell(task, engine)
@@ -239,7 +240,7 @@ class _Training:
             ledger=self.ledger,
         )
         if task.keep and engine.rank == 0:
-            steps.begin(task.folder / "checkpoints")
+            steps.begin(RunFolder(task.folder).checkpoints)
         if engine.rank == 0:
             self.recorder = _recorder(task, self.start, gauges)  # the last that could fail: it is closed
         try:
@@ -304,7 +305,7 @@ class _Training:
             "identity": self.identity,
             "dtype": str(precision_of(task.train, self.engine.device)).removeprefix("torch."),
         }
-        folder = task.folder / "checkpoints"
+        folder = RunFolder(task.folder).checkpoints
         checkpoint.save(self.engine, folder, step=step, facts=facts, keep=task.train.keep_checkpoints)
 
 
