@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from e2ray.config.base import SettingsError
 from e2ray.data.order import pattern
 from e2ray.report.frame.drawing import BLUE, ORANGE, SKY, new_figure, plain, tidy
-from e2ray.report.frame.page import Card, Column, Picture, Row, Table, Words, png, write_page
+from e2ray.report.frame.page import Card, Column, Row, Table, Words, picture, refuse_other_names, write_page
 
 KINDS = (("train", "training", BLUE), ("validation", "held out", ORANGE))
 
@@ -27,8 +27,7 @@ def write_data(path: Path, manifest: dict[str, Any], *, place: str, rows: int | 
     Raises:
         SettingsError: If the name does not end in .html, `rows` is not positive, or the folder cannot be written.
     """
-    if path.suffix.lower() != ".html":
-        raise SettingsError(f"{path}: the report is a page; give it a name that ends in .html")
+    refuse_other_names(path)
     rows = manifest["rows"] if rows is None else rows
     if rows < 1:
         raise SettingsError(f"--rows: wanted at least 1, got {rows}")
@@ -94,13 +93,13 @@ def _lengths(manifest: dict[str, Any]) -> list[Any]:
     ]
     names = ("documents", "shortest", "median", "longest", "tokens")
     columns = [Column(""), *(Column(name, "number") for name in names)]
-    picture = Picture(
-        png(draw_lengths(manifest)),
+    drawn = picture(
+        draw_lengths(manifest),
         "Two bar charts of documents and of their least tokens by length, training and held out",
         "Bars stand for lengths up to the power of two below them, and over half of it. Left: how many documents. "
         "Right: how many tokens they have at least, which is what a model reads. The line is the window.",
     )
-    return [Table(columns, rows, "Lengths in tokens, begin and end tokens included."), picture]
+    return [Table(columns, rows, "Lengths in tokens, begin and end tokens included."), drawn]
 
 
 def draw_lengths(manifest: dict[str, Any]) -> Figure:
@@ -161,8 +160,8 @@ def _mixture(manifest: dict[str, Any], rows: int) -> list[Any]:
         parts.insert(0, Words(text, warning=True))
     if len(corpora) > 1:
         parts.append(
-            Picture(
-                png(_draw_shares(corpora, tokens, weights, sources)),
+            picture(
+                _draw_shares(corpora, tokens, weights, sources),
                 "Bars of the share of tokens asked for and drawn of each source",
                 "Rows are whole, so that shares are met to less than one row after any number of rows.",
             )

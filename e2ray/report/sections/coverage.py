@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
@@ -20,8 +19,19 @@ from matplotlib.patches import Patch, Rectangle
 
 from e2ray.config.base import SettingsError
 from e2ray.core.coverage import SEEN_PAIRS_PER_ROW, Coverage, percent
-from e2ray.files import atomic_path
-from e2ray.report.frame.drawing import BLUE, DOTS_PER_INCH, GREY, INK, ORANGE, SKY, SURFACE_COLOURS, VERMILLION
+from e2ray.report.frame.drawing import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    SKY,
+    SURFACE_COLOURS,
+    VERMILLION,
+    colour_bar,
+    new_figure,
+    titled,
+)
+from e2ray.report.frame.page import write_png
 
 HATCH_COLOUR = "#C8C8C8"
 
@@ -35,8 +45,7 @@ def write_coverage(path: str | Path, found: Coverage, *, title: str) -> None:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise SettingsError(f"{path}: the picture is a PNG; give it a name that ends in .png")
-    with atomic_path(path) as aside:
-        draw_coverage(found, title=title).savefig(aside, format="png")
+    write_png(path, draw_coverage(found, title=title))
 
 
 def draw_coverage(found: Coverage, *, title: str) -> Figure:
@@ -47,7 +56,7 @@ def draw_coverage(found: Coverage, *, title: str) -> Figure:
         title: What the draws are, such as the name of the recipe; the number of the whole follows under it.
     """
     num_scales = len(found.scales)
-    figure = Figure(figsize=(13.5, 2.9 + 0.62 * num_scales), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = new_figure(2.9 + 0.62 * num_scales, width=13.5)
     axes = figure.subplots(1, 3, width_ratios=[4, 4, 2.6])
     norm = _norm(found)
     _draw_map(axes[0], found, found.pairs, norm, "All pairs of tokens")
@@ -58,9 +67,7 @@ def draw_coverage(found: Coverage, *, title: str) -> Figure:
     axes[0].set_ylabel("served scale and window")
     axes[1].set_yticks(range(num_scales), [f"g = {row.scale:g}" for row in found.scales], fontsize=9)
     bars = _draw_bars(axes[2], found)
-    bar = figure.colorbar(ScalarMappable(norm, SURFACE_COLOURS), ax=list(axes[:2]), shrink=0.9, pad=0.01)
-    bar.set_label("pairs per training row")
-    bar.outline.set_visible(False)
+    colour_bar(figure, list(axes[:2]), norm, "pairs per training row", shrink=0.9, pad=0.01)
     figure.suptitle(f"{title}\n{textwrap.fill(found.headline, 150)}", x=0.01, ha="left", fontsize=12, linespacing=1.5)
     figure.legend(
         handles=[
@@ -103,7 +110,7 @@ def _draw_map(
     axis.set_ylim(-0.5, num_scales - 0.5)
     axis.set_xlabel(f"distance (base-model tokens; L = {length:,})")
     axis.set_xticks([length * part / 4 for part in range(5)], [f"{length * part / 4:,g}" for part in range(5)])
-    axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    titled(axis, title)
     axis.tick_params(axis="y", length=0)
     axis.spines[:].set_visible(False)
 
@@ -131,8 +138,5 @@ def _draw_bars(axis: Axes, found: Coverage) -> list[BarContainer]:
     axis.set_yticks(range(len(found.scales)), [f"g = {row.scale:g}" for row in found.scales], fontsize=9)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.set_title("Shares", loc="left", fontsize=11, fontweight="bold")
+    titled(axis, "Shares")
     return bars
-
-
-__all__ = ["draw_coverage", "write_coverage"]

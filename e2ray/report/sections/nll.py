@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,6 +18,7 @@ from e2ray.report.run_files import Difference, RunRecord, comparable, difference
 from e2ray.report.sections.method import base_note, base_title, incomparable, names_of
 from e2ray.report.sections.section import Line, RunSection
 
+NOTHING = 1e-3  # nats per token; an axis of differences spans at least this on both sides of 0
 SAME_BASE = 5e-4  # nats per token that two curves of one base may be apart, as GPUs round
 
 
@@ -118,6 +120,8 @@ def draw_nll(records: Sequence[RunRecord]) -> Figure:
             _differences(right, windows, record, first, record.name, index, ("tuned", None))
     tidy(right, f"Tuned at W/L, minus {'its base' if len(records) == 1 else first.name}", grid="y")
     right.set_ylabel("difference (nats per token)")
+    if np.ptp(right.get_ylim()) < 2 * NOTHING:
+        right.set_ylim(-NOTHING, NOTHING)  # rounding is no difference
     for axis in (left, right):
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=8.5)
