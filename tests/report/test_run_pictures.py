@@ -43,7 +43,7 @@ def test_several_runs_are_drawn_against_the_first_and_their_base_once(tmp_path):
 
 def test_bases_that_differ_are_drawn_each(tmp_path):
     one, two = (read(evaluated(tmp_path, name)) for name in ("one", "two"))
-    cells = [dataclasses.replace(c, nll=c.nll + 0.01) if c.model == "base" else c for c in two.cells]
+    cells = [c.changed(nll=c.nll + 0.01) if c.model == "base" else c for c in two.cells]
     left, _ = draw_nll([one, dataclasses.replace(two, cells=cells)]).axes
     assert labels(left)[2:] == ["one: base, untouched", "two: base, untouched"]
 

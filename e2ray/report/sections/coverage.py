@@ -56,7 +56,7 @@ def draw_coverage(found: Coverage, *, title: str) -> Figure:
         title: What the draws are, such as the name of the recipe; the number of the whole follows under it.
     """
     num_scales = len(found.scales)
-    figure = new_figure(2.9 + 0.62 * num_scales, width=13.5)
+    figure = new_figure(2.9 + 0.62 * num_scales, width=13.5, dots_per_inch=150)
     axes = figure.subplots(1, 3, width_ratios=[4, 4, 2.6])
     norm = _norm(found)
     _draw_map(axes[0], found, found.pairs, norm, "All pairs of tokens")
