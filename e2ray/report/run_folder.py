@@ -11,11 +11,13 @@ from typing import Any
 
 from e2ray.config.base import SettingsError, brief
 from e2ray.config.load import read_resolved
+from e2ray.records.folders import ComparisonFolder
+from e2ray.records.folders import RunFolder as Files
 from e2ray.report.frame.text import printable
 from e2ray.search.journal import JOURNAL
 from e2ray.train.record import KILLED, STATUS_ADVICE, read_status, was_killed
 
-RECIPE, EVALUATION = "config.yaml", "evaluation.json"
+RECIPE = Files.config.name
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class RunFolder:
     @property
     def evaluated(self) -> bool:
         """Whether the run has an evaluation."""
-        return (self.folder / EVALUATION).is_file()
+        return Files(self.folder).evaluation.is_file()
 
     @property
     def state(self) -> str:
@@ -96,8 +98,8 @@ def open_run(place: str | Path) -> RunFolder:
     folder = given.resolve()
     if (folder / JOURNAL).exists():
         raise SettingsError(f"{given}: holds a study, no run; its report is {folder / 'export' / 'report.html'}")
-    if (folder / "comparison.json").exists():
-        raise SettingsError(f"{given}: holds a comparison, no run; its tables are {folder / 'comparison.md'}")
+    if ComparisonFolder(folder).comparison.exists():
+        raise SettingsError(f"{given}: holds a comparison, no run; its tables are {ComparisonFolder(folder).tables}")
     if not (folder / RECIPE).is_file():
         raise SettingsError(f"{given}: holds no run: {RECIPE} is missing; {_wanted(folder)}")
     recipe = folder / RECIPE

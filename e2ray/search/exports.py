@@ -172,7 +172,7 @@ def write_recipes(folder: Path, found: StudyResults, recipe: Mapping[str, Any], 
     """
     proposed = {f"best-{role}.yaml": (role, number, ROLES[role]) for role, number in found.chosen.items()}
     if "balanced" in found.chosen:
-        proposed["best.yaml"] = proposed["best-balanced.yaml"]
+        proposed[StudyExport.best.name] = proposed["best-balanced.yaml"]
     for number in found.front:
         words = "One point of the study's Pareto front: no other trial is at least as good in every objective."
         proposed[f"front/{number}.yaml"] = (f"front-{number}", number, words)

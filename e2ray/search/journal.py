@@ -17,9 +17,10 @@ from typing import Any
 
 from e2ray import files
 from e2ray.config.base import SettingsError
+from e2ray.records.folders import StudyFolder
 from e2ray.records.sealed import End, Lines, read, sealed
 
-JOURNAL = "study.journal"
+JOURNAL = StudyFolder.journal.name
 END_SUFFIX = ".end"
 LOCK_SUFFIX = ".lock"  # of Optuna's own lock, which a killed reader leaves behind
 _LOG = logging.getLogger(__name__)

@@ -14,9 +14,10 @@ from e2ray.evaluate.by_length import LengthCell, LengthPass, length_cells
 from e2ray.evaluate.effective import effective_length, scale_table, sentences
 from e2ray.evaluate.perplexity import Sums, cell
 from e2ray.evaluate.verdict import verdict
-from e2ray.files import write_json
+from e2ray.records.folders import RunFolder
 from e2ray.records.record import Plain
 from e2ray.records.retrieval import RetrievalRow
+from e2ray.records.run import Environment, Hardware
 from e2ray.report.evaluation import write_by_length, write_evaluation, write_lengths
 from e2ray.stages.run import resolve
 from e2ray.testing.recipes import L, recipe
@@ -92,14 +93,14 @@ def begun(storage: Path, name: str = "small", state: str = "running", step: int 
     """Write what a run leaves before its evaluation and return its folder."""
     folder = storage / name
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(dump(settings(storage, name, **changes)))
+    RunFolder(folder).config.write_text(dump(settings(storage, name, **changes)))
     write_status(folder, state=state, step=step, started_at="2026-01-01T10:00:00+00:00", ended_at=None)
     lines = [
         f'{{"step": {n}, "tokens": {256 * n}, "tokens_per_second": {rate}, "peak_memory_mib": {500 + n}}}\n'
         for n, rate in ((4, 128.0), (8, 256.0))
         if n <= step
     ]
-    (folder / "metrics.jsonl").write_text("".join(lines))
+    RunFolder(folder).metrics.write_text("".join(lines))
     return folder
 
 
@@ -135,7 +136,7 @@ def evaluated(
     (folder / "model").mkdir()
     for file, content in measured(better, WINDOWS, json.dumps(text), json.dumps(retrieval)).items():
         (folder / file).write_bytes(content)
-    hardware = {"machine": "x86_64", "cpus": 2, "memory_gib": 8.0, "gpus": []}
-    write_json(folder / "environment.json", {"versions": {"torch": "2"}, "commit": "c" * 40, "hardware": hardware})
+    hardware = Hardware(machine="x86_64", cpus=2, memory_gib=8.0, gpus=())
+    Environment(versions={"torch": "2"}, commit="c" * 40, hardware=hardware).write(RunFolder(folder).environment)
     write_status(folder, state="succeeded", ended_at="2026-01-01T10:02:30+00:00")
     return folder

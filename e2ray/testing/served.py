@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from e2ray.config.data import ByteLevelBpe
 from e2ray.data.tokenizer import train_byte_level_bpe
+from e2ray.records.folders import ExportFolder
 
 L = 32
 TEXT = "the dog sat on the log and looked at the porter, who is what he is"
@@ -42,7 +43,7 @@ def write_served_run(folder: Path, *, template: str | None = None) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     rows = [{"context_length": length, "served": scale} for length, scale in ((32, 1.0), (64, 3.0), (128, 5.0))]
-    (folder / "scales.json").write_text(json.dumps({"base_context_length": L, "lengths": rows}))
+    ExportFolder(folder).scales.write_text(json.dumps({"base_context_length": L, "lengths": rows}))
     return folder
 
 

@@ -26,11 +26,13 @@ from e2ray.core.file_names import ANY_WEIGHTS, CODE, INDEX, PICKLES, files_below
 from e2ray.core.model_folder import RECORD, weight_files
 from e2ray.core.weights import first_line
 from e2ray.data.tokenizer import tokenizer_files
+from e2ray.records.folders import ExportFolder
 
 BASE_CARD = "README.base.md"
 INDEXES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
 CARDS = re.compile(r"^(README(?:\.base)*)\.md$")
-OF_AN_EXPORT = frozenset({RECORD, "serving", "scales.json", "evaluation.png"})  # where the base is one of ours
+OF_EXPORTS = (ExportFolder.about, ExportFolder.serving, ExportFolder.scales, ExportFolder.picture)
+OF_AN_EXPORT = frozenset(entry.name for entry in OF_EXPORTS)  # where the base is one of ours
 OF_THE_BASE = frozenset(
     {"model-index", "base_model_relation", "widget", "new_version", "inference"}
 )  # fields of a card

@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from e2ray import files
 from e2ray.config.base import brief
 from e2ray.config.kinds import made_by
 from e2ray.config.trackers import SQLITE, TRACKERS, MlflowTracker, TrackerSettings, WandbTracker
 from e2ray.optional import library
+from e2ray.records.folders import RunFolder
+from e2ray.records.run import TrackerNumbers
 from e2ray.train.board import Board
 
-NUMBERS = "trackers.json"
 FINISH_S = 60  # that the end of a run waits for what wandb has not sent yet
 GROUPS = ("loss_by_scale", "watch_nll")  # metrics with a name for each number
 QUIET = {  # nothing goes where nobody asked for it, and a server that is gone holds no run up for long
@@ -258,12 +258,12 @@ def configured(
 
 
 def _opened(settings: TrackerSettings, folder: Path, *, name: str, continued: bool) -> Tracker:
-    known: dict[str, Any] = {}
-    if continued and (folder / NUMBERS).exists():
-        known = files.read_json(folder / NUMBERS, wanted="a run's numbers in its trackers; remove it to begin new ones")
+    path = RunFolder(folder).trackers
+    found = TrackerNumbers.find(path) if continued else None
+    known = dict((found.model_extra or {}) if found else {})
     made: NumberedTracker = made_by(TRACKERS, settings)(settings, folder, name=name, number=known.get(settings.key))
     if continued and made.number != known.get(settings.key):
-        files.write_json(folder / NUMBERS, known | {settings.key: made.number})
+        TrackerNumbers.model_validate(known | {settings.key: made.number}).write(path)
     return made
 
 
