@@ -35,7 +35,7 @@ MAY_DIFFER = (
 
 
 def compare(config: RunConfig) -> None:
-    """Run every lane of a recipe's `compare` section and write tables and picture.
+    """Run every lane of a recipe's `compare` section and write tables, picture and page.
 
     Raises:
         SettingsError: If a setting, a path or data is wrong, or another comparison has that name.
@@ -69,7 +69,7 @@ def compare(config: RunConfig) -> None:
             failed = sum(each.failed is not None for each in found)
             result = f"compared {len(jobs)} jobs" + (f", {failed} of them failed" if failed else "")
             write_status(run.folder, state="succeeded", ended_at=now(), result=result)
-        show(table)
+        show(f"{table}page: {ComparisonFolder(run.folder).page}")
 
 
 def _run_missing(run: ResolvedRun, jobs: list[Job]) -> None:
