@@ -9,6 +9,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NoReturn
 
 WRONG_PLACE = {errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS}
@@ -178,6 +179,15 @@ def _discard_unwritable_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _loading() -> AbstractContextManager[object]:
+    """Return a block that says every few seconds that its imports take their time."""
+    from functools import partial
+
+    from e2ray.data.pace import Pace
+
+    return Pace(partial(print, flush=True), "loading torch, transformers and Ray", total=1, unit="parts")
+
+
 def _dispatch(command: str, parsed: argparse.Namespace) -> None:
     from e2ray.config import load
     from e2ray.config.base import SettingsError
@@ -201,7 +211,8 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
     config = load.load(parsed.config, parsed.overrides)  # before torch and ray are imported
     match command:
         case "train" | "prepare" | "evaluate" | "suites" | "export":
-            from e2ray.stages import pipeline
+            with _loading():
+                from e2ray.stages import pipeline
 
             pipeline.COMMANDS[command](config)
         case "check":
@@ -209,11 +220,13 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
 
             check(config, measure=parsed.measure)
         case "tune":
-            from e2ray.stages import tune as tuning
+            with _loading():
+                from e2ray.stages import tune as tuning
 
             tuning.tune(config, resume=parsed.resume)
         case "compare":
-            from e2ray.stages import compare as comparing
+            with _loading():
+                from e2ray.stages import compare as comparing
 
             comparing.compare(config)
         case "plan":
