@@ -135,7 +135,7 @@ def finish(question: str, *, config: dict[str, Any], runs: Any, goals: list[dict
     from e2ray import files
     from e2ray.train.environment import environment
 
-    found = environment()
+    found = environment().model_dump(mode="json")
     for entry in goals:
         print(
             f"{'met   ' if entry['met'] else 'MISSED'}  {entry['name']}: {entry['value']:.4g} (wanted {entry['goal']})"
