@@ -8,7 +8,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "jobs"))
 
+import benchmarking
 from results_page import page
+
+from e2ray.train import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "jobs" / "results"
@@ -50,3 +53,13 @@ def test_a_result_without_its_script_is_named(tmp_path):
     (tmp_path / "a_b_2026-11-02.json").write_text(json.dumps(RESULT | {"command": "made by hand"}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"wanted 'python jobs/bench_<question>.py ...', got 'made by hand'"):
         page(tmp_path)
+
+
+def test_what_a_benchmark_writes_is_what_the_page_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "git_commit", lambda: "a" * 40)  # results come from a clean commit alone
+    monkeypatch.setattr(benchmarking, "RESULTS", tmp_path / "jobs" / "results")
+    monkeypatch.setattr(sys, "argv", ["jobs/bench_demo.py", "--check"])
+    goals = [benchmarking.goal("seconds", 2.0, at_most=3.0)]
+    assert benchmarking.finish("demo", config={}, runs=[1.5], goals=goals, check=True) == 0
+    shown = page(tmp_path / "jobs" / "results")
+    assert "1 of 1 goals met" in shown and "| seconds | 2 | <= 3.0 | met |" in shown
