@@ -18,8 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import UnionType
-from typing import IO, Any, get_args
+from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -252,34 +251,6 @@ def parse_json(content: bytes | str, *, where: str, wanted: str) -> Any:
         raise SettingsError(f"{where}: is no JSON ({error}); wanted {wanted}") from None
 
 
-def read_object(path: str | Path, *, wanted: str, keys: Mapping[str, type | UnionType]) -> dict[str, Any]:
-    """Return the object of a JSON file that holds these keys with values of these types; it may hold more.
-
-    Nothing but true and false passes for a bool, and they pass for nothing else.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        SettingsError: If it cannot be read or is something else.
-    """
-    return checked_object(read_json(path, wanted=wanted), where=path, wanted=wanted, keys=keys)
-
-
-def checked_object(
-    value: Any, *, where: str | Path, wanted: str, keys: Mapping[str, type | UnionType]
-) -> dict[str, Any]:
-    """Return a value read from JSON that is such an object; see `read_object`."""
-    if not isinstance(value, dict):
-        raise SettingsError(f"{where}: is damaged, it holds {kind_of(value)}; wanted {wanted}")
-    for key, kind in keys.items():
-        if key not in value:
-            raise SettingsError(f"{where}: is damaged, it lacks {key}; wanted {wanted}")
-        found = value[key]
-        if not isinstance(found, kind) or (isinstance(found, bool) and bool not in (get_args(kind) or (kind,))):
-            shown = repr(found) if isinstance(found, str | int | float) else kind_of(found)
-            raise SettingsError(f"{where}: is damaged, {key} is {shown}; wanted {wanted}")
-    return value
-
-
 def kind_of(value: object) -> str:
     """Return what a value of JSON is, in words."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
@@ -287,19 +258,9 @@ def kind_of(value: object) -> str:
 
 
 def write_sealed(path: str | Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object with its digest in it, whole or not at all; `read_sealed` finds every change of it."""
+    """Write a JSON object with its digest in it, whole or not at all; `read_told` finds every change of it."""
     assert DIGEST not in value, "the digest is put in here"
     write_json(path, {**value, DIGEST: digest(value)})
-
-
-def read_vouched(path: str | Path, *, wanted: str) -> Any:
-    """Return the value of a JSON file that this project has written, without the digest that vouches for it, if any.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        SettingsError: If it cannot be read, is not JSON, or not what was written.
-    """
-    return read_told(path, wanted=wanted)[0]
 
 
 def read_told(path: str | Path, *, wanted: str) -> tuple[Any, bool]:
@@ -310,17 +271,6 @@ def read_told(path: str | Path, *, wanted: str) -> tuple[Any, bool]:
         SettingsError: If it cannot be read, is not JSON, or not what was written.
     """
     return vouched(read_json(path, wanted=wanted), path, wanted)
-
-
-def read_sealed(path: str | Path, *, wanted: str, keys: Mapping[str, type | UnionType]) -> tuple[dict[str, Any], bool]:
-    """Return what `write_sealed` was given, and whether a digest vouched for it: earlier versions wrote none.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        SettingsError: If it is not what was written.
-    """
-    value, told = vouched(read_json(path, wanted=wanted), path, wanted)
-    return checked_object(value, where=path, wanted=wanted, keys=keys), told
 
 
 def vouched(value: Any, path: str | Path, wanted: str) -> tuple[Any, bool]:

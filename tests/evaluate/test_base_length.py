@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from e2ray.core.rope import RotaryHook
 from e2ray.evaluate import base_length
 from e2ray.evaluate.base_length import base_windows, measure_base, read_up_to, told
+from e2ray.records.base_length import WindowRead
 
 VOCABULARY = 32
 
@@ -98,7 +99,7 @@ def test_it_says_what_it_reads_and_what_it_found_so_far(model):
 
 
 def rows_of(*seen):
-    return [{"window": window, "nll": nll, "low": low} for window, nll, low in seen]
+    return [WindowRead(window=window, nll=nll, low=low) for window, nll, low in seen]
 
 
 def test_a_window_that_reads_a_little_worse_or_not_surely_worse_is_still_read():

@@ -216,3 +216,49 @@ def test_records_are_light():
     code = f"import e2ray.records.folders, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Card(Record):
+    """A file of two fields."""
+
+    what, anew = "a card", "write it anew"
+
+    name: str
+    pages: int
+    read_aloud: bool | None = None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "is damaged, it holds a list; wanted a card"),
+        ('"name"', "is damaged, it holds text; wanted a card"),
+        ("3", "is damaged, it holds a number; wanted a card"),
+        ("null", "is damaged, it holds null; wanted a card"),
+        ("{}", "is damaged, it lacks name; wanted a card"),
+        ('{"name": "a", "pages": "4"}', "is damaged, pages is '4', wanted a whole number; wanted a card"),
+        ('{"name": "a", "pages": true}', "is damaged, pages is True, wanted a whole number; wanted a card"),
+        ('{"name": ["a"], "pages": 4}', "is damaged, name is a list, wanted text; wanted a card"),
+        (
+            json.dumps({"name": "a" * 5_000, "pages": "b" * 5_000}),
+            "is damaged, pages is 'b{56}[.]{3}, wanted a whole number; wanted a card",
+        ),
+    ],
+)
+def test_an_object_of_another_shape_is_one_short_line(tmp_path, content, message):
+    path = tmp_path / "value.json"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match=rf"\A\S+value\.json: {message}; write it anew\Z") as error:
+        Card.read(path)
+    assert len(str(error.value)) < 500
+
+
+def test_an_older_object_may_hold_more_than_is_wanted(tmp_path):
+    files.write_json(tmp_path / "value.json", {"name": "a", "pages": 1, "c": []})
+    assert Card.read(tmp_path / "value.json") == Card(name="a", pages=1)
+
+
+def test_true_is_a_truth_value_wherever_one_may_stand():
+    assert Card.parse({"name": "a", "pages": 3, "read_aloud": True}, where="x").read_aloud
+    with pytest.raises(SettingsError, match="pages is True, wanted a whole number; wanted a card"):
+        Card.parse({"name": "a", "pages": True}, where="x")

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.weights import weights_digest
-from e2ray.files import read_vouched
+from e2ray.files import read_told
 from e2ray.records.table import write_table
 from e2ray.report.run_files import comparable, difference, read_run
 from e2ray.report.run_folder import open_run
@@ -162,7 +162,7 @@ def test_an_evaluation_of_other_weights_is_refused(tmp_path, name):
     folder = evaluated(tmp_path)
     save_file({"weight": np.ones(8, np.float32)}, folder / "model" / "model.safetensors")
     read(folder)  # an older one, which names no weights
-    content = read_vouched(folder / name, wanted="it")
+    content = read_told(folder / name, wanted="it")[0]
     for digest in (weights_digest(folder / "model"), "0" * 64):
         (content if name == "scales.json" else content["verdict"]["protocol"])["weights_digest"] = digest
         (folder / name).write_text(json.dumps(content))

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from e2ray.config.base import SettingsError
-from e2ray.files import read_vouched, write_json
+from e2ray.files import read_told, write_json
 from e2ray.report.frame.page import Picture, Table
 from e2ray.report.frame.text import DASH
 from e2ray.report.run_files import read_run
@@ -62,7 +62,7 @@ def test_one_run_has_a_verdict_and_every_section_that_it_measured(tmp_path):
 def without_its_scaling(folder, kind):
     """Make a run one of a base whose scaling was removed and return its folder."""
     path = folder / "evaluation.json"
-    found = read_vouched(path, wanted="it")
+    found = read_told(path, wanted="it")[0]
     found["verdict"]["removed_scaling"] = {
         "scaling": kind,
         "factor": 4.0,

@@ -24,8 +24,8 @@ from e2ray.core.model_folder import seal
 from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.perplexity import Cell
 from e2ray.evaluate.verdict import verdict
-from e2ray.files import read_vouched
 from e2ray.records.evaluation import Evaluation
+from e2ray.records.scales import ScaleRow, Scales
 from e2ray.serve.card import RunFacts
 from e2ray.serve.export import export
 from e2ray.serve.generate import Generator
@@ -432,7 +432,7 @@ def test_commands_name_the_model_they_are_given(folders):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_length_that_was_measured_better_at_another_scale_is_served_at_that_one(folders, tmp_path, name):
-    scales = {"base_context_length": L, "lengths": [{"context_length": 1024, "served": 11.0}]}
+    scales = Scales(base_context_length=L, lengths=(ScaleRow(context_length=1024, served=11.0),))
     result = run_export(folders, tmp_path / "out", name, scales=scales)
     assert [check["scale"] for check in result["checks"]] == [1.0, 3.0, 11.0]
     trained = AutoModelForCausalLM.from_pretrained(folders / name).eval()
@@ -444,12 +444,12 @@ def test_a_length_that_was_measured_better_at_another_scale_is_served_at_that_on
         torch.testing.assert_close(served(tokens).logits, trained(tokens).logits, rtol=0, atol=1e-4)
     assert "was measured better at this length than W / L = 16" in (profile / "README.md").read_text()
     assert json.loads((profile / "commands.json").read_text())["scale"] == 11.0
-    assert read_vouched(tmp_path / "out" / "scales.json", wanted="scales") == scales
+    assert Scales.read(tmp_path / "out" / "scales.json") == scales
 
 
 def test_no_measurement_is_claimed_where_the_papers_scale_was_not_measured(folders, tmp_path):
-    row = {"context_length": 1024, "served": 4.0, "paper_scale": 16.0, "paper_nll": None}  # of an older evaluation
-    scales = {"base_context_length": L, "lengths": [row]}
+    row = ScaleRow(context_length=1024, served=4.0, paper_scale=16.0)  # of an older evaluation
+    scales = Scales(base_context_length=L, lengths=(row,))
     result = run_export(folders, tmp_path / "out", context_lengths=(1024,), scales=scales)
     assert [check["scale"] for check in result["checks"]] == [16.0]
     text = (tmp_path / "out" / "serving" / "1024" / "README.md").read_text()

@@ -257,7 +257,7 @@ def test_scales_that_are_damaged_or_of_another_model_are_refused(beside):
     with pytest.raises(SettingsError, match=r"scales\.json: was measured with other weights than .*/beside/model; run"):
         Generator(beside, device="cpu")
     (beside / "scales.json").write_text('{"lengths": []}')
-    with pytest.raises(SettingsError, match=r"scales\.json: is damaged; wanted base_context_length and lengths"):
+    with pytest.raises(SettingsError, match=r"scales\.json: is damaged, it lacks base_context_length; wanted base"):
         Generator(beside, device="cpu")
 
 

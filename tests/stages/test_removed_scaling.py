@@ -35,7 +35,7 @@ def test_the_move_is_told_before_the_training_and_stands_in_verdict_and_card(ray
     }
     pipeline.execute(validate(recipe, source="test"))
     folder = tmp_path / "runs" / "small"
-    removed = files.read_vouched(folder / "removed_scaling.json", wanted="what removing the scaling did")
+    removed = files.read_told(folder / "removed_scaling.json", wanted="what removing the scaling did")[0]
     assert (removed["scaling"], removed["factor"], removed["tokens"]) == ("yarn", 4.0, 128)
     assert removed["mean_difference"] > 0.01
     told = capsys.readouterr().out.splitlines()
