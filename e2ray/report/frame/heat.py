@@ -69,8 +69,3 @@ def marks(framed: str, *, starred: str = "") -> list[Patch | Line2D]:
     star = Line2D([], [], marker="*", color=INK, linestyle="none", markersize=8, label=starred)
     frame = Patch(facecolor="none", label=framed, **FRAMED)
     return [frame, *([star] if starred else []), Patch(label="not measured", **HATCHED)]
-
-
-def missing_cell(axis: Axes, column: int, row: int) -> None:
-    """Hatch a cell of a grid that was not measured."""
-    axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, linewidth=0, **HATCHED))
