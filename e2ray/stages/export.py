@@ -87,5 +87,5 @@ def tell_old_export(run: ResolvedRun) -> None:
     if run.config.export is not None and run.config.export.scale != "measured":
         return
     old, new = ExportFolder(run.files.export).scales, run.files.scales
-    if old.parent.is_dir() and new.exists() and Scales.find(old) != Scales.read(new):
+    if old.parent.is_dir() and new.exists() and (not old.exists() or old.read_bytes() != new.read_bytes()):
         show(f"{old.parent}: serves by an earlier evaluation; `e2ray export` writes it anew")

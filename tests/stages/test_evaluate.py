@@ -13,6 +13,7 @@ from e2ray.core.model_folder import seal
 from e2ray.evaluate.plausible import ImplausibleError
 from e2ray.evaluate.weights import weights_digest
 from e2ray.records.model import ModelTraining
+from e2ray.records.retrieval import RetrievalRow
 from e2ray.records.run import Training
 from e2ray.stages import evaluate as evaluation
 from e2ray.stages import export as exporting
@@ -37,11 +38,15 @@ def read(run, name):
     return json.loads((run.folder / name).read_text())
 
 
+def rows_asked():
+    return [RetrievalRow.model_validate(row | {"tokens": row["context_length"]}) for row in asked(4)]
+
+
 def test_retrieval_stands_beside_the_surface(run, monkeypatch, capsys):
-    rows = [row | {"tokens": row["context_length"]} for row in asked(4)]
+    rows = rows_asked()
     monkeypatch.setattr(evaluation, "_retrieval", lambda *arguments: rows)
     found = evaluation.evaluate(run, "shards", None)
-    assert read(run, "retrieval.json")["rows"] == rows
+    assert read(run, "retrieval.json")["rows"] == [row.plain() for row in rows]
     effective = read(run, "effective.json")
     assert (effective["effective"], effective["retrieval_lengths"]) == (128, [64, 128])
     assert (effective["criterion"], effective["last"]) == ("last_tokens", 8)
@@ -74,7 +79,7 @@ def test_the_surface_is_written_before_retrieval_fails(run, monkeypatch):
 
 @pytest.fixture
 def measured(run, monkeypatch):
-    monkeypatch.setattr(evaluation, "_retrieval", lambda *arguments: asked(4))
+    monkeypatch.setattr(evaluation, "_retrieval", lambda *arguments: rows_asked())
     evaluation.evaluate(run, "shards", None)
     return run
 
@@ -157,7 +162,7 @@ def test_an_export_of_an_earlier_evaluation_is_told(measured, capsys):
 
 def test_a_tuned_model_that_cannot_be_the_trained_one_fails_and_its_figures_stay(run):
     nll = next(each.mean for each in surface() if (each.model, each.window, each.scale) == ("tuned", L, 1.0))
-    line = {"step": 6, "loss_by_scale": {"1": nll - 3.5}}
+    line = {"step": 6, "tokens": 1536, "tokens_per_second": 1.0, "loss_by_scale": {"1": nll - 3.5}}
     (run.folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     run = replace(run, config=run.config.model_copy(update={"evaluate": plain(run.config.evaluate)}))
     with pytest.raises(ImplausibleError, match=rf"is {nll:.3f}, its last training loss was {nll - 3.5:.3f}"):

@@ -1,6 +1,5 @@
 """What a run says of how it went, whose tokenizer it has, and which base it names."""
 
-import json
 import signal
 
 import pytest
@@ -12,10 +11,13 @@ from e2ray.config.data import ByteLevelBpe
 from e2ray.config.load import validate
 from e2ray.data.identity import shards_digest
 from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash, train_byte_level_bpe
+from e2ray.evaluate.perplexity import cell
+from e2ray.evaluate.verdict import verdict
+from e2ray.records.evaluation import Evaluation
 from e2ray.records.manifest import Manifest
 from e2ray.stages import train as training
 from e2ray.stages.run import Preempted, ResolvedRun, ray_address, reporting, resolve, result_line, run_tokenizer
-from e2ray.testing.runs import L, settings
+from e2ray.testing.runs import L, settings, surface
 from e2ray.train.record import KILLED, read_status, write_status
 
 
@@ -96,7 +98,9 @@ def test_an_evaluation_of_another_shape_is_one_line(run, content):
     (run.folder / "evaluation.json").write_text(content)
     with pytest.raises(SettingsError, match=r"evaluation\.json: is .*; run `e2ray evaluate` again"):
         result_line(run)
-    (run.folder / "evaluation.json").write_text(json.dumps({"verdict": {"sentences": ["Reads far."]}}))
+    cells = [cell(each) for each in surface()]
+    told = verdict(cells, L).changed(sentences=("Reads far.",))
+    Evaluation(rows=tuple(cells), verdict=told).write(run.folder / "evaluation.json")
     assert result_line(run) == f"Reads far. Model: {run.folder / 'model'}"
 
 
