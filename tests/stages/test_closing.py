@@ -69,7 +69,8 @@ def test_trackers_hear_every_nll_once_and_get_the_tables(measured, monkeypatch):
 
     track_evaluation(measured)
     assert told == []  # none is asked for
-    monkeypatch.setattr("e2ray.train.trackers.configured", lambda *given, **named: [("kept", Kept)])
+    monkeypatch.setattr("e2ray.stages.closing.configured", lambda *given, **named: [("kept", Kept)])
+    monkeypatch.setattr("e2ray.stages.closing.located", lambda settings, storage: settings)
     tracked = measured.config.model_copy(update={"trackers": ("any",)})
     track_evaluation(type(measured)(tracked, measured.base_context_length, ()))
     (step, numbers), *files, last = told
