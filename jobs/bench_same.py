@@ -361,6 +361,12 @@ def sorted_out(
     return listed(None), explained
 
 
+def _without_library(told: dict[str, Any]) -> dict[str, Any]:
+    """Return recipes that say nothing of where the interpreter lies."""
+    without: dict[str, Any] = json.loads(json.dumps(told).replace(sysconfig.get_paths()["stdlib"], "<stdlib>"))
+    return without
+
+
 def options() -> argparse.Namespace:
     """Return what the command line says."""
     made = parser(__doc__)
@@ -404,7 +410,7 @@ def main() -> int:
         "losses": losses,
     }
     config = {
-        "recipes": recipes(Path("work")),
+        "recipes": _without_library(recipes(Path("work"))),
         "commands": commands(Path("work")),
         "not_compared": NOT_COMPARED.pattern,
     }
