@@ -38,7 +38,10 @@ def test_a_page_that_cannot_be_written_is_told_and_the_run_stays_done(measured, 
     (measured.folder / PAGE).mkdir()
     (measured.folder / PAGE / "in the way").touch()
     assert write_page(measured) is None
-    told = capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines(keepends=True)
+    told = "".join(
+        line for line in lines if not line.startswith("writing the page: ")
+    )  # on a slow machine it takes long
     assert told.startswith("warning: ") and PAGE in told and told.count("\n") == 1
 
 
