@@ -161,6 +161,12 @@ def small(tmp_path, corpus):
     return made
 
 
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory):
+    """One storage for the longest runs: shards and a base are named by content, so the first makes them for all."""
+    return str(tmp_path_factory.mktemp("storage"))
+
+
 @pytest.fixture
 def own_tasks_only(monkeypatch):
     """The harness without the tasks that it brings: reading them all, for an unknown name or a group, takes seconds."""

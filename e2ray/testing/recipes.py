@@ -13,6 +13,14 @@ LLAMA = {
     "intermediate_size": 64,
     "base_context_length": L,
 }
+PRETRAIN = {  # what makes a base of it
+    "steps": 8,
+    "batch_sequences": 8,
+    "micro_batch_sequences": 4,
+    "lr": 1e-2,
+    "log_every": 1,
+    "checkpoint_every": 4,
+}
 
 
 def recipe(storage: str | Path, *, texts: str = "/texts/*.txt", **sections: object) -> dict[str, object]:

@@ -17,6 +17,7 @@ from e2ray.config.load import validate
 from e2ray.config.positions import PositionSettings
 from e2ray.records.comparison import Lane, LaneSums
 from e2ray.stages import compare as comparing
+from e2ray.testing.recipes import PRETRAIN
 from e2ray.train import lane as lanes
 from e2ray.train.lane import Job, is_done, run_job
 
@@ -25,7 +26,7 @@ from e2ray.train.lane import Job, is_done, run_job
 def recipe(small):
     training = {"steps": 6, "batch_sequences": 8, "micro_batch_sequences": 4, "log_every": 2, "checkpoint_every": 6}
     return small | {
-        "pretrain": training | {"lr": 1e-2},
+        "pretrain": dict(PRETRAIN),
         "train": training | {"lr": 1e-3},
         "compare": {
             "lanes": ["e2llm", "pi_long"],
@@ -61,9 +62,10 @@ def test_a_job_of_the_lane_best_says_what_it_trains_with(recipe):
 
 
 @pytest.mark.ray
-def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_cluster, recipe, capsys):
+def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_cluster, recipe, storage, capsys):
+    recipe |= {"storage": storage, "name": "lanes"}
     comparing.compare(validate(recipe, source="test"))
-    folder = Path(recipe["storage"]) / "small"
+    folder = Path(storage) / "lanes"
     left = {path.stem: json.loads(path.read_text()) for path in (folder / "lanes").glob("*.json")}
     assert sorted(left) == [
         *("base-0", "e2llm-1", "e2llm-2", "linear-0", "own-under yarn-1", "own-under yarn-2", "pi_long-1")

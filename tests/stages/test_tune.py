@@ -22,6 +22,7 @@ from e2ray.stages import pipeline
 from e2ray.stages import tune as tuning
 from e2ray.stages.check import check
 from e2ray.stages.run import resolve
+from e2ray.testing.recipes import PRETRAIN
 from e2ray.train.record import read_status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def recipe(small):
     """A study in miniature: a pretrained base, ten trials of nine steps."""
     training = {"steps": 9, "batch_sequences": 4, "micro_batch_sequences": 4, "log_every": 1, "checkpoint_every": 9}
     return small | {
-        "pretrain": training | {"lr": 1e-2},
+        "pretrain": dict(PRETRAIN),
         "train": training | {"lr": 1e-3},
         "search": {
             "trials": 10,
@@ -54,9 +55,10 @@ def rows_of(folder):
     return {row["number"]: row for row in pq.read_table(folder / "export" / "trials.parquet").to_pylist()}
 
 
-def test_a_study_leaves_its_exports_and_they_can_be_trained(ray_cluster, recipe, capsys):
+def test_a_study_leaves_its_exports_and_they_can_be_trained(ray_cluster, recipe, storage, capsys):
+    recipe |= {"storage": storage, "name": "study"}
     tuning.tune(config_of(recipe), resume=False)
-    folder = Path(recipe["storage"]) / "small"
+    folder = Path(storage) / "study"
     export = folder / "export"
     names = {path.name for path in export.iterdir()}
     wanted = {
@@ -103,7 +105,7 @@ def test_a_study_leaves_its_exports_and_they_can_be_trained(ray_cluster, recipe,
     tuning.tune(config_of(recipe), resume=True)
     assert exported() == before
     recipe["search"]["space"] = {"train.lr": {"kind": "float", "low": 1e-4, "high": 1e-3}}
-    with pytest.raises(SettingsError, match=r"the study 'small' was begun with other settings: search\.space: None"):
+    with pytest.raises(SettingsError, match=r"the study 'study' was begun with other settings: search\.space: None"):
         tuning.tune(config_of(recipe), resume=True)
     (folder / "config.yaml").unlink()
     with pytest.raises(SettingsError, match=r"config\.yaml: is missing beside the journal of a study"):
