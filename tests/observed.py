@@ -37,6 +37,7 @@ from e2ray.stages import train as training
 from e2ray.train import engine, launch, rank, record, trackers, worker
 from e2ray.train.lookout import pays_too_much
 from e2ray.train.loop import Diverged, Skips, fit
+from e2ray.train.parameters import precision_of
 from e2ray.train.schedule import learning_rate
 
 VOCABULARY = 300
@@ -236,7 +237,7 @@ def deepspeed(run, path):
     """What DeepSpeed is told, on CPUs and on GPUs."""
     settings, found = settings_of(run, path), []
     for device in ("cpu", "cuda"):
-        dtype = engine.precision_of(settings, torch.device(device))
+        dtype = precision_of(settings, torch.device(device))
         found.append([str(dtype), engine.deepspeed_settings(settings, num_workers=1, dtype=dtype)])
     return found
 
