@@ -376,7 +376,9 @@ def to_ray(run, path):
                     told["without_gpu"] = None
             fitted = {}
             patch.setattr(launch, "TorchTrainer", lambda work, **options: fitted.update(options) or _Fitted())
-            launch._fit(types.SimpleNamespace(name="walk", folder=run.folder, show_progress=False), settings)
+            steps = types.SimpleNamespace(steps=1)
+            told_of = types.SimpleNamespace(name="walk", folder=run.folder, show_progress=False, train=steps)
+            launch._fit(told_of, settings)
             told["failures"] = fitted["run_config"].failure_config.max_failures
             told["scaling"] = repr(fitted["scaling_config"])
             told["start_timeout"] = os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]
