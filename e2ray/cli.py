@@ -40,14 +40,6 @@ class _Parser(argparse.ArgumentParser):
 
         self.exit(2, f"{self.prog}: {brief(message)}; see {self.prog} --help\n")
 
-    def format_help(self) -> str:
-        """Return the help; the names of files are looked up by who asks for them."""
-        if self.get_default("names_files"):
-            from e2ray.records.reference import records
-
-            self.epilog = f"NAME is run-folder, or one of {', '.join(records())}."
-        return super().format_help()
-
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of one command, or of all of them as subcommands."""
@@ -64,13 +56,17 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def _add_options(target: argparse.ArgumentParser, command: str) -> None:
     if command == "schema":
-        target.add_argument("name", nargs="?", metavar="NAME", help="a file that e2ray leaves; default: a recipe")
+        target.add_argument(
+            "name",
+            nargs="?",
+            metavar="NAME",
+            help="a file that e2ray leaves, as `evaluation`; an unknown one brings the list; default: a recipe",
+        )
         target.add_argument(
             "--markdown",
             action="store_true",
             help="as a page for people: docs/settings.md, or of run-folder docs/run-folder.md",
         )
-        target.set_defaults(names_files=True)
         return
     if command == "shards":
         target.add_argument("question", choices=("info", "verify", "report"), help="what to tell about the folder")

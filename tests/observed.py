@@ -30,6 +30,7 @@ from e2ray.data.corpus import list_items
 from e2ray.data.order import Reader
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.data.unpack import Limits
+from e2ray.records.run import MetricsLine
 from e2ray.stages import cluster, pipeline, suites
 from e2ray.stages import compare as comparing
 from e2ray.stages import evaluate as evaluation
@@ -325,7 +326,7 @@ def progress_lines(run, path):
         patch.setattr(record, "time", clock)
         run.folder.mkdir(parents=True, exist_ok=True)
         made = record.Recorder(run.folder, start_step=0, steps=1000, progress_s=settings.progress_s, show=lines.append)
-        made.metrics = {"loss": 1.0, "tokens_per_second": 1.0, "scale_mean": 1.0}
+        made.metrics = MetricsLine(step=1, tokens=1, loss=1.0, tokens_per_second=1.0, scale_mean=1.0)
         for step in range(1, 100):
             clock.now += 1.0
             made.progress(step)

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from e2ray.core import model as models
 from e2ray.core.methods.registry import method_of
 from e2ray.evaluate import asking
+from e2ray.records.run import MetricsLine
 from e2ray.search import progress, tune
 from e2ray.search.shared import share
 from e2ray.search.study import Study
@@ -84,7 +85,8 @@ def plausible(run, path):
     from e2ray.evaluate.perplexity import Cell
     from e2ray.evaluate.plausible import ImplausibleError, refuse_implausible
 
-    lines, found, settings = [{"step": 1, "loss_by_scale": {"1": 2.0}}], [], run.config.evaluate
+    found, settings = [], run.config.evaluate
+    lines = [MetricsLine(step=1, tokens=1, tokens_per_second=1.0, loss_by_scale={"1": 2.0})]
     bounds = {"loss_gap": settings.loss_gap, "least_loss_share": settings.least_loss_share}
     for nll in (0.0, 2.0, *(2.0 + 2.0**power for power in range(-50, 40)), *(2.0**power for power in range(-120, 1))):
         fields = ("tuned", 32, 1.0, nll, 0.0, 100, 1, 8, None)

@@ -46,7 +46,9 @@ def schema(name: str) -> dict[str, Any]:
     """
     known = records()
     if name not in known:
-        raise SettingsError(f"schema: no file is called {name!r}, wanted one of {', '.join(known)}, or none: a recipe")
+        raise SettingsError(
+            f"schema: no file is called {name!r}, wanted {PAGE}, or one of {', '.join(known)}, or none: a recipe"
+        )
     record = known[name]
     made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **record.model_json_schema()}
     if issubclass(record, Record):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue, field_validator
 
 from e2ray.records.record import Count, Line, Many, Nats, Part, Record, Scale, Seconds, Sparse, Tokens, left_out
 
@@ -52,6 +52,13 @@ class Environment(Sparse, Record):
     commit: str | None = Field(None, description="Of e2ray's checkout, `-dirty` behind changes; null outside of one.")
     hardware: Hardware | None = Field(None, description="Of the driver's machine.")
     training: Training | None = Field(None, description="What the training runs on, once it does.")
+
+    @field_validator("training")
+    @classmethod
+    def _is_there(cls, training: Training | None) -> Training | None:
+        if training is None:
+            raise ValueError("is null, wanted an object")
+        return training
 
 
 class MetricsLine(Sparse, Line):

@@ -10,7 +10,7 @@ from e2ray import cli
 from e2ray.records.folders import FOLDERS
 from e2ray.records.record import Line, Record
 from e2ray.records.reference import page, records, schema
-from tests.records.test_record import made
+from tests.records.examples import made
 
 KEPT = Path(__file__).resolve().parents[2] / "docs" / "run-folder.md"
 
@@ -58,16 +58,14 @@ def test_a_schema_takes_what_is_written_and_no_unknown_field(name, tmp_path, cap
 def test_the_page_is_printed_and_names_are_told(capsys):
     assert cli.main(["schema", "--markdown", "run-folder"]) == 0
     assert capsys.readouterr().out == page() + "\n"
-    with pytest.raises(SystemExit):
-        cli.main(["schema", "--help"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert f"NAME is run-folder, or one of {', '.join(records())}." in told.replace("- ", "-")
+    assert cli.main(["schema", "no-such-file"]) == 2
+    assert f"wanted run-folder, or one of {', '.join(records())}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["nothing"], "no file is called 'nothing', wanted one of base-length, cell, "),
+        (["nothing"], "no file is called 'nothing', wanted run-folder, or one of base-length, cell, "),
         (["run-folder"], "run-folder is a page, and nothing else; wanted --markdown of it alone"),
         (["scales", "--markdown"], "run-folder is a page, and nothing else; wanted --markdown of it alone"),
     ],

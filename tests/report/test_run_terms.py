@@ -1,6 +1,8 @@
 import pytest
 
 from e2ray.evaluate.perplexity import Cell
+from e2ray.records.folders import RunFolder
+from e2ray.records.run import Environment
 from e2ray.records.suites import Score
 from e2ray.report.frame.text import DASH, MISSING, setting_text
 from e2ray.report.frame.text import duration as time_text
@@ -74,6 +76,7 @@ def test_settings_that_decide_come_before_those_that_do_not(tmp_path):
 
 def test_versions_that_differ_are_told_as_such(tmp_path):
     one, other = evaluated(tmp_path, "one"), evaluated(tmp_path, "other")
-    text = (other / "environment.json").read_text()
-    (other / "environment.json").write_text(text.replace('"torch": "2"', '"torch": "3"'))
+    path = RunFolder(other).environment
+    environment = Environment.read(path)
+    environment.changed(versions=environment.versions | {"torch": "3"}).write(path)
     assert differing([read(one), read(other)]) == [("environment.versions.torch", ["2", "3"], False)]

@@ -27,7 +27,10 @@ SPACE = {
     BREAKS: {"kind": "int", "low": 1, "high": 16, "log": True, "when": {AT: ["random_breaks"]}},
     PIN: {"kind": "choice", "options": [False, True], "when": {AT: ["sorted_random"]}},
 }
-RECIPE = read_recipe(Path(__file__).parents[2] / "jobs" / "recipes" / "demo-cpu.yaml") | {"name": "demo"}
+RECIPE = read_recipe(Path(__file__).parents[2] / "jobs" / "recipes" / "demo-cpu.yaml") | {
+    "name": "demo",
+    "positions": {"preset": "e2llm", "max_scale": 16},
+}
 STEPS = RECIPE["train"]["steps"]
 
 

@@ -472,7 +472,9 @@ def test_how_far_a_base_reads_is_measured_once_there_is_held_out_text(
     recipe, checkpoint, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(evaluation, "wants_gpu", lambda settings: False)
-    monkeypatch.setattr(evaluation, "remote", lambda name, function, *arguments, use_gpu: function(*arguments))
+    monkeypatch.setattr(
+        evaluation, "remote", lambda name, function, *arguments, use_gpu, tells=False: function(*arguments)
+    )
     with pytest.raises(SettingsError, match=r"^--measure: the base is pretrained by the run at L"):
         check(config_of(recipe), measure=True)
     recipe["model"] = checkpoint()

@@ -115,6 +115,7 @@ SEEN = {
     ),
     "EvaluateSettings": {
         **dict.fromkeys(("windows", "scales", "documents", "skip_documents", "document_tokens", "stride"), "surface"),
+        "untrained": "surface",
         **{"loss_gap": "plausible", "least_loss_share": "plausible", "batch_tokens": "surface"},
         **{"retrieval": "stages", "suites": "stages"},
     },

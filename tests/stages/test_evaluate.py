@@ -97,7 +97,9 @@ def test_both_models_are_read_with_the_attention_of_the_training_unless_the_reci
     tmp_path, monkeypatch, capsys, named, device, read_with, said
 ):
     monkeypatch.setattr(evaluation, "wants_gpu", lambda settings: False)
-    monkeypatch.setattr(evaluation, "remote", lambda name, function, *arguments, use_gpu: function(*arguments))
+    monkeypatch.setattr(
+        evaluation, "remote", lambda name, function, *arguments, use_gpu, tells=False: function(*arguments)
+    )
     sizes = settings(tmp_path).model.model_dump() | {"attention": named}
     run = ResolvedRun(settings(tmp_path, model=sizes), L)
     run.folder.mkdir(parents=True)

@@ -1,6 +1,5 @@
 """Trackers: each gets every logged step from rank 0 and the run's files, and none that fails stops a run."""
 
-import json
 import math
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from e2ray.config.trackers import MlflowTracker, WandbTracker
+from e2ray.records.folders import RunFolder
+from e2ray.records.run import TrackerNumbers
 from e2ray.testing.tasks import CPU, rows, small_task
 from e2ray.train import trackers, worker
 from e2ray.train.record import read_metrics
@@ -125,7 +126,7 @@ def test_mlflow_keeps_numbers_and_files_beside_the_runs_and_a_restart_goes_on_in
     history = client(run_folder.parent).get_metric_history(found.info.run_id, "train.loss")
     assert [each.step for each in history] == [3, 6]
     assert list((run_folder.parent / "mlflow-artifacts").rglob("evaluation.json"))
-    (number,) = json.loads((run_folder / trackers.NUMBERS).read_text()).values()
+    (number,) = TrackerNumbers.read(RunFolder(run_folder).trackers).plain().values()
     assert number == found.info.run_id
 
 
@@ -135,12 +136,14 @@ def test_a_tracker_elsewhere_gets_a_run_of_its_own_and_the_first_one_goes_on_whe
         made = opened((settings,), run_folder)
         made.log({"loss": 1.0}, 1)
         made.close()
-    assert len(json.loads((run_folder / trackers.NUMBERS).read_text())) == 2
+    assert len(TrackerNumbers.read(RunFolder(run_folder).trackers).plain()) == 2
     (found,) = mlflow_runs(run_folder.parent)
     assert len(client(run_folder.parent).get_metric_history(found.info.run_id, "train.loss")) == 2
     client(run_folder.parent).delete_run(found.info.run_id)
-    numbers_of = run_folder / trackers.NUMBERS
-    numbers_of.write_text(numbers_of.read_text().replace(found.info.run_id, "0" * 32))  # a run that nobody knows
+    path = RunFolder(run_folder).trackers
+    known = TrackerNumbers.read(path).plain()
+    unknown = {key: "0" * 32 if number == found.info.run_id else number for key, number in known.items()}
+    TrackerNumbers.model_validate(unknown).write(path)
     opened((first,), run_folder).close()
     assert len(mlflow_runs(run_folder.parent)) == 1
 
@@ -194,7 +197,7 @@ def test_wandb_keeps_a_run_below_the_runs_folder_without_a_server(run_folder):
         made = opened((WandbTracker(),), run_folder)
         made.log(LINE, step)
         made.close()
-    (number,) = json.loads((run_folder / trackers.NUMBERS).read_text()).values()
+    (number,) = TrackerNumbers.read(RunFolder(run_folder).trackers).plain().values()
     files = sorted((run_folder / "wandb").glob(f"offline-run-*-{number}/run-{number}.wandb"))
     until = time.monotonic() + 30  # its own process writes, and on a busy machine is not done when the run has ended
     while not all(b"train/loss" in path.read_bytes() for path in files) and time.monotonic() < until:
@@ -209,7 +212,7 @@ def test_a_server_that_nobody_answers_at_is_one_line_and_the_run_goes_on(run_fol
     made.log(LINE, 3)
     (line,) = lines
     assert line.startswith("warning: trackers.0 (mlflow): logs no more, ") and "\n" not in line
-    assert not (run_folder / trackers.NUMBERS).exists()
+    assert not (run_folder / RunFolder.trackers.name).exists()
 
 
 def test_a_library_that_is_not_there_is_named_with_what_to_install(monkeypatch):
@@ -239,7 +242,7 @@ def test_a_training_logs_each_line_to_all_and_none_of_them_changes_it(tmp_path, 
     history = client(tmp_path / "tracked").get_metric_history(found.info.run_id, "train.loss")
     assert [each.value for each in history] == pytest.approx(lines["tracked"]) and found.info.status == "FINISHED"
     assert [value for _, value in scalars(task.folder)["train/loss"]] == pytest.approx(lines["tracked"])
-    assert not (tmp_path / "plain" / "run" / trackers.NUMBERS).exists()
+    assert not (tmp_path / "plain" / "run" / RunFolder.trackers.name).exists()
 
 
 def test_no_tracker_is_imported_unless_it_is_asked_for():

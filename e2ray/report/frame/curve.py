@@ -39,6 +39,7 @@ def curve(
     *,
     label: str = "",
     interval: Literal["band", "bars"] | None = None,
+    even_empty: bool = False,
     **style: Any,
 ) -> None:
     """Draw a curve; nothing where it has no points.
@@ -49,11 +50,12 @@ def curve(
         look: Its colour, mark and line.
         label: In the legend.
         interval: How the interval is drawn.
+        even_empty: Whether one without points stands in the legend, too.
         style: What matplotlib is told beside the look.
     """
-    if not points:
+    if not points and not even_empty:
         return
-    x, y, *ends = (list(column) for column in zip(*points, strict=True))
+    x, y, *ends = (list(column) for column in zip(*points, strict=True)) if points else ([], [])
     drawn: dict[str, Any] = {
         "color": look.colour, "marker": look.mark, "linestyle": look.line, "linewidth": look.width,
         "markersize": look.size, **style,

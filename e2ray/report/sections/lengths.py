@@ -43,7 +43,8 @@ def _draw_model(axis: Axes, cells: Sequence[LengthCell], title: str, scales: Seq
         points = {cell.context_length: cell.bucket_nll for cell in cells if cell.scale == scale}
         colour = colormaps["viridis"](0.92 * index / max(1, len(scales) - 1))
         look = Look(colour, MARKS[index % len(MARKS)], width=1.8, size=5)
-        curve(axis, [(lengths.index(length), nll) for length, nll in points.items()], look, label=f"{scale:g}")
+        known = [(lengths.index(length), nll) for length, nll in points.items()]
+        curve(axis, known, look, label=f"{scale:g}", even_empty=True)  # the other model may have it
     starts = [1, *(length + 1 for length in lengths[:-1])]
     names = [f"{first:,}\nto {last:,}" for first, last in zip(starts, lengths, strict=True)]
     axis.set_xticks(range(len(lengths)), names, fontsize=8)
