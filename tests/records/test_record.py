@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from records_examples import made
 
 from e2ray import files
 from e2ray.config.base import SettingsError
@@ -17,7 +18,6 @@ from e2ray.records.model import ModelRecord
 from e2ray.records.record import Line, Part, Record
 from e2ray.records.run import Status
 from e2ray.records.sealed import sealed
-from tests.records.examples import made
 
 PARTS = sorted(
     {entry.record for folder in FOLDERS for entry in folder.entries() if entry.record}, key=lambda r: r.__name__

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from records_examples import made
 
 from e2ray import cli
 from e2ray.records.folders import FOLDERS
 from e2ray.records.record import Line, Record
 from e2ray.records.reference import page, records, schema
-from tests.records.examples import made
 
 KEPT = Path(__file__).resolve().parents[2] / "docs" / "run-folder.md"
 
