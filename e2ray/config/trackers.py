@@ -18,7 +18,7 @@ class TrackerKind(Settings):
         kind: str = ""
 
     @property
-    def library(self) -> str | None:
+    def package(self) -> str | None:
         """What has to be installed, an extra of this package by the same name; None where nothing has."""
         return None
 
@@ -40,7 +40,7 @@ class MlflowTracker(TrackerKind):
     experiment: str = Field("e2ray", min_length=1, max_length=200, description="That the run belongs to.")
 
     @property
-    def library(self) -> str:
+    def package(self) -> str:
         """MLflow."""
         return self.kind
 
@@ -63,7 +63,7 @@ class WandbTracker(TrackerKind):
     online: bool = Field(False, description="Send as it trains; else kept under the run's folder for `wandb sync`.")
 
     @property
-    def library(self) -> str:
+    def package(self) -> str:
         """Weights & Biases."""
         return self.kind
 

@@ -270,5 +270,5 @@ def _opened(settings: TrackerSettings, folder: Path, *, name: str, continued: bo
 def missing(settings: Sequence[TrackerSettings]) -> Iterator[str]:
     """Yield a line for each tracker that a recipe asks for whose library is not installed here."""
     for place, each in enumerate(settings):
-        if each.library and importlib.util.find_spec(each.library) is None:
+        if each.package and importlib.util.find_spec(each.package) is None:
             yield f"trackers.{place}: {each.kind} is not installed; pip install 'e2ray[{each.kind}]', or leave it out"
