@@ -24,8 +24,8 @@ class Findings:
     """What was found on the documents of a run, before and after retrieval was asked.
 
     Attributes:
-        sums: Of the cells of both models.
-        cells: Figures of these, and of the base as further methods read it without training.
+        sums: Of the cells of both models, and of the base as further methods read it without training.
+        cells: Figures of these.
         by_length: NLL by context length, at every scale.
         verdict: What `evaluate.verdict` says, with the protocol.
         scales: Which scale reads each length best.
@@ -80,7 +80,6 @@ def findings(
         removed: What removing the base's own scaling did; None where the base is the checkpoint.
     """
     cells = [cell(each) for each in sums]
-    sums = [each for each in sums if each.model in ("base", "tuned")]
     weights = weights_digest(model)
     named = {**text, "weights_digest": weights}
     label = method_of(method).label

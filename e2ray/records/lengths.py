@@ -8,7 +8,7 @@ from e2ray.records.record import Count, Length, Nats, Part, Scale, Tokens
 class DocumentRow(Part):
     """A row of evaluation-documents.parquet: one document in one cell."""
 
-    model: str = Field(description="`tuned` or `base`.")
+    model: str = Field(description="`tuned`, `base`, or `base_METHOD` of the base read by a method without training.")
     window: Length = Field(description="W.")
     scale: Scale = Field(description="g.")
     document: Count = Field(description="Its number among all that are scored.")

@@ -153,6 +153,7 @@ def made_by_content(storage):
 
 def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, storage, capsys, tmp_path):
     recipe["storage"] = storage
+    recipe["evaluate"]["untrained"] = ["yarn"]
     pipeline.execute(config_of(recipe))
     folder = Path(recipe["storage"]) / "small"
     status = read_status(folder)
@@ -166,9 +167,11 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, storage, caps
     assert json.loads((folder / "environment.json").read_text())["versions"]["ray"]
     assert list((folder / "tensorboard").glob("events*"))
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    assert {(row["model"], row["window"], row["scale"]) for row in evaluation["rows"]} == {
+    surface = {
         (model, window, scale) for model in ("base", "tuned") for window in (32, 64, 128) for scale in (1, 2, 4)
     }
+    untrained = {("base_yarn", window, window // 32) for window in (32, 64, 128)}
+    assert {(row["model"], row["window"], row["scale"]) for row in evaluation["rows"]} == surface | untrained
     for name in (
         "evaluation.parquet",
         "evaluation-documents.parquet",
