@@ -6,13 +6,15 @@ no error shows them.
 """
 
 import re
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from e2ray.config.places import problems, without_credentials
 
 Text = Annotated[str, Field(min_length=1)]
+Plain = dict[str, JsonValue]  # what JSON and YAML have
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 LARGEST_SCALE = 2**20  # times the longest base context length, still exact in 64 bits
 LONGEST_NAME = 255  # bytes of one name in a path
@@ -64,14 +66,14 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_credentials(cls, value: Any) -> Any:
+    def _refuse_credentials(cls, value: object) -> object:
         for problem in problems(value):
             raise ValueError(problem)
         return value
 
     @field_validator("*")
     @classmethod
-    def _writable(cls, value: Any) -> Any:
+    def _writable(cls, value: object) -> object:
         """Refuse text that no file can hold, be it a path or config.yaml itself."""
         for text in _texts(value):
             if "\0" in text:
@@ -86,10 +88,32 @@ class Settings(BaseModel):
         return value
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     """Return the plain texts of a value; those of a section were its own class's to check."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
         return [text for pair in value.items() for part in pair for text in _texts(part)]
     return [text for part in value for text in _texts(part)] if isinstance(value, tuple | list) else []
+
+
+Values = TypeVar("Values", bound=tuple[object, ...] | None)
+Numbers = TypeVar("Numbers", bound=tuple[float, ...] | None)
+
+
+def each_once(value: Values) -> Values:
+    """Return a setting's list; raise ValueError if it names anything twice."""
+    if value is not None and len(set(value)) < len(value):
+        raise ValueError(f"must name each once, got {list(value)}")
+    return value
+
+
+def increasing(least: int) -> Callable[[Numbers], Numbers]:
+    """Return a check that the numbers of a setting increase and are at least `least`."""
+
+    def check(value: Numbers) -> Numbers:
+        if value is not None and (list(value) != sorted(set(value)) or value[0] < least):
+            raise ValueError(f"must be increasing and at least {least}, got {list(value)}")
+        return value
+
+    return check

@@ -1,11 +1,11 @@
 """Which methods are compared, each a lane: the same loop, tokens, documents and questions for all."""
 
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from e2ray.config.base import Seed, Settings, Text
+from e2ray.config.base import Seed, Settings, Text, each_once
 from e2ray.config.methods import NAMED, TRAINED, UNTRAINED, UntrainedLane
 from e2ray.config.positions import PositionSettings
 from e2ray.config.retrieval import RetrievalSettings
@@ -59,12 +59,7 @@ class CompareSettings(Settings):
                 )
         return value
 
-    @field_validator("lanes", "untrained", "seeds")
-    @classmethod
-    def _each_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"must name each once, got {list(value)}")
-        return value
+    _each_once = field_validator("lanes", "untrained", "seeds")(each_once)
 
     @model_validator(mode="after")
     def _check_best(self) -> "CompareSettings":

@@ -1,11 +1,11 @@
 """The corpus, its tokenizer and the shards made of them."""
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from e2ray.config.base import Settings, Text, is_folder
+from e2ray.config.base import Plain, Settings, Text, is_folder
 
 SHUFFLE_SHARDS = 16
 READ_ONLY = frozenset(
@@ -243,12 +243,12 @@ class DataSettings(Settings):
         "one under <storage>/shards named by its content.",
     )
 
-    def made_with(self) -> dict[str, Any]:
+    def made_with(self) -> Plain:
         """Return as plain data how shards are made from their sources, the tokenizer where it is trained for them."""
         loaded = set() if isinstance(self.tokenizer, ByteLevelBpe) else {"tokenizer"}
         return self.model_dump(mode="json", exclude={*READ_ONLY, "corpus", "validation_corpus", "window", *loaded})
 
-    def identity(self, *, without: Collection[str]) -> dict[str, Any]:
+    def identity(self, *, without: Collection[str]) -> Plain:
         """Return as plain data what names the shards and bases that are made with these settings.
 
         Settings that came after the first names count only where they are not the default, which keeps what there is.

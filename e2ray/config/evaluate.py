@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from e2ray.config.base import LARGEST_SCALE, Settings
+from e2ray.config.base import LARGEST_SCALE, Settings, each_once, increasing
 from e2ray.config.methods import UntrainedLane
 from e2ray.config.retrieval import RetrievalSettings
 from e2ray.config.suites import SuiteSettings
@@ -53,19 +53,8 @@ class EvaluateSettings(Settings):
     retrieval: RetrievalSettings | None = Field(None, description="The retrieval grid; null leaves it out.")
     suites: SuiteSettings | None = Field(None, description="Tasks of published suites; null leaves them out.")
 
-    @field_validator("windows", "scales")
-    @classmethod
-    def _increasing(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if value is not None and (list(value) != sorted(set(value)) or value[0] < 1):
-            raise ValueError(f"must be increasing and at least 1, got {list(value)}")
-        return value
-
-    @field_validator("untrained")
-    @classmethod
-    def _each_once(cls, value: tuple[UntrainedLane, ...]) -> tuple[UntrainedLane, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"must name each once, got {list(value)}")
-        return value
+    _increasing = field_validator("windows", "scales")(increasing(1))
+    _each_once = field_validator("untrained")(each_once)
 
     @field_validator("windows")
     @classmethod
@@ -97,11 +86,11 @@ class ExportSettings(Settings):
         "documents, is served at that one, all others at W / L; paper: all at W / L.",
     )
 
+    _increasing = field_validator("context_lengths")(increasing(2))
+
     @field_validator("context_lengths")
     @classmethod
-    def _increasing(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (list(value) != sorted(set(value)) or value[0] < 2):
-            raise ValueError(f"must be increasing and at least 2, got {list(value)}")
+    def _exact(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value is not None and value[-1] > LONGEST_CONTEXT:
             raise ValueError(
                 f"must be at most {LONGEST_CONTEXT}, beyond which positions are not exact, got {value[-1]}"

@@ -51,7 +51,7 @@ def _kind_of(cls: type[Settings]) -> str:
     return str(cls.model_fields["kind"].default) if "kind" in cls.model_fields else ""
 
 
-def _tag(value: Any) -> str:
+def _tag(value: object) -> str:
     found = value.get("kind", "") if isinstance(value, Mapping) else getattr(value, "kind", "")
     return str(found)
 

@@ -7,9 +7,8 @@ dangerous parts: tags, anchors and aliases, repeated keys, NaN and infinities ar
 import hashlib
 import math
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -28,7 +27,7 @@ class _Loader(yaml.SafeLoader):
 
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise yaml.MarkedYAMLError(problem="anchors and aliases are refused", problem_mark=event.start_mark)
@@ -42,7 +41,7 @@ class _Loader(yaml.SafeLoader):
         finally:
             self.depth -= 1
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen: set[str] = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -75,7 +74,7 @@ def _number(text: str) -> float:
     return float(lowered.replace(".inf", "inf").replace(".nan", "nan"))
 
 
-def parse_yaml(text: str, *, source: str) -> Any:
+def parse_yaml(text: str, *, source: str) -> object:
     """Return the value of strict YAML; `source` names it in errors.
 
     Raises:
@@ -94,7 +93,7 @@ def parse_yaml(text: str, *, source: str) -> Any:
     return value
 
 
-def _refuse_non_finite(value: Any, source: str, path: str) -> None:
+def _refuse_non_finite(value: object, source: str, path: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingsError(f"{source}: {path or 'value'}: got {value}, wanted a finite number")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -102,7 +101,7 @@ def _refuse_non_finite(value: Any, source: str, path: str) -> None:
         _refuse_non_finite(item, source, f"{path}.{key}" if path else str(key))
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
+def read_recipe(path: str | Path) -> dict[str, object]:
     """Return the mapping a recipe file holds.
 
     Raises:
@@ -129,7 +128,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def apply_override(recipe: dict[str, Any], assignment: str) -> None:
+def apply_override(recipe: dict[str, object], assignment: str) -> None:
     """Set one dotted key of a recipe in place: `train.lr=1e-4`, `data.corpus.0.paths=[a.txt]`.
 
     Raises:
@@ -140,29 +139,28 @@ def apply_override(recipe: dict[str, Any], assignment: str) -> None:
         raise SettingsError(f"--set {assignment}: wanted key.path=value, e.g. --set train.lr=1e-4")
     value = parse_yaml(text, source=f"--set {key}")
     *parents, last = key.split(".")
-    place: Any = recipe
+    section: object = recipe
     for depth, part in enumerate(parents):
-        if isinstance(place, dict) and place.get(part) is None:
-            place[part] = {}
-        place = _item(place, part, ".".join(parents[:depth]), assignment)
-    if isinstance(place, list):
-        _item(place, last, ".".join(parents), assignment)
-        place[int(last)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise SettingsError(f"--set {assignment}: {'.'.join(parents)} is {place!r}, not a section")
+        if isinstance(section, dict) and section.get(part) is None:
+            section[part] = {}
+        section = _item(section, part, ".".join(parents[:depth]), assignment)
+    if isinstance(section, dict):
+        section[last] = value
+        return
+    _item(section, last, ".".join(parents), assignment)
+    if isinstance(section, list):
+        section[int(last)] = value
 
 
-def _item(place: Any, part: str, path: str, assignment: str) -> Any:
-    if isinstance(place, dict):
-        return place[part]
-    if isinstance(place, list):
-        if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(place):
-            entries = f"has entries 0 to {len(place) - 1}" if place else "is an empty list"
+def _item(section: object, part: str, path: str, assignment: str) -> object:
+    if isinstance(section, dict):
+        return section[part]
+    if isinstance(section, list):
+        if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(section):
+            entries = f"has entries 0 to {len(section) - 1}" if section else "is an empty list"
             raise SettingsError(f"--set {assignment}: {path} {entries}, got {part!r}")
-        return place[int(part)]
-    raise SettingsError(f"--set {assignment}: {path} is {place!r}, not a section")
+        return section[int(part)]
+    raise SettingsError(f"--set {assignment}: {path} is {section!r}, not a section")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -177,7 +175,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return validate(recipe, source=str(path))
 
 
-def validate(recipe: dict[str, Any], *, source: str) -> RunConfig:
+def validate(recipe: Mapping[str, object], *, source: str) -> RunConfig:
     """Return the settings a plain mapping stands for; `source` names it in errors.
 
     Raises:
@@ -218,7 +216,7 @@ def _problem(details: list[ErrorDetails]) -> str:
 _CHOICES = {"model", "scale", "placement", "jump", "tokenizer"}  # keys whose section has a `kind`
 
 
-def _key_path(location: tuple[int | str, ...], recipe: dict[str, Any]) -> str:
+def _key_path(location: tuple[int | str, ...], recipe: Mapping[str, object]) -> str:
     """Return an error's dotted path in the recipe.
 
     Pydantic puts the `kind` behind a choice of classes and the type behind a choice of types, and it reports a
@@ -269,7 +267,7 @@ def resolved_text(config: RunConfig) -> str:
     return f"{text}# digest: {hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
-def read_vouched_recipe(path: str | Path) -> dict[str, Any]:
+def read_vouched_recipe(path: str | Path) -> dict[str, object]:
     """Return the mapping that a run's config.yaml holds.
 
     Raises:
@@ -294,7 +292,7 @@ def read_resolved(path: str | Path) -> RunConfig:
     return validate(read_vouched_recipe(path), source=str(path))
 
 
-def schema() -> dict[str, Any]:
+def schema() -> dict[str, object]:
     """Return the JSON schema of a recipe."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return dialect | RunConfig.model_json_schema()

@@ -7,7 +7,7 @@ pair are its turns within the base context length L: r_j = L * inv_freq[j] / (2 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -155,15 +155,15 @@ class Draws:
 
     label: str
     source: str
-    scale: Mapping[str, Any] = field(default_factory=dict)
-    placement: Mapping[str, Any] = field(default_factory=dict)
-    more: Mapping[str, Any] = field(default_factory=dict)
+    scale: Mapping[str, object] = field(default_factory=dict)
+    placement: Mapping[str, object] = field(default_factory=dict)
+    more: Mapping[str, object] = field(default_factory=dict)
     preset: bool = True
     lane: bool = True
     published: bool = True
     compared: str = ""
 
-    def positions(self, max_scale: float) -> dict[str, Any]:
+    def positions(self, max_scale: float) -> dict[str, object]:
         """Return the settings of `positions` up to a largest scale, plain data."""
         return {"scale": {"max_scale": max_scale, **self.scale}, "placement": dict(self.placement), **self.more}
 

@@ -8,7 +8,6 @@ whatever else stands in it could be a key, and is neither taken nor shown.
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote_plus
 
 PAIR = re.compile(r"[^/]*:[^/]*@")  # a name and what opens it, within one part of a path
@@ -160,7 +159,7 @@ def _query_problem(query: str) -> str | None:
     return None
 
 
-def problems(value: Any, path: str = "") -> Iterator[str]:
+def problems(value: object, path: str = "") -> Iterator[str]:
     """Yield one text for each place in settings that is refused: where it stands and why."""
     if isinstance(value, str):
         reason = refusal(value)
@@ -200,7 +199,7 @@ def _behind_last_at(text: str) -> int:
     return found.end() if found and "@" in text else 0
 
 
-def public(value: Any) -> Any:
+def public(value: object) -> object:
     """Return settings as others may read them: files and folders by their own names, URIs without a query."""
     if isinstance(value, Mapping):
         return {
@@ -208,8 +207,9 @@ def public(value: Any) -> Any:
         }
     if isinstance(value, list | tuple):
         return [public(inner) for inner in value]
-    place = isinstance(value, str) and (value.startswith((*LOCAL, "file:", "$")) or "://" in value)
-    return _name_of(value) if place else value
+    if isinstance(value, str) and (value.startswith((*LOCAL, "file:", "$")) or "://" in value):
+        return _name_of(value)
+    return value
 
 
 def _name_of(place: str) -> str:

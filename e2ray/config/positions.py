@@ -6,11 +6,11 @@ draws from them. G is the largest scale, T the room of a row: floor(max(0, g * L
 base context length L and window R. u is uniform on [0, 1).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from e2ray.config.base import LARGEST_SCALE, Settings
+from e2ray.config.base import LARGEST_SCALE, Plain, Settings
 from e2ray.config.methods import NAMED, PRESETS, LinearMethod, Method
 
 MaxScale = Annotated[
@@ -202,7 +202,7 @@ Placement = Annotated[
 ]
 
 
-def preset(name: str, max_scale: float) -> dict[str, Any]:
+def preset(name: str, max_scale: float) -> dict[str, object]:
     """Return the settings of a method as plain data (`scale`, `placement`, `per`, `method`).
 
     `e2yarn`, the paper's draws under YaRN, and `recommended`, what this project has measured best, are ours.
@@ -216,20 +216,25 @@ def preset(name: str, max_scale: float) -> dict[str, Any]:
     return NAMED[name].positions(max_scale)
 
 
-def _with_presets(schema: dict[str, Any]) -> None:
+def _with_presets(schema: Plain) -> None:
     """Add the form with `preset` to the JSON schema of `PositionSettings`, whose fields are the resolved form."""
-    shared = {"additionalProperties": False, "type": "object"}
+    shared: Plain = {"additionalProperties": False, "type": "object"}
     properties = schema.pop("properties")
-    resolved = shared | {"properties": properties, "required": schema.pop("required")}
-    named = {
+    assert isinstance(properties, dict)
+    resolved: Plain = shared | {"properties": properties, "required": schema.pop("required")}
+    named: Plain = {
         "preset": {"enum": list(PRESETS), "description": "A published method, or one of ours."},
         "max_scale": {"type": "number", "minimum": 1, "description": "The scale it trains for; native takes none."},
         "placement": properties["placement"],
         "per": properties["per"],
         "method": properties["method"],
     }
-    native = {"properties": {"preset": {"const": "native"}}}
-    preset_form = shared | {"properties": named, "required": ["preset"], "anyOf": [native, {"required": ["max_scale"]}]}
+    native: Plain = {"properties": {"preset": {"const": "native"}}}
+    preset_form: Plain = shared | {
+        "properties": named,
+        "required": ["preset"],
+        "anyOf": [native, {"required": ["max_scale"]}],
+    }
     for key in shared:
         schema.pop(key)
     schema["anyOf"] = [resolved, preset_form]
@@ -253,7 +258,7 @@ class PositionSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_preset(cls, value: Any) -> Any:
+    def _expand_preset(cls, value: object) -> object:
         if not isinstance(value, dict) or "preset" not in value:
             return value
         rest = dict(value)

@@ -54,7 +54,7 @@ def _properties(made: Schema) -> list[tuple[str, Schema]]:
     return list(found.items())
 
 
-def _references(part: Any) -> list[str]:
+def _references(part: object) -> list[str]:
     """Return the definitions that a part of a schema names, in order."""
     names = re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(part))
     return list(dict.fromkeys(names))

@@ -4,7 +4,7 @@
 made of checked settings and checked no further, and are written into a file as the classes that they come from.
 """
 
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from e2ray.config.base import Settings
 from e2ray.config.data import DataSettings, Tokenizer
@@ -57,6 +57,6 @@ class ResolvedConfig(RunConfig):
         return ResolvedConfig.read(super().trial())
 
 
-def filled(kind: type[Filled], settings: Settings, **values: Any) -> Filled:
+def filled(kind: type[Filled], settings: Settings, **values: object) -> Filled:
     """Return settings as a class that leaves nothing out, some values put in, which count as named from now on."""
     return cast(Filled, kind.model_construct(settings.model_fields_set | set(values), **(dict(settings) | values)))

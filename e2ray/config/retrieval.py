@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from e2ray.config.base import Settings
+from e2ray.config.base import Settings, increasing
 
 Task = Literal[
     "passkey",
@@ -52,12 +52,7 @@ class RetrievalSettings(Settings):
             raise ValueError(f"must name each task once, got {list(value)}")
         return value
 
-    @field_validator("context_lengths")
-    @classmethod
-    def _lengths(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (list(value) != sorted(set(value)) or value[0] < 2):
-            raise ValueError(f"must be increasing and at least 2, got {list(value)}")
-        return value
+    _lengths = field_validator("context_lengths")(increasing(2))
 
     @field_validator("depths")
     @classmethod

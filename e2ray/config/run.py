@@ -1,8 +1,7 @@
 """One run: every setting, and the checks that need more than one section."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -10,12 +9,14 @@ from e2ray.config.base import Settings, SettingsError
 from e2ray.config.compare import CompareSettings, lane_positions
 from e2ray.config.data import DataSettings
 from e2ray.config.evaluate import EvaluateSettings, ExportSettings
+from e2ray.config.family import family
 from e2ray.config.model import LlamaModel, Model
 from e2ray.config.positions import PositionSettings
 from e2ray.config.search import SearchSettings, Space
-from e2ray.config.space import assign, check, family
+from e2ray.config.space import assign, check
 from e2ray.config.trackers import TrackerSettings
 from e2ray.config.train import AnyObjective, ClusterSettings, TrainSettings
+from e2ray.config.words import first_of
 
 RESERVED = ("shards", "bases", "tokenizers", "prompts")  # folders of storage that are no runs
 # A run may be continued with other values of these: they change where and how fast it runs and what it leaves beside
@@ -97,7 +98,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _native_takes_no_scale(cls, value: Any) -> Any:
+    def _native_takes_no_scale(cls, value: object) -> object:
         positions = value.get("positions") if isinstance(value, dict) else None
         if isinstance(positions, dict) and positions.get("preset") == "native":
             if positions.get("max_scale") not in (None, 1):
@@ -201,9 +202,7 @@ class RunConfig(Settings):
         try:
             trial = self.trial()
         except ValidationError as error:
-            detail = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in detail["loc"])
-            text = str(detail.get("ctx", {}).get("error", detail["msg"]))
+            where, text, _ = first_of(error)
             raise ValueError(f"search.trial: {where}: {text}" if where else f"search.trial: {text}") from None
         first = search.first_rung(trial.train.steps, trial.train.log_every) if search.early_stopping else None
         if first is not None and (first % trial.train.log_every or first >= trial.train.steps):
@@ -250,24 +249,23 @@ def _first(error: ValueError) -> str:
     """Return what an error says, of pydantic's several the first."""
     if not isinstance(error, ValidationError):
         return str(error)
-    detail = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in detail["loc"] if not isinstance(part, int))
-    return f"{where}: {detail.get('ctx', {}).get('error', detail['msg'])}"
+    where, text, _ = first_of(error)
+    return f"{re.sub(r'[.][0-9]+', '', where)}: {text}"
 
 
 def differences(
-    old: dict[str, Any], new: dict[str, Any], prefix: str = "", free: Sequence[str] = FREE_ON_RESUME
+    old: Mapping[str, object], new: Mapping[str, object], prefix: str = "", free: Sequence[str] = FREE_ON_RESUME
 ) -> list[str]:
     """Return one text per setting that differs and is not `free` to: `key: <old> in the run, <new> asked for`."""
     found: list[str] = []
     for key in sorted(old.keys() | new.keys()):
-        path = f"{prefix}{key}"
-        if path in free or old.get(key) == new.get(key):
+        path, before, after = f"{prefix}{key}", old.get(key), new.get(key)
+        if path in free or before == after:
             continue
-        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-            found += differences(old[key], new[key], f"{path}.", free)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{path}.", free)
         else:
-            found.append(f"{path}: {old.get(key)!r} in the run, {new.get(key)!r} asked for")
+            found.append(f"{path}: {before!r} in the run, {after!r} asked for")
     return found
 
 

@@ -1,6 +1,6 @@
 """The `search` section: which settings a study varies, what it minimises, and when it gives a trial up."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -100,7 +100,7 @@ class SearchSettings(Settings):
     space: Space | None = Field(
         None, description="Searched settings by dotted path; null: the whole family of position draws and train.lr."
     )
-    trial: dict[str, Any] = Field(
+    trial: dict[str, object] = Field(
         {},
         description="Settings of train, evaluate and cluster that a trial has instead of the recipe's, by dotted path.",
     )

@@ -7,18 +7,17 @@ too. So the published methods and everything between them are points of one spac
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from e2ray.config.base import Settings
-from e2ray.config.positions import PositionSettings
-from e2ray.config.search import Choice, FloatRange, IntRange, Parameter, Space, Value
+from e2ray.config.search import Choice, IntRange, Parameter, Space, Value
+from e2ray.config.words import first_of
 
-Recipe = dict[str, Any]
 SHARED = ("name", "storage", "seed", "search", "cluster", "evaluate", "export", "pretrain", "data", "model")
 OWN = ("model.lora.",)  # below a shared section, and yet a trial's own
 UNSEARCHED = (  # the budget, by which trials are compared, and what changes no loss
@@ -36,12 +35,11 @@ UNSEARCHED = (  # the budget, by which trials are compared, and what changes no 
     "train.precision",
     "train.micro_batch_sequences",
 )
-RAMPED = ("yarn", "ramp_power")  # methods with two ends and a temperature
 RANDOM_POINTS = 200  # of a space that are tried before any trial
 SHOWN_LENGTH = 200
 
 
-def assign(recipe: Mapping[str, Any], params: Mapping[str, Value], root: type[Settings]) -> Recipe:
+def assign(recipe: Mapping[str, object], params: Mapping[str, object], root: type[Settings]) -> dict[str, object]:
     """Return a recipe with the values of searched settings put in their places.
 
     Args:
@@ -52,21 +50,19 @@ def assign(recipe: Mapping[str, Any], params: Mapping[str, Value], root: type[Se
     Raises:
         ValueError: If a path leads through a plain value.
     """
-    made = json.loads(json.dumps(recipe))
+    made: dict[str, object] = json.loads(json.dumps(recipe))
     for path in sorted(params, key=lambda path: (path.count("."), not path.endswith(".kind"))):
         *parents, last = path.split(".")
-        place: Any = made
-        classes: list[type[BaseModel]] = [root]
+        section = made
         for depth, part in enumerate(parents):
-            classes = [found for cls in classes for found in _sections(cls, part)]
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise ValueError(f"{path}: {'.'.join(parents[: depth + 1])} is {place!r}, not a section")
-        if last == "kind" and place.get("kind") != params[path]:
-            kept = _keys_of(classes, params[path])
-            for key in [key for key in place if key not in kept]:
-                del place[key]
-        place[last] = params[path]
+            inner = section.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{path}: {'.'.join(parents[: depth + 1])} is {inner!r}, not a section")
+            section = inner
+        if last == "kind" and section.get("kind") != params[path]:
+            for key in section.keys() - _keys_of(root, parents, params[path]):
+                del section[key]
+        section[last] = params[path]
     return made
 
 
@@ -99,7 +95,7 @@ def in_order(space: Space) -> list[str]:
 
 
 def express(
-    space: Space, recipe: Mapping[str, Any], root: type[Settings], target: Mapping[str, Any]
+    space: Space, recipe: Mapping[str, object], root: type[Settings], target: Mapping[str, object]
 ) -> dict[str, Value]:
     """Return the values that turn the recipe into `target`'s positions; empty if the space cannot.
 
@@ -113,37 +109,37 @@ def express(
     for path in in_order(space):
         if not active(space, path, params):
             continue
-        value = lookup(target, path)
-        parameter = space[path]
-        if value is MISSING or not contains(parameter, value):
+        value, parameter = lookup(target, path), space[path]
+        if not contains(parameter, value):
             return {}
         if isinstance(parameter, Choice):
-            value = next(option for option in parameter.options if _same(option, value))
-        params[path] = value
+            params[path] = next(option for option in parameter.options if _same(option, value))
+        elif isinstance(value, int | float):
+            params[path] = value
     return params if validated(assign(recipe, params, root), root) == validated(target, root) else {}
 
 
 MISSING = object()
 
 
-def lookup(recipe: Mapping[str, Any], path: str) -> Any:
+def lookup(recipe: Mapping[str, object], path: str) -> object:
     """Return the value at a dotted path, or MISSING."""
-    place: Any = recipe
+    value: object = recipe
     for part in path.split("."):
-        if not isinstance(place, Mapping) or part not in place:
+        if not isinstance(value, Mapping) or part not in value:
             return MISSING
-        place = place[part]
-    return place
+        value = value[part]
+    return value
 
 
-def contains(parameter: Parameter, value: Any) -> bool:
+def contains(parameter: Parameter, value: object) -> bool:
     """Return whether a parameter can take a value."""
     if isinstance(parameter, Choice):
         return any(_same(option, value) for option in parameter.options)
     return isinstance(value, int | float) and not isinstance(value, bool) and parameter.low <= value <= parameter.high
 
 
-def _same(option: Value, value: Any) -> bool:
+def _same(option: Value, value: object) -> bool:
     """Return whether two values are one setting: 1 is 1.0 and not true."""
     return isinstance(option, bool) == isinstance(value, bool) and option == value
 
@@ -167,12 +163,12 @@ def _random_value(parameter: Parameter, generator: random.Random) -> Value:
     return generator.uniform(parameter.low, parameter.high)
 
 
-def validated(recipe: Mapping[str, Any], root: type[Settings]) -> Recipe:
+def validated(recipe: Mapping[str, object], root: type[Settings]) -> dict[str, object]:
     """Return a recipe as its class resolves it, as plain data."""
     return root.model_validate(dict(recipe)).model_dump(mode="json")
 
 
-def check(space: Space, recipe: Mapping[str, Any], root: type[Settings]) -> None:
+def check(space: Space, recipe: Mapping[str, object], root: type[Settings]) -> None:
     """Check a space against the settings it names, by putting both ends of every parameter into the recipe.
 
     Args:
@@ -199,19 +195,17 @@ def check(space: Space, recipe: Mapping[str, Any], root: type[Settings]) -> None
         try:
             root.model_validate(assign(recipe, params, root))
         except ValidationError as error:
-            detail = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in detail["loc"])
-            text = str(detail.get("ctx", {}).get("error", detail["msg"]))[:SHOWN_LENGTH]
+            where, text, _ = first_of(error)
             shown = ", ".join(
                 f"{path} = {value!r}" for path, value in params.items() if _matters(recipe, root, params, path)
             )
             raise ValueError(
-                f"{shown or where}: values that each fit do not fit together: {text}; narrow the space, or part it "
-                "with `when`"
+                f"{shown or where}: values that each fit do not fit together: {text[:SHOWN_LENGTH]}; narrow the space, "
+                "or part it with `when`"
             ) from None
 
 
-def _matters(recipe: Mapping[str, Any], root: type[Settings], params: Mapping[str, Value], path: str) -> bool:
+def _matters(recipe: Mapping[str, object], root: type[Settings], params: Mapping[str, Value], path: str) -> bool:
     """Return whether the recipe is sound as soon as this value is left out."""
     try:
         root.model_validate(assign(recipe, {key: value for key, value in params.items() if key != path}, root))
@@ -238,10 +232,8 @@ def _check_path(path: str, root: type[Settings]) -> None:
             f"{path}: is shared by all trials (their rows, documents and base model); search settings of positions, "
             "train or model.lora"
         )
-    classes: list[type[BaseModel]] = [root]
     *parents, last = path.split(".")
-    for part in parents:
-        classes = [found for cls in classes for found in _sections(cls, part)]
+    classes = _classes_at(root, parents)
     fields = [cls.model_fields[last] for cls in classes if last in cls.model_fields]
     if not fields:
         known = sorted({name for cls in classes for name in cls.model_fields})
@@ -252,15 +244,14 @@ def _check_path(path: str, root: type[Settings]) -> None:
 
 
 def _check_value(
-    recipe: Mapping[str, Any], root: type[Settings], path: str, end: str, value: Value, params: dict[str, Value]
+    recipe: Mapping[str, object], root: type[Settings], path: str, end: str, value: Value, params: dict[str, Value]
 ) -> None:
     try:
         root.model_validate(assign(recipe, params, root))
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in detail["loc"])
-        text = str(detail.get("ctx", {}).get("error", detail["msg"])).replace("Input should be", "wanted")
-        if detail["type"] == "missing":
+        where, text, kind = first_of(error)
+        text = text.replace("Input should be", "wanted")
+        if kind == "missing":
             name = where.rsplit(".", 1)[-1]
             raise ValueError(
                 f"{path}: {end}: {value!r} needs {name}, which neither the recipe nor the space sets; add "
@@ -294,21 +285,22 @@ def _contexts(space: Space, order: list[str], path: str, value: Value) -> Iterat
         yield params
 
 
-def _keys_of(classes: list[type[BaseModel]], kind: Value) -> set[str]:
-    return {
-        name
-        for cls in classes
-        if "kind" in cls.model_fields and cls.model_fields["kind"].default == kind
-        for name in cls.model_fields
-    }
+def _keys_of(root: type[BaseModel], path: Iterable[str], kind: object) -> set[str]:
+    """Return the settings of the section at a path, where it is of a kind."""
+    forms = [cls.model_fields for cls in _classes_at(root, path)]
+    return {name for fields in forms if "kind" in fields and fields["kind"].default == kind for name in fields}
 
 
-def _sections(cls: type[BaseModel], name: str) -> list[type[BaseModel]]:
-    field = cls.model_fields.get(name)
-    return _classes(field.annotation) if field else []
+def _classes_at(root: type[BaseModel], path: Iterable[str]) -> list[type[BaseModel]]:
+    """Return the classes that the section at a path may be of."""
+    classes = [root]
+    for name in path:
+        fields = [cls.model_fields[name] for cls in classes if name in cls.model_fields]
+        classes = [inner for field in fields for inner in _classes(field.annotation)]
+    return classes
 
 
-def _classes(annotation: Any) -> list[type[BaseModel]]:
+def _classes(annotation: object) -> list[type[BaseModel]]:
     """Return the settings classes that an annotation names."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
@@ -316,67 +308,3 @@ def _classes(annotation: Any) -> list[type[BaseModel]]:
     if origin is Annotated:
         return _classes(get_args(annotation)[0])
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
-
-
-def family(positions: PositionSettings, *, window: int, lr: float, packed: bool = False) -> Space:
-    """Return the default space: the family of draws, methods, objectives, and a factor of 3 around the learning rate.
-
-    Args:
-        positions: The recipe's, whose largest scale every trial keeps.
-        window: Tokens of a row, which bounds what fits into it.
-        lr: The recipe's learning rate.
-        packed: Whether rows hold several texts, for which there are no weights by distance.
-    """
-    scale, placement, jump = "positions.scale.", "positions.placement.", "positions.placement.jump."
-    method, heat = "positions.method.", "positions.method.temperature."
-    kinds = ["uniform_int", "uniform", "log_uniform", "power", "beta", "fixed"]
-    if positions.max_scale != int(positions.max_scale):
-        kinds.remove("uniform_int")
-    placements = ["prefix", "random_breaks", "none", "sorted_random", "head_middle_tail", "terminal", "chunks"]
-    chunks = [n for n in (2, 4, 8, 16, 32) if window % n == 0 and n <= window // 2]
-    if not chunks:
-        placements.remove("chunks")
-    if window < 16:
-        placements = [kind for kind in placements if kind not in ("head_middle_tail", "terminal")]
-
-    def where(key: str, *values: Value) -> dict[str, tuple[Value, ...]]:
-        return {key: values}
-
-    at, jumps = placement + "kind", jump + "kind"
-    jumping = [kind for kind in ("prefix", "random_breaks", "terminal") if kind in placements]
-    space: Space = {
-        "train.lr": FloatRange(low=lr / 3, high=min(lr * 3, 1.0), log=True),
-        scale + "kind": Choice(options=tuple(kinds)),
-        scale + "native_share": FloatRange(low=0.0, high=0.8),
-        scale + "exponent": FloatRange(low=-3.0, high=1.0, when=where(scale + "kind", "power")),
-        scale + "a": FloatRange(low=0.3, high=5.0, log=True, when=where(scale + "kind", "beta")),
-        scale + "b": FloatRange(low=0.3, high=5.0, log=True, when=where(scale + "kind", "beta")),
-        at: Choice(options=tuple(placements)),
-        placement + "prefix": IntRange(low=1, high=max(2, window // 4), log=True, when=where(at, "prefix")),
-        placement + "num_breaks": IntRange(
-            low=1, high=max(2, min(16, window // 8)), log=True, when=where(at, "random_breaks")
-        ),
-        placement + "pin_first": Choice(options=(False, True), when=where(at, "sorted_random")),
-        placement + "pin_last": Choice(options=(False, True), when=where(at, "sorted_random")),
-        jumps: Choice(options=("uniform", "ends", "beta"), when=where(at, *jumping)),
-        jump + "p": FloatRange(low=0.0, high=1.0, when=where(jumps, "ends")),
-        jump + "a": FloatRange(low=0.3, high=5.0, log=True, when=where(jumps, "beta")),
-        jump + "b": FloatRange(low=0.3, high=5.0, log=True, when=where(jumps, "beta")),
-        "positions.per": Choice(options=("sequence", "step")),
-        method + "kind": Choice(options=("linear", "yarn", "ramp_power", "ntk")),
-        method + "fast": FloatRange(low=4.0, high=64.0, log=True, when=where(method + "kind", *RAMPED)),
-        method + "slow": FloatRange(low=0.25, high=3.0, log=True, when=where(method + "kind", *RAMPED)),
-        heat + "kind": Choice(options=("log", "none"), when=where(method + "kind", *RAMPED)),
-        heat + "coefficient": FloatRange(low=0.0, high=0.3, when=where(heat + "kind", "log")),
-        "train.objective.distill": FloatRange(low=0.0, high=1.0),
-    }
-    if not packed:
-        space["train.objective.distance_weights"] = Choice(options=(False, True))
-    if "head_middle_tail" in placements:
-        space[placement + "tokens"] = IntRange(
-            low=2, high=max(4, window // 4), log=True, when=where(at, "head_middle_tail", "terminal")
-        )
-        space[placement + "sigma"] = FloatRange(low=0.05, high=1.0, log=True, when=where(at, "head_middle_tail"))
-    if chunks:
-        space[placement + "num_chunks"] = Choice(options=tuple(chunks), when=where(at, "chunks"))
-    return space

@@ -1,10 +1,10 @@
 """Which tasks of published suites a trained model is asked."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from e2ray.config.base import Settings, Text
+from e2ray.config.base import Settings, Text, each_once, increasing
 
 
 class SuiteSettings(Settings):
@@ -43,19 +43,9 @@ class SuiteSettings(Settings):
     leval: Text | None = Field(None, description="Folder of L-Eval's closed-ended tasks: coursera.jsonl and so on.")
     longproc: Text | None = Field(None, description="A copy of LongProc's data set, PrincetonPli/LongProc.")
 
-    @field_validator("tasks", "context_lengths")
-    @classmethod
-    def _each_once(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        if value is not None and len(set(value)) < len(value):
-            raise ValueError(f"must name each once, got {list(value)}")
-        return value
+    _each_once = field_validator("tasks", "context_lengths")(each_once)
 
-    @field_validator("context_lengths")
-    @classmethod
-    def _positive(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (list(value) != sorted(value) or value[0] < 2):
-            raise ValueError(f"must be increasing and at least 2, got {list(value)}")
-        return value
+    _positive = field_validator("context_lengths")(increasing(2))
 
     @model_validator(mode="after")
     def _folders(self) -> "SuiteSettings":

@@ -2,6 +2,7 @@
 
 import re
 
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 _WANTED = {  # pydantic's words for what it wanted, and ours
@@ -25,6 +26,13 @@ def shown(value: object) -> str:
     """Return a value as a message quotes it."""
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
+
+
+def first_of(error: ValidationError) -> tuple[str, str, str]:
+    """Return of pydantic's first error where it stands as a dotted path, what it says, and its type."""
+    detail = error.errors(include_url=False)[0]
+    text = str(detail.get("ctx", {}).get("error", detail["msg"]))
+    return ".".join(map(str, detail["loc"])), text, detail["type"]
 
 
 def wanted(details: list[ErrorDetails]) -> str:

@@ -5,12 +5,13 @@ import json
 import pytest
 
 from e2ray.config.base import SettingsError
+from e2ray.config.family import family
 from e2ray.config.load import validate
 from e2ray.config.methods import PRESETS
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
 from e2ray.config.search import Choice, FloatRange, IntRange
-from e2ray.config.space import assign, check, contains, ends, express, family, in_order, lookup
+from e2ray.config.space import assign, check, contains, ends, express, in_order, lookup
 
 RECIPE = {
     "name": "study",

@@ -167,9 +167,7 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, storage, caps
     assert json.loads((folder / "environment.json").read_text())["versions"]["ray"]
     assert list((folder / "tensorboard").glob("events*"))
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    surface = {
-        (model, window, scale) for model in ("base", "tuned") for window in (32, 64, 128) for scale in (1, 2, 4)
-    }
+    surface = {(model, window, scale) for model in ("base", "tuned") for window in (32, 64, 128) for scale in (1, 2, 4)}
     untrained = {("base_yarn", window, window // 32) for window in (32, 64, 128)}
     assert {(row["model"], row["window"], row["scale"]) for row in evaluation["rows"]} == surface | untrained
     for name in (

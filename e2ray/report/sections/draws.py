@@ -65,7 +65,7 @@ def _parts(records: Sequence[RunRecord]) -> list[Table]:
         cells = [
             record.name,
             record.run.state,
-            printable(public(model["path"])) if "path" in model else f"built, {model['num_layers']} layers",
+            printable(str(public(model["path"]))) if "path" in model else f"built, {model['num_layers']} layers",
             whole(record.base_context_length if record.cells else model["base_context_length"]),
             whole(settings["data"]["window"]),
             settings_words({"positions": settings["positions"]}),
