@@ -8,8 +8,8 @@ import errno
 import os
 import select
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 WRONG_PLACE = {errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS}
@@ -175,13 +175,16 @@ def _discard_unwritable_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _loading() -> AbstractContextManager[object]:
-    """Return a block that says every few seconds that its imports take their time."""
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Give a block that says every few seconds that its imports take their time."""
     from functools import partial
 
     from e2ray.data.pace import Pace
+    from e2ray.loading import loading
 
-    return Pace(partial(print, flush=True), "loading torch, transformers and Ray", total=1, unit="parts")
+    with Pace(partial(print, flush=True), "loading torch, transformers and Ray", total=1, unit="parts"), loading():
+        yield
 
 
 def _dispatch(command: str, parsed: argparse.Namespace) -> None:

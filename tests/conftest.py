@@ -1,7 +1,8 @@
 """What all tests share: one Ray for the process, few threads, no network.
 
-With `-n 2` two processes share the tests. A module stays in one of them, and so do all modules that start a Ray, but
-for the one whose head node jobs are submitted to. The longest begin first.
+With `-n 2` two processes share the tests. A module stays in one of them. Those that start a Ray are two groups: runs,
+studies and comparisons, which share shards and a base, and all others, with the head node that jobs are submitted to.
+These begin first, since they take longest.
 """
 
 import os
@@ -19,6 +20,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -29,7 +31,8 @@ import pytest
 from e2ray.testing.recipes import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-FIRST = ("tests/test_submit.py", "ray")  # the groups that take longest, in the order in which they begin
+FIRST = ("ray of runs", "ray of parts")  # the groups that take longest, in the order in which they begin
+RUNS = ("tests/stages/", "tests/search/")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -40,7 +43,7 @@ def pytest_collection_modifyitems(config, items):
 
     def group(item):
         module = item.nodeid.partition("::")[0]
-        return module if module in FIRST or not item.get_closest_marker("ray") else "ray"
+        return FIRST[not module.startswith(RUNS)] if item.get_closest_marker("ray") else module
 
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
@@ -135,9 +138,9 @@ def ray_cluster():
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """Python sources of this project: real text that is at hand."""
+    """Python sources of this project: real text that is at hand, an eighth of a megabyte."""
     folder = tmp_path_factory.mktemp("corpus")
-    for path in sorted((ROOT / "e2ray").rglob("*.py")):
+    for path in sorted((ROOT / "e2ray" / "core").rglob("*.py")):
         if path.stat().st_size:
             (folder / "-".join(path.relative_to(ROOT).parts)).write_bytes(path.read_bytes())
     return folder

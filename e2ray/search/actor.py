@@ -13,6 +13,8 @@ from typing import Any
 import ray
 from ray import tune
 
+from e2ray.loading import loading
+
 
 def packed(what: Any) -> bytes:
     """Return an object as bytes, which an actor opens when it needs it."""
@@ -60,10 +62,11 @@ class TrialActor(tune.Trainable):
 
     def _open(self, label: str) -> Any:
         """Return the bench, with all that trials share, and begin to say that this process lives."""
-        import torch
+        with loading():
+            import torch
 
-        from e2ray.search.trial import Workbench
-        from e2ray.train.ray_worker import gauges, heartbeat
+            from e2ray.search.trial import Workbench
+            from e2ray.train.ray_worker import gauges, heartbeat
 
         name = f"{ray.get_runtime_context().get_node_id()[:16]}-{os.getpid()}"
         self.heart = heartbeat(Path(self.given["beats"]), name, label=label)

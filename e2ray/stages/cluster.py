@@ -96,12 +96,14 @@ def _started(settings: ClusterSettings) -> Iterator[None]:
         _tell(keep_token_private(create=True))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("PYTHONWARNINGS", "ignore:`ExecutionOptions.exclude_resources`")  # Ray to itself
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other on a busy machine
+    if "OMP_WAIT_POLICY" not in os.environ:  # threads that spin for long starve each other on a busy machine
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     dashboard, autoscaler, head = _free_ports(3)
     own = {
         "RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{dashboard}",
         "AUTOSCALER_METRIC_PORT": str(autoscaler),
         "DASHBOARD_METRIC_PORT": str(head),
+        "RAY_num_workers_soft_limit": os.environ.get("RAY_num_workers_soft_limit", "0"),  # idle processes that stay
         **{name: os.environ.get(name, "0") for name in OF_CLUSTERS},
     }
     with _loopback_alone(), _environment(own):

@@ -1,18 +1,16 @@
-"""A function where the cluster has room for it. Workers import this module, so it loads no more than they need."""
+"""A function where the cluster has room for it."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, TypeVarTuple
 
 import ray
-import torch
 from ray.remote_function import RemoteFunction
-from transformers.utils import logging
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
 from e2ray.data.corpus import one_line
 from e2ray.data.pace import Pace, show
+from e2ray.stages.start import call
 
 Given = TypeVarTuple("Given")
 Found = TypeVar("Found")
@@ -61,7 +59,7 @@ def remote_each(
         RuntimeError: If a call fails otherwise.
     """
     task = _task(use_gpu=use_gpu, fresh=fresh).options(name=name, num_returns="streaming")
-    running = [task.remote(function, arguments, len(calls)) for arguments in calls]
+    running = [task.remote(ray.cloudpickle.dumps((function, arguments)), len(calls)) for arguments in calls]
     begun: set[int] = set()
     found: dict[int, Found] = {}
     try:
@@ -94,15 +92,7 @@ def _task(*, use_gpu: bool, fresh: bool) -> RemoteFunction:
     itself only where the GPUs stand in the decorator, and takes `max_calls` nowhere else.
     """
     own = fresh or use_gpu
-    return ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_calls=int(own), max_retries=0)(_in_task)
-
-
-def _in_task(function: Callable[[*Given], Found], arguments: tuple[*Given], num_calls: int) -> Iterator[Found | None]:
-    """Yield None when the call begins, then what it returns."""
-    yield None
-    logging.disable_progress_bar()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_calls))
-    yield function(*arguments)
+    return ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_calls=int(own), max_retries=0)(call)
 
 
 def wants_gpu(settings: ClusterSettings) -> bool:

@@ -3,7 +3,9 @@
 import math
 import os
 import shutil
+import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -145,7 +147,7 @@ def _fit(task: Task, settings: ClusterSettings, watch: Watch | None = None, call
     try:
         with Pace(told, f"{task.name}, workers start", total=task.train.steps, unit="updates") as pace:
             watchman.heard = partial(_hear, pace, task.name)
-            with watched(watchman):
+            with watched(watchman), _own_interrupt():
                 trainer.fit()
     except TrainingFailedError as error:
         failure = _cause(error, watchman.blamed)
@@ -156,6 +158,19 @@ def _fit(task: Task, settings: ClusterSettings, watch: Watch | None = None, call
         refused = left(refusal(task.folder, attempt))
     if refused or failure:
         raise refused or failure  # type: ignore[misc]  # one of them is an error
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Give Ctrl-C back its meaning after the block: Ray Train's handler would stay, and with it the controller."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _hear(pace: Pace, name: str, found: list[Beat]) -> None:

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from e2ray.loading import loading
+
 
 def start(config: dict[str, Any]) -> None:
     """Run one Ray Train worker; what it needs is loaded here, in the worker alone."""
-    from e2ray.train.rank import work
+    with loading():
+        from e2ray.train.rank import work
 
     work(config)

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
+from e2ray.data.shards import local_batches
 from e2ray.evaluate.perplexity import DivergedWeights
 from e2ray.train import launch
 from e2ray.train.attempt import leave, left
@@ -23,16 +25,38 @@ from e2ray.train.launch import Resources, resources, shortage, train
 from e2ray.train.ledger import read_ledger
 from e2ray.train.loop import Diverged
 from e2ray.train.record import read_metrics
+from e2ray.train.worker import run
+
+
+def alone(task):
+    """Train a task in this process."""
+    options = {
+        "batch_sequences": task.train.batch_sequences,
+        "window": task.window,
+        "shuffle_shards": task.shuffle_shards,
+    }
+
+    def open_rows(start, stop):
+        steps = {"seed": task.seed, "start_step": start, "stop_step": stop, "rank": 0, "num_workers": 1}
+        return local_batches(task.shards, **steps, **options, tokenizer_hash=task.tokenizer_hash)
+
+    run(task, device=torch.device("cpu"), open_rows=open_rows)
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("task", ["concat", pytest.param("best_fit", marks=pytest.mark.slow)], indirect=True)
 def test_two_workers_see_the_rows_and_draws_of_one(ray_cluster, task, tmp_path):
-    """Every step's loss by scale is a function of the rows and draws of all steps before: equal means equal."""
-    train(task, ClusterSettings(num_workers=1, max_failures=0))
+    """Every step's loss by scale is a function of the rows and draws of all steps before: equal means equal.
+
+    The one is a training without Ray, by the plain reader.
+    """
+    alone(task)
     (tmp_path / "two").mkdir()
     double = replace(task, folder=tmp_path / "two")
+    interrupt = signal.getsignal(signal.SIGINT)
     train(double, ClusterSettings(num_workers=2, max_failures=0))
+    assert signal.getsignal(signal.SIGINT) is interrupt
     one, two = read_metrics(task.folder), read_metrics(double.folder)
     assert [line["step"] for line in one] == list(range(1, 9))
     for mine, other in zip(one, two, strict=True):
