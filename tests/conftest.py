@@ -18,6 +18,8 @@ os.environ |= {
     "AWS_SECRET_ACCESS_KEY": "b",
     "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",  # several threads on few cores wait for each other at full speed
+    "OPENBLAS_NUM_THREADS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",

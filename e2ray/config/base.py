@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from e2ray.config.places import problems, without_credentials
+from e2ray.config.places import LISTS, problems, without_credentials
 
 Text = Annotated[str, Field(min_length=1)]
 Plain = dict[str, JsonValue]  # what JSON and YAML have
@@ -94,7 +94,7 @@ def _texts(value: object) -> list[str]:
         return [value]
     if isinstance(value, dict):
         return [text for pair in value.items() for part in pair for text in _texts(part)]
-    return [text for part in value for text in _texts(part)] if isinstance(value, tuple | list) else []
+    return [text for part in value for text in _texts(part)] if isinstance(value, LISTS) else []
 
 
 Values = TypeVar("Values", bound=tuple[object, ...] | None)

@@ -69,6 +69,8 @@ IN_TEXT = re.compile(rf"({SCHEME}(?=:/)|(?<![a-z0-9])(?:{STORES})):/*(?=[^\s/])\
 LOCAL = ("/", "./", "../", "~")  # how a path of a recipe begins
 MARKS, QUOTES = ".,:;)]}", "'\""  # that a sentence puts behind a URI
 ENCODINGS = 8  # one in the other; nobody means more
+LISTS = (list, tuple)
+NESTED = (dict, list, tuple)
 HIDDEN = "credentials-not-shown"  # passes for a name itself, so that a message may be cleaned twice
 
 
@@ -166,11 +168,11 @@ def problems(value: object, path: str = "") -> Iterator[str]:
         if reason:
             yield f"{path}: {reason}" if path else reason
         return
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, LISTS) else ()
     for key, item in items:
         if isinstance(key, str) and refusal(key):
             yield f"{path or 'the recipe'}: a key {refusal(key)}"
-        elif isinstance(item, str | dict | list | tuple):
+        elif isinstance(item, NESTED) or (isinstance(item, str) and (":" in item or "%" in item)):
             yield from problems(item, f"{path}.{key}" if path else str(key))
 
 

@@ -5,9 +5,9 @@ class: what the new class also has is kept from the recipe, the rest is dropped,
 too. So the published methods and everything between them are points of one space.
 """
 
-import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import product
 from types import UnionType
 from typing import Annotated, Union, get_args, get_origin
@@ -15,6 +15,7 @@ from typing import Annotated, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from e2ray.config.base import Settings
+from e2ray.config.places import LISTS
 from e2ray.config.search import Choice, IntRange, Parameter, Space, Value
 from e2ray.config.words import first_of
 
@@ -50,7 +51,7 @@ def assign(recipe: Mapping[str, object], params: Mapping[str, object], root: typ
     Raises:
         ValueError: If a path leads through a plain value.
     """
-    made: dict[str, object] = json.loads(json.dumps(recipe))
+    made = {key: _copied(value) for key, value in recipe.items()}
     for path in sorted(params, key=lambda path: (path.count("."), not path.endswith(".kind"))):
         *parents, last = path.split(".")
         section = made
@@ -60,10 +61,17 @@ def assign(recipe: Mapping[str, object], params: Mapping[str, object], root: typ
                 raise ValueError(f"{path}: {'.'.join(parents[: depth + 1])} is {inner!r}, not a section")
             section = inner
         if last == "kind" and section.get("kind") != params[path]:
-            for key in section.keys() - _keys_of(root, parents, params[path]):
+            for key in section.keys() - _keys_of(root, tuple(parents), params[path]):
                 del section[key]
         section[last] = params[path]
     return made
+
+
+def _copied(value: object) -> object:
+    """Return plain data that shares no section with the given one; a section that is validated stays itself."""
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, LISTS) else value
 
 
 def active(space: Space, path: str, params: Mapping[str, Value]) -> bool:
@@ -187,6 +195,7 @@ def check(space: Space, recipe: Mapping[str, object], root: type[Settings]) -> N
             if parameter.log and parameter.low <= 0:
                 raise ValueError(f"{path}: log needs low above 0, got {parameter.low:g}")
     order = in_order(space)
+    recipe = _settled(recipe, root, {path.partition(".")[0] for path in space})
     for path in order:
         for end, value in ends(space[path]):
             for params in _contexts(space, order, path, value):
@@ -203,6 +212,12 @@ def check(space: Space, recipe: Mapping[str, object], root: type[Settings]) -> N
                 f"{shown or where}: values that each fit do not fit together: {text[:SHOWN_LENGTH]}; narrow the space, "
                 "or part it with `when`"
             ) from None
+
+
+def _settled(recipe: Mapping[str, object], root: type[Settings], searched: set[str]) -> dict[str, object]:
+    """Return a recipe whose unsearched sections are validated, so that hundreds of points of a space repeat none."""
+    whole = root.model_validate(dict(recipe))
+    return {name: value if name in searched else getattr(whole, name) for name, value in recipe.items()}
 
 
 def _matters(recipe: Mapping[str, object], root: type[Settings], params: Mapping[str, Value], path: str) -> bool:
@@ -233,7 +248,7 @@ def _check_path(path: str, root: type[Settings]) -> None:
             "train or model.lora"
         )
     *parents, last = path.split(".")
-    classes = _classes_at(root, parents)
+    classes = _classes_at(root, tuple(parents))
     fields = [cls.model_fields[last] for cls in classes if last in cls.model_fields]
     if not fields:
         known = sorted({name for cls in classes for name in cls.model_fields})
@@ -285,13 +300,14 @@ def _contexts(space: Space, order: list[str], path: str, value: Value) -> Iterat
         yield params
 
 
-def _keys_of(root: type[BaseModel], path: Iterable[str], kind: object) -> set[str]:
+def _keys_of(root: type[BaseModel], path: tuple[str, ...], kind: object) -> set[str]:
     """Return the settings of the section at a path, where it is of a kind."""
     forms = [cls.model_fields for cls in _classes_at(root, path)]
     return {name for fields in forms if "kind" in fields and fields["kind"].default == kind for name in fields}
 
 
-def _classes_at(root: type[BaseModel], path: Iterable[str]) -> list[type[BaseModel]]:
+@cache
+def _classes_at(root: type[BaseModel], path: tuple[str, ...]) -> list[type[BaseModel]]:
     """Return the classes that the section at a path may be of."""
     classes = [root]
     for name in path:
