@@ -30,6 +30,7 @@ from e2ray.data.corpus import list_items
 from e2ray.data.order import Reader
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.data.unpack import Limits
+from e2ray.records.checkpoint import Look
 from e2ray.records.run import MetricsLine
 from e2ray.stages import cluster, pipeline, suites
 from e2ray.stages import compare as comparing
@@ -301,7 +302,8 @@ def logged(run, path):
 def ends(run, path):
     """Which prices at L end a training."""
     settings = settings_of(run, path.removesuffix(".stop"))
-    return [pays_too_much(settings, {"step": 1, "price_at_base": price}, 32) for price in (1e-10, 0.01, 50.0)]
+    seen = [Look(step=1, watch_nll={}, price_at_base=price) for price in (1e-10, 0.01, 50.0)]
+    return [pays_too_much(settings, look, 32) for look in seen]
 
 
 class Clock:

@@ -54,5 +54,5 @@ def run(task: Task, read: Callable[..., Iterator[Rows]] = rows, until: int | Non
         task,
         device=CPU,
         open_rows=partial(read, batch=task.train.batch_sequences),
-        report=lambda metrics: "stop" if metrics["step"] == until else None,
+        report=lambda metrics: "stop" if metrics.step == until else None,
     )

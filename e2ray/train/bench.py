@@ -9,10 +9,9 @@ import copy
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +23,7 @@ from e2ray.config.run import RunConfig
 from e2ray.core.model import build_model, made_ready
 from e2ray.data.shards import Rows, ShardSet, local_batches
 from e2ray.evaluate.perplexity import DivergedWeights
+from e2ray.records.run import MetricsLine
 from e2ray.train import checkpoint
 from e2ray.train.batch import Batch
 from e2ray.train.engine import Engine
@@ -33,15 +33,15 @@ from e2ray.train.loop import Answer, Diverged, Skips, fit
 from e2ray.train.parameters import ParameterState, precision_of
 from e2ray.train.record import note_skipped
 from e2ray.train.task import Task
-from e2ray.train.trackers import Trackers
+from e2ray.train.trackers import Show, Trackers
 from e2ray.train.worker import begin, drawn, trackers_of
 
 BUILT_FROM = {  # settings of train that an engine is built from; all others are asked for at each update
     "batch_sequences", "micro_batch_sequences", "betas", "eps", "weight_decay", "clip_norm", "zero_stage", "offload",
     "precision",
 }  # fmt: skip
-Measure = Callable[[Engine, int, Callable[[], float]], dict[str, Any]]
-GaugesOf = Callable[[str], Callable[[dict[str, Any]], None]]
+Measure = Callable[[Engine, int, Callable[[], float]], Mapping[str, object]]
+GaugesOf = Callable[[str], Show]
 
 
 def tried(task: Task, config: RunConfig, *, name: str, folder: Path) -> Task:
@@ -101,8 +101,8 @@ class Bench:
         self.device, self.gauges, self.heart = device, gauges, heart
         self.trackers = Trackers(())
         self.shards = ShardSet.open(task.shards, window=task.window, tokenizer_hash=task.tokenizer_hash)
-        self._base: tuple[Any, nn.Module] | None = None
-        self._built: Any = None
+        self._base: tuple[tuple[torch.dtype, int | None], nn.Module] | None = None
+        self._built: tuple[object, ...] = ()
         self._fresh: list[ParameterState] = []
         self.engine: Engine | None = None
 
@@ -169,7 +169,7 @@ class Bench:
             self.taken += 1
             yield batch
 
-    def train(self, measure: Measure | None = None) -> dict[str, Any]:
+    def train(self, measure: Measure | None = None) -> dict[str, object]:
         """Train until a measurement finds `cells`, or to the end, and return that step's metrics.
 
         Args:
@@ -182,19 +182,18 @@ class Bench:
         """
         engine = self.engine
         assert engine is not None, "a training has begun"
-        last: dict[str, Any] = {}
+        last: list[MetricsLine] = []
         began = time.perf_counter()
 
         def spent() -> float:
             return self.seconds + time.perf_counter() - began
 
-        def report(metrics: dict[str, Any]) -> Answer:
-            last.clear()
-            last.update(metrics)
-            self.trackers.log(metrics, metrics["step"])
-            return "stop" if "cells" in metrics else None
+        def report(metrics: MetricsLine) -> Answer:
+            last[:] = [metrics]
+            self.trackers.log(metrics.plain(), metrics.step)
+            return "stop" if "cells" in metrics.model_fields_set else None
 
-        def evaluate(step: int) -> dict[str, Any]:
+        def evaluate(step: int) -> Mapping[str, object]:
             if measure is not None:
                 return measure(engine, step, spent)
             if step == self.task.train.steps:
@@ -217,13 +216,13 @@ class Bench:
             )
         except (Diverged, DivergedWeights) as error:
             rows = self.taken * self.task.train.batch_sequences * self.task.rows_per_example
-            failed = {"failed": str(error), "step": self.taken, "tokens": rows * self.task.window}
-            failed["trial_seconds"] = spent()
+            spoilt = {"step": self.taken, "tokens": rows * self.task.window, "trial_seconds": spent()}
             self.end()  # nothing of it is put back
-            return failed
-        self.tokens = last["tokens"]
-        self.seconds = last["trial_seconds"] if measure is not None else spent()
-        return last
+            return {"failed": str(error), **spoilt}
+        found = last[0].plain()
+        self.tokens = last[0].tokens
+        self.seconds = found["trial_seconds"] if measure is not None else spent()
+        return found
 
     def _note_skipped(self, step: int, batch: Batch, nll: torch.Tensor) -> None:
         assert batch.ids is not None

@@ -8,7 +8,6 @@ the card of an export.
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import snapshot_download
@@ -99,7 +98,7 @@ def has_generation_settings(source: Path | None) -> bool:
     return source is not None and (source / GENERATION_CONFIG_NAME).is_file()
 
 
-def card_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
+def card_fields(folder: Path) -> tuple[dict[str, object], str | None]:
     """Return the fields at the head of a base model's card that hold for what was trained from it; none without one.
 
     With them comes a line where the card has a head that cannot be read.

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from e2ray import files
-from e2ray.config.base import SettingsError
+from e2ray.config.base import Plain, SettingsError
 from e2ray.config.run import differences
 from e2ray.core.probe import Probe
 from e2ray.files import Fingerprint
@@ -233,7 +233,7 @@ def read_state(checkpoint: Path, *, verify: range | None = None) -> CheckpointSt
 
 def read_parameters(checkpoint: Path, state: CheckpointState) -> Iterator[ParameterState]:
     """Yield the state of each parameter in the order they were saved in, float32 on the CPU."""
-    opened: dict[str, Any] = {}
+    opened: dict[str, safe_open] = {}
     for name, entry in state.parameters.items():
         if entry.file not in opened:
             opened[entry.file] = safe_open(checkpoint / entry.file, framework="pt")
@@ -241,7 +241,7 @@ def read_parameters(checkpoint: Path, state: CheckpointState) -> Iterator[Parame
         yield ParameterState(name, *(part.get_tensor(f"{kind}/{name}") for kind in KINDS))
 
 
-def refuse_other_training(checkpoint: Path, state: CheckpointState, identity: Mapping[str, Any]) -> None:
+def refuse_other_training(checkpoint: Path, state: CheckpointState, identity: Plain) -> None:
     """Raise SettingsError naming the first difference if a checkpoint is not of the training that would go on from it.
 
     Args:
@@ -249,7 +249,7 @@ def refuse_other_training(checkpoint: Path, state: CheckpointState, identity: Ma
         state: Its state.json.
         identity: What the training is, plain data: all that its weights follow from.
     """
-    found = differences(completed(state.identity), dict(identity), free=())
+    found = differences(completed(state.identity), identity, free=())
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise SettingsError(
@@ -257,7 +257,7 @@ def refuse_other_training(checkpoint: Path, state: CheckpointState, identity: Ma
         )
 
 
-def load(engine: "Engine", checkpoint: Path, *, identity: Mapping[str, Any]) -> CheckpointState:
+def load(engine: "Engine", checkpoint: Path, *, identity: Plain) -> CheckpointState:
     """Make a new engine continue from a checkpoint and return its state.json; every rank must call this.
 
     Where it is damaged the newest whole one before it is taken, and told.
@@ -297,7 +297,7 @@ def _whole(engine: "Engine", checkpoint: Path) -> CheckpointState | str:
         return str(error)
 
 
-def _take_over(engine: "Engine", checkpoint: Path, state: CheckpointState, identity: Mapping[str, Any]) -> None:
+def _take_over(engine: "Engine", checkpoint: Path, state: CheckpointState, identity: Plain) -> None:
     def check() -> None:
         refuse_other_training(checkpoint, state, identity)
         shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.parameters()}

@@ -60,10 +60,10 @@ def micro_batch(settings: TrainSettings, num_workers: int) -> tuple[int, int]:
     return micro, share // micro
 
 
-def deepspeed_settings(settings: TrainSettings, *, num_workers: int, dtype: torch.dtype) -> dict[str, Any]:
+def deepspeed_settings(settings: TrainSettings, *, num_workers: int, dtype: torch.dtype) -> dict[str, object]:
     """Return DeepSpeed's own settings for ours."""
     micro, accumulation = micro_batch(settings, num_workers)
-    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    zero: dict[str, object] = {"stage": settings.zero_stage}
     if settings.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if settings.offload == "all":
@@ -81,7 +81,7 @@ def deepspeed_settings(settings: TrainSettings, *, num_workers: int, dtype: torc
     }
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Return AdamW's groups: matrices decay, vectors (norms, biases) do not."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -249,10 +249,9 @@ class Engine:
         self, input_ids: Int[Tensor, "rows window"], **given: Tensor
     ) -> Float[Tensor, "rows window vocabulary"]:
         """Return the logits of the base that adapters lie on, at scale 1 without a shift or dropout; no gradient."""
-        module: Any = self.ds.module
         self.ds.eval()
         try:
-            with torch.no_grad(), self.hook.applied(1.0), module.disable_adapter():
+            with torch.no_grad(), self.hook.applied(1.0), self.ds.module.disable_adapter():
                 return self._forward(input_ids, **given)
         finally:
             self.ds.train()

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import ParamSpec, TextIO, TypeVar
 
 import psutil
 
 from e2ray.files import named_write_error
 
 Item = TypeVar("Item")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RECORD_BYTES = 1024
 WRITE_S = 1.0
@@ -131,9 +133,7 @@ class Heartbeat:
             yield item
             self.mark(waiting, done + 1)
 
-    def marking(
-        self, function: Callable[..., Any], during: str, after: Callable[..., str] | None = None
-    ) -> Callable[..., Any]:
+    def marking(self, function: Callable[P, R], during: str, after: Callable[P, str] | None = None) -> Callable[P, R]:
         """Return a function that runs in a phase of its own.
 
         Args:
@@ -142,7 +142,7 @@ class Heartbeat:
             after: Returns from the function's arguments the phase behind it; None where the next one says it itself.
         """
 
-        def marked(*arguments: Any, **options: Any) -> Any:
+        def marked(*arguments: P.args, **options: P.kwargs) -> R:
             self.mark(during)
             result = function(*arguments, **options)
             if after:

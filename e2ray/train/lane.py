@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from e2ray.config.base import SettingsError
+from e2ray.config.base import Plain, SettingsError
 from e2ray.config.methods import UNTRAINED
 from e2ray.config.resolved import ResolvedConfig, ResolvedEvaluate
 from e2ray.config.retrieval import RetrievalSettings
@@ -66,13 +65,13 @@ class Job:
     own: bool = False
 
     @property
-    def told(self) -> dict[str, Any] | None:
+    def told(self) -> Plain | None:
         """What the lane trains with, plain data, where its name does not say it."""
         if self.config is None or not (self.own or self.lane == "best"):
             return None
         train = self.config.train
         told = {"positions": self.config.positions, "objective": train.objective}
-        plain: dict[str, Any] = {name: section.model_dump(mode="json") for name, section in told.items()}
+        plain: Plain = {name: section.model_dump(mode="json") for name, section in told.items()}
         return plain if self.own else plain | {"lr": train.lr}  # an own lane's rate is the recipe's
 
     def served(self, window: int) -> float:
@@ -170,7 +169,7 @@ def _trained(job: Job, config: ResolvedConfig, device: torch.device) -> tuple[nn
     bench.trackers.close(failed="failed" in metrics)
     took = time.perf_counter() - began
     if "failed" in metrics:
-        raise SettingsError(metrics["failed"])
+        raise SettingsError(str(metrics["failed"]))
     assert bench.engine is not None, "what was trained stays on the bench"
     steps = config.train.steps
     cost = {"tokens": metrics["tokens"], "train_s": took, "steps": steps, "peak_mib": peak_memory_mib(device)}

@@ -13,11 +13,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import ray
 import ray.train
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -31,10 +31,12 @@ from e2ray.train.attempt import beats, left, refusal
 from e2ray.train.heartbeat import Beat
 from e2ray.train.record import figures, newest_metrics
 from e2ray.train.start import start
-from e2ray.train.task import Task, Watch
+from e2ray.train.task import Task, Watch, Work
 from e2ray.train.watch import Vigil, Watchman, watched
 
 READER_CPUS = 0.25  # what one data reader of a worker asks for, beside the worker itself
+P = ParamSpec("P")
+R = TypeVar("R")
 ANSWER_S = 30.0  # in which a worker's machine runs a small task
 
 
@@ -98,7 +100,7 @@ def train(task: Task, settings: ClusterSettings) -> None:
         _fit(task, settings)
 
 
-def try_out(task: Task, settings: ClusterSettings, watch: Watch, callbacks: list[Any]) -> None:
+def try_out(task: Task, settings: ClusterSettings, watch: Watch, callbacks: list[UserCallback]) -> None:
     """Train a trial of several workers; what `watch` finds is reported to Ray Train's `callbacks`.
 
     A loss that is no number is reported as `failed` and ends the trial.
@@ -110,7 +112,9 @@ def try_out(task: Task, settings: ClusterSettings, watch: Watch, callbacks: list
     _fit(task, settings, watch=watch, callbacks=callbacks)
 
 
-def _fit(task: Task, settings: ClusterSettings, watch: Watch | None = None, callbacks: list[Any] | None = None) -> None:
+def _fit(
+    task: Task, settings: ClusterSettings, watch: Watch | None = None, callbacks: list[UserCallback] | None = None
+) -> None:
     wanted = resources(settings)
     if watch is not None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a trial that is cut off begins anew
@@ -121,13 +125,13 @@ def _fit(task: Task, settings: ClusterSettings, watch: Watch | None = None, call
     attempt = uuid.uuid4().hex[:8]
     trainer = TorchTrainer(
         start,
-        train_loop_config={
-            "task": task,
-            "attempt": attempt,
-            "watch": watch,
+        train_loop_config=Work(
+            task=task,
+            attempt=attempt,
+            watch=watch,
             # other trials may stand on the same machine: each keeps to what it reserved
-            "threads": max(1, int(wanted.cpus_per_worker)) if watch else None,
-        },
+            threads=max(1, int(wanted.cpus_per_worker)) if watch else None,
+        ),
         scaling_config=ScalingConfig(
             num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=wanted.per_worker()
         ),
@@ -189,13 +193,13 @@ def watchman_of(folder: Path, settings: ClusterSettings) -> Watchman:
     return Watchman(folder, Vigil(hang_s=settings.hang_s), on_node=_on_node, show=_show)
 
 
-def _on_node(beat: Beat, function: Callable[..., Any], *arguments: Any) -> Any:
+def _on_node(beat: Beat, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R | None:
     """Run a function on a worker's machine and return its result; None where that does not answer."""
     if (beat.node, beat.host) == (ray.get_runtime_context().get_node_id(), socket.gethostname()[:64]):
-        return function(*arguments)
+        return function(*arguments, **options)
     there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0)(function).options(name="look at a worker", scheduling_strategy=there)
-    asked = task.remote(*arguments)
+    asked = task.remote(*arguments, **options)
     try:
         return ray.get(asked, timeout=ANSWER_S)
     except ray.exceptions.RayError:
@@ -232,7 +236,7 @@ def _bar(task: Task) -> Iterator[None]:
         def show_newest() -> None:
             newest = newest_metrics(task.folder)
             if newest:
-                progress.update(shown, completed=newest["step"], description=figures(newest))
+                progress.update(shown, completed=newest.step, description=figures(newest))
 
         def failed(error: Exception) -> None:
             progress.update(shown, description=f"the bar stands still: {type(error).__name__}: {error}")

@@ -5,8 +5,7 @@ is NLL at L minus that of the untouched model, before its first step and at scal
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from e2ray.evaluate.by_length import token_nlls
 from e2ray.evaluate.documents import documents_digest, select_documents
 from e2ray.evaluate.perplexity import is_out_of_memory
 from e2ray.records.checkpoint import FirstLook, Look, Watched
+from e2ray.records.run import MetricsLine
 from e2ray.train.engine import Engine
 from e2ray.train.task import Task
 
@@ -158,13 +158,12 @@ def lookout_of(engine: Engine, task: Task) -> Lookout | None:
     return Lookout(engine, task, opened.held_out())
 
 
-def pays_too_much(settings: TrainSettings, metrics: Mapping[str, Any] | None, base_context_length: int) -> str | None:
-    """Return what to say where a step's metrics end a training by `train.stop`, None where they do not."""
-    price = (metrics or {}).get(PRICE)
+def pays_too_much(settings: TrainSettings, line: MetricsLine | Look, base_context_length: int) -> str | None:
+    """Return what to say where a step's line ends a training by `train.stop`, None where it does not."""
+    price = line.price_at_base
     if settings.stop is None or price is None or price <= settings.stop.price_at_base:
         return None
-    assert metrics is not None
     return (
-        f"step {metrics['step']}: NLL at {base_context_length} tokens is {price:.3f} nats above the base's, "
+        f"step {line.step}: NLL at {base_context_length} tokens is {price:.3f} nats above the base's, "
         f"train.stop.price_at_base is {settings.stop.price_at_base:g}: it ends here"
     )

@@ -6,7 +6,7 @@ A search trial and a training job are this same function, so that the same setti
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from torch import Tensor
 from e2ray import files
 from e2ray.config.train import TrainSettings
 from e2ray.core.losses import predicted
+from e2ray.records.run import MetricsLine
 from e2ray.train.batch import Batch
 from e2ray.train.schedule import learning_rate
 
@@ -120,7 +121,7 @@ class Meter:
         self.steps += 1
         self.skipped += skipped
 
-    def line(self, *, step: int, lr: float) -> dict[str, Any]:
+    def line(self, *, step: int, lr: float) -> MetricsLine:
         """Return the metrics since the last line over all ranks, and start anew; every rank must call this.
 
         Means are over the rows with a finite NLL. None stands for what is no finite number: the means where there was
@@ -147,7 +148,7 @@ class Meter:
             **{name: total / weight if weight else None for name, (total, weight) in figures.items()},
         }
         self._reset()
-        return dict(files.finite(metrics))
+        return MetricsLine.model_validate(files.finite(metrics))
 
 
 def fit(
@@ -156,9 +157,9 @@ def fit(
     settings: TrainSettings,
     *,
     start_step: int,
-    report: Callable[[dict[str, Any]], Answer],
+    report: Callable[[MetricsLine], Answer],
     save: Callable[[int], object],
-    evaluate: Callable[[int], dict[str, Any]] | None = None,
+    evaluate: Callable[[int], Mapping[str, object]] | None = None,
     progress: Callable[[int], object] | None = None,
     note_skipped: Callable[[int, Batch, Tensor], object] | None = None,
     skips: Skips | None = None,
@@ -217,10 +218,10 @@ def _next(source: Iterator[Batch]) -> tuple[Batch, float]:
     return batch, time.perf_counter() - asked
 
 
-def _line(meter: Meter, step: int, lr: float, evaluate: Callable[[int], dict[str, Any]] | None) -> dict[str, Any]:
+def _line(meter: Meter, step: int, lr: float, evaluate: Callable[[int], Mapping[str, object]] | None) -> MetricsLine:
     """Return the metrics of a logged step, with those of an evaluation if there is one."""
     metrics = meter.line(step=step, lr=lr)
     if evaluate:
-        metrics |= files.finite(evaluate(step))
+        metrics = metrics.changed(**files.finite(dict(evaluate(step))))
         meter.since = time.perf_counter()  # what it took is none of the training's
     return metrics

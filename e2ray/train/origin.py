@@ -4,11 +4,9 @@ A folder `model/` under a run's name may be another run's, or the run's own unde
 the base it is compared with may have been replaced.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from e2ray.config.base import SettingsError
+from e2ray.config.base import Plain, SettingsError
 from e2ray.config.model import Model, PretrainedModel
 from e2ray.config.run import differences
 from e2ray.core.base import config_digest, trained_config
@@ -26,15 +24,17 @@ def base_identity(model: Model) -> tuple[str | None, str | None]:
     return weights, config_digest(trained_config(model))
 
 
-def origin(identity: Mapping[str, Any]) -> ModelTraining:
+def origin(identity: Plain) -> ModelTraining:
     """Return what a model's record says of its training: its settings, and digests of the base.
 
     Args:
         identity: What the training was, as `Task.identity` gives it.
     """
-    model = dict(identity["model"])
-    weights, config = model.pop("base_weights"), model.pop("base_config")
-    return ModelTraining(settings={**identity, "model": model}, base_weights=weights, base_config=config)
+    model = identity["model"]
+    assert isinstance(model, dict), "as a task says it"
+    base = {name: model[name] for name in ("base_weights", "base_config")}
+    settings = {**identity, "model": {name: value for name, value in model.items() if name not in base}}
+    return ModelTraining.model_validate({"settings": settings, **base})
 
 
 def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:

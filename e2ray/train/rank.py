@@ -1,24 +1,26 @@
 """One rank of a training under Ray Train: its rows from Ray Data, its reports to Ray, what it leaves when it ends."""
 
 import logging
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import ray.train
 import ray.train.torch
 
 from e2ray.config.base import SettingsError
+from e2ray.data.shards import Rows
 from e2ray.data.stream import batches
 from e2ray.evaluate.perplexity import DivergedWeights
+from e2ray.records.run import MetricsLine
 from e2ray.train.attempt import beats, leave, refusal
 from e2ray.train.heartbeat import MEASURING, Heartbeat
 from e2ray.train.loop import Diverged
 from e2ray.train.ray_worker import gauges, heartbeat
-from e2ray.train.task import Task, Watch
+from e2ray.train.task import Task, Work
 from e2ray.train.worker import run, use_cores
 
 
-def work(config: dict[str, Any]) -> None:
+def work(config: Work) -> None:
     """Run one Ray Train worker.
 
     A wrong setting, damaged data and numbers that diverge do not get better by a restart: the line is left in a file,
@@ -27,7 +29,7 @@ def work(config: dict[str, Any]) -> None:
     """
     logging.getLogger().setLevel(logging.WARNING)  # else Ray prints a line per report; LoggingConfig misses its logger
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    task: Task = config["task"]
+    task, watch = config["task"], config["watch"]
     refused = refusal(task.folder, config["attempt"])
     if refused.exists():
         return
@@ -36,25 +38,25 @@ def work(config: dict[str, Any]) -> None:
     use_cores(config["threads"], context.get_local_world_size())
     heart = heartbeat(beats(task.folder, config["attempt"]), f"rank-{rank}", label=f"worker of rank {rank}")
     open_rows = partial(_open_rows, heart, task=task, rank=rank, num_workers=context.get_world_size())
-    watch: Watch | None = config["watch"]
     device = ray.train.torch.get_device()
-    logged: dict[str, Any] = {"step": 0, "tokens": 0, "trial_seconds": 0.0}  # the newest step, and when it was read
+    logged: dict[str, object] = {"step": 0, "tokens": 0, "trial_seconds": 0.0}  # the newest step, and when it was read
 
-    def leads_to(metrics: dict[str, Any]) -> str:
-        due = metrics["step"] % task.train.checkpoint_every == 0 or metrics["step"] == task.train.steps
+    def leads_to(metrics: MetricsLine) -> str:
+        due = metrics.step % task.train.checkpoint_every == 0 or metrics.step == task.train.steps
         return "saving" if due else "updating"
 
-    def report_measured(metrics: dict[str, Any]) -> None:
-        logged.update({key: metrics[key] for key in logged if key in metrics})
-        if "cells" in metrics:
-            ray.train.report(metrics)
+    def report(metrics: MetricsLine) -> None:
+        told = metrics.plain()
+        logged.update({key: told[key] for key in logged if key in told})
+        if watch is None or "cells" in told:
+            ray.train.report(told)
 
     try:
         run(
             task,
             device=device,
             open_rows=open_rows,
-            report=heart.marking(ray.train.report if watch is None else report_measured, "reporting", leads_to),
+            report=heart.marking(report, "reporting", leads_to),
             gauges=gauges(task.name),
             evaluate=heart.marking(watch.open(device), MEASURING) if watch else None,
             looking=lambda look: heart.marking(look, MEASURING),
@@ -71,7 +73,7 @@ def work(config: dict[str, Any]) -> None:
         heart.close()
 
 
-def _open_rows(heart: Heartbeat, start: int, stop: int, *, task: Task, rank: int, num_workers: int) -> Any:
+def _open_rows(heart: Heartbeat, start: int, stop: int, *, task: Task, rank: int, num_workers: int) -> Iterator[Rows]:
     rows = batches(
         task.shards,
         seed=task.seed,

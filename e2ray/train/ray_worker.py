@@ -1,14 +1,14 @@
 """What a worker asks of the Ray that it runs under: its gauges, and the node that its heartbeat tells."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.util.metrics import Gauge
 
 from e2ray.train.heartbeat import Heartbeat
+from e2ray.train.trackers import Show
 
 
 def heartbeat(folder: Path, name: str, *, label: str) -> Heartbeat:
@@ -16,11 +16,11 @@ def heartbeat(folder: Path, name: str, *, label: str) -> Heartbeat:
     return Heartbeat(folder, name, label=label, node=ray.get_runtime_context().get_node_id())
 
 
-def gauges(run: str) -> Callable[[dict[str, Any]], None]:
+def gauges(run: str) -> Show:
     """Return a function that shows a logged step as Ray gauges: e2ray_loss, e2ray_tokens_per_second and so on."""
     shown = _gauges()
 
-    def set_all(metrics: dict[str, Any]) -> None:
+    def set_all(metrics: Mapping[str, object]) -> None:
         for name, gauge in shown.items():
             gauge.set(metrics[name], tags={"run": run})  # None, which is no finite number, changes nothing
 
@@ -28,7 +28,7 @@ def gauges(run: str) -> Callable[[dict[str, Any]], None]:
 
 
 @lru_cache(maxsize=1)
-def _gauges() -> dict[str, Any]:
+def _gauges() -> dict[str, Gauge]:
     """Return this process's gauges; one that shows run after run makes them once."""
     return {
         "loss": Gauge("e2ray_loss", "Mean training loss, nats per token", tag_keys=("run",)),

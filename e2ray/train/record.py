@@ -8,7 +8,7 @@ a seal (`e2ray.records.sealed`). What is no finite number is null in them and ha
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -203,15 +203,15 @@ class Recorder:
         self.shown = self.began
         self.file = (folder / METRICS).open("a", encoding="utf-8")
 
-    def report(self, metrics: Mapping[str, object]) -> None:
+    def report(self, metrics: MetricsLine) -> None:
         """Write a logged step everywhere it belongs."""
-        self.metrics = MetricsLine.model_validate(metrics)
-        line, self.end = seal(self.metrics.text(), self.end)
+        self.metrics = metrics
+        line, self.end = seal(metrics.text(), self.end)
         with files.naming(self.folder / METRICS):
             self.file.write(line)
             self.file.flush()
-        self.trackers.log(metrics, self.metrics.step)
-        write_status(self.folder, step=self.metrics.step)
+        self.trackers.log(metrics.plain(), metrics.step)
+        write_status(self.folder, step=metrics.step)
 
     def skipped(self, step: int, rows: Sequence[SkippedRow]) -> None:
         """Write down a step that changed nothing, and say so."""

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
+from e2ray.config.base import Plain
 from e2ray.config.data import SHUFFLE_SHARDS
 from e2ray.config.methods import LinearMethod
 from e2ray.config.model import Model
@@ -13,22 +14,26 @@ from e2ray.config.run import FREE_ON_RESUME
 from e2ray.config.trackers import TrackerSettings
 from e2ray.config.train import ObjectiveSettings, TrainSettings
 
+if TYPE_CHECKING:
+    import torch
+
+    from e2ray.train.engine import Engine
+
 
 def _free(section: str) -> set[str]:
     """Return the settings of a section that a run may be continued with other values of."""
     return {path.partition(".")[2] for path in FREE_ON_RESUME if path.startswith(f"{section}.")}
 
 
-def completed(identity: Mapping[str, Any]) -> dict[str, Any]:
+def completed(identity: Plain) -> Plain:
     """Return what a training was with what earlier versions left unsaid: linear scales, the NLL of single rows."""
-    unsaid: dict[str, dict[str, Any]] = {
+    unsaid: dict[str, Plain] = {
         "data": {"rows_per_example": 1},
         "positions": {"method": LinearMethod().model_dump(mode="json")},
         "train": {"objective": ObjectiveSettings().model_dump(mode="json")},
     }
     return {
-        key: {**unsaid.get(key, {}), **value} if isinstance(value, Mapping) else value
-        for key, value in identity.items()
+        key: {**unsaid.get(key, {}), **value} if isinstance(value, dict) else value for key, value in identity.items()
     }
 
 
@@ -58,7 +63,7 @@ class Task:
     rows_per_example: int = 1  # rows that an objective judges together and that share a draw; they follow each other
     tokenizer: Path | None = None  # its folder, where the shards are a URI; else it lies among them
 
-    def identity(self, base_weights: str | None, base_config: str | None) -> dict[str, Any]:
+    def identity(self, base_weights: str | None, base_config: str | None) -> Plain:
         """Return what this training is, plain data: all that its weights follow from, by names of the recipe.
 
         Args:
@@ -93,5 +98,14 @@ class Task:
 class Watch(Protocol):
     """Measures a training at the steps it chooses; travels to the workers."""
 
-    def open(self, device: Any) -> Callable[[Any, int], dict[str, Any]]:
+    def open(self, device: "torch.device") -> "Callable[[Engine, int], Mapping[str, object]]":
         """Return what is called with the engine and each logged step, on a worker."""
+
+
+class Work(TypedDict):
+    """What Ray Train hands to each worker of an attempt."""
+
+    task: Task
+    attempt: str  # its name
+    watch: Watch | None
+    threads: int | None  # that a worker uses; None shares its machine's cores

@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -50,7 +49,7 @@ def frozen(model: nn.Module, *, device: torch.device, copied: bool) -> Forward:
             parameter.data = parameter.data.to(torch.bfloat16)
     elif copied:
         model = once_per_machine(model)
-    teacher: Any = model.to(device).eval()
+    teacher = model.to(device).eval()
 
     @torch.no_grad()
     def read(input_ids: Tensor, **given: Tensor) -> Tensor:
@@ -81,7 +80,7 @@ def once_per_machine(model: nn.Module) -> nn.Module:
             torch.save({name: parameter.data for name, parameter in named.items()}, kept[0] / "weights.pt")
         return kept[0] / "weights.pt"
 
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     try:
         path = together(write, doing="keeping a teacher")[dist.get_rank() - local_rank]
         assert path is not None, "the ranks of a machine follow each other"

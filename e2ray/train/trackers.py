@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from e2ray.config.base import brief
 from e2ray.config.kinds import made_by
@@ -33,12 +33,13 @@ QUIET = {  # nothing goes where nobody asked for it, and a server that is gone h
     "WANDB_SILENT": "true",
     "WANDB_INIT_TIMEOUT": "30",
 }
+Show = Callable[[Mapping[str, object]], None]  # of a logged step
 
 
 class Tracker(Protocol):
     """One place that metrics go to."""
 
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+    def log(self, metrics: Mapping[str, object], step: int) -> None:
         """Take a logged step's metrics as metrics.jsonl has them, or further numbers by name."""
 
     def log_artifact(self, path: Path) -> None:
@@ -56,10 +57,10 @@ class NumberedTracker(Tracker, Protocol):
         """Of the run, kept in its folder."""
 
 
-def numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def numbers(metrics: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     """Yield each finite number of a logged step under `train/<name>`, of a group under `<group>/<name>`."""
     for name, value in metrics.items():
-        if name in GROUPS:
+        if name in GROUPS and isinstance(value, Mapping):
             told = [(f"{name}/{key}", part) for key, part in value.items()]
         else:
             told = [(name if "/" in name else f"train/{name}", value)]
@@ -74,7 +75,7 @@ class TensorBoard:
     def __init__(self, folder: Path, *, start_step: int) -> None:
         self.board = Board(folder / "tensorboard", purge_step=start_step + 1 if start_step else None)
 
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+    def log(self, metrics: Mapping[str, object], step: int) -> None:
         """Write each number as a scalar."""
         for tag, value in numbers(metrics):
             self.board.add_scalar(tag, value, step)
@@ -90,12 +91,12 @@ class TensorBoard:
 class Gauges:
     """A function that shows a logged step, such as Ray's gauges."""
 
-    def __init__(self, show: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, show: Show) -> None:
         self.show = show
 
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+    def log(self, metrics: Mapping[str, object], step: int) -> None:
         """Show a logged step."""
-        self.show(dict(metrics))
+        self.show(metrics)
 
     def log_artifact(self, path: Path) -> None:
         """Leave it: a gauge shows numbers."""
@@ -118,13 +119,20 @@ class Mlflow:
             known = self.client.get_experiment_by_name(settings.experiment)
             place = None if file is None else (file.parent / "mlflow-artifacts").as_uri()
             experiment = known.experiment_id if known else self.client.create_experiment(settings.experiment, place)
-        if number is None or not _knows(self.client, number):
+        if number is None or not self._knows(number):
             number = self.client.create_run(experiment, run_name=name).info.run_id
         else:
             self.client.update_run(number, status="RUNNING")
         self.number = str(number)
 
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+    def _knows(self, number: str) -> bool:
+        try:
+            self.client.get_run(number)
+        except library("mlflow.exceptions").MlflowException:  # somebody has removed it
+            return False
+        return True
+
+    def log(self, metrics: Mapping[str, object], step: int) -> None:
         """Log all numbers of a step at once."""
         now = round(time.time() * 1000)
         found = [self._metric(tag.replace("/", "."), value, now, step) for tag, value in numbers(metrics)]
@@ -137,14 +145,6 @@ class Mlflow:
     def close(self, *, failed: bool = False) -> None:
         """Tell that the run has ended; one that goes on says so."""
         self.client.set_terminated(self.number, "FAILED" if failed else "FINISHED")
-
-
-def _knows(client: Any, number: str) -> bool:
-    try:
-        client.get_run(number)
-    except library("mlflow.exceptions").MlflowException:  # somebody has removed it
-        return False
-    return True
 
 
 @contextmanager
@@ -179,7 +179,7 @@ class Wandb:
         )
         self.number: str = self.run.id
 
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+    def log(self, metrics: Mapping[str, object], step: int) -> None:
         """Log all numbers of a step at once; of a step that lies behind the newest one, into the run's summary."""
         found = dict(numbers(metrics))
         if step < self.run.step:  # wandb would leave it out without a word
@@ -211,7 +211,7 @@ class Trackers:
     def _open(self, name: str, opener: Callable[[], Tracker]) -> None:
         self.open[name] = opener()
 
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+    def log(self, metrics: Mapping[str, object], step: int) -> None:
         """Log a step everywhere."""
         for name, tracker in list(self.open.items()):
             self._try(name, partial(tracker.log, metrics, step))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from e2ray.data.follow import following
 from e2ray.train import standstill
@@ -22,13 +22,15 @@ PATIENCE = 1.5  # times the longest one of its kind before a phase is told
 LIMIT = 3.0  # times the longest one of its kind before a phase is ended, where that is more than hang_s
 FIRST = 6.0  # times hang_s for a phase that tells nothing yet: loading, compiling, the first checkpoint, an evaluation
 ASLEEP = 0.02  # of one core, below which a process does nothing
+P = ParamSpec("P")
+R = TypeVar("R")
 SHOWN = 3  # workers whose stacks are shown; the others mostly wait for them
 
 
 class OnNode(Protocol):
     """Runs a function on the machine of a worker."""
 
-    def __call__(self, beat: Beat, function: Callable[..., Any], *arguments: Any) -> Any:
+    def __call__(self, beat: Beat, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R | None:
         """Return its result; None where that machine does not answer."""
 
 

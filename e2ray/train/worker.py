@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from e2ray.config.base import SettingsError
+from e2ray.config.base import Plain, SettingsError
 from e2ray.config.kinds import made_by
 from e2ray.config.model import PretrainedModel
 from e2ray.config.train import OBJECTIVES
@@ -28,7 +27,7 @@ from e2ray.data.order import local_indices
 from e2ray.data.shards import Rows
 from e2ray.records.checkpoint import CheckpointState
 from e2ray.records.folders import RunFolder
-from e2ray.records.run import Training
+from e2ray.records.run import MetricsLine, Training
 from e2ray.train import checkpoint, steps
 from e2ray.train.batch import Batch
 from e2ray.train.checkpoint import together
@@ -43,9 +42,9 @@ from e2ray.train.parameters import precision_of
 from e2ray.train.record import Recorder, note_training
 from e2ray.train.task import Task
 from e2ray.train.teacher import adapters_alone, frozen
-from e2ray.train.trackers import Gauges, TensorBoard, Tracker, Trackers, configured
+from e2ray.train.trackers import Gauges, Show, TensorBoard, Tracker, Trackers, configured
 
-Look = Callable[[int], dict[str, Any]]
+Look = Callable[[int], Mapping[str, object]]
 
 
 def use_cores(threads: int | None, local_workers: int) -> None:
@@ -166,9 +165,9 @@ def run(
     *,
     device: torch.device,
     open_rows: Callable[[int, int], Iterator[Rows]],
-    report: Callable[[dict[str, Any]], Answer] = lambda metrics: None,
-    gauges: Callable[[dict[str, Any]], None] | None = None,
-    evaluate: Callable[[Engine, int], dict[str, Any]] | None = None,
+    report: Callable[[MetricsLine], Answer] = lambda metrics: None,
+    gauges: Show | None = None,
+    evaluate: Callable[[Engine, int], Mapping[str, object]] | None = None,
     looking: Callable[[Look], Look] = lambda look: look,
 ) -> int:
     """Train this rank's part of a task to its end and return the updates made in all.
@@ -193,7 +192,7 @@ def run(
     if engine.rank == 0:
         _tell(task, engine)
     last = state.watched.last if state.watched else None
-    if state.stopped and last and pays_too_much(task.train, last.plain(), task.base_context_length):
+    if state.stopped and last and pays_too_much(task.train, last, task.base_context_length):
         return state.step
     lookout = lookout_of(engine, task)
     if lookout is not None and found:
@@ -211,12 +210,12 @@ class _Training:
         self,
         task: Task,
         engine: Engine,
-        identity: Mapping[str, Any],
+        identity: Plain,
         state: CheckpointState,
         lookout: Lookout | None,
         *,
-        report: Callable[[dict[str, Any]], Answer],
-        evaluate: Callable[[Engine, int], dict[str, Any]] | None,
+        report: Callable[[MetricsLine], Answer],
+        evaluate: Callable[[Engine, int], Mapping[str, object]] | None,
         looking: Callable[[Look], Look],
     ) -> None:
         self.task, self.engine, self.identity, self.lookout = task, engine, identity, lookout
@@ -226,9 +225,7 @@ class _Training:
         self.ledger = Ledger(task.folder, rank=engine.rank, start_step=state.step) if task.ledger else None
         self.recorder: Recorder | None = None
 
-    def fit(
-        self, open_rows: Callable[[int, int], Iterator[Rows]], gauges: Callable[[dict[str, Any]], None] | None
-    ) -> int:
+    def fit(self, open_rows: Callable[[int, int], Iterator[Rows]], gauges: Show | None) -> int:
         """Train to the end and return the updates made in all; arguments as `run`."""
         task, engine = self.task, self.engine
         rows = drawn(
@@ -261,23 +258,23 @@ class _Training:
             if self.recorder:
                 self.recorder.close(failed=sys.exc_info()[0] is not None)
 
-    def _record(self, metrics: dict[str, Any]) -> Answer:
+    def _record(self, metrics: MetricsLine) -> Answer:
         task = self.task
-        self.tokens = metrics["tokens"]
+        self.tokens = metrics.tokens
         if self.recorder:
             peak = peak_memory_mib(self.engine.device)
-            self.recorder.report(metrics if peak is None else metrics | {"peak_memory_mib": round(peak, 1)})
+            self.recorder.report(metrics if peak is None else metrics.changed(peak_memory_mib=round(peak, 1)))
         answer = self.report(metrics)
         reason = pays_too_much(task.train, metrics, task.base_context_length)
-        if reason is None or metrics["step"] == task.train.steps:  # it ran in full, whatever that cost
+        if reason is None or metrics.step == task.train.steps:  # it ran in full, whatever that cost
             return answer
         self.stopped = True
         if self.engine.rank == 0:
             print(f"{task.name}: {reason}", flush=True)
         return "stop"
 
-    def _look(self, step: int) -> dict[str, Any]:
-        told = {} if self.evaluate is None else self.evaluate(self.engine, step)
+    def _look(self, step: int) -> dict[str, object]:
+        told = {} if self.evaluate is None else dict(self.evaluate(self.engine, step))
         settings = self.task.train
         if self.lookout is not None and (step % (settings.watch_every or 1) == 0 or step == settings.steps):
             told |= self.looking(self.lookout.metrics)(step)
@@ -309,7 +306,7 @@ class _Training:
         checkpoint.save(self.engine, folder, step=step, facts=facts, keep=task.train.keep_checkpoints)
 
 
-def _identity(task: Task, engine: Engine) -> dict[str, Any] | None:
+def _identity(task: Task, engine: Engine) -> Plain | None:
     """Return what the training is, on the first rank; the others need not read the weights again."""
     if engine.rank or not task.keep:
         return None
@@ -327,7 +324,7 @@ def _tell(task: Task, engine: Engine) -> None:
     )
 
 
-def trackers_of(task: Task, start: int, gauges: Callable[[dict[str, Any]], None] | None) -> Trackers:
+def trackers_of(task: Task, start: int, gauges: Show | None) -> Trackers:
     """Return where rank 0 logs: TensorBoard where the run keeps files, gauges if any, and what the recipe asks for."""
     openers: list[tuple[str, Callable[[], Tracker]]] = []
     if task.keep:
@@ -338,7 +335,7 @@ def trackers_of(task: Task, start: int, gauges: Callable[[dict[str, Any]], None]
     return Trackers(openers)
 
 
-def _recorder(task: Task, start: int, gauges: Callable[[dict[str, Any]], None] | None) -> Recorder:
+def _recorder(task: Task, start: int, gauges: Show | None) -> Recorder:
     return Recorder(
         task.folder,
         start_step=start,

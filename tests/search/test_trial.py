@@ -313,7 +313,7 @@ def test_trials_of_several_workers_are_measured_by_the_same_code(configured, sha
         task,
         device=CPU,
         open_rows=lambda start, stop: rows(start_step=start, stop_step=stop),
-        report=lambda metrics: found.append(metrics) if "cells" in metrics else None,
+        report=lambda metrics: found.append(metrics.plain()) if "cells" in metrics.plain() else None,
         evaluate=Rungs(shared, plan).open(CPU),
     )
     assert [metrics["cells"] for metrics in found] == [metrics["cells"] for metrics in wanted]

@@ -121,7 +121,7 @@ def test_an_objective_over_four_rows_trains_through_the_same_loop_however_the_ba
         mine.folder.mkdir()
         lines = []
         done = worker.run(mine, device=CPU, open_rows=partial(rows_of, mine), report=lines.append)
-        assert done == 8 and lines[-1]["tokens"] == 8 * 4 * 4 * task.window
-        told[micro] = [line["behind"] for line in lines]
+        assert done == 8 and lines[-1].tokens == 8 * 4 * 4 * task.window
+        told[micro] = [line.plain()["behind"] for line in lines]
     assert told[1] == pytest.approx(told[2], rel=1e-4) and told[1] == pytest.approx(told[4], rel=1e-4)
     assert told[1][-1] < told[1][0]

@@ -64,8 +64,8 @@ def run(engine, train, *, start=0, answer=None, evaluate=None, **options):
     lines, saved = [], []
 
     def report(metrics):
-        lines.append(metrics)
-        return answer(metrics) if answer else None
+        lines.append(metrics.plain())
+        return answer(lines[-1]) if answer else None
 
     hooks = {"report": report, "save": saved.append, "evaluate": evaluate}
     done = fit(engine, batches(start), train, start_step=start, **hooks, **options)
@@ -99,7 +99,14 @@ def test_packed_rows_weigh_by_what_they_predict():
     places = torch.stack([torch.arange(WINDOW), torch.tensor([*range(6), *(-1 - p for p in range(WINDOW - 6))])] * 2)
     read = (Batch(batch.tokens, batch.draw, places) for batch in batches())
     lines = []
-    fit(engine, read, settings(steps=3), start_step=0, report=lines.append, save=lambda step: None)
+    fit(
+        engine,
+        read,
+        settings(steps=3),
+        start_step=0,
+        report=lambda line: lines.append(line.plain()),
+        save=lambda step: None,
+    )
     scales = torch.stack([drawn.scale for drawn in engine.draws])
     losses, counts = scales + torch.arange(3)[:, None], torch.tensor([15.0, 5.0, 15.0, 5.0])
     assert lines[0]["loss"] == pytest.approx(((losses * counts).sum() / (3 * counts.sum())).item())

@@ -74,7 +74,7 @@ def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
     tracked = Trackers([("gauges", lambda: Gauges(gauged.append)), board_of(tmp_path)])
     recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=0.0, show=shown.append, trackers=tracked)
     for step in (10, 20):
-        recorder.report(line(step))
+        recorder.report(MetricsLine(**line(step)))
         recorder.progress(step)
     recorder.close()
     assert [entry.plain() for entry in read_metrics(tmp_path)] == [line(10), line(20)] == gauged
@@ -89,7 +89,7 @@ def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
     again = Recorder(
         tmp_path, start_step=10, steps=20, progress_s=0.0, trackers=Trackers([board_of(tmp_path, start_step=10)])
     )
-    again.report(line(20) | {"loss": 9.0})
+    again.report(MetricsLine(**line(20) | {"loss": 9.0}))
     again.close()
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx([0.3, 9.0])
@@ -101,7 +101,7 @@ def test_a_line_without_a_finite_number_has_no_place_in_tensorboard(tmp_path):
     tracked = Trackers([board_of(tmp_path)])
     recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=0.0, show=shown.append, trackers=tracked)
     for made in (line(10), without_a_finite_row(20)):
-        recorder.report(made)
+        recorder.report(MetricsLine(**made))
     recorder.progress(20)
     recorder.close()
     assert read_metrics(tmp_path)[1]["loss"] is None
@@ -119,7 +119,7 @@ def test_a_line_without_a_finite_number_has_no_place_in_tensorboard(tmp_path):
 def test_no_line_of_metrics_can_hold_what_is_no_number(tmp_path, key):
     recorder = Recorder(tmp_path, start_step=0, steps=20, progress_s=1.0)
     with pytest.raises(ValueError, match="Input should be a finite number"):
-        recorder.report(line(10) | {key: math.nan})
+        recorder.report(MetricsLine(**line(10) | {key: math.nan}))
     recorder.close()
     assert read_metrics(tmp_path) == []
 
@@ -207,7 +207,7 @@ def recorded(folder, steps):
     write_status(folder, state="running")
     recorder = Recorder(folder, start_step=0, steps=steps[-1], progress_s=60.0, show=None)
     for step in steps:
-        recorder.report(line(step))
+        recorder.report(MetricsLine(**line(step)))
     recorder.close()
     return folder / "metrics.jsonl"
 
