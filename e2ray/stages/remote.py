@@ -21,7 +21,6 @@ def remote(
     function: Callable[[*Given], Found],
     *arguments: *Given,
     use_gpu: bool,
-    fresh: bool = False,
     tells: bool = False,
 ) -> Found:
     """Run a function on a node of the cluster that has what it needs, and return its result.
@@ -29,7 +28,7 @@ def remote(
     The driver of a Ray job sits on the head node, which has often neither a GPU nor memory to spare. `name` is what
     the dashboard shows; the rest is that of `remote_each`.
     """
-    return remote_each(name, function, [arguments], use_gpu=use_gpu, fresh=fresh, tells=tells)[0]
+    return remote_each(name, function, [arguments], use_gpu=use_gpu, tells=tells)[0]
 
 
 def remote_each(

@@ -150,5 +150,5 @@ def _train(run: ResolvedRun, task: Task) -> None:
     """Train into the task's folder and write its `model/`; continues from the folder's newest checkpoint."""
     launch.resources(run.config.cluster)
     launch.train(task, run.config.cluster)
-    for line in remote("write model", write_trained, task, use_gpu=False, fresh=True):
+    for line in remote("write model", write_trained, task, use_gpu=False):
         show(line)

@@ -92,7 +92,7 @@ def deadly(shared, *numbers):
 
 
 def test_a_trial_that_dies_is_a_failed_row_and_the_study_goes_on(ray_cluster, tmp_path, configured, shared_of):
-    config = configured({"trials": 8})
+    config = configured({"trials": 8, "concurrency": 1})
     shared = deadly(shared_of(config), 1, 6)
     study = study_of(tmp_path, config, shared)
     tune.run(study, shared, config.cluster)
@@ -134,7 +134,14 @@ def test_a_study_whose_workers_all_die_ends_and_can_be_resumed(ray_cluster, tmp_
 def test_a_trial_without_a_finite_loss_is_a_failed_row(ray_cluster, tmp_path, configured, shared_of):
     wild = {"train.lr": {"kind": "choice", "options": [TAME, 1.0]}}
     config = configured(
-        {"space": wild, "trials": 8, "startup_trials": 0, "sampler": "random", "early_stopping": None},
+        {
+            "space": wild,
+            "trials": 8,
+            "startup_trials": 0,
+            "sampler": "random",
+            "early_stopping": None,
+            "concurrency": 1,
+        },
         train={"lr": TAME, "clip_norm": 0.0, "eps": 1e-30, "weight_decay": 1e39},
     )
     shared = shared_of(config)
@@ -148,7 +155,7 @@ def test_a_trial_without_a_finite_loss_is_a_failed_row(ray_cluster, tmp_path, co
 
 
 def test_an_error_of_the_driver_ends_the_study_as_itself(ray_cluster, tmp_path, configured, shared_of):
-    config = configured()
+    config = configured({"concurrency": 1})
     shared = shared_of(config)
     study = study_of(tmp_path, config, shared)
 
