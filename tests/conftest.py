@@ -5,6 +5,7 @@ studies and comparisons, which share shards and a base, and all others, with the
 These begin first, since they take longest.
 """
 
+import gc
 import os
 import resource
 import shutil
@@ -50,6 +51,12 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
     items.sort(key=lambda item: FIRST.index(group(item)) if group(item) in FIRST else len(FIRST))
+
+
+def pytest_collection_finish(session):
+    """Look for no garbage among what was loaded: it is there to the end, and each look takes a second of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

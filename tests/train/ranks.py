@@ -1,8 +1,9 @@
-"""Training on several ranks for tests: started by torch.distributed.run, told what to do by a JSON file.
+"""Training on several ranks for tests, in a process of its own that loads the libraries for all of them.
 
-Arguments: a JSON list of phases and a file for the results. A phase builds a new engine, loads a checkpoint if it
-names one, makes updates and saves if it is told to. `spoiled` names steps that go wrong on one rank: {step: [rank,
-how]}, and `without` steps that are left out. Rank 0 writes the losses of each phase.
+Arguments: a JSON list of worlds, one after the other, each [ranks, phases], and a folder for the results. A phase
+builds a new engine, loads a checkpoint if it names one, makes updates and saves if it is told to. `spoiled` names
+steps that go wrong on one rank: {step: [rank, how]}, and `without` steps that are left out. Rank 0 of the n-th world
+writes the losses of each phase to n.json.
 """
 
 import faulthandler
@@ -94,8 +95,10 @@ def updates(engine, settings, phase):
     return losses, skips
 
 
-def main(phases, results):
-    dist.init_process_group("gloo")
+def train(rank, num_ranks, phases, results):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
+    meeting = f"file://{results.with_suffix('.meeting')}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_ranks)
     torch.set_num_threads(1)
     found = []
     for phase in phases:
@@ -109,13 +112,13 @@ def main(phases, results):
             facts = {"tokens": 0, "dtype": "float32", "skipped_steps": skips.total, "identity": IDENTITY}
             checkpoint.save(engine, folder, step=phase["stop"], facts=facts, keep=2)
         found.append(losses)
-    if dist.get_rank() == 0:
-        Path(results).write_text(json.dumps(found))
+    if rank == 0:
+        results.write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     faulthandler.enable()
-    main(json.loads(sys.argv[1]), sys.argv[2])
-    sys.stderr.flush()
-    os._exit(0)  # threads of backends that outlive the groups may abort an interpreter that ends
+    for number, (num_ranks, phases) in enumerate(json.loads(sys.argv[1])):
+        told = num_ranks, phases, Path(sys.argv[2], f"{number}.json")
+        torch.multiprocessing.start_processes(train, told, nprocs=num_ranks, start_method="fork")

@@ -16,8 +16,8 @@ RESTARTED = (
 
 
 @pytest.fixture(scope="module")
-def two_ranks(train_on_ranks, tmp_path_factory):
-    """Everything that these tests ask of two ranks, started once; see `saved_by_two` and `spoiled_phases`."""
+def asked(train_on_ranks, tmp_path_factory):
+    """Everything that these tests ask, started once, of two ranks and then of one: see the fixtures below."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
     unbroken = {"stage": 3, "start": FIRST, "stop": END}
     saving = {"stage": 3, "start": FIRST, "stop": THEN, "save": str(folder)}
@@ -25,31 +25,32 @@ def two_ranks(train_on_ranks, tmp_path_factory):
         {"stage": stage, "load": str(folder / f"step-{THEN}"), "start": THEN, "stop": END} for stage in (0, 1, 2, 3)
     ]
     spoiled, folders = spoiled_phases([{"stage": 0, "clip": 0.0}, {"stage": 3}], tmp_path_factory)
-    losses = train_on_ranks(2, [unbroken, saving, *loading, *spoiled])
-    return (folder, losses[0], losses[2:6]), spoiled_results(losses[6:], folders)
-
-
-@pytest.fixture(scope="module")
-def saved_by_two(two_ranks):
-    """Two ranks under ZeRO-3 train unbroken and save at step 4; then load it again under stages 0, 1, 2 and 3."""
-    return two_ranks[0]
-
-
-@pytest.fixture(scope="module")
-def asked_of_one(saved_by_two, train_on_ranks, tmp_path_factory):
-    """What one rank is asked, started once: to load what two saved, to train alone, and every restart of RESTARTED."""
-    step = saved_by_two[0] / f"step-{THEN}"
-    loading = [{"stage": stage, "load": str(step), "start": THEN, "stop": END} for stage in (0, 1, 2, 3)]
     restarts = []
     for case in RESTARTED:
-        folder = str(tmp_path_factory.mktemp("restarted"))
+        own = str(tmp_path_factory.mktemp("restarted"))
         restarts += [
             case | {"start": FIRST, "stop": END},
-            case | {"start": FIRST, "stop": THEN, "save": folder},
-            case | {"start": THEN, "stop": END, "load": f"{folder}/step-{THEN}"},
+            case | {"start": FIRST, "stop": THEN, "save": own},
+            case | {"start": THEN, "stop": END, "load": f"{own}/step-{THEN}"},
         ]
-    losses = train_on_ranks(1, [*loading, {"stage": 0, "start": FIRST, "stop": END}, *restarts])
-    return losses[:5], losses[5:]
+    alone = {"stage": 0, "start": FIRST, "stop": END}
+    of_two, of_one = train_on_ranks(
+        (2, [unbroken, saving, *loading, *spoiled]),
+        (1, [*loading, alone, *restarts]),
+    )
+    return (folder, of_two[0], of_two[2:6]), spoiled_results(of_two[6:], folders), (of_one[:5], of_one[5:])
+
+
+@pytest.fixture(scope="module")
+def saved_by_two(asked):
+    """Two ranks under ZeRO-3 train unbroken and save at step 4; then load it again under stages 0, 1, 2 and 3."""
+    return asked[0]
+
+
+@pytest.fixture(scope="module")
+def asked_of_one(asked):
+    """One rank loads what two saved and trains alone; and every restart of RESTARTED."""
+    return asked[2]
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +170,13 @@ def check_spoiled(results):
         assert len(saved) == 2 and saved == wanted  # weights and moments
 
 
-def test_a_step_that_goes_wrong_on_one_rank_is_skipped_on_both(two_ranks):
-    check_spoiled(two_ranks[1])
+def test_a_step_that_goes_wrong_on_one_rank_is_skipped_on_both(asked):
+    check_spoiled(asked[1])
 
 
 @pytest.mark.slow
 def test_a_step_that_goes_wrong_on_one_rank_is_skipped_on_both_in_the_other_stages(train_on_ranks, tmp_path_factory):
     cases = [{"stage": 1, "precision": "bf16"}, {"stage": 2, "offload": "optimizer"}, {"stage": 2, "clip": 0.0}]
     phases, folders = spoiled_phases(cases, tmp_path_factory)
-    check_spoiled(spoiled_results(train_on_ranks(2, phases), folders))
+    (losses,) = train_on_ranks((2, phases))
+    check_spoiled(spoiled_results(losses, folders))

@@ -1,6 +1,7 @@
 """Self-distillation on a real engine: who teaches, what it reads, and that nothing of it is trained."""
 
 import json
+import multiprocessing
 import os
 import tempfile
 from dataclasses import replace
@@ -164,7 +165,8 @@ def keep_teachers(rank, ranks, folder):
 
 def test_the_workers_of_a_machine_share_the_memory_of_one_teacher_and_leave_no_file(tmp_path):
     (tmp_path / "temporary").mkdir()
-    torch.multiprocessing.spawn(keep_teachers, args=(2, tmp_path), nprocs=2)
+    multiprocessing.set_forkserver_preload(["deepspeed", "torch", "transformers.models.llama.modeling_llama"])
+    torch.multiprocessing.start_processes(keep_teachers, (2, tmp_path), nprocs=2, start_method="forkserver")
     one, other = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert one == other and all(len(files) == 1 and files[0][-1].endswith("(deleted)") for files in one)
     assert not list((tmp_path / "temporary").iterdir())
