@@ -320,7 +320,7 @@ def _shards(parsed: argparse.Namespace) -> None:
             from e2ray.report.data import write_data
 
             folder = Folder(parsed.folder)
-            write_data(Path(parsed.out), read_manifest(folder).plain(), place=folder.place, rows=parsed.rows)
+            write_data(Path(parsed.out), read_manifest(folder), place=folder.place, rows=parsed.rows)
             print(f"report: {parsed.out}")
 
 

@@ -18,11 +18,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, overload
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from e2ray.config.base import SettingsError, brief
+
+Plain = dict[str, JsonValue]  # an object of JSON
 
 TEMPORARY = ".tmp-"
 READERS = 8  # files whose digests are computed at a time
@@ -73,7 +75,11 @@ def write_text(path: str | Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def finite(value: Any) -> Any:
+@overload
+def finite(value: Mapping[str, object]) -> dict[str, object]: ...
+@overload
+def finite(value: object) -> object: ...
+def finite(value: object) -> object:
     """Return plain data with None for every NaN and infinity, which JSON has no word for."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -82,7 +88,7 @@ def finite(value: Any) -> Any:
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: object) -> None:
     """Write a JSON file whole or not at all; NaN and infinities are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -209,13 +215,13 @@ def damage(folder: Path, wanted: Mapping[str, Fingerprint], *, read: Collection[
     return None
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """Return the sha256 of plain data: of its JSON with sorted keys and no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_json(path: str | Path, *, wanted: str) -> Any:
+def read_json(path: str | Path, *, wanted: str) -> JsonValue:
     """Return the value of a JSON file; `wanted` says in errors what the file should have been.
 
     Raises:
@@ -232,7 +238,7 @@ def read_json(path: str | Path, *, wanted: str) -> Any:
     return parse_json(content, where=str(path), wanted=wanted)
 
 
-def parse_json(content: bytes | str, *, where: str, wanted: str) -> Any:
+def parse_json(content: bytes | str, *, where: str, wanted: str) -> JsonValue:
     """Return the value of a JSON text that came from outside this process.
 
     Args:
@@ -244,11 +250,20 @@ def parse_json(content: bytes | str, *, where: str, wanted: str) -> Any:
         SettingsError: If it is no JSON, or nested deeper than can be read.
     """
     try:
-        return json.loads(content.decode("utf-8") if isinstance(content, bytes) else content)
+        value: JsonValue = json.loads(content.decode("utf-8") if isinstance(content, bytes) else content)
+        return value
     except RecursionError:
         raise SettingsError(f"{where}: is nested too deep; wanted {wanted}") from None
     except ValueError as error:  # of the bytes, of the text, and a number of too many digits
         raise SettingsError(f"{where}: is no JSON ({error}); wanted {wanted}") from None
+
+
+def read_object(path: str | Path, *, wanted: str) -> Plain:
+    """Return the object of a JSON file, as `read_json`; any other value is refused with its errors."""
+    value = read_json(path, wanted=wanted)
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path}: holds {kind_of(value)}; wanted {wanted}")
+    return value
 
 
 def kind_of(value: object) -> str:
@@ -257,13 +272,13 @@ def kind_of(value: object) -> str:
     return kinds.get(type(value), "a number")
 
 
-def write_sealed(path: str | Path, value: Mapping[str, Any]) -> None:
+def write_sealed(path: str | Path, value: Mapping[str, object]) -> None:
     """Write a JSON object with its digest in it, whole or not at all; `read_told` finds every change of it."""
     assert DIGEST not in value, "the digest is put in here"
     write_json(path, {**value, DIGEST: digest(value)})
 
 
-def read_told(path: str | Path, *, wanted: str) -> tuple[Any, bool]:
+def read_told(path: str | Path, *, wanted: str) -> tuple[JsonValue, bool]:
     """Return the value of a JSON file that this project has written, and whether a digest in it vouches for it.
 
     Raises:
@@ -273,7 +288,7 @@ def read_told(path: str | Path, *, wanted: str) -> tuple[Any, bool]:
     return vouched(read_json(path, wanted=wanted), path, wanted)
 
 
-def vouched(value: Any, path: str | Path, wanted: str) -> tuple[Any, bool]:
+def vouched(value: JsonValue, path: str | Path, wanted: str) -> tuple[JsonValue, bool]:
     """Return a JSON value without its digest, and whether it had one."""
     if not isinstance(value, dict) or not value:
         return value, False
@@ -287,7 +302,7 @@ def vouched(value: Any, path: str | Path, wanted: str) -> tuple[Any, bool]:
     return value, told
 
 
-def is_digest(said: object, value: Any) -> bool:
+def is_digest(said: object, value: object) -> bool:
     """Return whether what a file says is the digest of a value."""
     try:
         return bool(said == digest(value))
@@ -333,7 +348,7 @@ def is_locked(path: Path) -> bool | None:
         return None
 
 
-def _taken(file: IO[Any], kind: int) -> bool:
+def _taken(file: IO[str] | IO[bytes], kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -9,12 +9,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from e2ray.config.base import LONGEST_TEXT, SettingsError
 from e2ray.config.model import LlamaModel, Model, PretrainedModel
+from e2ray.core.methods.base import Rope
 from e2ray.core.model_folder import refuse_damaged
 from e2ray.core.rope import LOCAL_LAYER_TYPE, other_keys
 from e2ray.core.weights import first_line
@@ -44,14 +45,14 @@ class BaseFacts:
     """
 
     base_context_length: int
-    rope_parameters: dict[str, Any]
+    rope_parameters: Rope
     scaling: str | None
     base_scaling: Literal["keep", "replace"] | None
     factor: float | None = None
     ignored: tuple[str, ...] = ()
 
     @property
-    def trained_rope_parameters(self) -> dict[str, Any]:
+    def trained_rope_parameters(self) -> Rope:
         """The rope parameters in effect during training: the checkpoint's, or with `replace` those unscaled."""
         return _unscaled(self.rope_parameters) if self.base_scaling == "replace" else self.rope_parameters
 
@@ -93,7 +94,7 @@ def config_digest(config: PreTrainedConfig) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def plain_rope(base_frequency: float) -> dict[str, Any]:
+def plain_rope(base_frequency: float) -> Rope:
     """Return rope parameters without any scaling."""
     return {"rope_type": "default", "rope_theta": base_frequency}
 
@@ -185,19 +186,19 @@ def _config_facts(settings: PretrainedModel, config: PreTrainedConfig) -> BaseFa
     return BaseFacts(int(length), rope, scaling, choice, factor, ignored)
 
 
-def _global_parts(rope_parameters: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _global_parts(rope_parameters: Rope) -> dict[str, Rope]:
     """Return the rope parameters by layer type ("" where they are flat), those of local layers left out."""
     if "rope_type" in rope_parameters:
         return {"": rope_parameters}
     return {key: value for key, value in rope_parameters.items() if isinstance(value, dict) and key != LOCAL_LAYER_TYPE}
 
 
-def _is_scaled(part: dict[str, Any]) -> bool:
+def _is_scaled(part: Rope) -> bool:
     """Whether rope parameters extend the context; types such as `proportional` only choose frequencies."""
     return part["rope_type"] in SCALINGS or part.get("factor", 1.0) != 1.0
 
 
-def _unscaled(rope_parameters: dict[str, Any]) -> dict[str, Any]:
+def _unscaled(rope_parameters: Rope) -> Rope:
     """Return rope parameters with the scaling of the global layers removed; what else they say is kept."""
     plain = {}
     for key, part in _global_parts(rope_parameters).items():

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -163,7 +162,7 @@ TYPICAL = {"typical": _typical}  # in bf16, whose rounding alone sends tokens to
 def _rounded(model: nn.Module, step: float) -> Iterator[None]:
     """Move what every module without parts gives by up to `step` of itself, at random, within the block."""
 
-    def move(module: nn.Module, given: Any, output: Any) -> Any:
+    def move(module: nn.Module, given: object, output: object) -> object:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         return output * (1 + step * (2 * torch.rand_like(output, dtype=torch.float32) - 1)).to(output.dtype)

@@ -34,9 +34,8 @@ def prove(
 
     Inverse frequencies are float32; scale 1 without offsets equals the untouched model; a scale equals its
     frequencies and temperature written into the modules, as a config's would be; a scale and a shift behind a prefix
-    each change the logits; under both the last token still depends on the first. The bound for "equal" is the
-    difference between two runs of the untouched model, which is 0 on all but non-deterministic ones. The hook is
-    cleared afterwards.
+    each change the logits; under both the last token still depends on the first. "Equal" allows four times what two
+    runs of the untouched model differ by: 0 on all but non-deterministic ones. The hook is cleared afterwards.
 
     Args:
         forward: Logits of token ids, int64 [1, tokens] without mask and positions, as in a training step.
@@ -49,14 +48,11 @@ def prove(
     Raises:
         SettingsError: Naming the proof that failed.
     """
-    for module in hook.rotary_modules:
-        for name, buffer in frequency_buffers(module).items():
-            _demand(buffer.dtype == torch.float32, f"its {name} is {buffer.dtype}, wanted float32", model)
+    _demand_float32(hook, model)
     ids = _proof_tokens(model, vocab_size, tokens)
     other = ids.clone()
     other[0, 0] = (ids[0, 0] + 1) % vocab_size
-    shift = torch.zeros(ids.shape, dtype=torch.int64, device=device)
-    shift[:, PROOF_PREFIX:] = 4 * ids.shape[1]
+    shift = _shift(ids.shape[1], device)
 
     def logits(
         scale: float | None, offsets: Tensor | None = None, text: Tensor = ids
@@ -85,6 +81,19 @@ def prove(
     _demand(_difference(shifted, untouched) > noise, "a shift behind a prefix does not change its logits", model)
     reach = _difference(both[-1], both_other[-1])
     _demand(reach > noise, "the last token does not depend on the first under a scale and a shift", model)
+
+
+def _shift(tokens: int, device: str | torch.device) -> Int[Tensor, "one tokens"]:
+    """Return offsets that move all behind the prefix by four times the text."""
+    shift = torch.zeros(1, tokens, dtype=torch.int64, device=device)
+    shift[:, PROOF_PREFIX:] = 4 * tokens
+    return shift
+
+
+def _demand_float32(hook: RotaryHook, model: nn.Module) -> None:
+    for module in hook.rotary_modules:
+        for name, buffer in frequency_buffers(module).items():
+            _demand(buffer.dtype == torch.float32, f"its {name} is {buffer.dtype}, wanted float32", model)
 
 
 def prove_apart(
@@ -116,8 +125,7 @@ def prove_apart(
     length = text.shape[1]
     cut = length // 2 - 1  # the second document is the longer one, so that its ids are not the first's
     ids = torch.cat([torch.arange(cut), torch.arange(length - cut)])[None].to(device)
-    shift = torch.zeros(1, length, dtype=torch.int64, device=device)
-    shift[:, PROOF_PREFIX:] = 4 * length
+    shift = _shift(length, device)
 
     def logits(place: int | None) -> Float[Tensor, "tokens vocabulary"]:
         other = text.clone()

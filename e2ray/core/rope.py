@@ -9,16 +9,15 @@ code stays as it is, so this works under gradient checkpointing, packing, adapte
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from e2ray.config.base import SettingsError
-from e2ray.core.methods.base import FrequencyMethod
+from e2ray.core.methods.base import FrequencyMethod, Rope
 from e2ray.core.methods.linear import Linear
 
 # Layers with this type see nearby tokens only and have frequencies of their own; context extension leaves them alone.
@@ -63,7 +62,7 @@ class RotaryHook:
         self._scale: Tensor | None = None
         self._offsets: Tensor | None = None
         self._rows: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-        self._before: list[tuple[nn.Module, str, Tensor, str, Any]] = []
+        self._before: list[tuple[nn.Module, str, Tensor, str, float]] = []
         for module in self.rotary_modules if not self._divides else ():
             _refuse_deaf(module)
             self.method.refuse_pairs(*(len(buffer) for buffer in frequency_buffers(module).values()))
@@ -167,8 +166,8 @@ class RotaryHook:
             self._rows.clear()
 
     def _place(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
         """Replace the position ids of a rotary module's call, whether they come by keyword or by position."""
         if self._scale is None:
             return None
@@ -202,7 +201,7 @@ class RotaryHook:
         setattr(module, name, frequencies)
         setattr(module, temperature, turned)
 
-    def _give_back(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _give_back(self, module: nn.Module, args: object, output: object) -> None:
         """Put a module's own frequencies and temperature back behind a call, however it ended."""
         if self._before and self._before[-1][0] is module:
             _, name, base, temperature, attention = self._before.pop()
@@ -264,7 +263,7 @@ def _refuse_deaf(module: nn.Module) -> None:
             )
 
 
-def other_keys(part: Mapping[str, Any]) -> dict[str, Any]:
+def other_keys(part: Rope) -> Rope:
     """Return what rope parameters say to other layers than the rotary module, such as Ministral's query scale.
 
     With such a key goes the length it is measured by.

@@ -5,10 +5,9 @@ at most. Both are another model than the one on the disk, so its own account of 
 that lies beside the weights and would be loaded with them is looked at before.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,9 @@ from e2ray.config.base import SettingsError
 from e2ray.files import read_json
 
 
-def load_weights(where: str, *, key: str, config: PreTrainedConfig, revision: str | None, **options: Any) -> Any:
+def load_weights(
+    where: str, *, key: str, config: PreTrainedConfig, revision: str | None, **options: object
+) -> PreTrainedModel:
     """Return a causal language model of which every parameter, and nothing else, came out of a checkpoint.
 
     Parameters that the config ties to others need not be there. Where a file holds a tied parameter with values of its
@@ -56,7 +57,13 @@ def load_weights(where: str, *, key: str, config: PreTrainedConfig, revision: st
             f"{key}: its weights cannot be loaded ({first_line(error)}); name a complete checkpoint of a causal "
             "language model"
         ) from None
-    _refuse_partial(told, key)
+    _refuse_partial(
+        key,
+        missing=sorted(told["missing_keys"]),
+        left_over=sorted(told["unexpected_keys"]),
+        mismatched=sorted(told["mismatched_keys"]),
+        errors=told["error_msgs"],
+    )
     _untie_config(model)
     return model
 
@@ -96,25 +103,31 @@ def _refuse_strange_index(where: str, key: str, revision: str | None) -> None:
             continue
         index = read_json(path, wanted="an index of weights")
         files = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-            raise SettingsError(f"{key}: {name} is damaged, wanted weight_map, the file of each parameter")
-        for parameter, file in files.items():
+        for parameter, file in files.items() if isinstance(files, dict) else [("", None)]:
+            if not isinstance(file, str):
+                raise SettingsError(f"{key}: {name} is damaged, wanted weight_map, the file of each parameter")
             if Path(file).name != file or file in ("", ".", ".."):
                 raise SettingsError(
                     f"{key}: {name} says that {parameter} lies in {file[:200]!r}, wanted a file of the same folder"
                 )
 
 
-def _refuse_partial(told: Mapping[str, Any], key: str) -> None:
+def _refuse_partial(
+    key: str,
+    *,
+    missing: Sequence[str],
+    left_over: Sequence[str],
+    mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]],
+    errors: Sequence[str],
+) -> None:
     """Raise SettingsError naming one parameter if a loading was not whole, by transformers' own account of it."""
-    missing, left_over = sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
     if prefix := _wrapper(missing, left_over):
         name = next(each for each in left_over if each.removeprefix(prefix) in missing)
         raise SettingsError(
             f"{key}: the names of its weights begin with {prefix!r}, {name} among them, wanted "
             f"{name.removeprefix(prefix)}; save the model that the wrapper holds"
         )
-    for name, found, wanted in sorted(told["mismatched_keys"]):
+    for name, found, wanted in mismatched:
         raise SettingsError(
             f"{key}: {name} has the shape {list(found)}, its config.json wants {list(wanted)}; mend its config.json"
         )
@@ -124,8 +137,8 @@ def _refuse_partial(told: Mapping[str, Any], key: str) -> None:
     ):
         if names:
             raise SettingsError(f"{key}: {len(names)} of its weights are {what}, {names[0]} among them; {advice}")
-    if told["error_msgs"]:
-        raise SettingsError(f"{key}: its weights cannot be loaded ({told['error_msgs'][0]})")
+    if errors:
+        raise SettingsError(f"{key}: its weights cannot be loaded ({errors[0]})")
 
 
 def _wrapper(missing: Sequence[str], left_over: Sequence[str]) -> str | None:

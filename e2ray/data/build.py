@@ -3,9 +3,10 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import DataSettings, PasskeySource, PretrainedTokenizer, Source
@@ -56,7 +57,7 @@ class Build:
         self.dropped = 0
         self.corpora: list[CorpusRows] = []
         self.started = 0.0
-        self.tokenizer: Any = None
+        self.tokenizer: PreTrainedTokenizerBase
         self.train: TrainRows | PackedRows
 
     def make_tokenizer(self, items: list[Item]) -> None:
@@ -158,7 +159,7 @@ class Build:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
         self.progress(f"prepare: data.{key} gives nothing, of its documents are left out: {reasons}")
 
-    def _tokenised(self, items: list[Item]) -> Iterator[Any]:
+    def _tokenised(self, items: list[Item]) -> Iterator[pa.Table]:
         """Yield the documents of the next source: those that an earlier `prepare` kept, then what is left."""
         number, done = self.sources, 0
         self.sources += 1
@@ -302,7 +303,7 @@ class Build:
             )
 
 
-def _documents(table: Any) -> Iterator[tuple[str, Tokens, str | None]]:
+def _documents(table: pa.Table) -> Iterator[tuple[str, Tokens, str | None]]:
     """Yield (name, tokens, reason) of each row of a table of `stream.tokenise`."""
     for batch in table.to_batches():
         column = batch.column("tokens")

@@ -6,7 +6,7 @@ finds the few earlier documents that are worth a comparison. Of several alike, t
 documents among them, so that no training document nearly repeats a held-out one.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ import numpy.typing as npt
 from e2ray.config.base import SettingsError
 from e2ray.data.shards import Tokens
 from e2ray.optional import library
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 SHINGLE = 5
 PERMUTATIONS = 128
@@ -43,7 +46,7 @@ class NearDuplicates:
         self.similarity = similarity
         self._empty = datasketch.MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=int)
         self._index = datasketch.MinHashLSH(threshold=min(similarity, HIGHEST_BAND), num_perm=PERMUTATIONS)
-        self._known: dict[int, Any] = {}
+        self._known: dict[int, MinHash] = {}
 
     def repeats(self, tokens: Tokens) -> bool:
         """Return whether a document nearly repeats an earlier one; if not, it is one of those from now on.

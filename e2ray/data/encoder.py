@@ -1,11 +1,10 @@
 """From texts to tokens, one way for every shard, without the library that loads tokenizers."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 
 class Encoder:
@@ -27,10 +26,10 @@ class Encoder:
         """Return the tokens of each text, int32 [tokens]: the prefix, the text, the end token."""
         return self.arrays(self.encodings(texts))
 
-    def encodings(self, texts: Sequence[str]) -> list[Any]:
+    def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """Return what the library makes of each text; other threads of Python run meanwhile."""
         return list(self.backend.encode_batch_fast(list(texts), add_special_tokens=False))
 
-    def arrays(self, encodings: Sequence[Any]) -> list[npt.NDArray[np.int32]]:
+    def arrays(self, encodings: Sequence[Encoding]) -> list[npt.NDArray[np.int32]]:
         """Return the tokens of what `encodings` has returned, as `encode` does."""
         return [np.array([*self.prefix, *encoding.ids, self.end], dtype=np.int32) for encoding in encodings]

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pyarrow as pa
 from pyarrow import fs
@@ -133,7 +133,7 @@ class Folder:
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 (aside / name).write_bytes(inside.read(name))
 
-    def _stream(self, file: str) -> Any:
+    def _stream(self, file: str) -> BinaryIO | pa.NativeFile:
         if self.local is not None:
             return (self.local / file).open("rb")
         return self.filesystem.open_input_stream(f"{self.path}/{file}")
@@ -152,7 +152,9 @@ class Folder:
 class Stretches:
     """A file whose stretches are read one by one, from several threads at once if need be."""
 
-    def __init__(self, folder: Folder, file: str, *, local: Any = None, remote: pa.NativeFile | None = None) -> None:
+    def __init__(
+        self, folder: Folder, file: str, *, local: mmap.mmap | bytes = b"", remote: pa.NativeFile | None = None
+    ) -> None:
         """Take an open file, of which one is given."""
         self.folder, self.file, self.local, self.remote = folder, file, local, remote
 
@@ -161,7 +163,7 @@ class Stretches:
         """Bytes of the file."""
         return len(self.local) if self.remote is None else int(self.remote.size())
 
-    def whole(self) -> Any:
+    def whole(self) -> pa.NativeFile | pa.Buffer:
         """Return what Arrow opens as a random-access file."""
         return self.remote if self.remote is not None else pa.py_buffer(self.local)
 

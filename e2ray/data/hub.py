@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from huggingface_hub import dataset_info
 
@@ -15,6 +16,9 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import HuggingFaceSource
 from e2ray.data.folder import short_line
 from e2ray.optional import library
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 RANGE_BYTES = 32 * 2**20
 BATCH_ROWS = 256
@@ -54,7 +58,7 @@ def read(source: HuggingFaceSource, start: int, stop: int) -> Iterator[tuple[str
             yield f"{title}@{start}.{offset}", value
 
 
-def _values(rows: Any, column: str, at_a_time: int) -> Iterator[object]:
+def _values(rows: "Dataset | IterableDataset", column: str, at_a_time: int) -> Iterator[object]:
     for batch in rows.iter(batch_size=at_a_time):
         yield from batch[column]
 
@@ -81,7 +85,7 @@ def identity(source: HuggingFaceSource) -> list[object]:
         ) from None
 
 
-def _open(source: HuggingFaceSource) -> Any:
+def _open(source: HuggingFaceSource) -> "Dataset | IterableDataset":
     """Return the rows of a source's split."""
     try:
         datasets = library("datasets")
@@ -115,7 +119,7 @@ def _open(source: HuggingFaceSource) -> Any:
     return found
 
 
-def _saved(datasets: Any, source: HuggingFaceSource) -> Any:
+def _saved(datasets: ModuleType, source: HuggingFaceSource) -> "Dataset":
     """Return the rows of a folder that `save_to_disk` wrote; its library reads none without rows."""
     folder = Path(source.path).expanduser()
     if (folder / "dataset_dict.json").is_file():

@@ -2,8 +2,10 @@
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from e2ray import files
 from e2ray.config.base import SettingsError
@@ -43,21 +45,20 @@ def shards_digest(settings: DataSettings, *, tokenizer_source: TokenizerSource) 
     )
 
 
-def _tokenizer_identity(source: TokenizerSource) -> dict[str, Any]:
-    identity = source.model_dump(mode="json")
+def _tokenizer_identity(source: TokenizerSource) -> Mapping[str, object]:
     if isinstance(source, PretrainedTokenizer) and source.is_folder:
         folder = Path(source.path).expanduser()
         names = [*TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
         if not (folder / "tokenizer.json").is_file():
             names.append("merges.txt")  # else it stands in there
-        found = {name: files.sha256(folder / name) for name in names if (folder / name).is_file()}
-        if not found:
+        digests = {name: files.sha256(folder / name) for name in names if (folder / name).is_file()}
+        if not digests:
             raise SettingsError(f"tokenizer {source.path}: not found, wanted a folder with tokenizer.json")
-        identity = {"kind": "pretrained", "files": found}
-    return identity
+        return {"kind": "pretrained", "files": digests}
+    return source.model_dump(mode="json")
 
 
-def refuse_short_rows(window: int, tokenizer: Any) -> None:
+def refuse_short_rows(window: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise SettingsError if what a tokenizer puts before a text leaves a row of `window` tokens no room for text."""
     size = len(tokenizers.prefix_tokens(tokenizer))
     if size >= window:

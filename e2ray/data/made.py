@@ -1,9 +1,9 @@
 """What shards were made with, held against what a recipe says."""
 
-from typing import Any
-
 from e2ray.config.data import DataSettings
 from e2ray.records.manifest import Manifest
+
+OF_EARLIER_VERSIONS = ("pack", "validation_share", "seed")  # told beside the settings
 
 
 def made_otherwise(data: DataSettings, manifest: Manifest) -> list[str]:
@@ -13,23 +13,27 @@ def made_otherwise(data: DataSettings, manifest: Manifest) -> list[str]:
     """
     if data.shards is None:
         return []
-    of_earlier_versions = {name: manifest[name] for name in ("pack", "validation_share", "seed") if name in manifest}
-    found, wanted = of_earlier_versions | manifest.get("settings", {}), data.made_with()
-    for name, key in (("corpus", "sources"), ("validation_corpus", "validation_sources")):
-        if key in manifest:
-            found[name], wanted[name] = manifest[key], data.model_dump(mode="json", include={name})[name]
+    sources = {"corpus": "sources", "validation_corpus": "validation_sources"}
+    fields = {*OF_EARLIER_VERSIONS, *sources.values()}
+    told = manifest.model_dump(mode="json", include=fields, exclude_unset=True)
+    made = {name: told[name] for name in OF_EARLIER_VERSIONS if told.get(name) is not None} | manifest.settings
+    wanted = data.made_with()
+    for name, key in sources.items():
+        if told.get(key) is not None:
+            made[name], wanted[name] = told[key], data.model_dump(mode="json", include={name})[name]
     return [
         f"data.{name}: is without effect, since the shards of data.shards were made with another value; prepare "
         "them anew or choose another folder"
         for name in wanted
-        if name in found and name in data.model_fields_set and not _same(found[name], wanted[name])
+        if name in made and name in data.model_fields_set and not _same(made[name], wanted[name])
     ]
 
 
-def _same(found: Any, wanted: Any) -> bool:
+def _same(made: object, wanted: object) -> bool:
     """Return whether two values are one; what settings say by now and an older manifest does not is left out."""
-    if found is None or wanted is None:
-        return found is wanted
-    if isinstance(wanted, list):
-        return len(found) == len(wanted) and all(map(_same, found, wanted))
-    return bool({**wanted, **found} == wanted if isinstance(wanted, dict) else found == wanted)
+    match made, wanted:
+        case list(), list():
+            return len(made) == len(wanted) and all(map(_same, made, wanted))
+        case dict(), dict():
+            return wanted | made == wanted
+    return made == wanted

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,7 +60,7 @@ def stretches(path: str, column: str, limits: Limits) -> list[Stretch]:
     return found
 
 
-def _metadata(path: str, column: str) -> Any:
+def _metadata(path: str, column: str) -> pq.FileMetaData:
     """Return what the footer of a file says, once it is sure that its column can be read."""
     if _has_extension_types(path):
         raise SettingsError(f"{path}: has extension types, wanted plain Arrow columns; write it without them")
@@ -92,7 +91,7 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value))
 
 
-def _column_bytes(metadata: Any, column: str, groups: range) -> tuple[int, int]:
+def _column_bytes(metadata: pq.FileMetaData, column: str, groups: range) -> tuple[int, int]:
     """Return the bytes of a column in some row groups, as they lie in the file and unpacked, by the footer's word."""
     leaf = [metadata.schema.column(number).path for number in range(metadata.num_columns)].index(column)
     chunks = [metadata.row_group(number).column(leaf) for number in groups]
@@ -142,7 +141,7 @@ def cells(path: str, column: str, stretch: Stretch, limits: Limits) -> Iterator[
                     row += 1
 
 
-def _batches(file: pa.NativeFile, metadata: Any, column: str, group: int) -> Iterator[pa.RecordBatch]:
+def _batches(file: pa.NativeFile, metadata: pq.FileMetaData, column: str, group: int) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a row group; where the values that it lists are large, each of them is kept once."""
     asked = {"row_groups": [group], "columns": [column]}
     listed = pq.ParquetFile(file, metadata=metadata, read_dictionary=[column])

@@ -14,7 +14,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.data import DataSettings, PasskeySource, Source
 from e2ray.data import tokenizer as tokenizers
 from e2ray.data.build import Build
-from e2ray.data.corpus import list_items, source_files
+from e2ray.data.corpus import Item, list_items, source_files
 from e2ray.data.identity import TokenizerSource, is_held_out, shards_digest
 from e2ray.data.pace import Pace
 from e2ray.data.parts import Parts
@@ -52,32 +52,20 @@ def prepare(
         if finished is not None:
             progress(f"prepare: {folder} is up to date, {finished.rows} rows of {finished.window} tokens")
             return finished
-        limits = Limits.of(settings)
-        held_out = [list_items([source], limits=limits) for source in settings.validation_corpus]
-        without = frozenset(
-            os.path.realpath(file.path) for source in settings.validation_corpus for file in source_files(source)
-        )
-        items = [
-            list_items([source], without=without | _held_out_files(settings, source), limits=limits)
-            for source in settings.corpus
-        ]
-        for left in folder.parent.glob(f"{files.TEMPORARY}*-{folder.name}"):
-            shutil.rmtree(left, ignore_errors=True)
-        unfinished = f".{folder.name}.parts-"  # a part names its items by number
-        kept = unfinished + files.digest([TOKENS, wanted, [len(each) for each in (*held_out, *items)]])[:16]
-        for left in folder.parent.glob(f"{unfinished}*"):
-            if left.name != kept:
-                shutil.rmtree(left, ignore_errors=True)
-        parts = Parts(folder.with_name(kept))
-        pieces = sum(len(part) for part in (*items, *held_out))
+        items, held_out = _items(settings)
+        sizes = [len(pieces) for pieces in (*held_out, *items)]
+        parts = _parts(folder, files.digest([TOKENS, wanted, sizes])[:16])
         try:
-            with files.atomic_folder(folder) as aside, Pace(progress, "prepare", total=pieces, unit="pieces") as pace:
+            with (
+                files.atomic_folder(folder) as aside,
+                Pace(progress, "prepare", total=sum(sizes), unit="pieces") as pace,
+            ):
                 build = Build(settings, aside, tokenizer_source, pace, parts)
-                build.make_tokenizer([item for part in items for item in part])
-                for source, part in zip(settings.corpus, items, strict=True):
-                    build.add(part, source, held_out=False)
-                for source, part in zip(settings.validation_corpus, held_out, strict=True):
-                    build.add(part, source, held_out=True)
+                build.make_tokenizer([item for pieces in items for item in pieces])
+                for source, pieces in zip(settings.corpus, items, strict=True):
+                    build.add(pieces, source, held_out=False)
+                for source, pieces in zip(settings.validation_corpus, held_out, strict=True):
+                    build.add(pieces, source, held_out=True)
                 build.finish(wanted).write(ShardFolder(aside).manifest)
         except SettingsError:
             parts.remove()  # what has to be mended makes other tokens; a lost worker or a kill does not
@@ -87,6 +75,34 @@ def prepare(
         if manifest.padded_tokens:
             progress(f"prepare: rows are {fill(manifest):.2%} full")
         return manifest
+
+
+def _items(settings: DataSettings) -> tuple[list[list[Item]], list[list[Item]]]:
+    """Return the pieces of work of each source of the corpus, and of each one that is held out."""
+    limits = Limits.of(settings)
+    held_out = [list_items([source], limits=limits) for source in settings.validation_corpus]
+    without = frozenset(
+        os.path.realpath(file.path) for source in settings.validation_corpus for file in source_files(source)
+    )
+    items = [
+        list_items([source], without=without | _held_out_files(settings, source), limits=limits)
+        for source in settings.corpus
+    ]
+    return items, held_out
+
+
+def _parts(folder: Path, name: str) -> Parts:
+    """Return where the tokens of items are kept under a name, once what others have left is removed.
+
+    A part names its items by number.
+    """
+    for left in folder.parent.glob(f"{files.TEMPORARY}*-{folder.name}"):
+        shutil.rmtree(left, ignore_errors=True)
+    kept = folder.with_name(f".{folder.name}.parts-{name}")
+    for left in folder.parent.glob(f".{folder.name}.parts-*"):
+        if left != kept:
+            shutil.rmtree(left, ignore_errors=True)
+    return Parts(kept)
 
 
 def fill(manifest: Manifest) -> float:

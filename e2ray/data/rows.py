@@ -8,7 +8,6 @@ is computed from the bytes on their way to the disk.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +30,7 @@ class _Sink:
         self.crc = 0
         self.closed = False
 
-    def write(self, data: Any) -> int:
+    def write(self, data: pa.Buffer | bytes) -> int:
         view = memoryview(data)
         self.file.write(view)
         self.sha256.update(view)
@@ -58,7 +57,7 @@ class ShardWriter:
         self.entries: list[ShardEntry] = []
         self.rows = 0
         self._sink: _Sink | None = None
-        self._writer: Any = None
+        self._writer: pa.RecordBatchFileWriter | None = None
         self._first_row = 0
         self._blocks: list[tuple[int, int]] = []
 
@@ -72,7 +71,7 @@ class ShardWriter:
         batch = pa.RecordBatch.from_arrays(list(columns), schema=self.schema)
         if batch.num_rows > self.room:
             raise ValueError(f"a record batch must have at most {self.room} rows (the room left), got {batch.num_rows}")
-        if self._sink is None:
+        if self._sink is None or self._writer is None:
             self._sink = _Sink(self.folder / f"{self.kind}-{len(self.entries):05d}.arrow")
             self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self.schema)
         self._writer.write_batch(batch)
@@ -83,7 +82,7 @@ class ShardWriter:
 
     def close(self) -> None:
         """Finish the open file, if any."""
-        if self._sink is None:
+        if self._sink is None or self._writer is None:
             return
         self._writer.close()
         self._cut(self._sink)

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ExecutionResources, TaskPoolStrategy
+from tokenizers import Encoding
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import SHUFFLE_SHARDS
@@ -49,7 +49,7 @@ DOCUMENTS = pa.schema(
 
 
 def _pipeline(
-    work: Sequence[Any],
+    work: Sequence[object],
     function: Callable[[pa.Table], Iterator[pa.Table]],
     *,
     num_cpus: float,
@@ -80,11 +80,6 @@ def _pipeline(
         compute=None if concurrency is None else TaskPoolStrategy(size=concurrency),
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-
-
-def _work(table: pa.Table) -> Iterator[Any]:
-    for piece in table.column("work"):
-        yield pickle.loads(piece.as_py())  # our own bytes, written a moment ago by `_pipeline`
 
 
 def tokenise(
@@ -143,10 +138,10 @@ class _Texts:
     reasons: list[str | None] = field(default_factory=list)
 
 
-def _texts(work: Iterator[Any]) -> Iterator[_Texts]:
-    for items in work:
+def _texts(table: pa.Table) -> Iterator[_Texts]:
+    for piece in table.column("work"):
         batch, size = _Texts(), 0
-        for number, item in items:
+        for number, item in pickle.loads(piece.as_py()):  # our own bytes, written a moment ago by `_pipeline`
             for document in read_item(item):
                 batch.numbers.append(number)
                 batch.names.append(document.name)
@@ -168,8 +163,8 @@ def _tokenise_items(table: pa.Table, *, path: str, prefix: tuple[int, ...], end:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoder = _encoder(path, os.stat(path).st_mtime_ns, prefix, end)
     with ThreadPoolExecutor(1) as pool:
-        before: tuple[_Texts, Future[list[Any]]] | None = None
-        for batch in _texts(_work(table)):
+        before: tuple[_Texts, Future[list[Encoding]]] | None = None
+        for batch in _texts(table):
             coming = batch, pool.submit(encoder.encodings, batch.texts)
             if before is not None:
                 yield _tokenised(encoder, *before)
@@ -178,7 +173,7 @@ def _tokenise_items(table: pa.Table, *, path: str, prefix: tuple[int, ...], end:
             yield _tokenised(encoder, *before)
 
 
-def _tokenised(encoder: Encoder, batch: _Texts, encodings: "Future[list[Any]]") -> pa.Table:
+def _tokenised(encoder: Encoder, batch: _Texts, encodings: "Future[list[Encoding]]") -> pa.Table:
     rows = encoder.arrays(encodings.result())
     tokens = [None if reason else row for row, reason in zip(rows, batch.reasons, strict=True)]
     offsets = np.cumsum([0, *(0 if row is None else len(row) for row in tokens)]).astype(np.int32)
@@ -297,7 +292,8 @@ def _shards(folder: str, digest: str) -> ShardSet:
 def _read_steps(
     table: pa.Table, *, folder: str, digest: str, packed: bool, reader: Reader, block_steps: int
 ) -> Iterator[pa.Table]:
-    for steps in _work(table):
+    for piece in table.column("work"):
+        steps: range = pickle.loads(piece.as_py())  # our own bytes, written a moment ago by `_pipeline`
         try:
             shards = _shards(folder, digest)
             for first in range(0, len(steps), block_steps):

@@ -11,10 +11,9 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from e2ray import files
 from e2ray.config.base import SettingsError, is_folder
@@ -29,7 +28,7 @@ PROBES = ("The year 1969.", "The", "year", "1969")  # texts that any tokenizer o
 LEAST_VOCABULARY = 16  # a tokenizer whose files were not understood comes out with its few special tokens
 
 
-def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
+def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a local folder or hub id; code that lies beside it is never run.
 
     Raises:
@@ -58,7 +57,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def load_shard_tokenizer(path: str | Path, revision: str | None = None) -> Any:
+def load_shard_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Return a tokenizer as `load_tokenizer` does, if shards can be made with it.
 
     Raises:
@@ -77,7 +76,7 @@ def load_shard_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def train_byte_level_bpe(texts: Iterable[str], settings: ByteLevelBpe) -> Any:
+def train_byte_level_bpe(texts: Iterable[str], settings: ByteLevelBpe) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer trained on `texts`; the same texts give the same tokenizer.
 
     Raises:
@@ -106,7 +105,7 @@ def train_byte_level_bpe(texts: Iterable[str], settings: ByteLevelBpe) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT)
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return 64 hexadecimal digits that name what a tokenizer does, wherever it lies.
 
     They cover its vocabulary, merges, normalisation and splitting, and which tokens begin and end a text; not its
@@ -120,12 +119,12 @@ def tokenizer_hash(tokenizer: Any) -> str:
     )
 
 
-def vocabulary_size(tokenizer: Any) -> int:
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the number of embeddings that a tokenizer needs, its highest id and one; ids may have gaps."""
     return max((1 + highest for highest in tokenizer.get_vocab().values()), default=len(tokenizer))
 
 
-def prefix_tokens(tokenizer: Any) -> list[int]:
+def prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that a tokenizer puts before a text by itself, maybe none; what it appends is no part of them.
 
     Found by comparing several texts with and without its special tokens: no name such as `bos_token` tells them.
@@ -147,7 +146,7 @@ def prefix_tokens(tokenizer: Any) -> list[int]:
     return list(min(fits))
 
 
-def begin_name(tokenizer: Any) -> int | list[int] | None:
+def begin_name(tokenizer: PreTrainedTokenizerBase) -> int | list[int] | None:
     """Return what hashes and manifests call the prefix: None, the id of a lone bos_token, else a list of all ids."""
     prefix = prefix_tokens(tokenizer)
     return prefix[0] if prefix == [tokenizer.bos_token_id] else prefix or None
@@ -158,19 +157,19 @@ def behind(prefix: list[int], tokens: list[int]) -> list[int]:
     return tokens if tokens[: len(prefix)] == prefix else [*prefix, *tokens]
 
 
-def opening_tokens(tokenizer: Any, prefix: list[int]) -> list[int]:
+def opening_tokens(tokenizer: PreTrainedTokenizerBase, prefix: list[int]) -> list[int]:
     """Return what a text without any token begins with: the tokenizer's prefix, else its end-of-text token, if any."""
     end = tokenizer.eos_token_id
     return list(prefix) or ([] if end is None else [end])
 
 
-def encoder_of(tokenizer: Any) -> Encoder:
+def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """Return what encodes as the shards of a fast tokenizer are encoded."""
     prefix = prefix_tokens(tokenizer)
     return Encoder(tokenizer.backend_tokenizer.to_str(), prefix=prefix, end=tokenizer.eos_token_id)
 
 
-def save(tokenizer: Any, folder: Path) -> None:
+def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save a tokenizer; what the disk refuses is an `OSError`, also from the Rust half, which raises plain ones."""
     try:
         tokenizer.save_pretrained(folder)
@@ -229,8 +228,8 @@ def save_whole(path: str | Path, folder: Path, revision: str | None = None) -> N
 def serve_up_to(folder: Path, tokens: int) -> None:
     """Make a saved tokenizer take texts of so many tokens: its length limit, and a cut that tokenizer.json may name."""
     config, whole = folder / "tokenizer_config.json", folder / "tokenizer.json"
-    known = files.read_json(config, wanted="a tokenizer's config") if config.is_file() else {}
+    known = files.read_object(config, wanted="a tokenizer's config") if config.is_file() else {}
     files.write_json(config, known | {"model_max_length": tokens})
-    content = files.read_json(whole, wanted="a tokenizer") if whole.is_file() else {}
+    content = files.read_object(whole, wanted="a tokenizer") if whole.is_file() else {}
     if content.get("truncation"):
         files.write_json(whole, content | {"truncation": None})

@@ -48,6 +48,6 @@ def ask_suites(
             out.scores += [score.changed(model=reading.name) for score in found.scores]
             out.missing += [each.changed(model=reading.name) for each in found.missing]
             for sample in found.samples:
-                line = files.finite({"model": reading.name} | sample)
-                file.write(json.dumps(line, ensure_ascii=False, default=str, allow_nan=False) + "\n")
+                line = sample.changed(model=reading.name).plain()
+                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     return out

@@ -6,9 +6,10 @@ how far the base reads. Worse is what is beyond a tolerance and, over the docume
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import nn
 
@@ -16,7 +17,7 @@ from e2ray.core.rope import RotaryHook
 from e2ray.data.pace import Pace, Progress
 from e2ray.evaluate.by_length import token_nlls
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
-from e2ray.evaluate.perplexity import is_out_of_memory
+from e2ray.evaluate.perplexity import if_it_fits
 from e2ray.records.base_length import BaseLength, WindowRead
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of L, the windows that are measured
@@ -46,7 +47,7 @@ def measure_base(
     *,
     base_context_length: int,
     batch_tokens: int,
-    device: Any,
+    device: torch.device | str,
     progress: Progress | None = None,
 ) -> BaseLength:
     """Return how far a base reads at scale 1.
@@ -67,31 +68,26 @@ def measure_base(
     most = max(2, min(DOCUMENTS, TOKENS // sum(windows)))
     chosen = [document[: windows[-1]] for document in documents if len(document) >= windows[-1]][:most]
     scored = max(1, windows[0] // 2)
-    sums: dict[int, Float[np.ndarray, " documents"]] = {}
+    means: dict[int, Float[np.ndarray, " documents"]] = {}
     reason, total = None, sum(windows) * len(chosen)
     with Pace(progress, "base: reading", total=total, unit="tokens") as pace:
         pace.tell(f"base: reading {len(chosen)} documents at {', '.join(f'{w:,}' for w in windows)} tokens each")
         for window in windows:
-            ends = [document[-window:] for document in chosen]
-            size = max(batch_tokens, window)
-            try:
-                nll = token_nlls(
-                    model, hook, ends, window=window, scale=1.0, batch_tokens=size, device=device, pace=pace
-                )
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
+            ends, size = [document[-window:] for document in chosen], max(batch_tokens, window)
+            read = partial(token_nlls, model, hook, ends, window=window, scale=1.0, batch_tokens=size, device=device)
+            nll = if_it_fits(partial(read, pace=pace))
+            if nll is None:
                 reason = f"{window} tokens do not fit into memory"
                 break
-            sums[window] = nll[:, -scored:].mean(axis=1, dtype=np.float64)
-            if not np.isfinite(sums[window]).all():
-                del sums[window]
+            mean = nll[:, -scored:].mean(axis=1, dtype=np.float64)
+            if not np.isfinite(mean).all():
                 reason = f"its NLL at {window} tokens is no finite number"
                 break
-            pace.tell(f"base: NLL {sums[window].mean():.3f} at {window:,} tokens")
-    if len(sums) < 2:
+            means[window] = mean
+            pace.tell(f"base: NLL {mean.mean():.3f} at {window:,} tokens")
+    if len(means) < 2:
         return nothing.changed(reason=reason)
-    rows = compared(sums)
+    rows = compared(means)
     measured = read_up_to(rows)
     return BaseLength(
         claimed=base_context_length,
@@ -104,12 +100,12 @@ def measure_base(
     )
 
 
-def compared(sums: Mapping[int, Float[np.ndarray, " documents"]]) -> list[WindowRead]:
+def compared(means: Mapping[int, Float[np.ndarray, " documents"]]) -> list[WindowRead]:
     """Return a row for each window from each document's mean NLL."""
-    best = min(sums, key=lambda window: float(sums[window].mean()))
+    best = min(means, key=lambda window: float(means[window].mean()))
     rows = []
-    for window, nll in sums.items():
-        behind, low = nll - sums[best], None
+    for window, nll in means.items():
+        behind, low = nll - means[best], None
         if len(behind) > 1:
             low = float(np.quantile(behind[resampled(len(behind))].mean(axis=1), (1 - CONFIDENCE) / 2))
         rows.append(WindowRead(window=window, nll=float(nll.mean()), low=low))

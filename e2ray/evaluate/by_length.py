@@ -11,6 +11,7 @@ Source: position buckets as in the one-pass form of the sliding-window protocol 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
 from e2ray.data.pace import Pace, Progress
 from e2ray.evaluate.intervals import ratio_interval
-from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, is_out_of_memory
-from e2ray.evaluate.scoring import forward_nll
+from e2ray.evaluate.perplexity import OUT_OF_MEMORY, DivergedWeights, if_it_fits
+from e2ray.evaluate.scoring import evaluating, forward_nll
 from e2ray.records.lengths import LengthCell
 
 
@@ -79,37 +80,25 @@ def length_passes(
     Raises:
         SettingsError: If a document is shorter than the longest window.
     """
-    found = []
+    passes: list[LengthPass] = []
     which = np.arange(len(documents)) if numbers is None else np.asarray(numbers)
     longest = max(windows)
     tokens = longest * len(documents)
     with Pace(progress, f"{name}: reading by length", total=len(scales) * tokens, unit="tokens") as pace:
         for number, scale in enumerate(scales):
+            read = partial(token_nlls, model, hook, documents, scale=scale, batch_tokens=batch_tokens, device=device)
             nll = None
             for window in sorted(windows, reverse=True):
                 pace.done = number * tokens
-                try:
-                    nll = token_nlls(
-                        model,
-                        hook,
-                        documents,
-                        window=window,
-                        scale=scale,
-                        batch_tokens=batch_tokens,
-                        device=device,
-                        pace=pace,
-                    )
+                nll = if_it_fits(partial(read, window=window, pace=pace))
+                if nll is not None:
+                    passes.append(LengthPass(name, float(scale), which, nll))
                     break
-                except (MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error):
-                        raise
             reached = 0 if nll is None else nll.shape[1] + 1
             if reached < longest:
                 beyond = f" beyond {reached} tokens" if reached else ""
                 pace.tell(f"{name}: NLL by length at scale {scale:g}{beyond} left out: {OUT_OF_MEMORY}")
-            if nll is not None:
-                found.append(LengthPass(name, float(scale), which, nll))
-    return found
+    return passes
 
 
 def merged_passes(parts: Sequence[Sequence[LengthPass]]) -> list[LengthPass]:
@@ -161,19 +150,14 @@ def token_nlls(
     if shortest < window:
         raise SettingsError(f"evaluation: a document has {shortest} tokens, wanted at least the window of {window}")
     size = max(1, batch_tokens // window)
-    was_training = model.training
-    model.eval()
-    found = []
-    try:
-        with hook.applied(float(scale)):
-            for first in range(0, len(documents), size):
-                rows = np.stack([document[:window] for document in documents[first : first + size]])
-                found.append(forward_nll(model, torch.from_numpy(rows.astype(np.int64)).to(device)).cpu().numpy())
-                if pace is not None:
-                    pace.add(rows.size)
-    finally:
-        model.train(was_training)
-    return np.concatenate(found)
+    batches = []
+    with evaluating(model), hook.applied(float(scale)):
+        for first in range(0, len(documents), size):
+            rows = np.stack([document[:window] for document in documents[first : first + size]])
+            batches.append(forward_nll(model, torch.from_numpy(rows.astype(np.int64)).to(device)).cpu().numpy())
+            if pace is not None:
+                pace.add(rows.size)
+    return np.concatenate(batches)
 
 
 def length_cells(nll: np.ndarray, lengths: Sequence[int], *, last: int, scale: float, model: str) -> list[LengthCell]:

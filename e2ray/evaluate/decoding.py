@@ -1,11 +1,9 @@
 """How the next token of an answer is chosen: the likeliest one, or one drawn from those that are likely."""
 
-from typing import Any
-
 GREEDY_BELOW = 1e-5  # as vLLM: less says no more than which token is the likeliest, and far below it logits overflow
 
 
-def sampling(temperature: float | None, **options: Any) -> dict[str, Any]:
+def sampling(temperature: float | None, **options: object) -> dict[str, object]:
     """Return the options of transformers' `generate` that choose tokens at a temperature.
 
     Args:

@@ -12,6 +12,7 @@ The retrieval threshold is RULER's (NVIDIA/RULER): 85.6 %, what Llama-2-7B reach
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -29,22 +30,22 @@ LAST_TOKENS: Final = "last_tokens"  # what a length's NLL is of
 SLIDING: Final = "sliding"
 
 
-def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str = "tuned") -> Scales:
+def scale_table(cells: Sequence[Sums], base_context_length: int, *, model: str = "tuned") -> Scales:
     """Return the scale that read each context length best.
 
     Served is the best measured one where it is better than W / L beyond the spread of the documents, else W / L, also
     where W / L was not measured and nothing is known to be better.
 
     Args:
-        found: Sums of all cells, of one set of documents.
+        cells: Sums of all, of one set of documents.
         base_context_length: L in tokens.
         model: Whose cells are read.
     """
     rows = []
-    for window in sorted({sums.window for sums in found if sums.model == model}):
-        best = _best(found, model, window)
+    for window in sorted({sums.window for sums in cells if sums.model == model}):
+        best = _best(cells, model, window)
         wanted = paper_scale(window, base_context_length)
-        paper = _cell(found, model, window, wanted)
+        paper = _cell(cells, model, window, wanted)
         low, high = (None, None) if paper is None else difference_interval(paper, best)
         rows.append(
             ScaleRow(
@@ -63,7 +64,7 @@ def scale_table(found: Sequence[Sums], base_context_length: int, *, model: str =
 
 
 def effective_length(
-    found: Sequence[Sums],
+    cells: Sequence[Sums],
     base_context_length: int,
     *,
     retrieval: Sequence[RetrievalRow] | None = None,
@@ -71,26 +72,22 @@ def effective_length(
     tolerance: float = TOLERANCE,
     threshold: float = RETRIEVAL_THRESHOLD,
 ) -> Effective:
-    """Return up to which length a model reads.
+    """Return up to which length a model reads, one row per window.
 
     Each length is judged at the scale with the lowest mean over whole documents, by NLL on the last tokens of its
-    windows, the same tokens for all (`Sums.end`); L is read at scale 1 where that was measured. Scale and length are
-    judged by the same documents, so a length whose scales hardly differ looks a little better than it is.
+    windows, the same tokens for all (`Sums.end`); L is read at scale 1 where that was measured. Where retrieval was
+    asked, a length that it does not cover does not read and is never the effective one; the lengths beyond it may be.
 
     Args:
-        found: Sums of all cells, of one set of documents; they choose the scales. A length whose sums keep no end is
-            judged by the mean over whole documents, against the same of L.
+        cells: Sums of all, of one set of documents; they choose the scales. A length whose sums keep no end is judged
+            by the mean over whole documents, against the same of L.
         base_context_length: L in tokens.
         retrieval: Rows of a retrieval evaluation, read at W / L; None where none was asked, and NLL alone judges.
         model: Whose cells are read.
         tolerance: Nats per token that a length may be worse than L.
         threshold: Share of answers found that counts as read.
-
-    Returns:
-        One row per window. Where retrieval was asked, a length that it does not cover does not read and is never the
-        effective one; the lengths beyond it may be, if NLL holds there and on the way.
     """
-    best = {window: _best(found, model, window) for window in {sums.window for sums in found if sums.model == model}}
+    best = {window: _best(cells, model, window) for window in {sums.window for sums in cells if sums.model == model}}
     windows = [window for window in sorted(best) if window >= base_context_length]
     shares = {window: _share(retrieval or (), window) for window in windows}
     covered = None if retrieval is None else tuple(window for window in windows if shares[window] is not None)
@@ -105,48 +102,80 @@ def effective_length(
     )
     if base_context_length not in best:
         return nothing
-    best[base_context_length] = _cell(found, model, base_context_length, 1.0) or best[base_context_length]
-    judged = [_judged(best[window], best[base_context_length]) for window in windows]
-    counts = np.array([covered is None or window in covered for window in windows])
+    reference = _cell(cells, model, base_context_length, 1.0) or best[base_context_length]
+    best[base_context_length] = reference
+    judged = [_judged(best[window], reference) for window in windows]
     holds = np.array([share is None or share >= threshold for share in shares.values()])
-    rises = np.array([one.mean - reference.mean for one, reference, _ in judged])
-    drawn = [_resampled_difference(one, reference) for one, reference, _ in judged]
-    rows = []
-    for place, (window, (one, _, criterion)) in enumerate(zip(windows, judged, strict=True)):
-        nll_low, nll_high = ratio_interval(one.nll, one.tokens) or (None, None)
-        low, high = _ends(drawn[place])
-        rows.append(
-            LengthRow(
-                context_length=window,
-                scale=one.scale,
-                criterion=criterion,
-                nll=one.mean,
-                nll_low=nll_low,
-                nll_high=nll_high,
-                rise=float(rises[place]),
-                rise_low=low,
-                rise_high=high,
-                retrieval=shares[window],
-                reads=bool(rises[place] <= tolerance and holds[place] and counts[place]),
-            )
-        )
-    effective = _last_in_row(rises <= tolerance, holds, counts, windows)
-    bounds: list[int | None] = [None, None]
-    if all(each is not None for each in drawn):
-        lengths = [
-            _last_in_row(column <= tolerance, holds, counts, windows) or 0
-            for column in np.stack(drawn).T  # type: ignore[arg-type]
-        ]
-        bounds = [int(value) for value in np.quantile(lengths, _tails(), method="inverted_cdf")]
-    kinds = {row.criterion for row in rows}
+    counts = np.array([covered is None or window in covered for window in windows])
+    near = np.array([length.rise <= tolerance for length in judged])
+    low, high = _bounds(judged, tolerance, holds, counts)
+    kinds = {length.criterion for length in judged}
     return nothing.changed(
         criterion=kinds.pop() if len(kinds) == 1 else "mixed",
-        last=max((one.stride for one, _, kind in judged if kind == LAST_TOKENS), default=None),
-        effective=effective,
-        low=bounds[0],
-        high=bounds[1],
-        lengths=rows,
+        last=max((length.cell.stride for length in judged if length.criterion == LAST_TOKENS), default=None),
+        effective=_last_in_row(near, holds, counts, windows),
+        low=low,
+        high=high,
+        lengths=[
+            length.row(shares[length.cell.window], reads=bool(reads))
+            for length, reads in zip(judged, near & holds & counts, strict=True)
+        ],
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """How a window compares with L.
+
+    Attributes:
+        cell: What it is judged by.
+        criterion: How that is called.
+        rise: Its NLL over that of L, nats per token.
+        drawn: The same in each resample of the documents; None for one document.
+    """
+
+    cell: Sums
+    criterion: Criterion
+    rise: float
+    drawn: np.ndarray | None
+
+    def row(self, share: float | None, *, reads: bool) -> LengthRow:
+        nll_low, nll_high = ratio_interval(self.cell.nll, self.cell.tokens) or (None, None)
+        low, high = _ends(self.drawn)
+        return LengthRow(
+            context_length=self.cell.window,
+            scale=self.cell.scale,
+            criterion=self.criterion,
+            nll=self.cell.mean,
+            nll_low=nll_low,
+            nll_high=nll_high,
+            rise=self.rise,
+            rise_low=low,
+            rise_high=high,
+            retrieval=share,
+            reads=reads,
+        )
+
+
+def _judged(cell: Sums, reference: Sums) -> _Judged:
+    """Return how a cell compares with that of L: by the ends of windows where both have kept them."""
+    end, reference_end = cell.end, reference.end
+    if end is None or reference_end is None:
+        return _Judged(cell, SLIDING, cell.mean - reference.mean, _resampled_difference(cell, reference))
+    return _Judged(end, LAST_TOKENS, end.mean - reference_end.mean, _resampled_difference(end, reference_end))
+
+
+def _bounds(
+    judged: Sequence[_Judged], tolerance: float, holds: np.ndarray, counts: np.ndarray
+) -> tuple[int | None, int | None]:
+    """Return the 95 % interval of the effective length, 0 where none is read; None twice for one document."""
+    drawn = [length.drawn for length in judged if length.drawn is not None]
+    if len(drawn) < len(judged):
+        return None, None
+    windows = [length.cell.window for length in judged]
+    lengths = [_last_in_row(rises <= tolerance, holds, counts, windows) or 0 for rises in np.stack(drawn).T]
+    low, high = np.quantile(lengths, _tails(), method="inverted_cdf")
+    return int(low), int(high)
 
 
 def sentences(scales: Scales, effective: Effective) -> list[str]:
@@ -187,12 +216,6 @@ def _what(effective: Effective) -> str:
     return ends if effective.criterion == LAST_TOKENS else "NLL of sliding windows over whole documents"
 
 
-def _judged(cell: Sums, reference: Sums) -> tuple[Sums, Sums, Criterion]:
-    """Return what a length is judged by, the same of L, and how that is called."""
-    one, other = cell.end, reference.end
-    return (cell, reference, SLIDING) if one is None or other is None else (one, other, LAST_TOKENS)
-
-
 def _last_in_row(reads: np.ndarray, holds: np.ndarray, counts: np.ndarray, windows: Sequence[int]) -> int | None:
     """Return the last window that counts and up to which all are read; None without one."""
     last = None
@@ -203,13 +226,13 @@ def _last_in_row(reads: np.ndarray, holds: np.ndarray, counts: np.ndarray, windo
     return last
 
 
-def _best(found: Sequence[Sums], model: str, window: int) -> Sums:
-    cells = [sums for sums in found if (sums.model, sums.window) == (model, window)]
-    return min(cells, key=lambda sums: (sums.mean, sums.scale))
+def _best(cells: Sequence[Sums], model: str, window: int) -> Sums:
+    known = [sums for sums in cells if (sums.model, sums.window) == (model, window)]
+    return min(known, key=lambda sums: (sums.mean, sums.scale))
 
 
-def _cell(found: Sequence[Sums], model: str, window: int, scale: float) -> Sums | None:
-    return next((s for s in found if (s.model, s.window) == (model, window) and abs(s.scale - scale) < 1e-6), None)
+def _cell(cells: Sequence[Sums], model: str, window: int, scale: float) -> Sums | None:
+    return next((s for s in cells if (s.model, s.window) == (model, window) and abs(s.scale - scale) < 1e-6), None)
 
 
 def _share(retrieval: Sequence[RetrievalRow], window: int) -> float | None:

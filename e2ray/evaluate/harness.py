@@ -11,14 +11,16 @@ computed, or cut at its start and noted; the harness's own model cuts it without
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from pydantic import BaseModel, Field, ValidationError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
@@ -43,9 +45,9 @@ class Reader(Protocol):
         device: Where the model stands.
     """
 
-    model: Any
+    model: PreTrainedModel
     hook: RotaryHook
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     device: torch.device
 
     def scale_of(self, num_tokens: int) -> float:
@@ -92,7 +94,7 @@ class ScaledLM(TemplateLM):
         self.tokenizer = reader.tokenizer
         self._longest, self._too_long = max_context_length, too_long
         self._batch_tokens, self._prefill_tokens, self._seed = batch_tokens, prefill_tokens, seed
-        self._reading: list[Any] = []
+        self._reading: list[Instance] = []
         self.placed: dict[Key, Placed] = {}
         self.answered: Callable[[float], None] = lambda share: None
 
@@ -120,7 +122,7 @@ class ScaledLM(TemplateLM):
             continue_final_message=not add_generation_prompt,
         )
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
         """Return a text's tokens behind what the tokenizer puts before a text, unless the text begins with it already.
 
         No end token is added, whatever the tokenizer does by itself: a prompt goes on.
@@ -128,7 +130,7 @@ class ScaledLM(TemplateLM):
         tokens: list[int] = self._reader.tokenizer.encode(string, add_special_tokens=False, verbose=False)
         return tokens if add_special_tokens is False else behind(self._prefix, tokens)
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return for each (context, continuation) its log-likelihood in nats and whether it is the greedy answer.
 
         A context without tokens is the tokenizer's prefix, else the end-of-text token.
@@ -155,7 +157,7 @@ class ScaledLM(TemplateLM):
         return tokens[size:] if tokens[:size] == self._opening else tokens
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: object
     ) -> list[tuple[float, bool]]:
         if not all(answer for _, _, answer in requests):
             raise RefusedError("an answer has no token of its own behind its prompt, so it has no likelihood")
@@ -167,7 +169,7 @@ class ScaledLM(TemplateLM):
             self._note(request, Placed(tokens, 0, self._reader.scale_of(tokens), cut))
         return scored
 
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Return the log-likelihood of each whole text in nats; no token is left out.
 
         A text longer than the longest context length is read in windows, each predicted token once, as the harness
@@ -200,7 +202,7 @@ class ScaledLM(TemplateLM):
         return found
 
     @torch.inference_mode()
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Return what the model writes behind each prompt, up to a stop sequence or the most tokens asked for.
 
         Raises:
@@ -222,7 +224,9 @@ class ScaledLM(TemplateLM):
             self.answered(len(found) / len(requests))
         return found
 
-    def _written(self, prompt: list[int], scale: float, until: Sequence[str], room: int, how: Mapping[str, Any]) -> str:
+    def _written(
+        self, prompt: list[int], scale: float, until: Sequence[str], room: int, how: Mapping[str, object]
+    ) -> str:
         reader = self._reader
         tokens = torch.tensor([prompt], device=reader.device)
         ends = reader.model.generation_config.eos_token_id
@@ -328,7 +332,7 @@ class ScaledLM(TemplateLM):
             found.append((-float(nll[row, places].double().sum()), bool(greedy[row, places].all())))
         return found
 
-    def _note(self, request: Any, placed: Placed) -> None:
+    def _note(self, request: Instance, placed: Placed) -> None:
         self.placed[request_key(request.task_name, request.doc_id, request.args)] = placed
 
 
@@ -339,11 +343,11 @@ def _refuse_nan(scores: torch.Tensor) -> None:
         )
 
 
-def _generation(asked: Mapping[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
+def _generation(asked: Mapping[str, object]) -> tuple[list[str], int, dict[str, object]]:
     """Return stop sequences, the most tokens of an answer and the options of transformers that a task asks for."""
     given = {name: value for name, value in asked.items() if value is not None}
     how = _chosen(given)
-    options: dict[str, Any] = dict(normalize_gen_kwargs(given, DEFAULT_ANSWER_TOKENS))
+    options = dict(normalize_gen_kwargs(given, DEFAULT_ANSWER_TOKENS))
     until = [stop for stop in options.pop("until") if stop]
     room = options.pop("max_gen_toks")
     how["num_beams"] = options.pop("num_beams", 1)
@@ -353,7 +357,7 @@ def _generation(asked: Mapping[str, Any]) -> tuple[list[str], int, dict[str, Any
     return until, room, how
 
 
-def _chosen(given: dict[str, Any]) -> dict[str, Any]:
+def _chosen(given: dict[str, object]) -> dict[str, object]:
     """Take out of a task's options those that say how tokens are chosen, and return them as transformers has them."""
     said = {name: given.pop(name) for name in ("do_sample", "temperature") if name in given}
     options = {name: given.pop(name) for name in SAMPLING if name in given}

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
 
 from e2ray.config.base import SettingsError
 from e2ray.evaluate.scorers import best_of
@@ -199,14 +198,14 @@ def questions(path: Path) -> list[dict[str, str]]:
     return found
 
 
-def task(name: str, folder: Path) -> dict[str, Any]:
+def task(name: str, folder: Path) -> dict[str, object]:
     """Return the harness's config of one task: `name` of EXAMS, its file in `folder`."""
     exam = EXAMS[name]
 
-    def documents(**_: Any) -> dict[str, Any]:
+    def documents(**_: object) -> dict[str, object]:
         return {"test": library("datasets").Dataset.from_list(questions(folder / f"{name}.jsonl"))}
 
-    def prompt(document: Mapping[str, Any]) -> str:
+    def prompt(document: Mapping[str, str]) -> str:
         return exam.prompt.replace("{question}", document["question"]).replace("{document}", document["document"], 1)
 
     return {

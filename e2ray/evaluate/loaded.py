@@ -2,9 +2,9 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from e2ray.config.model import Model
 from e2ray.core.methods.base import FrequencyMethod
@@ -62,7 +62,7 @@ class LoadedModel:
         self._tokenizer_folder = tokenizer_folder
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
         return load_tokenizer(self._tokenizer_folder)
 

@@ -12,7 +12,8 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +25,10 @@ from e2ray.core.rope import RotaryHook
 from e2ray.data.pace import Pace, Progress
 from e2ray.evaluate.documents import too_short
 from e2ray.evaluate.intervals import ratio_interval, ratio_stderr
-from e2ray.evaluate.scoring import forward_nll
+from e2ray.evaluate.scoring import evaluating, forward_nll
 from e2ray.records.evaluation import Cell
+
+Read = TypeVar("Read")
 
 BOS_POLICY = "no token is added; the first token of a document is context only and never scored"
 
@@ -96,16 +99,6 @@ def default_stride(base_context_length: int) -> int:
     return min(256, max(1, base_context_length // 4))
 
 
-def surface(model: nn.Module, hook: RotaryHook, documents: Sequence[np.ndarray], **options: Any) -> list[Cell]:
-    """Return one cell per window and scale: `cell` of each of the sums that `document_sums` finds with these options.
-
-    Raises:
-        SettingsError: If there are no documents.
-        DivergedWeights: If an NLL is not finite.
-    """
-    return [cell(sums) for sums in document_sums(model, hook, documents, **options)]
-
-
 def document_sums(
     model: nn.Module,
     hook: RotaryHook,
@@ -120,9 +113,7 @@ def document_sums(
     numbers: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> list[Sums]:
-    """Return each document's summed NLL per window and scale.
-
-    A window that a document does not fill, or that does not fit into memory, is left out and told in one line.
+    """Return each document's summed NLL per window and scale; what does not fit is left out and told in one line.
 
     Args:
         model: A causal language model of transformers in its own precision; it is put into evaluation mode meanwhile.
@@ -143,48 +134,77 @@ def document_sums(
     """
     if not documents:
         raise SettingsError(too_short(documents, 2, None))
-    shortest = min(map(len, documents))
-    longest = max((window for window in windows if window <= shortest), default=2)
+    lengths = [len(document) for document in documents]
+    shortest = min(lengths)
+    reachable = [window for window in windows if window <= shortest]
+    longest = max(reachable, default=2)
     border = longest - min(stride, longest - 1)  # from this token on, every window scores with its last S
-    counts = np.array([len(document) for document in documents])
-    lengths, reachable = counts.tolist(), [window for window in windows if window <= shortest]
+    named = np.arange(len(documents)) if numbers is None else np.asarray(numbers)
     asked = [(window, float(g)) for window in reachable for g in (scales(window) if callable(scales) else scales)]
     total = sum(tokens_read(lengths, window, stride) for window, _ in asked)
-    found = []
-    was_training = model.training
-    model.eval()
-    try:
-        with Pace(progress, f"{name}: reading", total=total, unit="tokens") as pace:
-            for window, scale in asked:
-                try:
-                    nll, end_nll = _measure(
-                        model, hook, documents, window, scale, stride, batch_tokens, device, border=border, pace=pace
-                    )
-                except (MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    pace.tell(f"{name}: window {window}, scale {scale:g} left out: {OUT_OF_MEMORY}")
-                    continue
-                sums = Sums(
-                    model=name,
-                    window=window,
-                    scale=scale,
-                    stride=min(stride, window - 1),
-                    documents=np.arange(len(documents)) if numbers is None else np.asarray(numbers),
-                    nll=nll,
-                    tokens=counts - 1,
-                    end_nll=end_nll,
-                    end_tokens=counts - border,
-                )
-                _refuse_diverged(sums)
-                pace.tell(f"{name}: window {window}, scale {scale:g}: NLL {sums.mean:.4f} nats per token")
-                found.append(sums)
-            for window in windows:
-                if window > shortest:
-                    pace.tell(f"{name}: window {window} left out; the shortest document has {shortest} tokens")
-    finally:
-        model.train(was_training)
-    return found
+    cells = []
+    with evaluating(model), Pace(progress, f"{name}: reading", total=total, unit="tokens") as pace:
+        reader = _Reader(model, hook, documents, stride, batch_tokens, device, name, named, border, pace)
+        for window, scale in asked:
+            sums = if_it_fits(partial(reader.sums, window, scale))
+            if sums is None:
+                pace.tell(f"{name}: window {window}, scale {scale:g} left out: {OUT_OF_MEMORY}")
+                continue
+            pace.tell(f"{name}: window {window}, scale {scale:g}: NLL {sums.mean:.4f} nats per token")
+            cells.append(sums)
+        for window in windows:
+            if window > shortest:
+                pace.tell(f"{name}: window {window} left out; the shortest document has {shortest} tokens")
+    return cells
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """What reads documents in windows of any length at any scale; tokens from `border` on are summed apart, too."""
+
+    model: nn.Module
+    hook: RotaryHook
+    documents: Sequence[np.ndarray]
+    stride: int
+    batch_tokens: int
+    device: torch.device | str
+    name: str
+    numbers: np.ndarray
+    border: int
+    pace: Pace
+
+    def sums(self, window: int, scale: float) -> Sums:
+        """Return what the documents sum up to.
+
+        Raises:
+            DivergedWeights: If the NLL is not finite.
+        """
+        stride = min(self.stride, window - 1)
+        nll = np.zeros((2, len(self.documents)))  # over all scored tokens, and over those from `border` on
+        with torch.no_grad(), self.hook.applied(scale):
+            for batch in _batches(self.documents, window, stride, self.batch_tokens):
+                scored = _score(self.model, self.documents, batch, window, self.device, border=self.border)
+                for span, both in zip(batch, scored, strict=True):
+                    nll[:, span.document] += both
+                self.pace.add(window * len(batch))
+        counts = np.array([len(document) for document in self.documents])
+        sums = Sums(
+            model=self.name,
+            window=window,
+            scale=scale,
+            stride=stride,
+            documents=self.numbers,
+            nll=nll[0],
+            tokens=counts - 1,
+            end_nll=nll[1],
+            end_tokens=counts - self.border,
+        )
+        if not sums.mean <= MAX_NLL:
+            raise DivergedWeights(
+                f"{sums.model} model, window {window}, scale {scale:g}: NLL is {sums.mean}, wanted a number "
+                "whose perplexity is finite; the weights have diverged, train with a lower train.lr"
+            )
+        return sums
 
 
 def tokens_read(lengths: Sequence[int], window: int, stride: int) -> int:
@@ -196,6 +216,16 @@ def tokens_read(lengths: Sequence[int], window: int, stride: int) -> int:
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error says that a device or the machine has too little memory for a tensor."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def if_it_fits(read: Callable[[], Read]) -> Read | None:
+    """Return what a reading gives, None where it does not fit into memory."""
+    try:
+        return read()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def merged(parts: Sequence[Sequence[Sums]]) -> list[Sums]:
@@ -210,11 +240,13 @@ def merged(parts: Sequence[Sequence[Sums]]) -> list[Sums]:
             continue
         whole = [sums for (sums,) in same]
         order = np.argsort(np.concatenate([sums.documents for sums in whole]))
-        joined: dict[str, Any] = {
-            name: np.concatenate([getattr(sums, name) for sums in whole])[order]
-            for name in ("documents", "nll", "tokens", "end_nll", "end_tokens")
-        }
-        together.append(replace(first, **joined))
+        names = ("documents", "nll", "tokens", "end_nll", "end_tokens")
+        documents, nll, tokens, end_nll, end_tokens = (
+            np.concatenate([getattr(sums, name) for sums in whole])[order] for name in names
+        )
+        together.append(
+            replace(first, documents=documents, nll=nll, tokens=tokens, end_nll=end_nll, end_tokens=end_tokens)
+        )
     return together
 
 
@@ -235,38 +267,6 @@ def cell(sums: Sums) -> Cell:
         low=low,
         high=high,
     )
-
-
-def _measure(
-    model: nn.Module,
-    hook: RotaryHook,
-    documents: Sequence[np.ndarray],
-    window: int,
-    scale: float,
-    stride: int,
-    batch_tokens: int,
-    device: torch.device | str,
-    *,
-    border: int,
-    pace: Pace,
-) -> np.ndarray:
-    """Return float64 [2, documents]: nats over all scored tokens, and over those from `border` on."""
-    sums = np.zeros((2, len(documents)))
-    with torch.no_grad(), hook.applied(float(scale)):
-        for batch in _batches(documents, window, min(stride, window - 1), batch_tokens):
-            scored = _score(model, documents, batch, window, device, border=border)
-            for span, nll in zip(batch, scored, strict=True):
-                sums[:, span.document] += nll
-            pace.add(window * len(batch))
-    return sums
-
-
-def _refuse_diverged(sums: Sums) -> None:
-    if not sums.mean <= MAX_NLL:
-        raise DivergedWeights(
-            f"{sums.model} model, window {sums.window}, scale {sums.scale:g}: NLL is {sums.mean}, wanted a number "
-            "whose perplexity is finite; the weights have diverged, train with a lower train.lr"
-        )
 
 
 def spans(length: int, *, window: int, step: int, document: int = 0) -> Iterator[Span]:

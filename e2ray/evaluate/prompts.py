@@ -9,10 +9,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
 from e2ray import files
 from e2ray.config.retrieval import RetrievalSettings
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 
 def prompts(
     documents: Sequence[np.ndarray],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     context_length: int,
     depths: Sequence[float],
@@ -112,7 +112,12 @@ class PromptFolder:
     text: str
 
     def prompts(
-        self, haystack: Haystack, tokenizer: Any, task: str, context_length: int, settings: RetrievalSettings
+        self,
+        haystack: Haystack,
+        tokenizer: PreTrainedTokenizerBase,
+        task: str,
+        context_length: int,
+        settings: RetrievalSettings,
     ) -> list[Prompt]:
         """Return the prompts of a task and context length, kept ones where they are whole.
 
@@ -120,15 +125,32 @@ class PromptFolder:
             ContextLengthError: If no prompt of that length can be made.
             SettingsError: If the tokenizer cannot write numbers, or the folder cannot be written.
         """
-        grid = {"depths": list(settings.depths), "trials": settings.trials, "digits": settings.digits}
-        name = {"task": task, "tokenizer": tokenizer_hash(tokenizer), "length": context_length, "seed": settings.seed}
-        key = files.digest(name | grid | {"text": self.text, "version": VERSION})[:16]
+        named = {
+            "task": task,
+            "tokenizer": tokenizer_hash(tokenizer),
+            "length": context_length,
+            "seed": settings.seed,
+            "depths": list(settings.depths),
+            "trials": settings.trials,
+            "digits": settings.digits,
+            "text": self.text,
+            "version": VERSION,
+        }
+        key = files.digest(named)[:16]
         start = f"{task}-{context_length}-{key}-"
         for path in self.folder.glob(f"{start}*.arrow"):
             found = _kept(path, task, path.stem.removeprefix(start))
             if found is not None:
                 return found
-        made = written(haystack, task=task, context_length=context_length, seed=settings.seed, **grid)  # type: ignore[arg-type]
+        made = written(
+            haystack,
+            context_length=context_length,
+            depths=settings.depths,
+            trials=settings.trials,
+            digits=settings.digits,
+            seed=settings.seed,
+            task=task,
+        )
         content = _packed(made)
         self.folder.mkdir(parents=True, exist_ok=True)
         with files.atomic_path(self.folder / f"{start}{_digest(content)}.arrow") as aside:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 Key = tuple[str | None, int | None, str, str]
 
@@ -31,7 +30,7 @@ class Placed:
     windows: int = 1
 
 
-def request_key(task: str | None, document: int | None, arguments: Sequence[Any]) -> Key:
+def request_key(task: str | None, document: int | None, arguments: Sequence[object]) -> Key:
     """Return what tells a request from the others: its task, its document, its prompt and a given answer."""
     answer = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], str) else ""
     return task, document, str(arguments[0]), answer

@@ -7,14 +7,14 @@ the answer must not go on with its last word or number: who writes 123456 has no
 held-out text cannot fill has no cell, which is not the same as a score of 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from e2ray.config.base import SettingsError
 from e2ray.config.retrieval import WITHOUT_DEPTH, RetrievalSettings, Task
@@ -25,9 +25,10 @@ from e2ray.data.encoder import Encoder
 from e2ray.data.pace import Pace, Progress
 from e2ray.data.tokenizer import encoder_of
 from e2ray.evaluate.haystack import ContextLengthError, Haystack
-from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory
+from e2ray.evaluate.perplexity import OUT_OF_MEMORY, if_it_fits
 from e2ray.evaluate.prompts import PromptFolder, written
 from e2ray.evaluate.scorers import contained, goes_on
+from e2ray.evaluate.scoring import evaluating
 from e2ray.evaluate.tasks import Prompt
 from e2ray.records.retrieval import RetrievalRow
 
@@ -56,11 +57,6 @@ class Answered:
 
     found: bool
     nll: float
-
-
-def hits(model: nn.Module, hook: RotaryHook, prompts: Sequence[Prompt], encoder: Encoder, **options: Any) -> list[bool]:
-    """Return for each prompt whether it is `found`; arguments and errors are those of `answers`."""
-    return [answered.found for answered in answers(model, hook, prompts, encoder, **options)]
 
 
 def answers(
@@ -94,19 +90,14 @@ def answers(
     if len(lengths) > 1:
         raise ValueError(f"prompts must be of one context length, got {sorted(lengths)}")
     size = max(1, batch_tokens // max(lengths, default=1))
-    found: list[Answered] = []
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), hook.applied(float(scale)):
-            for start in range(0, len(prompts), size):
-                batch = prompts[start : start + size]
-                found += _answered(model, batch, encoder, scale, device)
-                if pace is not None:
-                    pace.add(sum(len(prompt.tokens) for prompt in batch))
-    finally:
-        model.train(was_training)
-    return found
+    answered: list[Answered] = []
+    with evaluating(model), torch.no_grad(), hook.applied(float(scale)):
+        for start in range(0, len(prompts), size):
+            batch = prompts[start : start + size]
+            answered += _answered(model, batch, encoder, scale, device)
+            if pace is not None:
+                pace.add(sum(len(prompt.tokens) for prompt in batch))
+    return answered
 
 
 def _answered(
@@ -138,7 +129,7 @@ def _answer(prompt: Prompt) -> list[int]:
 
 @torch.inference_mode()
 def write(
-    model: Any,
+    model: PreTrainedModel,
     hook: RotaryHook,
     prompt: Prompt,
     encoder: Encoder,
@@ -179,7 +170,7 @@ def accuracy(
     model: nn.Module,
     hook: RotaryHook,
     documents: Sequence[np.ndarray],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     settings: RetrievalSettings,
     base_context_length: int,
@@ -190,10 +181,10 @@ def accuracy(
     kept: PromptFolder | None = None,
     progress: Progress | None = None,
 ) -> list[RetrievalRow]:
-    """Return one row per task, context length and depth, each length read at the scale the paper serves it with.
+    """Return one row per task, context length and depth; what no prompt can fill has none.
 
     Args:
-        model: A causal language model of transformers, as `hits` takes it.
+        model: A causal language model of transformers, as `answers` takes it.
         hook: The rotary hook of `model`, not applied.
         documents: Held-out documents, integer tokens of shape [length], whole.
         tokenizer: The fast tokenizer of the shards.
@@ -206,25 +197,20 @@ def accuracy(
         kept: Where prompts are kept from one call to the next; None makes them.
         progress: Takes one line per task and context length, also for one that is left out.
 
-    Returns:
-        A row for each cell; what no prompt can fill has none.
-
     Raises:
         SettingsError: If no context length is named or none can be filled, the tokenizer cannot write the keys, or the
             model gives NaN.
     """
-    lengths = settings.context_lengths if settings.context_lengths is not None else windows
-    if not lengths:
-        raise SettingsError("retrieval.context_lengths: none are named and no windows are known; name at least one")
-    encoder = encoder_of(tokenizer)
+    lengths, encoder = _lengths(settings, windows), encoder_of(tokenizer)
     haystack = Haystack(documents, encoder)
+    reader = _Reader(model, hook, encoder, batch_tokens, device, settings)
     rows: list[RetrievalRow] = []
     missing: list[ContextLengthError] = []
-    cells = [(task, length, _tokens(task, length, settings)) for task in settings.tasks for length in lengths]
-    with Pace(progress, "retrieval: reading", total=sum(tokens for *_, tokens in cells), unit="tokens") as pace:
-        behind = 0
-        for task, length, tokens in cells:
-            pace.done, behind = behind, behind + tokens
+    cells = [(task, length) for task in settings.tasks for length in lengths]
+    tokens = [_tokens(task, length, settings) for task, length in cells]
+    with Pace(progress, "retrieval: reading", total=sum(tokens), unit="tokens") as pace:
+        for number, (task, length) in enumerate(cells):
+            pace.done = sum(tokens[:number])
             try:
                 asked = _prompts(haystack, tokenizer, task, length, settings, kept)
             except ContextLengthError as error:
@@ -232,27 +218,41 @@ def accuracy(
                 pace.tell(f"left out: {error}")
                 continue
             served = paper_scale(length, base_context_length) if scale is None else scale
-            try:
-                found = answers(
-                    model, hook, asked, encoder, scale=served, batch_tokens=batch_tokens, device=device, pace=pace
-                )
-                check = partial(write, model, hook, encoder=encoder, scale=served, device=device, pace=pace)
-                rows += _rows(check, asked, found, scale=served, settings=settings)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
+            read = if_it_fits(partial(reader.rows, asked, served, pace))
+            if read is None:
                 pace.tell(f"left out: retrieval: context length {length}: {OUT_OF_MEMORY}")
                 continue
-            what = "" if task == "passkey" else f"{task}, "
-            hit = sum(one.found for one in found)
-            pace.tell(f"retrieval: {what}context length {length}, scale {served:g}: {hit} of {len(found)} keys found")
-        if not rows and missing:
-            raise missing[0]
-        apart = sum(row.greedy - row.agreed for row in rows)
-        if apart:
-            checked = sum(row.greedy for row in rows)
-            pace.tell(f"retrieval: greedy generation disagrees with the forward pass on {apart} of {checked} prompts")
+            rows += read
+            pace.tell(_found(task, length, served, read))
+        _end(rows, missing, pace)
     return rows
+
+
+def _found(task: Task, length: int, scale: float, rows: Sequence[RetrievalRow]) -> str:
+    what = "" if task == "passkey" else f"{task}, "
+    found, asked = sum(row.found for row in rows), sum(row.trials for row in rows)
+    return f"retrieval: {what}context length {length}, scale {scale:g}: {found} of {asked} keys found"
+
+
+def _end(rows: Sequence[RetrievalRow], missing: Sequence[ContextLengthError], pace: Pace) -> None:
+    """Raise what was missing where there is no row, and tell where generation and the forward pass disagree."""
+    if not rows and missing:
+        raise missing[0]
+    if apart := sum(row.greedy - row.agreed for row in rows):
+        checked = sum(row.greedy for row in rows)
+        pace.tell(f"retrieval: greedy generation disagrees with the forward pass on {apart} of {checked} prompts")
+
+
+def _lengths(settings: RetrievalSettings, windows: Sequence[int] | None) -> Sequence[int]:
+    """Return the context lengths of the grid: those it names, else the windows.
+
+    Raises:
+        SettingsError: If there are none.
+    """
+    lengths = windows if settings.context_lengths is None else settings.context_lengths
+    if not lengths:
+        raise SettingsError("retrieval.context_lengths: none are named and no windows are known; name at least one")
+    return lengths
 
 
 def _tokens(task: Task, length: int, settings: RetrievalSettings) -> int:
@@ -263,7 +263,7 @@ def _tokens(task: Task, length: int, settings: RetrievalSettings) -> int:
 
 def _prompts(
     haystack: Haystack,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     task: Task,
     length: int,
     settings: RetrievalSettings,
@@ -287,32 +287,50 @@ def _prompts(
     )
 
 
-def _rows(
-    check: Callable[[Prompt], Written],
-    asked: Sequence[Prompt],
-    found: Sequence[Answered],
-    *,
-    scale: float,
-    settings: RetrievalSettings,
-) -> list[RetrievalRow]:
-    """Return the rows of the cells of one task and context length, `trials` prompts each; `check` generates one."""
-    rows = []
-    for start in range(0, len(asked), settings.trials):
-        cell, scored = asked[start : start + settings.trials], found[start : start + settings.trials]
-        written = [check(prompt) for prompt in cell[: settings.greedy]]
-        rows.append(
-            RetrievalRow(
-                task=cell[0].task,
-                context_length=len(cell[0].tokens),
-                depth=cell[0].depth,
-                scale=scale,
-                found=sum(one.found for one in scored),
-                answer_nll=sum(one.nll for one in scored) / len(scored),
-                trials=len(cell),
-                tokens=len(cell[0].tokens),
-                greedy=len(written),
-                agreed=sum(one.exact == hit.found for one, hit in zip(written, scored, strict=False)),
-                contained=sum(one.contained for one in written) / len(written) if written else None,
-            )
+@dataclass(frozen=True)
+class _Reader:
+    """What reads the prompts of one task and context length."""
+
+    model: PreTrainedModel
+    hook: RotaryHook
+    encoder: Encoder
+    batch_tokens: int
+    device: torch.device | str
+    settings: RetrievalSettings
+
+    def rows(self, asked: Sequence[Prompt], scale: float, pace: Pace) -> list[RetrievalRow]:
+        """Return the rows of the cells, `trials` prompts each, the first of each generated from, too."""
+        read = answers(
+            self.model,
+            self.hook,
+            asked,
+            self.encoder,
+            scale=scale,
+            batch_tokens=self.batch_tokens,
+            device=self.device,
+            pace=pace,
         )
-    return rows
+        rows = []
+        for start in range(0, len(asked), self.settings.trials):
+            cell = asked[start : start + self.settings.trials]
+            answered = read[start : start + self.settings.trials]
+            written = [
+                write(self.model, self.hook, prompt, self.encoder, scale=scale, device=self.device, pace=pace)
+                for prompt in cell[: self.settings.greedy]
+            ]
+            rows.append(
+                RetrievalRow(
+                    task=cell[0].task,
+                    context_length=len(cell[0].tokens),
+                    depth=cell[0].depth,
+                    scale=scale,
+                    found=sum(answer.found for answer in answered),
+                    answer_nll=sum(answer.nll for answer in answered) / len(answered),
+                    trials=len(cell),
+                    tokens=len(cell[0].tokens),
+                    greedy=len(written),
+                    agreed=sum(text.exact == hit.found for text, hit in zip(written, answered, strict=False)),
+                    contained=sum(text.contained for text in written) / len(written) if written else None,
+                )
+            )
+        return rows

@@ -7,7 +7,6 @@ the matrix (soft caps, logit scales) stays its own.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from e2ray.core.losses import CHUNK_ELEMENTS
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode within the block, then back into the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()
@@ -119,7 +129,7 @@ def _layers_done(model: nn.Module, tokens: Int[Tensor, "batch tokens"]) -> Itera
         ValueError: If the model has no layers apart from its head.
     """
     unwrapped = getattr(model, "get_base_model", None)  # peft's
-    inner: Any = unwrapped() if unwrapped else model
+    inner: nn.Module = unwrapped() if unwrapped else model
     layers = getattr(inner, "base_model", inner)
     if layers is inner:
         raise ValueError(f"{type(model).__name__} has no layers apart from its head; give a causal language model")

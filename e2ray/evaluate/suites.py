@@ -8,30 +8,38 @@ lengths in tokens, the scales they were read at and how many were cut; each samp
 
 import difflib
 import importlib.metadata
+import json
 import logging
 import math
 import os
 import random
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
 import numpy as np
 import torch
 
+from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.suites import SuiteSettings
 from e2ray.data.pace import Pace, Progress
 from e2ray.evaluate import leval, longproc
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, is_out_of_memory
-from e2ray.evaluate.requests import RefusedError, request_key
+from e2ray.evaluate.requests import Key, Placed, RefusedError, request_key
 from e2ray.optional import library
-from e2ray.records.suites import MissingScore, Score
+from e2ray.records.suites import MissingScore, Request, Sample, Score
 
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+    from e2ray.evaluate.harness import ScaledLM
+
+Told = Mapping[str, Any]  # what the harness tells, in its own words
 LOCAL: dict[str, Sequence[str]] = {"leval": tuple(leval.EXAMS), "longproc": longproc.NAMES}
 PACKAGES = ("lm_eval", "datasets")
 SHOWN = 200  # characters of a folder's name in a message
@@ -62,7 +70,7 @@ class Found:
 
     scores: list[Score] = field(default_factory=list)
     missing: list[MissingScore] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
 
 @dataclass
@@ -75,12 +83,12 @@ class Selection:
         missing: The names that are no task, or of which a folder holds nothing.
     """
 
-    manager: Any
+    manager: "TaskManager"
     names: list[str]
     missing: list[MissingScore]
 
 
-def checked(settings: SuiteSettings, metadata: Mapping[str, Any] | None = None) -> Selection:
+def checked(settings: SuiteSettings, metadata: Mapping[str, object] | None = None) -> Selection:
     """Return which tasks the settings name; nothing is loaded.
 
     A name that cannot be asked is missing. Those of a tag and of `<suite>:all` stand one by one; of the latter those
@@ -138,14 +146,14 @@ def _local_parts(name: str, settings: SuiteSettings) -> list[str]:
     return [f"{suite}:{one}" for one in (LOCAL[suite] if task == "all" else [task]) if _held(settings, suite, one)]
 
 
-def _published_parts(name: str, manager: Any) -> list[str]:
+def _published_parts(name: str, manager: "TaskManager") -> list[str]:
     entry = manager.task_index.get(name)
     if entry is None:
         return []
     return sorted(entry.tags) if entry.kind.name == "TAG" else [name]
 
 
-def _why_missing(name: str, settings: SuiteSettings, manager: Any) -> str:
+def _why_missing(name: str, settings: SuiteSettings, manager: "TaskManager") -> str:
     """Return in one line why a name cannot be asked, and what to do."""
     suite, task = _local_names().get(name, (None, name))
     if suite is None:
@@ -167,12 +175,12 @@ def _held(settings: SuiteSettings, suite: str, name: str) -> bool:
 
 
 def run(
-    model: Any, settings: SuiteSettings, selection: Selection, *, progress: Progress | None = None
+    model: "ScaledLM", settings: SuiteSettings, selection: Selection, *, progress: Progress | None = None
 ) -> Iterator[Found]:
     """Yield what a model scores, task by task, and first what is missing from the beginning.
 
     Args:
-        model: A `harness.ScaledLM`.
+        model: What is asked.
         settings: How it is asked.
         selection: As `checked` returns it.
         progress: Takes one line per task, and within one how far all of them are.
@@ -203,7 +211,7 @@ def _told(found: Found, pace: Pace) -> Found:
     return found
 
 
-def _asked(name: str, model: Any, settings: SuiteSettings, manager: Any) -> Found:
+def _asked(name: str, model: "ScaledLM", settings: SuiteSettings, manager: "TaskManager") -> Found:
     """Return what comes out of a task or group; of a group that has no score, what comes out of its tasks."""
     try:
         return _evaluated(name, model, settings, manager)
@@ -220,7 +228,7 @@ def _asked(name: str, model: Any, settings: SuiteSettings, manager: Any) -> Foun
     return found
 
 
-def _children(name: str, manager: Any) -> list[str]:
+def _children(name: str, manager: "TaskManager") -> list[str]:
     entry = manager.task_index.get(name)
     if entry is None or entry.kind.name != "GROUP":
         return []
@@ -246,7 +254,7 @@ def reason(error: BaseException) -> str:
     return said if isinstance(error, RefusedError) else f"{type(error).__name__}: {said}"
 
 
-def _evaluated(name: str, model: Any, settings: SuiteSettings, manager: Any) -> Found:
+def _evaluated(name: str, model: "ScaledLM", settings: SuiteSettings, manager: "TaskManager") -> Found:
     """Return what comes out of one task or group.
 
     Raises:
@@ -275,15 +283,15 @@ def _evaluated(name: str, model: Any, settings: SuiteSettings, manager: Any) -> 
         bootstrap_iters=BOOTSTRAPS,
     )
     assert result is not None, "one process evaluates"
-    samples: dict[tuple[str, int], dict[str, Any]] = {}
-    for task, every in result["samples"].items():
-        for each in every:  # once for each filter of the task
-            sample = samples.setdefault((task, each["doc_id"]), _sample(task, each, model.placed))
-            sample["scores"][each["filter"]] = {name: each[name] for name in each["metrics"]}
-    return _scores(result, list(samples.values()), settings)
+    by_document: dict[tuple[str, int], list[Told]] = {}  # once for each filter of the task
+    for task, told in result["samples"].items():
+        for each in told:
+            by_document.setdefault((task, each["doc_id"]), []).append(each)
+    samples = [_sample(task, told, model.placed) for (task, _), told in by_document.items()]
+    return _scores(result, samples, settings)
 
 
-def _loaded(name: str, settings: SuiteSettings, manager: Any) -> Any:
+def _loaded(name: str, settings: SuiteSettings, manager: "TaskManager") -> Told:
     """Return what the harness makes of a task's name, of the config of one from local files, or of a task file."""
     suite, task = _local_names().get(name, (None, name))
     if suite is None:
@@ -297,18 +305,16 @@ def _loaded(name: str, settings: SuiteSettings, manager: Any) -> Any:
         return manager.load([str(file)])
 
 
-def _sample(task: str, sample: Mapping[str, Any], placed: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return one sample, still without scores: its prompts as they were written and how each request was read."""
-    prompts: list[str] = []
+def _sample(task: str, told: Sequence[Told], placed: Mapping[Key, Placed]) -> Sample:
+    """Return one sample from what is told of a document for each filter: how each request was read, its scores."""
+    first = told[0]
+    prompts = list(dict.fromkeys(str(arguments[0]) for arguments in first["arguments"]))
     requests = []
-    for arguments, answers in zip(sample["arguments"], sample["resps"], strict=True):
-        read = placed[request_key(task, sample["doc_id"], arguments)]
-        prompt = str(arguments[0])
-        if prompt not in prompts:
-            prompts.append(prompt)
+    for arguments, answers in zip(first["arguments"], first["resps"], strict=True):
+        read = placed[request_key(task, first["doc_id"], arguments)]
         requests.append(
             {
-                "prompt": prompts.index(prompt),
+                "prompt": prompts.index(str(arguments[0])),
                 "asked": arguments[1] if len(arguments) > 1 else None,
                 "tokens": read.tokens,
                 "room": read.room,
@@ -318,24 +324,25 @@ def _sample(task: str, sample: Mapping[str, Any], placed: Mapping[Any, Any]) -> 
                 "answers": answers,
             }
         )
-    return {
+    sample = {
         "task": task,
-        "document": sample["doc_id"],
-        "target": sample["target"],
-        "scores": {},
+        "document": first["doc_id"],
+        "target": first["target"],
+        "scores": {each["filter"]: {name: each[name] for name in each["metrics"]} for each in told},
         "truncated": sum(request["cut_tokens"] > 0 for request in requests),
         "prompts": prompts,
         "requests": requests,
     }
+    return Sample.model_validate_json(json.dumps(files.finite(sample), default=str, allow_nan=False))
 
 
-def _scores(result: Mapping[str, Any], samples: list[dict[str, Any]], settings: SuiteSettings) -> Found:
+def _scores(result: Told, samples: list[Sample], settings: SuiteSettings) -> Found:
     """Return the rows of a result; a score that is no number, or that of a length without prompts, is missing."""
     found = Found(samples=samples)
     parts = result.get("group_subtasks", {})
     for task, figures in {**result["results"], **result.get("groups", {})}.items():
         leaves = _leaves(task, parts)
-        own = [sample for sample in samples if sample["task"] in leaves]
+        own = [sample for sample in samples if sample.task in leaves]
         about = {
             "task": task,
             "tasks": sorted(leaves) if task in parts else None,
@@ -344,7 +351,8 @@ def _scores(result: Mapping[str, Any], samples: list[dict[str, Any]], settings: 
             "seed": settings.seed,
             "limit": settings.limit,
             "documents": len(own),
-        } | _read(request for sample in own for request in sample["requests"])
+            **_read([request for sample in own for request in sample.requests]),
+        }
         for key, value in figures.items():
             metric, comma, filter_name = key.partition(",")
             if not comma or metric.endswith("_stderr"):
@@ -356,7 +364,7 @@ def _scores(result: Mapping[str, Any], samples: list[dict[str, Any]], settings: 
             elif not (metric.isdecimal() and value == -1):  # how the harness marks a length without a prompt
                 stderr = figures.get(f"{metric}_stderr,{filter_name}")
                 spread = float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None
-                found.scores.append(Score(**row, value=float(value), stderr=spread))
+                found.scores.append(Score.model_validate(row | {"value": float(value), "stderr": spread}))
     return found
 
 
@@ -366,13 +374,12 @@ def _leaves(name: str, parts: Mapping[str, Sequence[str]]) -> set[str]:
     return {leaf for child in parts[name] for leaf in _leaves(child, parts)}
 
 
-def _read(requests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _read(requests: Sequence[Request]) -> Mapping[str, float | None]:
     """Return how a task's requests were read: their number, lengths in tokens, scales, and how many were cut."""
-    every = list(requests)
-    tokens, scales = [each["tokens"] for each in every], [each["scale"] for each in every]
+    tokens, scales = [request.tokens for request in requests], [request.scale for request in requests]
     return {
-        "requests": len(every),
-        "truncated": sum(each["cut_tokens"] > 0 for each in every),
+        "requests": len(requests),
+        "truncated": sum(request.cut_tokens > 0 for request in requests),
         "tokens_min": min(tokens, default=None),
         "tokens_mean": sum(tokens) / len(tokens) if tokens else None,
         "tokens_max": max(tokens, default=None),

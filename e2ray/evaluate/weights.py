@@ -8,7 +8,6 @@ change that spares all of those blocks, a few bytes edited by hand, does not.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from e2ray.config.base import SettingsError
 from e2ray.records.scales import Scales
@@ -42,7 +41,7 @@ def weights_digest(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _add(digest: Any, path: Path) -> None:
+def _add(digest: "hashlib._Hash", path: Path) -> None:
     size = path.stat().st_size
     digest.update(f"{path.name}\0{size}\0".encode())
     with path.open("rb") as file:

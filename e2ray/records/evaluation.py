@@ -1,10 +1,8 @@
 """evaluation.json: NLL over window x scale of the base and the tuned model, and what it says."""
 
-from typing import Any
-
 from pydantic import Field
 
-from e2ray.records.record import Count, Length, Many, Nats, Part, Record, Scale, Share, Tokens, left_out
+from e2ray.records.record import Count, Length, Many, Nats, Part, Plain, Record, Scale, Share, Tokens, left_out, renamed
 
 AGAIN = "run `e2ray evaluate` again"
 
@@ -120,11 +118,11 @@ class Evaluation(Record):
     verdict: Verdict = Field(description="What they say.")
 
     @classmethod
-    def of_older(cls, fields: dict[str, Any]) -> dict[str, Any]:
+    def of_older(cls, fields: Plain) -> Plain:
         """Return the fields by today's names: earlier versions knew linear scaling alone, and named it so."""
         older = {"base_linear": "base_untrained", "gain_over_linear": "gain_over_untrained"}
         verdict = fields.get("verdict")
-        if not isinstance(verdict, dict) or not isinstance(verdict.get("windows"), list):
+        windows = verdict.get("windows") if isinstance(verdict, dict) else None
+        if not isinstance(verdict, dict) or not isinstance(windows, list):
             return fields
-        windows = [{older.get(key, key): value for key, value in row.items()} for row in verdict["windows"]]
-        return fields | {"verdict": verdict | {"windows": windows}}
+        return fields | {"verdict": verdict | {"windows": [renamed(row, older) for row in windows]}}

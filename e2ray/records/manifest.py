@@ -6,7 +6,7 @@ There is one spelling of a manifest, its digest included; any other text of it i
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field
 
@@ -123,7 +123,7 @@ class Manifest(Record):
         return cls.parse(manifest, where=where)
 
 
-def spelled(manifest: Mapping[str, Any]) -> str:
+def spelled(manifest: Mapping[str, object]) -> str:
     """Return the one spelling of a manifest's fields, their digest included."""
     content = _without_digest(manifest)
     content["digest"] = files.digest(content)
@@ -131,7 +131,7 @@ def spelled(manifest: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _without_digest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _without_digest(manifest: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in manifest.items() if key != "digest"}
 
 

@@ -1,7 +1,7 @@
 """e2ray/manifest.json of a model folder: what names its files, and what training made it."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field
 
@@ -39,7 +39,7 @@ class ModelRecord(Record):
         return record, told
 
     @classmethod
-    def of_older(cls, fields: dict[str, Any]) -> dict[str, Any]:
+    def of_older(cls, fields: Plain) -> Plain:
         """Return the fields without a training of which a digest alone is told, as the first records did."""
         training = fields.get("training")
         if isinstance(training, dict) and not isinstance(training.get("settings"), dict):

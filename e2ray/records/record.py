@@ -5,7 +5,7 @@ fields allow. What is not as it was written, or was written by a newer e2ray, is
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -23,12 +23,12 @@ from pydantic import (
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.words import shown, wanted
+from e2ray.files import Plain
 from e2ray.records import sealed
 
 VERSION = "schema_version"
 T = TypeVar("T")
 
-Plain = dict[str, JsonValue]  # what others define: settings, a library's versions
 Many = Annotated[tuple[T, ...], Strict(False)]  # a list in JSON
 Pair = Annotated[tuple[T, T], Strict(False)]
 Number = int | float  # as it was written
@@ -59,7 +59,7 @@ class Part(BaseModel):
         protected_namespaces=(),
     )
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Plain:
         """Return the fields as JSON has them."""
         return self.model_dump(mode="json")
 
@@ -85,7 +85,7 @@ class Sparse(Part):
     """A group of fields of which a file has those that were given."""
 
     @model_serializer(mode="wrap")
-    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _given(self, handler: SerializerFunctionWrapHandler) -> Plain:
         return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
 
 
@@ -157,7 +157,7 @@ class Record(Part):
             raise cls.damaged(where, problem(error)) from None
 
     @classmethod
-    def of_older(cls, fields: dict[str, Any]) -> dict[str, Any]:
+    def of_older(cls, fields: Plain) -> Plain:
         """Return the fields of a file without a version by the names of today."""
         return fields
 
@@ -166,7 +166,7 @@ class Record(Part):
         """Return the error that says what is wrong with a file."""
         return SettingsError(f"{where}: is damaged, {how}; wanted {cls.wanted()}")
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> Plain:
         """Return what the file holds, but for its digest."""
         return {VERSION: self.schema_version, **self.plain()}
 
@@ -180,7 +180,9 @@ class Record(Part):
 
 
 class Line(Record):
-    """A line of a file of JSON lines, each of which carries a seal (`e2ray.records.sealed`)."""
+    """A line of a file of JSON lines, each of which tells of a step and carries a seal (`e2ray.records.sealed`)."""
+
+    step: Count = Field(description="Updates made.")
 
     @classmethod
     def lines(cls, path: Path) -> tuple[list[Self], sealed.Lines]:
@@ -189,13 +191,17 @@ class Line(Record):
         Raises:
             SettingsError: If a line is not what was written.
         """
-        found = sealed.read(path, advice=lambda kept: cls.anew)
-        number = range(1, len(found.values) + 1)
-        return [cls.parse(one, where=f"{path}: line {n}") for n, one in zip(number, found.values, strict=True)], found
+        whole = sealed.read(path, advice=lambda kept: cls.anew)
+        return [cls.parse(value, where=f"{path}: line {n}") for n, value in enumerate(whole.values, start=1)], whole
 
     def text(self) -> str:
         """Return the line, without its seal and its line break."""
         return json.dumps(self.content(), allow_nan=False)
+
+
+def renamed(value: JsonValue, names: Mapping[str, str]) -> JsonValue:
+    """Return an object with other names of some fields, and anything else as it is."""
+    return {names.get(key, key): item for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def problem(error: ValidationError) -> str:
@@ -217,10 +223,10 @@ def _told(value: object) -> str:
     return shown(value) if isinstance(value, str | int | float) else files.kind_of(value)
 
 
-def ascending(name: str) -> Callable[[Sequence[Any]], Sequence[Any]]:
+def ascending(name: str) -> Callable[[tuple[T, ...]], tuple[T, ...]]:
     """Return a check that rows ascend by a field, each value once."""
 
-    def check(rows: Sequence[Any]) -> Sequence[Any]:
+    def check(rows: tuple[T, ...]) -> tuple[T, ...]:
         values = [getattr(row, name) for row in rows]
         if values != sorted(set(values)):
             raise ValueError(f"{name} must ascend, got {shown(values)}")

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from e2ray.config.base import SettingsError
-from e2ray.config.reference import escaped, slug, wanted
+from e2ray.config.reference import Schema, escaped, slug, wanted
 from e2ray.records.folders import FOLDERS, Entry, Folder
 from e2ray.records.record import VERSION, Line, Part, Record
 
@@ -38,7 +37,7 @@ def heading(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
 
 
-def schema(name: str) -> dict[str, Any]:
+def schema(name: str) -> Schema:
     """Return the JSON schema of a file.
 
     Raises:
@@ -107,7 +106,7 @@ def _record(record: type[Part], seen: set[str]) -> Iterator[str]:
             yield _table("####", headings[name], part, headings)
 
 
-def _table(level: str, title: str, made: dict[str, Any], headings: dict[str, str]) -> str:
+def _table(level: str, title: str, made: Schema, headings: dict[str, str]) -> str:
     required = set(made.get("required", ()))
     lines = [f"{level} {title}", "", _words(made.get("description")), ""]
     lines += ["| field | type | unit | meaning |", "| --- | --- | --- | --- |"]

@@ -70,7 +70,6 @@ class MetricsLine(Sparse, Line):
     what = "a logged step"
     anew = "put the file back from a copy, or remove it: the run does not need it"
 
-    step: Count = Field(description="Updates made.")
     tokens: Tokens = Field(description="Read so far, those of skipped steps among them.")
     loss: Nats | None = Field(None, description="Mean over the rows since the last line; null without a finite one.")
     lr: float | None = Field(None, description="Learning rate.")

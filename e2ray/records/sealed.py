@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from e2ray import files
 from e2ray.config.base import SettingsError
+from e2ray.files import Plain
 
 SEALED = re.compile(rb'(\{.*\S),"line":([1-9]\d{0,11}),"seal":"([0-9a-f]{32})"\}', re.DOTALL)
 
@@ -40,7 +40,7 @@ class Lines:
         sealed: Whether seals vouch for the lines; False for those of an earlier version, and where there are none.
     """
 
-    values: list[dict[str, Any]]
+    values: list[Plain]
     ends: list[End]
     torn: int
     sealed: bool
@@ -95,26 +95,26 @@ def read(path: Path, *, advice: Callable[[int], str], must_be_sealed: bool = Fal
     has_seals = must_be_sealed or any(matches) or (len(whole) == 1 and _is_nearly_sealed(whole[0]))
     values, ends, end = [], [], End()
     for number, (line, match) in enumerate(zip(whole, matches, strict=True), start=1):
-        damage = _damage(match, end) if has_seals else None
+        damage, value = _damage(match, end) if has_seals else None, None
         if damage is None:
             where = f"{path}: is damaged, line {number} of {len(whole)}"
             try:
                 value = files.parse_json(line, where=where, wanted="an object")
             except SettingsError as error:
                 raise SettingsError(f"{error}; {advice(number - 1)}") from None
-            damage = None if isinstance(value, dict) else "holds no object"
-        if damage is not None:
-            raise SettingsError(f"{path}: line {number} of {len(whole)} {damage}; {advice(number - 1)}")
+        if not isinstance(value, dict):
+            raise SettingsError(
+                f"{path}: line {number} of {len(whole)} {damage or 'holds no object'}; {advice(number - 1)}"
+            )
         end = End(number, match[3].decode() if match else "")
         ends.append(end)
         values.append(without_seal(value) if match else value)
     return Lines(values, ends, len(torn), has_seals and bool(whole))
 
 
-def without_seal(value: Any) -> Any:
+def without_seal(value: Plain) -> Plain:
     """Return a line's value without its number and its seal."""
-    is_object = isinstance(value, dict)
-    return {key: item for key, item in value.items() if key not in ("line", "seal")} if is_object else value
+    return {key: item for key, item in value.items() if key not in ("line", "seal")}
 
 
 def _is_nearly_sealed(line: bytes) -> bool:

@@ -1,10 +1,8 @@
 """suites.json and suites-samples.jsonl: what published suites score, and every prompt that was asked."""
 
-from typing import Any
-
 from pydantic import Field, JsonValue
 
-from e2ray.records.record import Count, Length, Many, Number, Part, Plain, Record, Scale, Tokens, left_out
+from e2ray.records.record import Count, Length, Many, Number, Part, Plain, Record, Scale, Tokens, left_out, renamed
 
 
 class Score(Part):
@@ -58,13 +56,12 @@ class Suites(Record):
     missing: Many[MissingScore] = Field((), description="What has no score.")
 
     @classmethod
-    def of_older(cls, fields: dict[str, Any]) -> dict[str, Any]:
+    def of_older(cls, fields: Plain) -> Plain:
         """Return the fields by today's names: earlier versions called documents samples."""
         scores = fields.get("scores")
-        if not isinstance(scores, list) or not all(isinstance(score, dict) for score in scores):
+        if not isinstance(scores, list):
             return fields
-        named = [{"documents" if key == "samples" else key: value for key, value in score.items()} for score in scores]
-        return fields | {"scores": named}
+        return fields | {"scores": [renamed(score, {"samples": "documents"}) for score in scores]}
 
 
 class Request(Part):

@@ -6,7 +6,6 @@ import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,16 +22,13 @@ def schema_of(row: type[Part]) -> pa.Schema:
     """Return the columns of a table of such rows, one per field."""
     fields = []
     for name, field in row.model_fields.items():
-        kinds = {typing.get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in _members(field)}
+        told = field.annotation
+        is_union = isinstance(told, types.UnionType) or typing.get_origin(told) is typing.Union
+        members = typing.get_args(told) if is_union else (told,)
+        kinds = {typing.get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in members}
         (kind,) = kinds - {types.NoneType}
         fields.append(pa.field(name, TYPES[kind], nullable=types.NoneType in kinds))
     return pa.schema(fields)
-
-
-def _members(field: Any) -> tuple[Any, ...]:
-    """Return what a field's value may be."""
-    is_union = isinstance(field.annotation, types.UnionType) or typing.get_origin(field.annotation) is typing.Union
-    return typing.get_args(field.annotation) if is_union else (field.annotation,)
 
 
 def table_of(row: type[Part], rows: Iterable[Part]) -> pa.Table:

@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from e2ray.config.base import SettingsError
 from e2ray.data.order import pattern
+from e2ray.records.manifest import CorpusRows, DocumentLengths, Manifest
 from e2ray.report.frame.drawing import BLUE, ORANGE, SKY, new_figure, plain, tidy
-from e2ray.report.frame.page import Card, Column, Row, Table, Words, picture, refuse_other_names, write_page
+from e2ray.report.frame.page import Card, Column, Part, Row, Table, Words, picture, refuse_other_names, write_page
 
 KINDS = (("train", "training", BLUE), ("validation", "held out", ORANGE))
 
 
-def write_data(path: Path, manifest: dict[str, Any], *, place: str, rows: int | None) -> None:
+def write_data(path: Path, manifest: Manifest, *, place: str, rows: int | None) -> None:
     """Write the page, whole or not at all.
 
     Args:
@@ -28,7 +28,7 @@ def write_data(path: Path, manifest: dict[str, Any], *, place: str, rows: int | 
         SettingsError: If the name does not end in .html, `rows` is not positive, or the folder cannot be written.
     """
     refuse_other_names(path)
-    rows = manifest["rows"] if rows is None else rows
+    rows = manifest.rows if rows is None else rows
     if rows < 1:
         raise SettingsError(f"--rows: wanted at least 1, got {rows}")
     sections = [
@@ -36,59 +36,59 @@ def write_data(path: Path, manifest: dict[str, Any], *, place: str, rows: int | 
         Card("How long the documents are", "lengths", _lengths(manifest)),
         Card("What a run reads", "mixture", _mixture(manifest, rows)),
     ]
-    if manifest.get("num_skipped"):
+    if manifest.num_skipped:
         sections.append(Card("What was skipped", "skipped", [_skipped(manifest)]))
     write_page(path, "Training data", place, sections)
 
 
-def drawn_rows(manifest: dict[str, Any], rows: int) -> list[int]:
+def drawn_rows(manifest: Manifest, rows: int) -> list[int]:
     """Return how many of a run's first rows are of each corpus, exactly; one number where there is no mixture."""
-    corpora = manifest.get("corpora")
+    corpora = manifest.corpora
     if not corpora:
         return [rows]
-    parts = tuple(corpus["parts"] for corpus in corpora)
+    parts = tuple(corpus.parts for corpus in corpora)
     owners, _ = pattern(parts)
     cycles, rest = divmod(rows, len(owners))
     begun = np.bincount(owners[:rest], minlength=len(parts))
     return [cycles * count + int(more) for count, more in zip(parts, begun, strict=True)]
 
 
-def _contents(manifest: dict[str, Any]) -> Table:
-    window, padded = manifest["window"], manifest.get("padded_tokens", 0)
-    places = manifest["rows"] * window
+def _contents(manifest: Manifest) -> Table:
+    window, padded = manifest.window, manifest.padded_tokens
+    places = manifest.rows * window
     lines: list[tuple[str, str]] = [
-        ("rows", f"{manifest['rows']:,} of {window:,} tokens, in {len(manifest['shards']):,} files"),
+        ("rows", f"{manifest.rows:,} of {window:,} tokens, in {len(manifest.shards):,} files"),
         ("tokens", f"{places - padded:,}"),
-        ("packing", manifest.get("pack", "concat")),
+        ("packing", manifest.pack),
         ("fill", f"{(places - padded) / places:.4%} of the places hold a document's token"),
-        ("left over", f"{manifest['dropped_tokens']:,} tokens that filled no row"),
-        ("tokenizer", f"{manifest.get('vocab_size', 0):,} tokens, {manifest['tokenizer_hash'][:16]}"),
+        ("left over", f"{manifest.dropped_tokens:,} tokens that filled no row"),
+        ("tokenizer", f"{manifest.vocab_size:,} tokens, {manifest.tokenizer_hash[:16]}"),
     ]
     for _, name, facts in _halves(manifest):
-        lines.append((f"{name} documents", f"{facts['count']:,}, {facts['tokens']:,} tokens"))
-    for key, why in (
-        ("num_short", "shorter than min_tokens"),
-        ("num_long", "longer than max_tokens"),
-        ("num_repeated", "nearly repeat an earlier one"),
-        ("num_skipped", "could not be read"),
+        lines.append((f"{name} documents", f"{facts.count:,}, {facts.tokens:,} tokens"))
+    for count, why in (
+        (manifest.num_short, "shorter than min_tokens"),
+        (manifest.num_long, "longer than max_tokens"),
+        (manifest.num_repeated, "nearly repeat an earlier one"),
+        (manifest.num_skipped, "could not be read"),
     ):
-        if manifest.get(key):
-            lines.append(("left out", f"{manifest[key]:,} documents, {why}"))
+        if count:
+            lines.append(("left out", f"{count:,} documents, {why}"))
     return Table([Column(""), Column("", "wide")], [Row(line) for line in lines], "As the manifest has it.")
 
 
-def _halves(manifest: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+def _halves(manifest: Manifest) -> list[tuple[str, str, DocumentLengths]]:
     """Return (key, name, facts) of the training and the held-out documents, without those there are none of."""
-    found = manifest.get("documents", {})
-    return [(key, name, found[key]) for key, name, _ in KINDS if found.get(key, {}).get("count")]
+    documents = manifest.documents
+    return [(key, name, documents[key]) for key, name, _ in KINDS if key in documents and documents[key].count]
 
 
-def _lengths(manifest: dict[str, Any]) -> list[Any]:
+def _lengths(manifest: Manifest) -> list[Part]:
     halves = _halves(manifest)
     if not halves:
         return [Words("The manifest says nothing about documents.", warning=True)]
     rows = [
-        Row([name, *(f"{facts[key]:,}" for key in ("count", "min", "median", "max")), f"{facts['tokens']:,}"])
+        Row([name, *(f"{value:,}" for value in (facts.count, facts.min, facts.median, facts.max, facts.tokens))])
         for _, name, facts in halves
     ]
     names = ("documents", "shortest", "median", "longest", "tokens")
@@ -102,11 +102,11 @@ def _lengths(manifest: dict[str, Any]) -> list[Any]:
     return [Table(columns, rows, "Lengths in tokens, begin and end tokens included."), drawn]
 
 
-def draw_lengths(manifest: dict[str, Any]) -> Figure:
+def draw_lengths(manifest: Manifest) -> Figure:
     """Return the picture of document lengths: documents and tokens by power of two."""
     figure = new_figure(3.6)
     left, right = figure.subplots(1, 2)
-    halves = {key: dict(facts["histogram"]) for key, _, facts in _halves(manifest)}
+    halves = {key: dict(facts.histogram or ()) for key, _, facts in _halves(manifest)}
     edges = sorted({length for histogram in halves.values() for length in histogram})
     places = np.arange(len(edges))
     for axis, title, weigh in (
@@ -120,29 +120,30 @@ def draw_lengths(manifest: dict[str, Any]) -> Figure:
         axis.set_xticks(places, [f"{length:,}" for length in edges], rotation=45, ha="right", fontsize=8)
         axis.set_yscale("symlog", linthresh=1)
         axis.set_ylim(0, 3 * axis.dataLim.ymax)  # a third of a power of ten above the highest bar
-        axis.axvline(np.interp(np.log2(manifest["window"]), np.log2(edges), places), color="black", linewidth=1)
+        axis.axvline(np.interp(np.log2(manifest.window), np.log2(edges), places), color="black", linewidth=1)
         axis.set_xlabel("tokens of a document, up to")
     left.legend(frameon=False, fontsize=9)
     return figure
 
 
-def _mixture(manifest: dict[str, Any], rows: int) -> list[Any]:
+def _mixture(manifest: Manifest, rows: int) -> list[Part]:
     counts = drawn_rows(manifest, rows)
-    corpora = manifest.get("corpora") or [
-        {"rows": manifest["rows"], "tokens": manifest.get("tokens", 0), "weight": 1.0},
-    ]
-    tokens = [count * corpus["tokens"] / corpus["rows"] for count, corpus in zip(counts, corpora, strict=True)]
-    weights = sum(corpus["weight"] for corpus in corpora)
+    whole = CorpusRows(
+        weight=1.0, first_row=0, rows=manifest.rows, shard_rows=manifest.rows, tokens=manifest.tokens, parts=1
+    )
+    corpora = manifest.corpora or (whole,)
+    tokens = [count * corpus.tokens / corpus.rows for count, corpus in zip(counts, corpora, strict=True)]
+    weights = sum(corpus.weight for corpus in corpora)
     sources = _sources(manifest, len(corpora))
     lines = [
         Row(
             [
                 name,
-                f"{corpus['rows']:,}",
-                f"{corpus['weight'] / weights:.2%}",
+                f"{corpus.rows:,}",
+                f"{corpus.weight / weights:.2%}",
                 f"{drawn / sum(tokens):.2%}",
                 f"{count:,}",
-                f"{count / corpus['rows']:.2f}",
+                f"{count / corpus.rows:.2f}",
             ]
         )
         for name, corpus, count, drawn in zip(sources, corpora, counts, tokens, strict=True)
@@ -153,8 +154,8 @@ def _mixture(manifest: dict[str, Any], rows: int) -> list[Any]:
         lines,
         f"Of the first {rows:,} rows of a run. Shares are of tokens; epochs say how often each row is read.",
     )
-    parts: list[Any] = [table]
-    epochs = [count / corpus["rows"] for count, corpus in zip(counts, corpora, strict=True)]
+    parts: list[Part] = [table]
+    epochs = [count / corpus.rows for count, corpus in zip(counts, corpora, strict=True)]
     if again := [name for name, times in zip(sources, epochs, strict=True) if times > 4]:
         text = f"Source {', '.join(again)} is read more than four times: add text to it, or make its weight smaller."
         parts.insert(0, Words(text, warning=True))
@@ -169,20 +170,20 @@ def _mixture(manifest: dict[str, Any], rows: int) -> list[Any]:
     return parts
 
 
-def _sources(manifest: dict[str, Any], count: int) -> list[str]:
+def _sources(manifest: Manifest, count: int) -> list[str]:
     """Return what the page calls each corpus: its number in the recipe and its kind."""
-    kinds = [source["kind"] for source in manifest.get("sources", [])]
+    kinds = [source["kind"] for source in manifest.sources]
     return [f"{number} ({kinds[number]})" if count == len(kinds) else f"{number}" for number in range(count)]
 
 
 def _draw_shares(
-    corpora: Sequence[dict[str, Any]], tokens: Sequence[float], weights: float, sources: Sequence[str]
+    corpora: Sequence[CorpusRows], tokens: Sequence[float], weights: float, sources: Sequence[str]
 ) -> Figure:
     figure = new_figure(1.2 + 0.5 * len(corpora))
     axis = figure.subplots()
     tidy(axis, "share of a run's tokens", grid="x")
     places = np.arange(len(corpora))
-    axis.barh(places - 0.2, [corpus["weight"] / weights for corpus in corpora], 0.4, color=SKY, label="asked for")
+    axis.barh(places - 0.2, [corpus.weight / weights for corpus in corpora], 0.4, color=SKY, label="asked for")
     axis.barh(places + 0.2, np.array(tokens) / sum(tokens), 0.4, color=BLUE, label="drawn")
     axis.set_yticks(places, [plain(f"source {name}") for name in sources])
     axis.invert_yaxis()
@@ -191,6 +192,6 @@ def _draw_shares(
     return figure
 
 
-def _skipped(manifest: dict[str, Any]) -> Table:
-    rows = [Row([reason]) for reason in manifest["skipped"][:50]]
-    return Table([Column("reason", "wide")], rows, f"{len(rows)} of {manifest['num_skipped']:,}.", compact=True)
+def _skipped(manifest: Manifest) -> Table:
+    rows = [Row([reason]) for reason in manifest.skipped[:50]]
+    return Table([Column("reason", "wide")], rows, f"{len(rows)} of {manifest.num_skipped:,}.", compact=True)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -160,7 +159,7 @@ def read_run(run: RunFolder) -> RunRecord:
 
 def comparable(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """Return the evaluated runs in groups whose NLLs may be compared, in the order given."""
-    groups: dict[Any, list[RunRecord]] = {}
+    groups: dict[object, list[RunRecord]] = {}
     for place, record in enumerate(records):
         if record.cells:
             groups.setdefault(record.scored or place, []).append(record)
@@ -191,9 +190,9 @@ def _metrics(run: RunFolder) -> list[MetricsLine]:
     path = Files(run.folder).metrics
     lines = read_metrics(run.folder)
     last = lines[-1].step if lines else 0
-    if path.exists() and run.status["state"] == "succeeded" and last < run.status["step"]:
+    if path.exists() and run.status.state == "succeeded" and last < run.status.step:
         raise SettingsError(
-            f"{path}: ends at step {last}, the run at step {run.status['step']}: lines are missing; put the file back "
+            f"{path}: ends at step {last}, the run at step {run.status.step}: lines are missing; put the file back "
             "from a copy, or remove it"
         )
     return lines

@@ -13,6 +13,7 @@ from e2ray.config.base import SettingsError, brief
 from e2ray.config.load import read_resolved
 from e2ray.records.folders import ComparisonFolder
 from e2ray.records.folders import RunFolder as Files
+from e2ray.records.run import Status
 from e2ray.report.frame.text import printable
 from e2ray.search.journal import JOURNAL
 from e2ray.train.record import KILLED, STATUS_ADVICE, read_status, was_killed
@@ -28,13 +29,15 @@ class RunFolder:
         folder: `<storage>/<run>`.
         name: What the run is called in a report; printable, and no other run of the report has it.
         settings: Every setting of the run, plain data.
-        status: Content of status.json; its state is `killed` where it says `running` and nothing runs.
+        status: Content of status.json.
+        killed: Whether that says `running` though nothing runs.
     """
 
     folder: Path
     name: str
     settings: dict[str, Any]
-    status: dict[str, Any]
+    status: Status
+    killed: bool
 
     @property
     def evaluated(self) -> bool:
@@ -44,15 +47,16 @@ class RunFolder:
     @property
     def state(self) -> str:
         """How far the run came: `succeeded`, or `running, step 4 of 8`."""
-        state = str(self.status.get("state"))
-        steps = self.settings["train"]["steps"]
-        return state if state == "succeeded" else f"{state}, step {self.status.get('step')} of {steps}"
+        if self.status.state == "succeeded":
+            return self.status.state
+        state = "killed" if self.killed else self.status.state
+        return f"{state}, step {self.status.step} of {self.settings['train']['steps']}"
 
     @property
     def what_is_missing(self) -> str:
         """Why there is no evaluation, and the next move."""
         recipe = self.folder / RECIPE
-        error = self.status.get("error")
+        error = KILLED if self.killed else self.status.error
         told = f" ({brief(error)})" if error else ""
         if not (self.folder / "model").is_dir():
             return f"no evaluation yet: {self.state}{told}; `e2ray train --config {recipe}` continues it"
@@ -114,8 +118,7 @@ def open_run(place: str | Path) -> RunFolder:
         raise SettingsError(f"{str(error).removesuffix(f'; {STATUS_ADVICE}')}; {again}") from None
     if status is None:
         raise SettingsError(f"{given}: holds no run: status.json is missing; {_wanted(folder)}")
-    told = status.plain() | ({"state": "killed", "error": KILLED} if was_killed(folder, status) else {})
-    return RunFolder(folder, printable(folder.name), settings, told)
+    return RunFolder(folder, printable(folder.name), settings, status, was_killed(folder, status))
 
 
 def _wanted(folder: Path) -> str:

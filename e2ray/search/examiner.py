@@ -14,7 +14,7 @@ from e2ray.core.scales import paper_scale
 from e2ray.data.shards import ShardSet
 from e2ray.data.tokenizer import load_tokenizer
 from e2ray.evaluate.documents import select_documents
-from e2ray.evaluate.perplexity import OUT_OF_MEMORY, surface
+from e2ray.evaluate.perplexity import OUT_OF_MEMORY, cell, document_sums
 from e2ray.evaluate.retrieval import accuracy
 from e2ray.search.objectives import ASKED, long_windows
 from e2ray.search.shared import Shared
@@ -66,7 +66,7 @@ class Examiner:
         """
         rows = []
         for window, scale in sorted(wanted):
-            rows += surface(
+            rows += document_sums(
                 model,
                 hook,
                 self.documents,
@@ -79,7 +79,7 @@ class Examiner:
             )
         if len(rows) < len(wanted):
             raise SettingsError(f"evaluation: a window of {max(self.windows)} tokens: {OUT_OF_MEMORY}")
-        return [{key: cell[key] for key in CELL} for cell in rows]
+        return [{key: getattr(row, key) for key in CELL} for row in map(cell, rows)]
 
     def asked(self, model: nn.Module, hook: RotaryHook) -> dict[str, float | None]:
         """Return the objectives of the retrieval grid, None each where the study does not ask.
@@ -99,9 +99,10 @@ class Examiner:
             batch_tokens=self.settings.batch_tokens,
             device=self.device,
         )
-        trials = sum(row["trials"] for row in rows)
-        nll = sum(row["answer_nll"] * row["trials"] for row in rows) / trials
-        return {"retrieval": sum(row["found"] for row in rows) / trials, "answer_nll": nll}
+        trials = sum(row.trials for row in rows)
+        known = [row.answer_nll for row in rows if row.answer_nll is not None]
+        nll = sum(answer * row.trials for answer, row in zip(known, rows, strict=True)) / trials
+        return {"retrieval": sum(row.found for row in rows) / trials, "answer_nll": nll}
 
     def examine(self, engine: Engine, plan: Plan, *, last: bool) -> dict[str, Any]:
         """Return `cells`, `retrieval` and `answer_nll` of a model in training.

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import yaml
 from transformers import PreTrainedConfig
@@ -37,9 +36,9 @@ class RunFacts:
 
     name: str
     base_model: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     method: Method = LINEAR
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 def model_card(
@@ -50,7 +49,7 @@ def model_card(
     evaluation: Evaluation | None,
     run: RunFacts,
     has_picture: bool,
-    of_base: Mapping[str, Any],
+    of_base: Mapping[str, object],
 ) -> str:
     """Return the model card: YAML front matter, how to serve, the evidence and the settings.
 
@@ -155,6 +154,6 @@ def _evidence(evaluation: Evaluation | None, has_picture: bool) -> str:
     return f"{text}\n\n![NLL by window and scale]({PICTURE})" if has_picture else text
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return settings as YAML can write them: mappings and lists only."""
     return json.loads(json.dumps(value, default=dict))

@@ -12,9 +12,10 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import Image
+from pydantic import JsonValue
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -33,7 +34,7 @@ from e2ray.records.scales import Scales
 from e2ray.records.serving import Commands
 from e2ray.serve.card import PICTURE, RunFacts, command_blocks, model_card, serving_notes
 from e2ray.serve.profiles import Profile, commands, make_profile
-from e2ray.serve.verify import Check, profile_folder, verify
+from e2ray.serve.verify import Check, verify
 from e2ray.train.beside import card_fields
 
 END_OF_PNG = bytes.fromhex("0000000049454e44ae426082")
@@ -53,8 +54,8 @@ def export(
     picture: str | Path | None = None,
     scales: Scales | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Write a Hugging Face folder with one verified serving profile per context length and a model card.
+) -> list[Check]:
+    """Write a Hugging Face folder with a profile per context length and a card; return what loading each has shown.
 
     Args:
         model_folder: Safetensors, config and tokenizer as the trainer saved them; weights are linked, not rewritten.
@@ -68,9 +69,6 @@ def export(
         scales: Those of the run, written beside the weights; a context length they name is served by them, every other
             one at W / L.
         progress: Takes one line per profile, and one per file that is left out.
-
-    Returns:
-        `folder`, `profiles` (W -> folder) and `checks` (what loading back has shown, one per W).
 
     Raises:
         FileNotFoundError: If the model folder lacks a part.
@@ -103,11 +101,7 @@ def export(
         card = model_card(config, profiles, checks, base_context_length, evaluation, run, bool(picture), of_base)
         write_text(ExportFolder(aside).card, card)
         seal(aside, probe_of(model_folder), training=training_of(model_folder))
-    return {
-        "folder": str(out_folder),
-        "profiles": {length: str(profile_folder(out_folder, length)) for length in context_lengths},
-        "checks": [vars(check) for check in checks],
-    }
+    return checks
 
 
 def _written(
@@ -187,24 +181,24 @@ def _mend_configs(folder: Path, base_context_length: int, longest: int) -> None:
         known = read_json(path, wanted="settings of a base model") if path.is_file() else None
         if not isinstance(known, dict):
             continue
-        told = _without_places(known)
+        told = {key: _without_places(item) for key, item in known.items() if not _is_place(key, item)}
         if name == GENERATION_CONFIG_NAME and told.get("max_length") == base_context_length:
             told["max_length"] = longest
         if told != known:
             write_json(path, told)
 
 
-def _without_places(value: Any) -> Any:
+def _without_places(value: JsonValue) -> JsonValue:
     """Return settings without those that name a file or folder of somebody's disk, at any depth."""
     if isinstance(value, list):
-        return [_without_places(each) for each in value]
+        return [_without_places(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return {
-        key: _without_places(each)
-        for key, each in value.items()
-        if not (NAMES_A_PLACE.search(str(key)) and isinstance(each, str) and LOCAL_PLACE.match(each))
-    }
+    return {key: _without_places(item) for key, item in value.items() if not _is_place(key, item)}
+
+
+def _is_place(key: str, value: JsonValue) -> bool:
+    return bool(NAMES_A_PLACE.search(key) and isinstance(value, str) and LOCAL_PLACE.match(value))
 
 
 def _write_profile(aside: Path, profile: Profile, name: str, base_context_length: int) -> None:

@@ -164,7 +164,7 @@ class Generator(LoadedModel):
                 left.set()
             job.result()
 
-    def _run(self, tokens: torch.Tensor, scale: float, seed: int, how: dict[str, Any]) -> None:
+    def _run(self, tokens: torch.Tensor, scale: float, seed: int, how: dict[str, object]) -> None:
         torch.manual_seed(seed)
         with torch.inference_mode(), self.hook.applied(float(scale)):
             self.model.generate(tokens, attention_mask=torch.ones_like(tokens), **how)
@@ -213,5 +213,5 @@ class _Left(StoppingCriteria):
     def __init__(self, left: threading.Event) -> None:
         self.left = left
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         return torch.full((input_ids.shape[0],), self.left.is_set(), dtype=torch.bool, device=input_ids.device)

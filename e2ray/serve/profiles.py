@@ -9,7 +9,6 @@ import copy
 import json
 import math
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,13 +20,14 @@ from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from e2ray.config.base import SettingsError
-from e2ray.core.methods.base import FrequencyMethod
+from e2ray.core.methods.base import FrequencyMethod, Rope
 from e2ray.core.methods.linear import Linear
 from e2ray.core.rope import LOCAL_LAYER_TYPE, other_keys
 from e2ray.core.scales import reaching_scale
 
 PER_PAIR = ("llama3", "yarn")  # kept scalings with frequencies of their own
 DIVIDED = ("default", "linear")
+Override = dict[str, Any]  # of a config: `rope_parameters`, and its length where that differs
 LENGTH = "max_position_embeddings"
 
 
@@ -44,8 +44,8 @@ class Profile:
 
     context_length: int
     scale: float
-    override: dict[str, Any]
-    server_override: dict[str, Any]
+    override: Override
+    server_override: Override
 
 
 def make_profile(
@@ -85,7 +85,7 @@ def make_profile(
             f"{base_scaling}; wanted keep, the choice it was trained with"
         )
     rope = made[""] if "" in made else {**config.rope_parameters, **made}
-    override: dict[str, Any] = {"rope_parameters": rope}
+    override: Override = {"rope_parameters": rope}
     server_override = json.loads(json.dumps(override))
     types = {part["rope_type"] for part in made.values()}
     longest = max(context_length, base_context_length)
@@ -109,7 +109,7 @@ def make_profile(
     return Profile(context_length, scale, override, server_override)
 
 
-def _parts(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:
+def _parts(config: PreTrainedConfig) -> dict[str, Rope]:
     """Return the rope parameters that a scale acts on by layer type, "" where all layers share them."""
     rope = config.rope_parameters
     if "rope_type" in rope:
@@ -120,12 +120,12 @@ def _parts(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:
 def _scaled(
     config: PreTrainedConfig,
     layer_type: str,
-    part: Mapping[str, Any],
+    part: Rope,
     scale: float,
     base_context_length: int,
     context_length: int,
     method: FrequencyMethod,
-) -> dict[str, Any]:
+) -> Rope:
     """Return rope parameters whose angles are those of `part` under a scale; all keys written out.
 
     What other layers read in them stays as it was in training.
@@ -158,13 +158,13 @@ def _scaled(
 
 
 def _per_pair(
-    part: Mapping[str, Any],
+    part: Rope,
     inv_freq: Float[Tensor, " pairs"],
     attention_factor: float,
     scale: float,
     base_context_length: int,
     method: FrequencyMethod,
-) -> dict[str, Any]:
+) -> Rope:
     """Return a `longrope` of a method on top of frequencies that a kept scaling makes."""
     told = method.to_longrope(part, inv_freq, scale, base_context_length)  # refuses pairs that stand still
     # Readers compute the powers in float32: with the same roundings in here, they cancel.
@@ -185,9 +185,7 @@ def _per_pair(
     }
 
 
-def _frequencies(
-    config: PreTrainedConfig, layer_type: str, part: Mapping[str, Any]
-) -> tuple[Float[Tensor, " pairs"], float]:
+def _frequencies(config: PreTrainedConfig, layer_type: str, part: Rope) -> tuple[Float[Tensor, " pairs"], float]:
     """Return the inverse frequencies of rope parameters in float32, and their attention factor."""
     kind = part["rope_type"]
     if kind == "default":  # transformers keeps no function of it; linear by 1 is the same
@@ -198,7 +196,7 @@ def _frequencies(
     return found
 
 
-def _takes(config: PreTrainedConfig, layer_type: str, rope: Mapping[str, Any]) -> bool:
+def _takes(config: PreTrainedConfig, layer_type: str, rope: Rope) -> bool:
     """Return whether a config's class takes rope parameters of this type; Phi-3's knows longrope alone."""
     told = {**config.rope_parameters, layer_type: dict(rope)} if layer_type else dict(rope)
     try:
@@ -246,14 +244,14 @@ def commands(profile: Profile, *, model: str, name: str) -> dict[str, str]:
     }
 
 
-def _usual_attention(rope: Mapping[str, Any]) -> float:
+def _usual_attention(rope: Rope) -> float:
     """Return the attention factor that programs give a yarn by themselves: 0.1 ln(factor) + 1."""
     return 0.1 * math.log(rope["factor"]) + 1
 
 
-def _of_sglang(profile: Profile) -> dict[str, Any]:
+def _of_sglang(profile: Profile) -> Override:
     """Return what SGLang reads: it multiplies yarn's usual attention factor by `attn_factor` and ignores ours."""
-    told: dict[str, Any] = json.loads(json.dumps(profile.server_override))
+    told: Override = json.loads(json.dumps(profile.server_override))
     rope = told["rope_parameters"]
     for part in [rope] if "rope_type" in rope else [each for each in rope.values() if isinstance(each, dict)]:
         if part.get("rope_type") == "yarn":

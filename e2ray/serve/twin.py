@@ -11,7 +11,6 @@ import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -170,7 +169,7 @@ def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
-def _layer_kinds(model: PreTrainedModel) -> list[Any]:
+def _layer_kinds(model: PreTrainedModel) -> list[tuple[str | None, tuple[str, ...]]]:
     """Return what tells a model's decoder layers apart as far as positions go, feed-forward parts left out."""
     count = model.config.num_hidden_layers
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
@@ -178,7 +177,7 @@ def _layer_kinds(model: PreTrainedModel) -> list[Any]:
     return [(types[number], _traits(layer)) for number, layer in enumerate(stacks[0])] if stacks else []
 
 
-def _traits(layer: nn.Module) -> tuple[Any, ...]:
+def _traits(layer: nn.Module) -> tuple[str, ...]:
     """Return classes and plain attributes of a layer's attention modules."""
     found = [type(layer).__name__]
     for name, module in layer.named_modules():

@@ -11,11 +11,10 @@ exactly, and layers and logits with the trained model's own angles put into the 
 are served lie from the trained model's is told beside what one ulp in the angles makes of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -28,7 +27,7 @@ from e2ray.core.rope import LOCAL_LAYER_TYPE, RotaryHook, find_rotary_modules, f
 from e2ray.core.scales import reaching_scale
 from e2ray.core.weights import load_weights, non_finite, quietly
 from e2ray.data.pace import Progress
-from e2ray.files import read_json
+from e2ray.files import read_object
 from e2ray.records.folders import ExportFolder
 
 COMPARED_TOKENS = 512  # of a forward; positions between are compared at the rotary modules
@@ -66,6 +65,14 @@ class Check:
     logit_noise: float
     max_rotary_difference: float
 
+    @property
+    def line(self) -> str:
+        """What is told of it."""
+        return (
+            f"serving/{self.context_length}: scale {self.scale:g}, logits equal to the hook's within "
+            f"{self.logit_difference:.1e}, where one ulp in the angles makes {self.logit_noise:.1e}"
+        )
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -84,11 +91,6 @@ class Wanted:
     noise: float
 
 
-def profile_folder(folder: Path, context_length: int) -> Path:
-    """Return where a context length's profile lies in an export."""
-    return ExportFolder(folder).profile(context_length=context_length)
-
-
 def verify(
     folder: str | Path,
     *,
@@ -102,10 +104,10 @@ def verify(
 ) -> list[Check]:
     """Load every profile of an export back with plain transformers and compare it with the rotary hook, in fp32.
 
-    Compared are, for every profile: the inverse frequencies of each rotary module in float64 and its attention factor,
-    at every power of two of positions up to W; its cosines and sines at all positions from 0 to W - 1; and of random
-    tokens (at the beginning of W and at its end) the outputs of the first layer of each type, of two
-    layers at least, and the logits, all under the very same angles. The logits under the profile's own are measured.
+    Compared are: the inverse frequencies of each rotary module in float64 and its attention factor, at every power of
+    two of positions up to W; its cosines and sines at positions 0 to W - 1; and of random tokens at both ends of W the
+    outputs of the first layer of each type, of two at least, and the logits, under the very same angles. The logits
+    under the profile's own are measured.
 
     Args:
         folder: An export; its files are what is checked.
@@ -121,16 +123,14 @@ def verify(
         FileNotFoundError: If a profile is not there.
         SettingsError: If a weight is not finite, or a profile differs from the hook at its scale.
     """
-    folder = Path(folder)
     chosen = {length: reaching_scale(length, base_context_length) for length in context_lengths} | dict(scales or {})
     overrides = {
-        length: read_json(ExportFolder(folder).override(context_length=length), wanted="a serving profile")
+        length: read_object(ExportFolder(Path(folder)).override(context_length=length), wanted="a serving profile")
         for length in context_lengths
     }
     with quietly():
-        model = _load(folder, {})
-        wrong = non_finite(model, torch.float32)
-        if wrong:
+        model = _load(Path(folder), {})
+        if wrong := non_finite(model, torch.float32):
             raise SettingsError(f"{folder}: {wrong} holds numbers that are not finite; export a model that is whole")
         hook = RotaryHook(model, method, base_context_length=base_context_length)
         wanted = {
@@ -141,15 +141,12 @@ def verify(
         checks = []
         for length, override in overrides.items():
             with _refusing(length, "load"):
-                served = _load(folder, override)
+                served = _load(Path(folder), override)
             with _refusing(length, "run"):
                 check = _compare(served, hook, length, chosen[length], wanted[length])
             checks.append(check)
             if progress is not None:
-                progress(
-                    f"serving/{length}: scale {check.scale:g}, logits equal to the hook's within "
-                    f"{check.logit_difference:.1e}, where one ulp in the angles makes {check.logit_noise:.1e}"
-                )
+                progress(check.line)
             del served
     return checks
 
@@ -192,8 +189,8 @@ def _one_ulp(modules: Sequence[nn.Module], seed: int) -> Iterator[None]:
     generator = torch.Generator().manual_seed(seed)
 
     def move(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]] | None:
         ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
         if ids is None or not ids.is_floating_point():  # of local layers, which the hook leaves alone
             return None
@@ -247,7 +244,7 @@ def _compare(served: PreTrainedModel, hook: RotaryHook, length: int, scale: floa
 def _angles_of(references: Sequence[nn.Module], modules: Sequence[nn.Module]) -> Iterator[None]:
     """Let rotary modules return what `references` return within the block."""
 
-    def instead(reference: nn.Module) -> Any:
+    def instead(reference: nn.Module) -> Callable[..., object]:
         return lambda module, args, kwargs, output: reference(*args, **kwargs)
 
     handles = [
@@ -345,7 +342,7 @@ def _rotary_difference(served: nn.Module, reference: nn.Module, hook: RotaryHook
     return largest
 
 
-def _load(folder: Path, override: Mapping[str, Any]) -> PreTrainedModel:
+def _load(folder: Path, override: Mapping[str, object]) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **override)
     where = str(folder)
     model = load_weights(where, key=where, config=config, revision=None, dtype=torch.float32, use_safetensors=True)

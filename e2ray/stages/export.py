@@ -1,6 +1,6 @@
 """The export stage: the folder that other programs serve, with the evidence that the run has left."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +14,10 @@ from e2ray.records.model import ModelTraining
 from e2ray.records.scales import Scales
 from e2ray.serve.card import RunFacts
 from e2ray.serve.export import export as write_export
+from e2ray.serve.verify import Check
 from e2ray.stages.remote import remote
 from e2ray.stages.run import ResolvedRun
 from e2ray.train.beside import base_name
-
-Content = Mapping[str, object]
 
 
 def export(run: ResolvedRun, base: Model) -> Path:
@@ -28,7 +27,7 @@ def export(run: ResolvedRun, base: Model) -> Path:
     return run.files.export
 
 
-def exporting(run: ResolvedRun, base: Model) -> Callable[[], Content]:
+def exporting(run: ResolvedRun, base: Model) -> Callable[[], list[Check]]:
     """Return what writes the export, as a function that can be pickled.
 
     Raises:

@@ -96,8 +96,8 @@ def execute(config: RunConfig) -> None:
         if (StudyFolder(run.folder).journal).exists():
             raise SettingsError(f"{run.folder}: holds a study of that name; choose another name for the training run")
         status = read_status(run.folder)
-        if status and status["state"] == "succeeded" and run.files.config.exists():
-            show(f"{run.folder} is finished: {brief(status.get('result', 'its status tells no result'))}")
+        if status and status.state == "succeeded" and run.files.config.exists():
+            show(f"{run.folder} is finished: {brief(status.result or 'its status tells no result')}")
             tell_unmeasured(run)
             return
         tell_ignored(run)

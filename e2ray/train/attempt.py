@@ -26,6 +26,7 @@ def left(place: Path) -> Exception | None:
     """Return the error that a worker left, if any, and remove it."""
     if not place.exists():
         return None
-    found = files.read_json(place, wanted="what a worker left")
+    refused = files.read_object(place, wanted="what a worker left")
     place.unlink()
-    return Diverged(found["line"]) if found["kind"] == Diverged.__name__ else SettingsError(found["line"])
+    line = str(refused["line"])
+    return Diverged(line) if refused["kind"] == Diverged.__name__ else SettingsError(line)

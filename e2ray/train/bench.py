@@ -219,10 +219,9 @@ class Bench:
             spoilt = {"step": self.taken, "tokens": rows * self.task.window, "trial_seconds": spent()}
             self.end()  # nothing of it is put back
             return {"failed": str(error), **spoilt}
-        found = last[0].plain()
         self.tokens = last[0].tokens
-        self.seconds = found["trial_seconds"] if measure is not None else spent()
-        return found
+        self.seconds = (last[0].model_extra or {})["trial_seconds"] if measure is not None else spent()
+        return dict(last[0].plain())
 
     def _note_skipped(self, step: int, batch: Batch, nll: torch.Tensor) -> None:
         assert batch.ids is not None

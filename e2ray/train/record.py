@@ -112,7 +112,7 @@ def prune_lines(path: Path, step: int) -> End:
     if not path.exists():
         return End()
     lines, found = LINES[path.name].lines(path)
-    kept = [value for line, value in zip(lines, found.values, strict=True) if line["step"] <= step]
+    kept = [value for line, value in zip(lines, found.values, strict=True) if line.step <= step]
     text, end = sealed([json.dumps(value) for value in kept])
     files.write_text(path, text)
     return end
@@ -140,7 +140,7 @@ def newest_metrics(folder: Path) -> MetricsLine | None:
         *_, before, _ = (b"", *file.read().split(b"\n"))
     with suppress(ValueError):
         value = json.loads(before)
-        return MetricsLine.parse(without_seal(value), where=path)
+        return MetricsLine.parse(without_seal(value) if isinstance(value, dict) else value, where=path)
     return None
 
 

@@ -9,7 +9,7 @@ from e2ray.config.base import SettingsError
 from e2ray.core.rope import RotaryHook
 from e2ray.evaluate.documents import long_enough, reachable_windows, select_documents
 from e2ray.evaluate.intervals import ratio_interval, ratio_stderr
-from e2ray.evaluate.perplexity import Sums, cell, default_stride, document_sums, merged, spans, surface
+from e2ray.evaluate.perplexity import Sums, cell, default_stride, document_sums, merged, spans
 
 VOCABULARY = 64
 
@@ -49,7 +49,7 @@ def documents():
 
 def measure(model, hook, documents, **changes):
     settings = {"windows": (16,), "scales": (1.0,), "stride": 4, "batch_tokens": 64, "device": "cpu", "name": "tuned"}
-    return surface(model, hook, documents, **(settings | changes))
+    return [cell(sums) for sums in document_sums(model, hook, documents, **(settings | changes))]
 
 
 def token_losses(model, document, *, window, step):

@@ -20,7 +20,7 @@ from e2ray.data.passkey import PASSKEY, PASSKEY_QUESTION
 from e2ray.data.tokenizer import encoder_of, prefix_tokens, train_byte_level_bpe
 from e2ray.evaluate.haystack import ContextLengthError
 from e2ray.evaluate.prompts import prompts
-from e2ray.evaluate.retrieval import accuracy, answers, hits, write
+from e2ray.evaluate.retrieval import accuracy, answers, write
 from e2ray.evaluate.tasks import TASKS
 
 TEXTS = [
@@ -224,7 +224,8 @@ def find(model, asked, tokenizer, **changes):
     options = {"scale": 1.0, "batch_tokens": 4 * CONTEXT_LENGTH, "device": "cpu"}
     hook = RotaryHook(model)
     try:
-        return hits(model, hook, asked, encoder_of(tokenizer), **(options | changes))
+        read = answers(model, hook, asked, encoder_of(tokenizer), **(options | changes))
+        return [answered.found for answered in read]
     finally:
         hook.remove()
 

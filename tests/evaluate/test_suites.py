@@ -137,6 +137,10 @@ def asked(generator, folder, tasks, **changes):
     return found, told
 
 
+def samples_of(found):
+    return [sample.plain() for sample in found.samples]
+
+
 def naive(plain, tokens, first, scale):
     """Return log-likelihood and greediness of tokens[first:], with the frequencies divided in place."""
     with torch.no_grad(), inverse_frequencies_divided(plain, scale):
@@ -493,7 +497,7 @@ def test_scores_come_with_prompts_lengths_scales_seeds_and_versions(generator, p
     assert (row["version"], row["seed"], row["num_fewshot"], row["documents"], row["requests"]) == (3.0, 7, 0, 4, 12)
     assert (row["truncated"], row["limit"], row["higher_is_better"], row["scale_min"]) == (0, None, True, 1.0)
 
-    samples = [sample for sample in found.samples if sample["task"] == "own_choice"]
+    samples = [sample for sample in samples_of(found) if sample["task"] == "own_choice"]
     right = 0
     for sample in samples:
         (prompt,) = sample["prompts"]
@@ -510,7 +514,7 @@ def test_scores_come_with_prompts_lengths_scales_seeds_and_versions(generator, p
     assert row["tokens_max"] == max(each["tokens"] for sample in samples for each in sample["requests"])
     assert row["scale_max"] == generator.scale_of(row["tokens_max"]) == 3.0
     assert told[0].startswith(f"own_choice: acc {right / 4:.4f}") and "scale 1 to 3" in told[0]
-    json.dumps(found.samples, allow_nan=False)
+    json.dumps(samples_of(found), allow_nan=False)
     json.dumps([score.plain() for score in found.scores], allow_nan=False)
     assert set(suites.versions()) == {"lm_eval", "datasets"}
 
@@ -529,8 +533,8 @@ filter_list:
         ("first", 0.0, 4, 4),
         ("word", 1.0, 4, 4),
     }
-    assert [sample["document"] for sample in found.samples] == [0, 1, 2, 3]
-    assert found.samples[0]["scores"] == {"first": {"exact_match": 0.0}, "word": {"exact_match": 1.0}}
+    assert [sample["document"] for sample in samples_of(found)] == [0, 1, 2, 3]
+    assert samples_of(found)[0]["scores"] == {"first": {"exact_match": 0.0}, "word": {"exact_match": 1.0}}
 
 
 def test_the_harness_takes_the_model_as_its_own(generator, folder):
@@ -548,13 +552,13 @@ def test_the_harness_takes_the_model_as_its_own(generator, folder):
 
 def test_a_limit_takes_the_first_documents(generator, folder):
     found, _ = asked(generator, folder, ["own_choice"], limit=2)
-    assert sorted(sample["document"] for sample in found.samples) == [0, 1]
+    assert sorted(sample["document"] for sample in samples_of(found)) == [0, 1]
     assert {row["documents"] for row in found.scores} == {2}
 
 
 def test_truncated_prompts_are_counted_beside_the_score(generator, folder):
     found, told = asked(generator, folder, ["own_choice"], max_context_length=30, too_long="truncate")
-    (sample,) = [sample for sample in found.samples if sample["truncated"]]
+    (sample,) = [sample for sample in samples_of(found) if sample["truncated"]]
     assert sample["document"] == 3
     assert sample["prompts"] == [f"{TEXT} {TEXT}"]  # as it was written, not as it was read
     assert {each["tokens"] for each in sample["requests"]} == {30}
@@ -738,7 +742,7 @@ def test_local_files_are_asked_like_any_task(generator, tmp_path):
     assert {(row["task"], row["metric"], row["value"]) for row in found.scores if "rate" not in row["metric"]} == {
         ("leval:quality", "exact_match", 0.0),
     }
-    (exam,) = found.samples
+    (exam,) = samples_of(found)
     assert exam["prompts"][0].startswith("the dog sat\n\nWho sat?\nA. dog\nB. log\n")
     assert (exam["target"], exam["requests"][0]["room"]) == ("A", 16)
 
@@ -776,7 +780,7 @@ def test_a_copy_of_longprocs_data_set_is_asked_by_the_harness(generator, tmp_pat
     assert {(row["task"], row["metric"]) for row in found.scores} == {
         ("longproc:countdown_0.5k", name) for name in ("accuracy", "extraction_rate", "partial_accuracy", "score")
     }
-    (sample,) = found.samples
+    (sample,) = samples_of(found)
     assert (sample["prompts"], sample["target"]) == (["the dog sat"], COUNTED)
     assert sample["requests"][0]["room"] == 1024
     assert sample["requests"][0]["scale"] == generator.scale_of(sample["requests"][0]["tokens"] + 1024)

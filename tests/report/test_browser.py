@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from e2ray.records.comparison import Lane
 from e2ray.report.compare.page import write_comparison
 from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import write_report
@@ -122,7 +123,7 @@ def comparison_page(folder):
         job = {"lane": lane, "seed": 0, "tokens": 0, "train_s": 0.0, "steps": 0, "peak_mib": None, "sums": sums}
         jobs.append(job | {"retrieval": [], "missing": []} | trained)
     jobs[-1] |= {"sums": [], "failed": "it does not fit into memory"}
-    write_comparison(folder, jobs, 128, (128, 256, 512), stride=32)
+    write_comparison(folder, [Lane.model_validate(job) for job in jobs], 128, (128, 256, 512), stride=32)
     return folder / "report.html"
 
 

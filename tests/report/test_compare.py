@@ -6,14 +6,15 @@ from matplotlib.text import Text
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from e2ray.records.comparison import ComparisonProtocol, Lane
 from e2ray.report.compare.page import tables, write_comparison
 from e2ray.report.compare.picture import draw, named
-from e2ray.report.compare.summary import summary, winners
+from e2ray.report.compare.summary import Compared, summary, winners
 from e2ray.report.frame.labels import spread
 from e2ray.testing.pages import read
 
 L, WINDOWS = 128, (128, 256, 512)
-PROTOCOL = {"stride": 32, "documents": 3, "tokens": 300, "bos": "no token is added", "missing": []}
+PROTOCOL = ComparisonProtocol(stride=32, documents=3, tokens=300, bos="no token is added", missing=())
 TOKENS = [100, 120, 80]
 
 
@@ -37,7 +38,10 @@ def job(lane, seed, nll, *, trained=True, scales=None, retrieval=(), missing=())
 
 
 def asked(found):
-    return [{"task": "passkey", "context_length": 512, "depth": d, "found": found, "trials": 4} for d in (0.1, 0.9)]
+    return [
+        {"task": "passkey", "context_length": 512, "depth": d, "scale": 4.0, "found": found, "trials": 4}
+        for d in (0.1, 0.9)
+    ]
 
 
 @pytest.fixture
@@ -51,8 +55,20 @@ def found():
     ]
 
 
+def lanes(found):
+    return [Lane.model_validate(job) for job in found]
+
+
+def summed(found, **options):
+    return summary(lanes(found), L, WINDOWS, **options)
+
+
 def rows_of(found):
-    return {row["lane"]: row for row in summary(found, L, WINDOWS)}
+    return {row.lane: row.plain() for row in summed(found)}
+
+
+def tables_of(found):
+    return tables(Compared(summed(found), L, WINDOWS, PROTOCOL))
 
 
 def test_lanes_stand_in_a_fixed_order_with_their_seeds(found):
@@ -88,7 +104,7 @@ def test_what_was_not_measured_is_missing_and_no_number(found):
     row = rows_of(found)["yarn"]
     assert row["nll"]["512"]["mean"] is None
     assert row["long"]["mean"] is None
-    text = tables([*rows_of(found).values()], L, WINDOWS, PROTOCOL)
+    text = tables_of(found)
     line = next(line for line in text.splitlines() if line.startswith("| YaRN"))
     assert [cell.strip() for cell in line.split("|")[4:6]] == ["missing", "missing"]
 
@@ -99,7 +115,7 @@ def test_answers_are_counted_over_seeds_and_depths(found):
     assert cell["low"] == pytest.approx(1 - cell["high"])
     z, n = norm.ppf(0.975), 16
     assert cell["high"] - 0.5 == pytest.approx(z / (1 + z * z / n) * (0.25 / n + z * z / (4 * n * n)) ** 0.5)
-    text = tables([*rows_of(found).values()], L, WINDOWS, PROTOCOL)
+    text = tables_of(found)
     assert "Passkey: share found, by context length, and its 95 % interval (Wilson) as if all prompts" in text
     assert "| 50% (28% to 72%) |" in text
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
@@ -107,7 +123,7 @@ def test_answers_are_counted_over_seeds_and_depths(found):
 
 
 def test_files_hold_the_tables_and_the_picture(found, tmp_path):
-    text = write_comparison(tmp_path, found, L, WINDOWS, stride=32)
+    text = write_comparison(tmp_path, lanes(found), L, WINDOWS, stride=32)
     assert (tmp_path / "comparison.md").read_text() == text
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert len(content["rows"]) == 4
@@ -128,7 +144,7 @@ def test_a_lane_that_failed_is_missing_with_its_reason(found, tmp_path):
     for each in found:
         each["missing"] = ["32 tokens: hold no question"]
     found[3]["missing"].append("2,048 tokens: it does not fit into memory")
-    text = write_comparison(tmp_path, found, L, WINDOWS, stride=32)
+    text = write_comparison(tmp_path, lanes(found), L, WINDOWS, stride=32)
     table, missing = text.split("What is missing:")
     line = next(line for line in table.splitlines() if line.startswith("| PoSE"))
     assert {cell.strip() for cell in line.split("|")[2:-1]} == {"missing"}
@@ -138,12 +154,12 @@ def test_a_lane_that_failed_is_missing_with_its_reason(found, tmp_path):
         "E2-LLM (paper's preset), seed 2: the loss is nan",
         "base, untouched: 2,048 tokens: it does not fit into memory\n",
     ]
-    names = {each.get_text() for each in draw([*rows_of(found).values()], L, WINDOWS).axes[0].texts}
+    names = {each.get_text() for each in draw(summed(found), L, WINDOWS).axes[0].texts}
     assert names == {"base, untouched", "YaRN, untrained"}  # a mean over seeds needs all of them
 
 
 def test_the_picture_names_every_lane(found):
-    curves, trade = draw([*rows_of(found).values()], L, WINDOWS).axes
+    curves, trade = draw(summed(found), L, WINDOWS).axes
     names = {text.get_text() for text in curves.texts}
     assert names == {"base, untouched", "YaRN, untrained", "E2-LLM (paper's preset)", "PoSE"}
     assert {text.get_text() for text in trade.texts} - {""} == names - {"YaRN, untrained"}  # its long mean is missing
@@ -151,7 +167,7 @@ def test_the_picture_names_every_lane(found):
 
 def test_names_of_curves_that_end_together_keep_apart(found):
     found += [job(lane, 1, (3.6, 3.5, 3.4), retrieval=asked(1)) for lane in ("randpos", "cream", "clex", "endprompt")]
-    curves, _ = draw([*rows_of(found).values()], L, WINDOWS).axes
+    curves, _ = draw(summed(found), L, WINDOWS).axes
     boxes = [Text.get_window_extent(text) for text in curves.texts]  # without the lines to their points
     assert len(boxes) == 8
     assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
@@ -160,12 +176,12 @@ def test_names_of_curves_that_end_together_keep_apart(found):
 
 
 def test_differences_to_the_papers_preset_stand_in_a_table_with_their_intervals(found):
-    text = tables([*rows_of(found).values()], L, WINDOWS, PROTOCOL)
+    text = tables_of(found)
     part = text.split("NLL minus that of E2-LLM (paper's preset)")[1]
     line = next(line for line in part.splitlines() if line.startswith("| PoSE"))
     assert [cell.strip() for cell in line.split("|")[2:4]] == ["+0.150 [+0.150, +0.150]"] * 2
     assert "best of the search trains at" not in text
-    text = tables([*rows_of([*found, job("best", 1, (3.9, 3.6, 3.5))]).values()], L, WINDOWS, PROTOCOL)
+    text = tables_of([*found, job("best", 1, (3.9, 3.6, 3.5))])
     assert "best of the search trains at the learning rate and for the objective that its study has found" in text
 
 
@@ -176,7 +192,7 @@ def test_a_job_that_failed_is_missing_with_its_reason_and_hides_no_other_lane(fo
     for one in found:
         one["missing"].append("a window of 1,024 tokens is left out")
     lost["missing"] = ["a window of 1,024 tokens is left out"]
-    text = write_comparison(tmp_path, [*found, lost], L, WINDOWS, stride=32)
+    text = write_comparison(tmp_path, lanes([*found, lost]), L, WINDOWS, stride=32)
     assert text.endswith(
         "What is missing:\n\n- all: a window of 1,024 tokens is left out\n"
         "- E2-LLM (paper's preset), seed 1: 512 tokens: NLL is nan\n- PoSE, seed 2: it does not fit into memory\n"
@@ -189,13 +205,13 @@ def test_a_job_that_failed_is_missing_with_its_reason_and_hides_no_other_lane(fo
 @pytest.mark.parametrize("kind", ["yarn", "longrope"])
 def test_a_base_whose_scaling_was_removed_is_called_that(kind, tmp_path):
     found = [job("base", 0, [3.0, 3.5, 4.0], trained=False), job("e2llm", 0, [3.1, 3.2, 3.3])]
-    text = write_comparison(tmp_path, found, L, WINDOWS, stride=32, removed_scaling=kind)
+    text = write_comparison(tmp_path, lanes(found), L, WINDOWS, stride=32, removed_scaling=kind)
     name = f"base, its {kind} scaling removed"
     assert name in text and "untouched" not in text
     assert [row["lane"] for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]] == ["base", "e2llm"]
-    picture = draw(summary(found, L, WINDOWS, removed_scaling=kind), L, WINDOWS)
+    picture = draw(summed(found, removed_scaling=kind), L, WINDOWS)
     assert any(name in text.get_text() for text in picture.findobj(Text))
-    assert "base, untouched" in write_comparison(tmp_path, found, L, WINDOWS, stride=32)
+    assert "base, untouched" in write_comparison(tmp_path, lanes(found), L, WINDOWS, stride=32)
 
 
 def many(found):
@@ -209,18 +225,18 @@ def many(found):
 
 
 def test_of_many_lanes_a_picture_names_the_best_and_cuts_off_what_is_far_above(found):
-    rows = summary(many(found), L, WINDOWS)
+    rows = summed(many(found))
     names = named(rows, WINDOWS)
     assert {"base", "e2llm", "yarn"} <= set(names) and len(names) < 10
     figure = draw(rows, L, WINDOWS)
     told = {text.get_text() for axis in figure.axes for text in axis.texts}
     assert "own 19" not in told and "E2-LLM (paper's preset)" in told
-    few = summary(found, L, WINDOWS)
-    assert named(few, WINDOWS) == [row["lane"] for row in few]
+    few = summed(found)
+    assert named(few, WINDOWS) == [row.lane for row in few]
 
 
 def test_the_best_lane_of_each_window_stands_beside_the_next_and_what_tells_them_apart(found):
-    for one, window in zip(winners(found, WINDOWS), WINDOWS, strict=True):
+    for one, window in zip((row.plain() for row in winners(lanes(found), WINDOWS)), WINDOWS, strict=True):
         rows = rows_of(found)
         known = {lane: row["nll"][str(window)]["mean"] for lane, row in rows.items()}
         ranked = sorted((lane for lane in known if known[lane] is not None), key=lambda lane: known[lane])
@@ -230,12 +246,12 @@ def test_the_best_lane_of_each_window_stands_beside_the_next_and_what_tells_them
         assert known[one["next"]] == pytest.approx(known[ranked[1]]) and one["next"] != one["lane"]
         assert one["apart"] is (one["behind"]["low"] > 0)
     (nothing,) = winners([], WINDOWS[:1])
-    assert nothing["lane"] is None
+    assert nothing.lane is None
 
 
 def test_the_page_shows_every_table_and_fetches_nothing(found, tmp_path):
     found[0]["missing"] = ["512 tokens: <b>NLL</b> is nan"]
-    text = write_comparison(tmp_path, found, L, WINDOWS, stride=32)
+    text = write_comparison(tmp_path, lanes(found), L, WINDOWS, stride=32)
     page = read((tmp_path / "report.html").read_text(encoding="utf-8"))
     links = [attrs[name] for _, attrs in page.tags for name in ("src", "href") if name in attrs]
     assert links and all(link.startswith(("#", "data:")) for link in links)

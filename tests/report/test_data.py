@@ -5,8 +5,11 @@ import pytest
 
 from e2ray.config.base import SettingsError
 from e2ray.data.order import PARTS, Corpus, Order, shares
+from e2ray.records.manifest import Manifest
 from e2ray.report.data import drawn_rows, write_data
 from e2ray.testing.pages import read
+
+SHARD = {"blocks": [], "bytes": 0, "file": "train-00000.arrow", "first_row": 0, "rows": 350, "sha256": "ab" * 32}
 
 
 def manifest(**changes):
@@ -21,20 +24,22 @@ def manifest(**changes):
         },
         "validation": {"count": 2, "tokens": 300, "min": 100, "median": 200, "max": 200, "histogram": [[256, 2]]},
     }
-    return {
+    fields = {
         "window": 128, "rows": 700, "pack": "best_fit", "tokens": 89_000, "padded_tokens": 600, "dropped_tokens": 0,
-        "vocab_size": 1024, "tokenizer_hash": "ab" * 32, "documents": documents, "shards": [{}, {}], "num_short": 3,
-        "num_skipped": 1, "skipped": ["<b>/x.txt: is empty"],
-    } | changes  # fmt: skip
+        "vocab_size": 1024, "tokenizer_hash": "ab" * 32, "documents": documents, "shards": [SHARD, SHARD],
+        "num_short": 3, "num_skipped": 1, "skipped": ["<b>/x.txt: is empty"], "rows_per_batch": 64, "validation": [],
+    }  # fmt: skip
+    return Manifest.model_validate(fields | changes)
 
 
-def mixed():
+def mixed(**changes):
     corpora = [
         {"weight": 3.0, "first_row": 0, "rows": 100, "shard_rows": 64, "tokens": 12_000},
         {"weight": 1.0, "first_row": 100, "rows": 600, "shard_rows": 64, "tokens": 76_800},
     ]
     parts = shares([3.0, 1.0], [120.0, 128.0])
-    return manifest(corpora=[corpus | {"parts": count} for corpus, count in zip(corpora, parts, strict=True)])
+    shared = [corpus | {"parts": count} for corpus, count in zip(corpora, parts, strict=True)]
+    return manifest(corpora=shared, **changes)
 
 
 def page(tmp_path, made, rows=None):
@@ -55,17 +60,17 @@ def test_the_page_says_what_is_in_the_shards(tmp_path):
 def test_the_mixture_is_told_as_a_run_draws_it(tmp_path):
     made = mixed()
     text, html = page(tmp_path, made, rows=12_345)
-    order = Order(0, tuple(Corpus(c["first_row"], c["rows"], c["shard_rows"], c["parts"]) for c in made["corpora"]), 2)
+    order = Order(0, tuple(Corpus(c.first_row, c.rows, c.shard_rows, c.parts) for c in made.corpora), 2)
     read_rows = order.at(np.arange(12_345))
     counts = [int((read_rows < 100).sum()), int((read_rows >= 100).sum())]
-    assert drawn_rows(made, 12_345) == counts and sum(corpus["parts"] for corpus in made["corpora"]) == PARTS
+    assert drawn_rows(made, 12_345) == counts and sum(corpus.parts for corpus in made.corpora) == PARTS
     assert all(f"{count:,}" in text for count in counts)
     assert "75.00%" in text and "Source 0, 1 is read more than four times" in text
     assert html.count("data:image/png;base64,") == 2
 
 
 def test_sources_are_named_by_their_kinds_where_the_manifest_tells_them(tmp_path):
-    text, _ = page(tmp_path, mixed() | {"sources": [{"kind": "parquet"}, {"kind": "passkey"}]}, rows=12_345)
+    text, _ = page(tmp_path, mixed(sources=[{"kind": "parquet"}, {"kind": "passkey"}]), rows=12_345)
     assert "Source 0 (parquet), 1 (passkey) is read more than four times" in text
 
 

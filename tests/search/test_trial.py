@@ -15,7 +15,8 @@ from e2ray.core.model import build_model
 from e2ray.core.rope import RotaryHook
 from e2ray.data.shards import ShardSet, local_batches
 from e2ray.evaluate.documents import select_documents
-from e2ray.evaluate.perplexity import surface
+from e2ray.evaluate.perplexity import cell as cell_of
+from e2ray.evaluate.perplexity import document_sums
 from e2ray.search import examiner
 from e2ray.search.examiner import measured
 from e2ray.search.trial import Rungs, Workbench, examine_base
@@ -178,7 +179,7 @@ def test_cells_are_those_of_the_evaluation_of_a_run(configured, shared_of):
     task = shared.task
     model = build_model(task.model, dtype=torch.float32, vocab_size=64, seed=task.seed).eval()
     documents = ShardSet.open(task.shards).held_out()
-    wanted = surface(
+    sums = document_sums(
         model,
         RotaryHook(model),
         select_documents(documents, minimum_tokens=128, limit=2, cut=None),
@@ -189,6 +190,7 @@ def test_cells_are_those_of_the_evaluation_of_a_run(configured, shared_of):
         device=CPU,
         name="base",
     )
+    wanted = [cell_of(each) for each in sums]
     found, _, yarn = examine_base(shared, CPU)
     assert {(c["window"], c["scale"]): c["nll"] for c in found} == {(c.window, c.scale): c.nll for c in wanted}
     as_found = {(c["window"], c["scale"]): c["nll"] for c in found}

@@ -109,7 +109,7 @@ def run_export(folders, out, name="llama", **changes):
         "evaluation": None,
         "run": RUN,
     }
-    return export(folders / name, out, **(settings | changes))
+    return {"checks": [vars(check) for check in export(folders / name, out, **(settings | changes))]}
 
 
 @pytest.mark.parametrize("name", MODELS)

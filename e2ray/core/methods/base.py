@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -19,6 +18,7 @@ from e2ray.config.methods import (
     YarnMethod,
 )
 
+Rope = dict[str, Any]  # rope parameters as a config of transformers has them, flat or by layer type
 Scales = Float[Tensor, "*rows"]
 Frequencies = Float[Tensor, "*rows pairs"]
 
@@ -82,8 +82,8 @@ class FrequencyMethod(ABC):
         return (base.double() * self.factors(base.double(), scale.double(), base_context_length)).float()
 
     def to_transformers(
-        self, rope: Mapping[str, Any], base: Float[Tensor, " pairs"], scale: float, base_context_length: int
-    ) -> dict[str, Any]:
+        self, rope: Rope, base: Float[Tensor, " pairs"], scale: float, base_context_length: int
+    ) -> Rope:
         """Return rope parameters with which transformers, unhooked, reads as the hook does at a scale.
 
         Args:
@@ -97,9 +97,7 @@ class FrequencyMethod(ABC):
         """
         return self.to_longrope(rope, base, scale, base_context_length)
 
-    def to_longrope(
-        self, rope: Mapping[str, Any], base: Float[Tensor, " pairs"], scale: float, base_context_length: int
-    ) -> dict[str, Any]:
+    def to_longrope(self, rope: Rope, base: Float[Tensor, " pairs"], scale: float, base_context_length: int) -> Rope:
         """Return the same as a `longrope`: a factor per pair for short texts and long ones, and an attention factor.
 
         Some classes, Phi-3 among them, know no other type. Arguments and errors are those of `to_transformers`.
@@ -136,7 +134,7 @@ class TemperedMethod(FrequencyMethod, Generic[Tempered]):
         return temperature_of(self.settings.temperature, scale)
 
 
-def kept_of(rope: Mapping[str, Any]) -> dict[str, Any]:
+def kept_of(rope: Rope) -> Rope:
     """Return what rope parameters say beside their type: base frequency, and the share of a head that turns."""
     return {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if rope.get(key) is not None}
 

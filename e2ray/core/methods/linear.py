@@ -1,12 +1,9 @@
 """Position interpolation: all pairs are divided alike."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from jaxtyping import Float
 from torch import Tensor
 
-from e2ray.core.methods.base import Frequencies, FrequencyMethod, Scales, kept_of
+from e2ray.core.methods.base import Frequencies, FrequencyMethod, Rope, Scales, kept_of
 
 
 class Linear(FrequencyMethod):
@@ -20,7 +17,7 @@ class Linear(FrequencyMethod):
         return (1 / scale)[..., None].expand(*scale.shape, len(base))
 
     def to_transformers(
-        self, rope: Mapping[str, Any], base: Float[Tensor, " pairs"], scale: float, base_context_length: int
-    ) -> dict[str, Any]:
+        self, rope: Rope, base: Float[Tensor, " pairs"], scale: float, base_context_length: int
+    ) -> Rope:
         """Return transformers' `linear`."""
         return kept_of(rope) | {"rope_type": "linear", "factor": float(scale)}

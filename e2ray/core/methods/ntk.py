@@ -1,13 +1,10 @@
 """NTK-aware scaling: a larger base frequency, for all texts or growing with the text."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from e2ray.core.methods.base import Frequencies, FrequencyMethod, Scales, kept_of
+from e2ray.core.methods.base import Frequencies, FrequencyMethod, Rope, Scales, kept_of
 
 
 class Ntk(FrequencyMethod):
@@ -22,8 +19,8 @@ class Ntk(FrequencyMethod):
         return scale[..., None] ** (-pairs / max(len(base) - 1, 1))
 
     def to_transformers(
-        self, rope: Mapping[str, Any], base: Float[Tensor, " pairs"], scale: float, base_context_length: int
-    ) -> dict[str, Any]:
+        self, rope: Rope, base: Float[Tensor, " pairs"], scale: float, base_context_length: int
+    ) -> Rope:
         """Return plain RoPE of a larger base frequency, rope_theta * g ** (d / (d - 2))."""
         dimension = 2 * len(base)
         grown = float(rope["rope_theta"]) * float(scale) ** (dimension / (dimension - 2))
@@ -49,7 +46,7 @@ class DynamicNtk(Ntk):
         return max(1.0, scale * length / base_context_length - (scale - 1))
 
     def to_transformers(
-        self, rope: Mapping[str, Any], base: Float[Tensor, " pairs"], scale: float, base_context_length: int
-    ) -> dict[str, Any]:
+        self, rope: Rope, base: Float[Tensor, " pairs"], scale: float, base_context_length: int
+    ) -> Rope:
         """Return transformers' `dynamic`, whose scale is that of the longest text; L is the config's own length."""
         return kept_of(rope) | {"rope_type": "dynamic", "factor": float(scale)}

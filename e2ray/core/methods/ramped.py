@@ -1,15 +1,13 @@
 """Methods that keep the fast pairs, divide the slow ones, and ramp in between: YaRN and MrRoPE-Pro."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from e2ray.config.methods import RampPowerMethod, YarnMethod
-from e2ray.core.methods.base import Frequencies, Scales, TemperedMethod, kept_of, pair_of, rotations
+from e2ray.core.methods.base import Frequencies, Rope, Scales, TemperedMethod, kept_of, pair_of, rotations
 
 
 class Yarn(TemperedMethod[YarnMethod]):
@@ -30,8 +28,8 @@ class Yarn(TemperedMethod[YarnMethod]):
         return (1 - divided) + divided / scale[..., None]
 
     def to_transformers(
-        self, rope: Mapping[str, Any], base: Float[Tensor, " pairs"], scale: float, base_context_length: int
-    ) -> dict[str, Any]:
+        self, rope: Rope, base: Float[Tensor, " pairs"], scale: float, base_context_length: int
+    ) -> Rope:
         """Return transformers' `yarn`, all of it written out."""
         return kept_of(rope) | {
             "rope_type": "yarn",

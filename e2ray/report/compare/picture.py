@@ -1,13 +1,14 @@
 """The picture of a comparison: NLL by window of every lane, and what each gives at L against what it gains beyond."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from e2ray.config.compare import UNTOUCHED
-from e2ray.report.compare.summary import LaneRow
+from e2ray.records.comparison import LaneRow
 from e2ray.report.frame.curve import Look, curve, window_axis
 from e2ray.report.frame.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, new_figure, tidy
 from e2ray.report.frame.labels import label_ends, label_points
@@ -29,14 +30,22 @@ def named(rows: Sequence[LaneRow], windows: Sequence[int]) -> list[str]:
     Best are those of the lowest NLL at each window, and the three that read best beyond L.
     """
     if len(rows) <= MOST_NAMED:
-        return [row["lane"] for row in rows]
-    found = {row["lane"] for row in rows if row["lane"] in LOOKS}
-    for window in map(str, windows):
-        known = [row for row in rows if row["nll"][window]["mean"] is not None]
-        found |= {min(known, key=lambda row: row["nll"][window]["mean"])["lane"]} if known else set()
-    known = sorted((row for row in rows if row["long"]["mean"] is not None), key=lambda row: row["long"]["mean"])
-    found |= {row["lane"] for row in known[:3]}
-    return [row["lane"] for row in rows if row["lane"] in found]
+        return [row.lane for row in rows]
+    found = {row.lane for row in rows if row.lane in LOOKS}
+    for window in windows:
+        found |= set(_ranked((row.lane, row.nll[str(window)].mean) for row in rows)[:1])
+    found |= set(_ranked((row.lane, row.long.mean) for row in rows)[:3])
+    return [row.lane for row in rows if row.lane in found]
+
+
+def _ranked(nll: Iterable[tuple[str, float | None]]) -> list[str]:
+    """Return the lanes that have a figure, lowest first."""
+    known = [(lane, value) for lane, value in nll if value is not None]
+    return [lane for lane, _ in sorted(known, key=lambda pair: pair[1])]
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def draw(rows: Sequence[LaneRow], base_context_length: int, windows: Sequence[int]) -> Figure:
@@ -51,21 +60,21 @@ def draw(rows: Sequence[LaneRow], base_context_length: int, windows: Sequence[in
     ends, trades = [], []
     colours = dict(zip((lane for lane in shown if lane not in LOOKS), cycle(OWN_COLOURS), strict=False))
     for row in rows:
-        points = [(w, row["nll"][str(w)]["mean"]) for w in windows if row["nll"][str(w)]["mean"] is not None]
+        points = [(w, mean) for w in windows if (mean := row.nll[str(w)].mean) is not None]
         if not points:
             continue
-        look = LOOKS.get(row["lane"], Look(GREY, line="-" if row["train_s"] is not None else "--", width=1.0))
-        if many and row["lane"] in colours:
-            look = look.but(colour=colours[row["lane"]], width=2.0)
-        alpha = 1.0 if row["lane"] in shown else 0.45
-        curve(curves, points, look.but(size=3), alpha=alpha)
-        short, long = row["short"]["mean"], row["long"]["mean"]
+        look = LOOKS.get(row.lane, Look(GREY, line="-" if row.train_s is not None else "--", width=1.0))
+        if many and row.lane in colours:
+            look = replace(look, colour=colours[row.lane], width=2.0)
+        alpha = 1.0 if row.lane in shown else 0.45
+        curve(curves, points, replace(look, size=3), alpha=alpha)
+        short, long = row.short.mean, row.long.mean
         if short is not None and long is not None:
             trade.plot(short, long, "o", markersize=5, color=look.colour, alpha=alpha)
-        if row["lane"] in shown:
-            ends.append((*points[-1], row["name"], look.colour))
+        if row.lane in shown:
+            ends.append((*points[-1], row.name, look.colour))
             if short is not None and long is not None:
-                trades.append((short, long, row["name"]))
+                trades.append((short, long, row.name))
     longest = max((len(name) for *_, name, _ in ends), default=0)
     curves.set_xlim(windows[0] / 1.2, windows[-1] * (2 ** (longest / 12) if many else 3.6))
     if many:
@@ -86,11 +95,10 @@ def draw(rows: Sequence[LaneRow], base_context_length: int, windows: Sequence[in
 
 def _cut_off(curves: Axes, trade: Axes, rows: Sequence[LaneRow], shown: Sequence[str], windows: Sequence[int]) -> None:
     """End both axes a little above what the named lanes but the untouched base reach."""
-    known = [row for row in rows if row["lane"] in shown and row["lane"] != UNTOUCHED]
-    nll = [row["nll"][str(w)]["mean"] for row in known for w in windows if row["nll"][str(w)]["mean"] is not None]
+    known = [row for row in rows if row.lane in shown and row.lane != UNTOUCHED]
+    nll = _known(row.nll[str(w)].mean for row in known for w in windows)
     curves.set_ylim(min(nll) - 0.05 * (max(nll) - min(nll)), max(nll) + 0.1 * (max(nll) - min(nll)))
-    long = [row["long"]["mean"] for row in known if row["long"]["mean"] is not None]
-    short = [row["short"]["mean"] for row in known if row["short"]["mean"] is not None]
+    long, short = _known(row.long.mean for row in known), _known(row.short.mean for row in known)
     if long and short:
         room, side = max(long) - min(long) or 0.1, max(short) - min(short) or 0.1
         trade.set_ylim(min(long) - 0.15 * room, max(long) + 0.15 * room)

@@ -1,12 +1,12 @@
 """The one curve: a line with its marks, and its interval as a band or as bars."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from matplotlib.axes import Axes
 
-from e2ray.report.frame.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Colour, plain
+from e2ray.report.frame.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Colour, Style, plain
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,6 @@ class Look:
     line: str = "-"
     width: float = 2.0
     size: float = 6.0
-
-    def but(self, **changes: Any) -> "Look":
-        """Return the same look with some of it changed."""
-        return replace(self, **changes)
 
 
 LOOKS = [  # of one run after another; behind the last they begin anew
@@ -40,7 +36,7 @@ def curve(
     label: str = "",
     interval: Literal["band", "bars"] | None = None,
     even_empty: bool = False,
-    **style: Any,
+    **style: object,
 ) -> None:
     """Draw a curve; nothing where it has no points.
 
@@ -56,7 +52,7 @@ def curve(
     if not points and not even_empty:
         return
     x, y, *ends = (list(column) for column in zip(*points, strict=True)) if points else ([], [])
-    drawn: dict[str, Any] = {
+    drawn: Style = {
         "color": look.colour, "marker": look.mark, "linestyle": look.line, "linewidth": look.width,
         "markersize": look.size, **style,
     }  # fmt: skip

@@ -19,6 +19,7 @@ from e2ray.report.frame.text import number
 BLUE, SKY, VERMILLION, ORANGE, GREY = "#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#8A8A8A"
 GREEN, PURPLE, PALE, INK = "#009E73", "#CC79A7", "#E5E5E5", "#222222"
 SURFACE_COLOURS = "cividis_r"
+Style = dict[str, Any]  # what matplotlib is told
 Colour = str | tuple[float, ...]
 DOTS_PER_INCH = 130
 WIDTH = 10.5  # inches: at the page's full width its 10 pt text reads like the page's own
@@ -43,15 +44,15 @@ def titled(axis: Axes, title: str, size: float = 11) -> None:
         axis.set_title(plain(title), loc="left", fontsize=size, fontweight="bold", color=INK)
 
 
-def plain(text: Any) -> str:
+def plain(text: object) -> str:
     """Return a text that is drawn as it stands; `$` would begin a formula."""
     return str(text).replace("$", r"\$")
 
 
-def colour_bar(figure: Figure, axes: Sequence[Axes], norm: Normalize, label: str, **where: Any) -> None:
+def colour_bar(figure: Figure, axes: Sequence[Axes], norm: Normalize, label: str, **where: float | str) -> None:
     """Put the bar that says what the colours of maps mean beside them."""
-    places = {"shrink": 0.8, "pad": 0.015} | where
-    bar = figure.colorbar(ScalarMappable(norm, SURFACE_COLOURS), ax=axes, **places)
+    style: Style = {"shrink": 0.8, "pad": 0.015, **where}
+    bar = figure.colorbar(ScalarMappable(norm, SURFACE_COLOURS), ax=axes, **style)
     bar.set_label(label)
     bar.outline.set_visible(False)
 

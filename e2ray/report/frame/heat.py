@@ -1,7 +1,6 @@
 """The one heat map: a number in each cell, hatched where nothing was measured."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -10,10 +9,10 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from e2ray.report.frame.drawing import GREY, INK, SURFACE_COLOURS, plain, titled
+from e2ray.report.frame.drawing import GREY, INK, SURFACE_COLOURS, Style, plain, titled
 
-HATCHED: dict[str, Any] = {"facecolor": "white", "edgecolor": GREY, "hatch": "////"}
-FRAMED: dict[str, Any] = {"edgecolor": INK, "linewidth": 1.8}
+HATCHED: Style = {"facecolor": "white", "edgecolor": GREY, "hatch": "////"}
+FRAMED: Style = {"edgecolor": INK, "linewidth": 1.8}
 
 
 def heat_map(

@@ -5,7 +5,6 @@ What was not measured is a dash, never a number.
 
 import json
 import math
-from typing import Any
 
 DASH = "\N{EN DASH}"
 MISSING = object()  # a setting that a run does not have
@@ -26,7 +25,7 @@ def whole(value: float | None) -> str:
     return DASH if value is None else f"{value:,.0f}"
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """Return the value of a setting: 0.13, 16, 1.4e-3, yes, random breaks."""
     if value is None:
         return "none"
@@ -42,7 +41,7 @@ def number(value: Any) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def setting_text(value: Any) -> str:
+def setting_text(value: object) -> str:
     """Return a setting's value as a recipe has it."""
     if value is MISSING:
         return DASH

@@ -34,19 +34,17 @@ class Cost:
 def cost(record: RunRecord) -> Cost:
     """Return what a run has taken, from its metrics and its status."""
     status, lines = record.run.status, record.metrics
-    started, ended = status.get("started_at"), status.get("ended_at")
     whole_s = None
-    if started and ended:
-        whole_s = (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
+    if status.started_at and status.ended_at:
+        took = datetime.fromisoformat(status.ended_at) - datetime.fromisoformat(status.started_at)
+        whole_s = took.total_seconds()
     if not lines:
         return Cost(None, None, None, whole_s, None, None)
-    before = [0, *(line["tokens"] for line in lines[:-1])]
-    seconds = sum(
-        (line["tokens"] - start) / line["tokens_per_second"] for line, start in zip(lines, before, strict=True)
-    )
-    tokens = lines[-1]["tokens"]
-    peak = max((line["peak_memory_mib"] for line in lines if "peak_memory_mib" in line), default=None)
-    return Cost(lines[-1]["step"], tokens, seconds, whole_s, tokens / seconds, peak)
+    before = [0, *(line.tokens for line in lines[:-1])]
+    seconds = sum((line.tokens - start) / line.tokens_per_second for line, start in zip(lines, before, strict=True))
+    tokens = lines[-1].tokens
+    peak = max((line.peak_memory_mib for line in lines if line.peak_memory_mib is not None), default=None)
+    return Cost(lines[-1].step, tokens, seconds, whole_s, tokens / seconds, peak)
 
 
 def _parts(records: Sequence[RunRecord]) -> list[Table]:
@@ -77,8 +75,8 @@ def _hardware(record: RunRecord) -> str:
     hardware = record.environment.hardware if record.environment else None
     if not hardware:
         return DASH
-    gpus = hardware.get("gpus") or []
-    return f"{len(gpus)} x {printable(gpus[0])}" if gpus else f"{hardware['cpus']} CPUs"
+    gpus = hardware.gpus
+    return f"{len(gpus)} x {printable(gpus[0])}" if gpus else f"{hardware.cpus} CPUs"
 
 
 def _diff(one: RunRecord, other: RunRecord) -> list[Line]:

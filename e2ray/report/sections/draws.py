@@ -9,8 +9,10 @@ from e2ray.report.frame.text import DASH, number, printable, whole
 from e2ray.report.run_files import RunRecord
 from e2ray.report.sections.section import RunSection
 
+Section = Mapping[str, Any]  # of a recipe
 
-def settings_words(settings: Mapping[str, Any]) -> str:
+
+def settings_words(settings: Section) -> str:
     """Return a trial's settings: `scale: power, exponent -0.8, 13 % native; placement: ...; per sequence; lr ...`."""
     positions = settings.get("positions") or {}
     parts = []
@@ -36,7 +38,7 @@ def settings_words(settings: Mapping[str, Any]) -> str:
     return "; ".join(parts + [f"{name} {number(value)}" for name, value in rest])
 
 
-def _section_words(section: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def _section_words(section: Section, names: Mapping[str, str]) -> str:
     """Return a section's kind and its values; a flag is named if set, a list of scales keeps its weights."""
     words = [number(section["kind"])] if "kind" in section else []
     for key, value in section.items():

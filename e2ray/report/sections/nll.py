@@ -250,7 +250,7 @@ def _of_run(record: RunRecord) -> list[Point]:
         return [Point(f"{record.name}:", text, warning=True)]
     first, *more = record.verdict.sentences if record.verdict and record.verdict.sentences else [""]
     points = [Point(f"{record.name}:", first, more=more)]
-    if record.run.status["state"] != "succeeded":
+    if record.run.status.state != "succeeded":
         text = f"is {record.run.state}; its figures are those of an evaluation made before."
         points.append(Point(record.name, text, warning=True))
     return points

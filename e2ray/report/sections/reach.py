@@ -95,16 +95,14 @@ def _gain(row: ScaleRow) -> str:
 
 def _diff(one: RunRecord, other: RunRecord) -> list[Line]:
     read = one.effective, other.effective
-    claimed, lengths = (
-        (None if read[0] is None else read[0][key], None if read[1] is None else read[1][key])
-        for key in ("claimed", "effective")
-    )
+    claimed = (read[0].claimed if read[0] else None, read[1].claimed if read[1] else None)
+    lengths = (read[0].effective if read[0] else None, read[1].effective if read[1] else None)
     comparable = together(one, other)
-    lines = [("claimed length", *map(whole, claimed), less(claimed) if comparable else DASH)]
+    lines = [("claimed length", whole(claimed[0]), whole(claimed[1]), less(claimed) if comparable else DASH)]
     by_nll = [each is not None and not asked_retrieval(each) for each in read]
     texts = [length_text(each) + (", by NLL alone" if alone else "") for each, alone in zip(read, by_nll, strict=True)]
     apart = less(lengths) if comparable and by_nll[0] == by_nll[1] else DASH
-    return [*lines, ("effective length", texts[0], texts[1], apart)]  # type: ignore[list-item]
+    return [*lines, ("effective length", texts[0], texts[1], apart)]
 
 
 REACH = RunSection(

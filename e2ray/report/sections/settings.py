@@ -1,7 +1,6 @@
 """The settings in which runs differ: what decides a result first, where and how fast a run ran behind it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from e2ray.config.places import public
 from e2ray.config.run import FREE_ON_RESUME
@@ -11,7 +10,7 @@ from e2ray.report.run_files import RunRecord
 from e2ray.report.sections.section import RunSection
 
 
-def flat(settings: Any, path: str = "") -> dict[str, Any]:
+def flat(settings: object, path: str = "") -> dict[str, object]:
     """Return settings by dotted path, as `--set` names them; a list of plain values is one value."""
     if isinstance(settings, dict) and settings:
         items = [(str(key), value) for key, value in settings.items()]
@@ -19,13 +18,13 @@ def flat(settings: Any, path: str = "") -> dict[str, Any]:
         items = [(str(index), value) for index, value in enumerate(settings)]
     else:
         return {path: settings}
-    below: dict[str, Any] = {}
+    below: dict[str, object] = {}
     for key, value in items:
         below |= flat(value, f"{path}.{key}" if path else key)
     return below
 
 
-def differing(records: Sequence[RunRecord]) -> list[tuple[str, list[Any], bool]]:
+def differing(records: Sequence[RunRecord]) -> list[tuple[str, list[object], bool]]:
     """Return (dotted path, value of each run or MISSING, whether it decides the result) of all that differs.
 
     What decides the result comes first. Where and how fast a run ran (`FREE_ON_RESUME`), and versions and hardware,
@@ -48,7 +47,9 @@ def _is_free(path: str) -> bool:
     return any(path == free or path.startswith(f"{free}.") for free in (*FREE_ON_RESUME, "environment"))
 
 
-def settings_table(records: Sequence[RunRecord], *, shown: Callable[[Any], Any] = lambda value: value) -> Table | None:
+def settings_table(
+    records: Sequence[RunRecord], *, shown: Callable[[object], object] = lambda value: value
+) -> Table | None:
     """Return the settings that differ between runs, None where none do; `shown` says how a value is written."""
     differences = differing(records)
     if not differences:

@@ -1,6 +1,7 @@
 """What was seen while a model trained: NLL at L and at longer windows, step by step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from matplotlib.figure import Figure
 
@@ -34,7 +35,7 @@ def draw_watched(metrics: Sequence[MetricsLine]) -> Figure:
         points = [(line.step, (line.watch_nll or {})[str(window)]) for line in looks]
         known = [(step, nll) for step, nll in points if nll is not None]
         if known:
-            curve(axis, known, LOOKS[0].but(colour=colour, width=1.8, size=3))
+            curve(axis, known, replace(LOOKS[0], colour=colour, width=1.8, size=3))
             ends.append((*known[-1], f"{window:,} tokens", colour))
     last = max(step for step, *_ in ends) if ends else 1
     axis.set_xlim(0, last * 1.22)

@@ -1,9 +1,8 @@
 """How the search went on, trial by trial, and how the order of the trials changed with the budget."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from e2ray.report.frame.drawing import BLUE, GREY, INK, SKY, VERMILLION, new_fig
 from e2ray.report.frame.page import Column, Part, Point, Row, Table
 from e2ray.report.frame.text import plural
 from e2ray.report.study.section import NO_FULL_TRIAL, Drawing, study_section
-from e2ray.report.study.terms import best_trial, correlation_words, measured_trials, paper_trial, upper_limit
+from e2ray.report.study.terms import Fields, best_trial, correlation_words, measured_trials, paper_trial, upper_limit
 from e2ray.search.record import StudyResults
 
 
@@ -132,7 +131,7 @@ def correlations(results: StudyResults) -> list[Part]:
 
 def _findings(results: StudyResults) -> list[Point]:
     head = "Can a shorter budget be trusted?"
-    rows: Sequence[Mapping[str, Any]] = results.correlations
+    rows: Sequence[Fields] = results.correlations
     if not rows:
         return [Point(head, "Not measured: no trial was read before its end.", warning=True)]
     told = []

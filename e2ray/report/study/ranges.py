@@ -1,7 +1,6 @@
 """The ranges to train with, and what a surrogate of all trials says of them: picture, tables and findings."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from e2ray.report.frame.drawing import BLUE, GREY, INK, PALE, VERMILLION, new_fi
 from e2ray.report.frame.page import Column, Part, Point, Row, Table
 from e2ray.report.frame.text import nats, number, plural, share_words
 from e2ray.report.study.section import Drawing, study_section
-from e2ray.report.study.terms import range_words, ranges_by_space, searched_words, share_of_range, short_name
+from e2ray.report.study.terms import Fields, range_words, ranges_by_space, searched_words, share_of_range, short_name
 from e2ray.search.record import StudyResults
 from e2ray.search.results import MIN_TRIALS, text_of
 from e2ray.search.surrogate import COVERED, FEWEST_TRIALS, WIDEST
@@ -181,7 +180,7 @@ def draw_ranges(results: StudyResults) -> Figure | None:
     return figure
 
 
-def _number_rows(axis: Axes, rows: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> None:
+def _number_rows(axis: Axes, rows: Sequence[tuple[str, Fields, Fields]]) -> None:
     """Draw one bar per number on its own axis from the searched low (0) to the searched high (1)."""
     for y, (_, spec, row) in enumerate(rows):
         open_one = row["undetermined"] or row.get("low") is None
@@ -209,7 +208,7 @@ def _number_rows(axis: Axes, rows: Sequence[tuple[str, Mapping[str, Any], Mappin
     axis.set_title("Numbers", loc="left", fontsize=11, fontweight="bold")
 
 
-def _surrogate_numbers(axis: Axes, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> None:
+def _surrogate_numbers(axis: Axes, rows: Sequence[tuple[Fields, Fields | None]]) -> None:
     """Draw below each number's bar a slim one, where the surrogate's prediction stays within one noise of the best."""
     for y, (spec, row) in enumerate(rows):
         if row is None:
@@ -220,7 +219,7 @@ def _surrogate_numbers(axis: Axes, rows: Sequence[tuple[Mapping[str, Any], Mappi
         axis.barh(y + 0.34, width, left=low, height=0.11, facecolor=face, edgecolor=VERMILLION, linewidth=0.8)
 
 
-def _kinds_words(row: Mapping[str, Any] | None) -> str:
+def _kinds_words(row: Fields | None) -> str:
     """Return which options of a setting the surrogate leaves, where that is not all of them."""
     if row is None or row["share"] == 1:
         return ""
@@ -228,9 +227,7 @@ def _kinds_words(row: Mapping[str, Any] | None) -> str:
     return f"surrogate: {left}{'' if row['determined'] else ', not determined'}"
 
 
-def _kind_rows(
-    axis: Axes, rows: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]], said: Mapping[str, Any]
-) -> None:
+def _kind_rows(axis: Axes, rows: Sequence[tuple[str, Fields, Fields]], said: Fields) -> None:
     """Draw how many of the trials near the best chose each option, options nobody chose included."""
     y, ticks, names = 0.0, [], []
     most = max((found for _, _, row in rows for found in (row.get("kinds") or {}).values()), default=1)

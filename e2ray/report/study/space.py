@@ -4,8 +4,7 @@ A setting that a trial does not use has no value there: in slices the trial is a
 passes through a level of its own.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,7 +31,7 @@ from e2ray.report.frame.drawing import (
 from e2ray.report.frame.page import Point
 from e2ray.report.frame.text import number, plural, share_words
 from e2ray.report.study.section import Drawing, study_section
-from e2ray.report.study.terms import best_trial, measured_trials, share_of_range, short_name, upper_limit
+from e2ray.report.study.terms import Fields, best_trial, measured_trials, share_of_range, short_name, upper_limit
 from e2ray.search.record import StudyResults, TrialRecord
 
 
@@ -142,9 +141,7 @@ def _slice_legend(results: StudyResults) -> list[Line2D | Patch]:
     return handles
 
 
-def _slice(
-    axis: Axes, path: str, spec: Mapping[str, Any], records: Sequence[TrialRecord], colour: str | None, top: float
-) -> None:
+def _slice(axis: Axes, path: str, spec: Fields, records: Sequence[TrialRecord], colour: str | None, top: float) -> None:
     """Draw the trials that use a setting against its value; kinds as strips, numbers on their searched scale."""
     options = [str(option) for option in spec["options"]] if spec["kind"] == "choice" else None
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -235,7 +232,7 @@ def _shown_paths(results: StudyResults) -> list[str]:
     return [path for path in paths if path in ranked]
 
 
-def _height(path: str, spec: Mapping[str, Any], record: TrialRecord) -> float:
+def _height(path: str, spec: Fields, record: TrialRecord) -> float:
     """Return the height of a trial on one axis: 0 to 1, kinds evenly spread, or the level below for `not used`."""
     if path not in record.params:
         return NOT_USED
@@ -245,7 +242,7 @@ def _height(path: str, spec: Mapping[str, Any], record: TrialRecord) -> float:
     return options.index(str(record.params[path])) / max(len(options) - 1, 1)
 
 
-def _parallel_axis(axis: Axes, x: int, spec: Mapping[str, Any]) -> None:
+def _parallel_axis(axis: Axes, x: int, spec: Fields) -> None:
     """Draw one axis with the ends of its interval, or its kinds."""
     axis.plot([x, x], [0, 1], color=GREY, linewidth=1, zorder=3)
     if spec["kind"] == "choice":

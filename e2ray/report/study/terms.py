@@ -25,6 +25,7 @@ TITLES = {"retrieval": "Passkeys", "answer_nll": "Answers"}
 TRUSTED = 0.8  # a rank correlation from which a rung's order is called trustworthy
 
 
+Fields = Mapping[str, Any]  # of a searched setting, or a row of ranges.json
 Grid = dict[tuple[int, float], tuple[float, float | None]]  # NLL and its standard error by (window, scale)
 
 
@@ -84,13 +85,13 @@ def asked_objectives(results: StudyResults) -> list[str]:
     return [name for name in ASKED if any(getattr(record, name) is not None for record in results.records)]
 
 
-def ranges_by_space(results: StudyResults) -> dict[str, dict[str, Any]]:
+def ranges_by_space(results: StudyResults) -> dict[str, Fields]:
     """Return the rows of ranges.json in the order of the space; empty where no trial ran in full."""
     parameters = results.ranges.get("parameters") or {}
     return {path: parameters[path] for path in results.facts.space if path in parameters}
 
 
-def range_words(row: Mapping[str, Any]) -> str:
+def range_words(row: Fields) -> str:
     """Return a row of ranges.json: `0.001 to 0.002`, or `power (7), beta (3)`."""
     if row.get("kinds") is not None:
         ordered = sorted(row["kinds"].items(), key=lambda item: (-item[1], str(item[0])))
@@ -101,7 +102,7 @@ def range_words(row: Mapping[str, Any]) -> str:
     return f"about {low}" if low == high and row["low"] != row["high"] else low if low == high else f"{low} to {high}"
 
 
-def correlation_words(row: Mapping[str, Any]) -> str:
+def correlation_words(row: Fields) -> str:
     """Return what a rung's rank correlation with the final order says."""
     found, trials = row.get("spearman"), row["trials"]
     if found is None or not math.isfinite(found):
@@ -148,7 +149,7 @@ def last_rows(record: TrialRecord) -> Grid:
     return {(r["window"], round(r["scale"], 6)): (r["nll"], r["stderr"]) for r in record.curves if r["step"] == last}
 
 
-def searched_words(spec: Mapping[str, Any]) -> str:
+def searched_words(spec: Fields) -> str:
     """Return what was searched of a setting: `0.0003 to 0.003, log`, its options, and when it applies."""
     if not spec:
         return "not in the space"
@@ -182,7 +183,7 @@ def _share(found: float | None, noise: float | None = None) -> str:
     return f"{100 * found:.0f} %" if noise is None else f"{100 * found:.1f} ± {100 * noise:.1f} %"
 
 
-def share_of_range(value: float, spec: Mapping[str, Any]) -> float:
+def share_of_range(value: float, spec: Fields) -> float:
     """Return where a number stands in its searched interval, 0 to 1, logarithmic where the search is."""
     low, high = spec["low"], spec["high"]
     if low == high:
