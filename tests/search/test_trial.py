@@ -17,6 +17,7 @@ from e2ray.data.shards import ShardSet, local_batches
 from e2ray.evaluate.documents import select_documents
 from e2ray.evaluate.perplexity import cell as cell_of
 from e2ray.evaluate.perplexity import document_sums
+from e2ray.records.retrieval import RetrievalRow
 from e2ray.search import examiner
 from e2ray.search.examiner import measured
 from e2ray.search.trial import Rungs, Workbench, examine_base
@@ -202,7 +203,9 @@ def test_cells_are_those_of_the_evaluation_of_a_run(configured, shared_of):
 
 def test_what_is_asked_for_is_found_and_its_nll_is_the_mean_over_all_prompts(configured, shared_of, monkeypatch):
     shared = shared_of(configured({"weights": {"answer_nll": 1.0}}))
-    rows = [{"found": 1, "trials": 4, "answer_nll": 2.0}, {"found": 2, "trials": 2, "answer_nll": 5.0}]
+    cell = {"task": "passkey", "context_length": 32, "depth": 0.5, "scale": 1.0}
+    found = [{"found": 1, "trials": 4, "answer_nll": 2.0}, {"found": 2, "trials": 2, "answer_nll": 5.0}]
+    rows = [RetrievalRow.model_validate(cell | row) for row in found]
     monkeypatch.setattr(examiner, "load_tokenizer", lambda folder: None)
     monkeypatch.setattr(examiner, "accuracy", lambda *args, **options: rows)
     _, asked, yarn = examine_base(shared, CPU)
