@@ -32,6 +32,8 @@ def main() -> int:
         evaluation = json.loads((folder / "evaluation.json").read_text())
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         picture = (folder / "evaluation.png").read_bytes()
+        if not (folder / "report.html").is_file():  # a run ends well without its page, and says why
+            raise SystemExit((Path(storage) / "log").read_text()[-3000:])
     goals = [
         goal("seconds of the whole run after installation", seconds, at_most=SECONDS_AT_MOST),
         goal("peak memory of all processes, MiB (proportional set size)", peak, at_most=MIB_AT_MOST),
