@@ -6,7 +6,6 @@ of its own then uses what was added, and is told it by no more than a recipe.
 
 import difflib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -252,21 +251,55 @@ def added(seam, folder):
     return new, lines
 
 
-def used(seam, folder, *arguments):
-    """Return what a program says that imports the copy."""
-    output = folder / "output"
-    output.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", seam.use, str(output), *arguments],
-        env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+# Forks a process for each program, which begins with the libraries loaded that take seconds, and none of the package.
+LOADED = """
+import json, os, sys, traceback
+import deepspeed, matplotlib.figure, torch, transformers.models.llama.modeling_llama
+
+def run(folder, program, arguments):
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    sys.argv[1:] = arguments
+    exec(program, {"__name__": "__main__"})
+    sys.stdout.flush()
+
+assert "e2ray" not in sys.modules
+print(flush=True)
+for line in sys.stdin:
+    if os.fork() == 0:
+        code = 1
+        try:
+            run(*json.loads(line))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    print(os.wait()[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def used():
+    """Return a function (seam, folder, arguments) that returns what a program says that imports the copy."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOADED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+
+    def use(seam, folder, *arguments):
+        output = folder / "output"
+        output.mkdir()
+        process.stdin.write(json.dumps([str(folder), seam.use, [str(output), *arguments]]) + "\n")
+        assert process.stdout.readline() == "0\n", (folder / "stderr").read_text()[-3000:]
+        return json.loads((folder / "stdout").read_text().splitlines()[-1])
+
+    while process.stdout.readline() != "\n":  # libraries say something as they load
+        assert process.poll() is None
+    yield use
+    process.stdin.close()
+    process.wait()
 
 
 @pytest.mark.parametrize("seam", [OBJECTIVE, TRACKER, METHOD, SECTION], ids=lambda seam: seam.registry)
@@ -274,7 +307,7 @@ def test_a_member_is_one_new_file_and_one_new_line(seam, tmp_path):
     assert added(seam, tmp_path) == ([seam.file], [(seam.registry, f"+ {seam.line}")])
 
 
-def test_a_training_descends_an_objective_of_ones_own(tmp_path):
+def test_a_training_descends_an_objective_of_ones_own(tmp_path, used):
     added(OBJECTIVE, tmp_path)
     own, squares, plain = used(OBJECTIVE, tmp_path)
     assert len(own) == len(plain) == 2
@@ -283,14 +316,14 @@ def test_a_training_descends_an_objective_of_ones_own(tmp_path):
     assert squares[0] >= own[0] ** 2  # the mean of squares
 
 
-def test_a_run_logs_to_a_tracker_of_ones_own(tmp_path, small):
+def test_a_run_logs_to_a_tracker_of_ones_own(tmp_path, used, small):
     added(TRACKER, tmp_path)
     told, files = used(TRACKER, tmp_path, json.dumps(whole(small)))
     assert told == "mine 3 {'train/loss': 2.5}\nmine evaluation.json\ndone\n"
     assert files == ["lines.txt"]  # no number is kept of a tracker that has none
 
 
-def test_rows_are_drawn_and_a_length_is_served_under_a_method_of_ones_own(tmp_path, small):
+def test_rows_are_drawn_and_a_length_is_served_under_a_method_of_ones_own(tmp_path, used, small):
     added(METHOD, tmp_path)
     found = used(METHOD, tmp_path, json.dumps(whole(small)))
     assert found["drawn"] > 1e-3 < found["apart"]
@@ -299,7 +332,7 @@ def test_rows_are_drawn_and_a_length_is_served_under_a_method_of_ones_own(tmp_pa
     assert found["untrained lanes"][-1] == "root"
 
 
-def test_a_page_has_a_section_of_ones_own(tmp_path):
+def test_a_page_has_a_section_of_ones_own(tmp_path, used):
     run = evaluated(tmp_path / "runs")
     added(SECTION, tmp_path)
     page, markdown = used(SECTION, tmp_path, str(run))

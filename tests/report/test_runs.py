@@ -14,11 +14,17 @@ from e2ray.report.run_files import read_run
 from e2ray.report.run_folder import open_runs
 from e2ray.report.runs import cards, write_report
 from e2ray.report.sections.nll import draw_nll
-from e2ray.testing.pages import read
+from e2ray.testing.pages import read, unrendered
 from e2ray.testing.runs import TEXT, asked, begun, evaluated
 
 
 def made(*folders):
+    """Return the sections of a report by their anchors, their pictures empty."""
+    with unrendered():
+        return rendered(*folders)
+
+
+def rendered(*folders):
     """Return the sections of a report by their anchors."""
     return {section.anchor: section for section in cards([read_run(run) for run in open_runs(folders)])}
 
@@ -142,7 +148,7 @@ def test_runs_of_other_text_are_never_compared_silently(tmp_path, text, reason):
 
 
 def test_a_run_without_an_evaluation_looks_missing_and_the_page_comes_out(tmp_path):
-    found = made(begun(tmp_path, "bare"), evaluated(tmp_path, "whole", retrieval=asked()))
+    found = rendered(begun(tmp_path, "bare"), evaluated(tmp_path, "whole", retrieval=asked()))
     point = points(found["words"])["bare:"]
     assert point.warning and "no evaluation yet: running, step 4 of 8; `e2ray train" in point.text
     (nll,) = tables(found["nll"])
@@ -160,7 +166,7 @@ def test_a_run_without_an_evaluation_looks_missing_and_the_page_comes_out(tmp_pa
 
 def test_what_could_not_be_measured_is_a_dash(tmp_path):
     asks = {"windows": [32, 64, 128, 4096], "scales": [1, 2, 4], "retrieval": {"context_lengths": [64, 128, 256]}}
-    found = made(evaluated(tmp_path, evaluate=asks, retrieval=asked(0)))
+    found = rendered(evaluated(tmp_path, evaluate=asks, retrieval=asked(0)))
     (nll,) = tables(found["nll"])
     assert rows(nll)[-1]["window W"] == "4,096"
     assert rows(nll)[-1]["tuned at W/L"] == rows(nll)[-1]["base at 1"] == DASH

@@ -23,7 +23,7 @@ from e2ray.report.study.terms import correlation_words, difference, difference_w
 from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import Noise
 from e2ray.search.results import results as follow
-from e2ray.testing.pages import read
+from e2ray.testing.pages import read, unrendered
 from e2ray.testing.studies import SPACE, L, failed, importances_of, made_up
 
 COMMAND = "optuna-dashboard /studies/made-up/study.journal"
@@ -52,6 +52,12 @@ def follows(study, records, importances=None):
 
 def text_of(path):
     return " ".join(" ".join(read(path.read_text(encoding="utf-8")).texts).split())
+
+
+def words_of(folder, study):
+    """Return what a study's page says beside its pictures."""
+    with unrendered():
+        return text_of(write_study(folder, study, journal_command=COMMAND))
 
 
 def findings(study):
@@ -290,12 +296,12 @@ def test_one_full_trial_is_enough(study, tmp_path):
 def test_a_best_that_is_the_papers_preset_is_called_that(study, tmp_path):
     alone = follows(study, [record for record in study.records if record.repeat is not None])
     assert "That is the paper's preset itself" in said(alone)["Balanced best."]
-    text = text_of(write_study(tmp_path, alone, journal_command=COMMAND))
+    text = words_of(tmp_path, alone)
     assert "The best is the paper's preset itself, so there is no difference to draw." in text
 
 
 def test_retrieval_gets_its_columns_and_its_place_in_the_weighted_number(tmp_path):
-    text = text_of(write_study(tmp_path, made_up(18, retrieval=True), journal_command=COMMAND))
+    text = words_of(tmp_path, made_up(18, retrieval=True))
     assert "Passkeys" in text
     assert "40 %" in text
     assert "value = 1 * long + 0.5 * short + 0.2 * (1 - share of passkeys found)" in text
@@ -393,12 +399,12 @@ def test_stopped_trials_end_at_their_rung(study):
 
 def test_untrained_yarn_stands_beside_the_base_and_answers_beside_the_passkeys(tmp_path):
     found = made_up(18)
-    assert "untrained YaRN" not in text_of(write_study(tmp_path, found, journal_command=COMMAND))
+    assert "untrained YaRN" not in words_of(tmp_path, found)
     cells = [cell | {"nll": 2.345} for cell in found.facts.base]
     facts = dataclasses.replace(found.facts, base_answer_nll=3.5, base_yarn={"cells": cells, "answer_nll": 1.25})
     records = [dataclasses.replace(record, answer_nll=2.0) for record in found.records]
     more = dataclasses.replace(found, facts=facts, records=records)
-    text = text_of(write_study(tmp_path, more, journal_command=COMMAND))
+    text = words_of(tmp_path, more)
     assert "Answers" in text
     assert "untrained YaRN no training, each window at scale W/L 2.345 0 by definition 1.250" in text
     assert "0 by definition 3.500" in text
@@ -410,13 +416,13 @@ def test_the_table_of_a_surrogate_says_what_is_determined(tmp_path):
     parameters = dict.fromkeys(found.facts.space, None) | {next(iter(found.facts.space)): row}
     said = {"trials": 12, "full": 9, "left_out_spearman": 0.71, "coverage": 0.92, "parameters": parameters}
     ranges = found.ranges | {"surrogate": said}
-    text = text_of(write_study(tmp_path, dataclasses.replace(found, ranges=ranges), journal_command=COMMAND))
+    text = words_of(tmp_path, dataclasses.replace(found, ranges=ranges))
     assert (
         "A Gaussian process fitted to 12 trials, 9 of them in full" in text and "92% of them" in text and "0.71" in text
     )
     assert "no full trial has it" in text
     without = dataclasses.replace(found, ranges=found.ranges | {"surrogate": None})
-    assert "A Gaussian process" not in text_of(write_study(tmp_path, without, journal_command=COMMAND))
+    assert "A Gaussian process" not in words_of(tmp_path, without)
 
 
 def test_settings_are_said_in_words():
@@ -480,7 +486,7 @@ def test_the_pareto_mode_says_what_the_weighted_number_is_for():
 
 def test_a_base_whose_scaling_was_removed_is_called_that(study, tmp_path):
     removed = dataclasses.replace(study, facts=dataclasses.replace(study.facts, removed_scaling="yarn"))
-    page = write_study(tmp_path, removed, coverage={}, journal_command="x")
-    text = page.read_text()
+    with unrendered():
+        text = write_study(tmp_path, removed, coverage={}, journal_command="x").read_text()
     assert "base, its yarn scaling removed" in text and "the base without its yarn scaling" in text
     assert "untouched" not in text

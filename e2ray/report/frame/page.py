@@ -137,6 +137,9 @@ def picture(figure: Figure, alt: str, caption: str) -> Picture:
 
 def png(figure: Figure) -> bytes:
     """Return a figure as PNG bytes without the library's name and version in them."""
+    if engine := figure.get_layout_engine():  # else all is drawn twice, once only to be laid out
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
