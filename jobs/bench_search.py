@@ -188,7 +188,7 @@ def replay(config: RunConfig, values: dict[tuple[Any, ...], dict[int, float]], s
     None if all trials went by without one.
     """
     from e2ray.search.study import Study
-    from e2ray.search.trial_plan import Measured
+    from e2ray.search.trial_plan import Reached
 
     wanted = WITHIN * min(value[STEPS] for value in values.values())
     recipe = config.model_dump(mode="json") | {"seed": seed}
@@ -200,9 +200,9 @@ def replay(config: RunConfig, values: dict[tuple[Any, ...], dict[int, float]], s
         window_cells = [{"window": w, "scale": w / 128, "documents": 1} for w in (128, *study.windows)]
         study.set_base([cell | {"nll": 0.0} for cell in window_cells])
 
-        def measured(step: int, value: float) -> Measured:
+        def measured(step: int, value: float) -> Reached:
             cells = [cell | {"nll": value / (weights.long + weights.short)} for cell in window_cells]
-            return Measured(step, cells, {}, step, 0.0, 0.0)
+            return Reached(step=step, cells=cells, tokens=step, trial_seconds=0.0, loss=0.0)
 
         spent = 0
         while plan := study.next():

@@ -74,10 +74,5 @@ class CompareSettings(Settings):
 
 
 def lane_positions(lane: str, max_scale: float) -> PositionSettings:
-    """Return the draws of a trained lane other than `best`.
-
-    Args:
-        lane: Its name.
-        max_scale: G, the largest scale the lane trains for.
-    """
+    """Return the draws of a trained lane other than `best`, up to the largest scale that it trains for."""
     return PositionSettings.model_validate(NAMED[lane].positions(max_scale))

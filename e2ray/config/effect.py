@@ -35,12 +35,7 @@ HUB_ID = "it belongs to a hub id, and {path} is a folder"
 
 
 def without_effect(config: RunConfig, base_context_length: int) -> list[str]:
-    """Return one line for each setting of a recipe that changes nothing beside the others.
-
-    Args:
-        config: The recipe.
-        base_context_length: L of its model, tokens.
-    """
+    """Return one line for each setting of a recipe that changes nothing beside the others; L is of its model."""
     told = [*_model(config), *_data(config.data)]
     told += _positions(config.positions, config.data.window, base_context_length)
     told += _train("train", config.train)

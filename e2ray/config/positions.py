@@ -206,10 +206,7 @@ def preset(name: str, max_scale: float) -> dict[str, object]:
     """Return the settings of a method as plain data (`scale`, `placement`, `per`, `method`).
 
     `e2yarn`, the paper's draws under YaRN, and `recommended`, what this project has measured best, are ours.
-
-    Args:
-        name: One of `PRESETS`.
-        max_scale: The scale the method trains for, >= 1; `native` ignores it.
+    `max_scale`, at least 1, is what the method trains for; `native` ignores it.
     """
     if name not in PRESETS:
         raise ValueError(f"must be one of {', '.join(PRESETS)}, got {name!r}")
@@ -279,13 +276,10 @@ class PositionSettings(Settings):
         return self.scale.max_scale
 
     def serve_at(self, ratio: float) -> float:
-        """Return the scale that a model of these draws reads a text with which is `ratio` times as long as L.
+        """Return the scale that a model of these draws reads a text with which is `ratio`, W / L, times as long as L.
 
         Where few scales are drawn it is the smallest of them that reaches the text, else the largest; where one may be
         any in a range, or is always 1, it is the paper's, W / L.
-
-        Args:
-            ratio: W / L, above 0.
         """
         drawn: set[float] = set()
         if isinstance(self.scale, FixedScale):

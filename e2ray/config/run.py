@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from e2ray.config.base import Settings, SettingsError
+from e2ray.config.base import Settings
 from e2ray.config.compare import CompareSettings, lane_positions
 from e2ray.config.data import DataSettings
 from e2ray.config.evaluate import EvaluateSettings, ExportSettings
@@ -269,4 +269,10 @@ def differences(
     return found
 
 
-__all__ = ["FREE_ON_RESUME", "MENDABLE", "RunConfig", "SettingsError", "differences"]
+def difference(
+    old: Mapping[str, object], new: Mapping[str, object], free: Sequence[str] = FREE_ON_RESUME
+) -> str | None:
+    """Return the first of the `differences` and how many more there are; None where there are none."""
+    found = differences(old, new, free=free)
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{found[0]}{more}" if found else None

@@ -41,12 +41,9 @@ SHOWN_LENGTH = 200
 
 
 def assign(recipe: Mapping[str, object], params: Mapping[str, object], root: type[Settings]) -> dict[str, object]:
-    """Return a recipe with the values of searched settings put in their places.
+    """Return a resolved recipe, plain data without presets, with values put in their places by dotted path.
 
-    Args:
-        recipe: A resolved recipe as plain data (no presets).
-        params: Values by dotted path.
-        root: The class of a recipe, which tells what a section of another `kind` keeps.
+    `root`, the class of a recipe, tells what a section of another `kind` keeps.
 
     Raises:
         ValueError: If a path leads through a plain value.
@@ -105,14 +102,7 @@ def in_order(space: Space) -> list[str]:
 def express(
     space: Space, recipe: Mapping[str, object], root: type[Settings], target: Mapping[str, object]
 ) -> dict[str, Value]:
-    """Return the values that turn the recipe into `target`'s positions; empty if the space cannot.
-
-    Args:
-        space: The searched settings.
-        recipe: A resolved recipe as plain data.
-        root: The class of a recipe.
-        target: The same recipe with other `positions`.
-    """
+    """Return the values that turn a resolved recipe into one with `target`'s positions; empty if the space cannot."""
     params: dict[str, Value] = {}
     for path in in_order(space):
         if not active(space, path, params):
@@ -179,10 +169,7 @@ def validated(recipe: Mapping[str, object], root: type[Settings]) -> dict[str, o
 def check(space: Space, recipe: Mapping[str, object], root: type[Settings]) -> None:
     """Check a space against the settings it names, by putting both ends of every parameter into the recipe.
 
-    Args:
-        space: The searched settings.
-        recipe: The resolved recipe they belong to, as plain data, without its `search` section.
-        root: The class of a recipe.
+    The recipe is resolved, plain data, without its `search` section.
 
     Raises:
         ValueError: For the first parameter that names no setting, or a value that the setting refuses.

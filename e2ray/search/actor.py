@@ -8,15 +8,31 @@ never come to stand.
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import ray
 from ray import tune
 
 from e2ray.loading import loading
 
+if TYPE_CHECKING:
+    from e2ray.search.trial import Workbench
+    from e2ray.train.heartbeat import Heartbeat
 
-def packed(what: Any) -> bytes:
+
+class TrialConfig(TypedDict):
+    """What Tune hands to whoever runs a trial; `Shared`, `Plan` and the cluster's settings are packed."""
+
+    study: str
+    number: int
+    shared: bytes
+    plan: bytes
+    cluster: bytes
+    threads: int
+    beats: str  # folder where it says that it lives
+
+
+def packed(what: object) -> bytes:
     """Return an object as bytes, which an actor opens when it needs it."""
     return bytes(ray.cloudpickle.dumps(what))
 
@@ -27,40 +43,37 @@ def opened(what: bytes) -> Any:
 
 
 class TrialActor(tune.Trainable):
-    """Runs trial after trial of one worker.
+    """Runs trial after trial of one worker."""
 
-    Its `config` holds `number` (of the trial), `shared` and `plan` (packed, see `trial.Shared` and `trial_plan.Plan`),
-    `threads` and `beats` (where it says that it lives).
-    """
-
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: TrialConfig) -> None:
         """Take the first trial."""
         logging.getLogger().setLevel(logging.WARNING)
-        self.bench: Any = None
-        self.heart: Any = None
+        self.bench: Workbench | None = None
+        self.heart: Heartbeat | None = None
         self.reset_config(config)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: TrialConfig) -> bool:
         """Take another trial."""
         self.given, self.started = new_config, False
         return True
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, object]:
         """Train to the next rung or the end and return what was measured there."""
         from e2ray.train.heartbeat import RESTING
 
         label = f"worker of trial {self.given['number']}"
         if self.bench is None:
             self.bench = self._open(label)
+        assert self.heart is not None, "it began with the bench"
         if not self.started:
             self.heart.begin(label)
             self.bench.begin(opened(self.given["plan"]))
             self.started = True
-        found: dict[str, Any] = self.bench.advance()
+        found = self.bench.advance()
         self.heart.mark(RESTING)
-        return found | {"done": "failed" in found or found["complete"]}
+        return found | {"done": "failed" in found or bool(found["complete"])}
 
-    def _open(self, label: str) -> Any:
+    def _open(self, label: str) -> "Workbench":
         """Return the bench, with all that trials share, and begin to say that this process lives."""
         with loading():
             import torch
@@ -81,7 +94,7 @@ class TrialActor(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Keep nothing: a trial that was cut off is run again."""
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
+    def load_checkpoint(self, checkpoint: object) -> None:
         """Nothing was kept."""
 
     def cleanup(self) -> None:
@@ -92,7 +105,7 @@ class TrialActor(tune.Trainable):
             self.bench.end()
 
 
-def distributed(config: dict[str, Any]) -> None:
+def distributed(config: TrialConfig) -> None:
     """Run one trial of several workers; a driver of its own for Ray Train."""
     from ray.tune.integration.ray_train import TuneReportCallback
 

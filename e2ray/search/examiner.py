@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +16,11 @@ from e2ray.evaluate.documents import select_documents
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, cell, document_sums
 from e2ray.evaluate.retrieval import accuracy
 from e2ray.search.objectives import ASKED, long_windows
+from e2ray.search.record import Cell
 from e2ray.search.shared import Shared
-from e2ray.search.trial_plan import Measured, Plan
+from e2ray.search.trial_plan import Plan
 from e2ray.train import checkpoint
 from e2ray.train.engine import Engine
-
-CELL = ("window", "scale", "nll", "stderr", "tokens", "documents", "stride")
 
 
 class Examiner:
@@ -58,8 +56,8 @@ class Examiner:
         """Each window at every scale of the recipe, beside those served."""
         return self.served | set(itertools.product({self.length, *self.windows}, self.settings.scales))
 
-    def cells(self, model: nn.Module, hook: RotaryHook, wanted: set[tuple[int, float]]) -> list[dict[str, Any]]:
-        """Return a row {window, scale, nll, ...} of each wanted (window, scale), ascending.
+    def cells(self, model: nn.Module, hook: RotaryHook, wanted: set[tuple[int, float]]) -> list[Cell]:
+        """Return what each wanted (window, scale) reads, ascending.
 
         Raises:
             DivergedWeights: If an NLL is no finite number.
@@ -79,7 +77,18 @@ class Examiner:
             )
         if len(rows) < len(wanted):
             raise SettingsError(f"evaluation: a window of {max(self.windows)} tokens: {OUT_OF_MEMORY}")
-        return [{key: getattr(row, key) for key in CELL} for row in map(cell, rows)]
+        return [
+            Cell(
+                window=row.window,
+                scale=row.scale,
+                nll=row.nll,
+                stderr=row.stderr,
+                tokens=row.tokens,
+                documents=row.documents,
+                stride=row.stride,
+            )
+            for row in map(cell, rows)
+        ]
 
     def asked(self, model: nn.Module, hook: RotaryHook) -> dict[str, float | None]:
         """Return the objectives of the retrieval grid, None each where the study does not ask.
@@ -104,7 +113,7 @@ class Examiner:
         nll = sum(answer * row.trials for answer, row in zip(known, rows, strict=True)) / trials
         return {"retrieval": sum(row.found for row in rows) / trials, "answer_nll": nll}
 
-    def examine(self, engine: Engine, plan: Plan, *, last: bool) -> dict[str, Any]:
+    def examine(self, engine: Engine, plan: Plan, *, last: bool) -> dict[str, object]:
         """Return `cells`, `retrieval` and `answer_nll` of a model in training.
 
         At the last step of a trial that may be among a study's best, the whole surface is measured.
@@ -118,15 +127,10 @@ class Examiner:
         return {"cells": cells, **self.asked(module, engine.hook)}
 
 
-def measure(examiner: Examiner, engine: Engine, plan: Plan, step: int, seconds: Callable[[], float]) -> dict[str, Any]:
-    """Return what a trial is at a step: empty but at its rungs and at its end.
-
-    Args:
-        examiner: Measures it.
-        engine: Trains it.
-        plan: What it is.
-        step: Updates made.
-        seconds: Returns the wall time it has trained and been measured.
+def measure(
+    examiner: Examiner, engine: Engine, plan: Plan, step: int, seconds: Callable[[], float]
+) -> dict[str, object]:
+    """Return what a trial is at a step: empty but at its rungs and at its end; `seconds` tells how long it took so far.
 
     Raises:
         Diverged: If its state is not finite, where the documents need not show it.
@@ -138,15 +142,3 @@ def measure(examiner: Examiner, engine: Engine, plan: Plan, step: int, seconds: 
     checkpoint.refuse_non_finite(engine, step=step)
     found = examiner.examine(engine, plan, last=last)
     return found | {"trial_seconds": seconds(), "complete": last}
-
-
-def measured(metrics: dict[str, Any]) -> Measured:
-    """Return the part of a logged step's metrics that the study keeps."""
-    return Measured(
-        step=metrics["step"],
-        cells=metrics["cells"],
-        asked={name: metrics[name] for name in ASKED},
-        tokens=metrics["tokens"],
-        seconds=metrics["trial_seconds"],
-        loss=metrics["loss"],
-    )

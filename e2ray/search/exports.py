@@ -11,9 +11,7 @@ import json
 import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,10 +21,10 @@ from e2ray.config.run import RunConfig
 from e2ray.evaluate.removed import base_words
 from e2ray.files import atomic_path, write_text
 from e2ray.records.folders import StudyExport
-from e2ray.records.study import CurveRow, Pareto, Point, Ranges, StudyNoise, TrialRow
+from e2ray.records.study import CurveRow, Pareto, Point, StudyNoise, TrialRow
 from e2ray.records.table import schema_of
 from e2ray.search.objectives import ASKED
-from e2ray.search.record import Noise, StudyFacts, StudyResults, TrialRecord
+from e2ray.search.record import SearchedSetting, StudyFacts, StudyResults, TrialRecord, section
 from e2ray.search.results import KEPT_GAIN_SHARE, MAXIMISED, base_long, objectives_of, text_of
 
 PARAM = "param:"
@@ -57,8 +55,7 @@ def write_tables(folder: Path, found: StudyResults) -> None:
     _write_csv(export.trials_text, rows, schema)
     _write_parquet(export.curves, _curves(found), schema_of(CurveRow))
     _pareto(found).write(export.pareto)
-    ranges = found.ranges | {"seeds": found.noise.runs, "rungs": found.correlations}
-    Ranges.model_validate(ranges).write(export.ranges)
+    found.ranges.write(export.ranges)
 
 
 def trials_schema(facts: StudyFacts) -> pa.Schema:
@@ -68,7 +65,7 @@ def trials_schema(facts: StudyFacts) -> pa.Schema:
     return pa.schema([*schema_of(TrialRow), *params])
 
 
-def _type(parameter: Mapping[str, Any]) -> pa.DataType:
+def _type(parameter: SearchedSetting) -> pa.DataType:
     """Return the type of a setting's column; options of several types, or null among them, become text."""
     if parameter["kind"] != "choice":
         return {"float": pa.float64(), "int": pa.int64()}[parameter["kind"]]
@@ -80,17 +77,19 @@ def _type(parameter: Mapping[str, Any]) -> pa.DataType:
     return pa.float64() if types and types <= {int, float} else pa.string()
 
 
-def _row(record: TrialRecord, schema: pa.Schema, facts: StudyFacts) -> dict[str, Any]:
+def _row(record: TrialRecord, schema: pa.Schema, facts: StudyFacts) -> dict[str, object]:
     positions = record.settings.get("positions") or {}
-    scale = positions.get("scale", {})
-    listed = [choice["scale"] for choice in scale.get("choices", [])]  # this kind names its scales one by one
+    scale, placement = section(positions, "scale"), section(positions, "placement")
+    choices = scale.get("choices")  # this kind names its scales one by one
+    listed = [choice["scale"] for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    numbers = [number for number in listed if isinstance(number, int | float)]
     reason = None if record.reason is None else record.reason.encode("utf-8", "replace").decode("utf-8")
     row = {name: getattr(record, name) for name in _OWN} | {
         "reason": None if reason is None else " ".join(reason.split()),
         "scale_kind": scale.get("kind"),
-        "max_scale": max(listed) if listed else scale.get("max_scale"),
+        "max_scale": max(numbers) if numbers else scale.get("max_scale"),
         "native_share": scale.get("native_share"),
-        "placement_kind": positions.get("placement", {}).get("kind"),
+        "placement_kind": placement.get("kind"),
         "per": positions.get("per"),
         "lr": record.settings.get("train.lr"),
         "positions": json.dumps(positions, sort_keys=True, ensure_ascii=False) if positions else None,
@@ -100,29 +99,30 @@ def _row(record: TrialRecord, schema: pa.Schema, facts: StudyFacts) -> dict[str,
     return {field.name: _cell(row[field.name], field.type, field.name in active) for field in schema}
 
 
-def _cell(value: Any, kind: pa.DataType, active: bool) -> Any:
+def _cell(value: object, kind: pa.DataType, active: bool) -> object:
     """Return a value as its column has it; None stays empty unless a searched setting was given null as its value."""
     if value is None:
         return text_of(None) if active else None
-    if pa.types.is_floating(kind):
+    if isinstance(value, int | float) and pa.types.is_floating(kind):
         return float(value)
-    if pa.types.is_integer(kind):
+    if isinstance(value, int | float) and pa.types.is_integer(kind):
         return int(value)
     return text_of(value) if pa.types.is_string(kind) else value
 
 
-def _curves(found: StudyResults) -> list[dict[str, Any]]:
-    rows = [{"number": record.number} | row for record in found.records for row in record.curves]
-    return sorted(rows, key=lambda row: (row["number"], row["step"], row["window"], row["scale"]))
+def _curves(found: StudyResults) -> list[dict[str, object]]:
+    cells = [(record.number, cell) for record in found.records for cell in record.curves]
+    cells.sort(key=lambda pair: (pair[0], pair[1]["step"], pair[1]["window"], pair[1]["scale"]))
+    return [{"number": number, **cell} for number, cell in cells]
 
 
-def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+def _write_parquet(path: Path, rows: list[dict[str, object]], schema: pa.Schema) -> None:
     table = pa.Table.from_pylist(rows, schema=schema)
     with atomic_path(path) as aside:
         pq.write_table(table, aside, compression="zstd", store_schema=False)
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+def _write_csv(path: Path, rows: list[dict[str, object]], schema: pa.Schema) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(schema.names)
@@ -131,7 +131,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Non
         aside.write_bytes(text.getvalue().encode("utf-8"))
 
 
-def _csv_text(value: Any) -> str:
+def _csv_text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -147,14 +147,16 @@ def _pareto(found: StudyResults) -> Pareto:
         study=found.facts.name,
         objectives={name: "maximise" if name in MAXIMISED else "minimise" for name in objectives},
         weights=dict(found.facts.weights),
-        noise=StudyNoise(**asdict(found.noise)),
+        noise=found.noise,
         base=base,
         front=tuple(Point(**{name: getattr(point, name) for name in Point.model_fields}) for point in points),
         chosen=dict(found.chosen),
     )
 
 
-def write_recipes(folder: Path, found: StudyResults, recipe: Mapping[str, Any], *, skip_documents: int | None) -> None:
+def write_recipes(
+    folder: Path, found: StudyResults, recipe: Mapping[str, object], *, skip_documents: int | None
+) -> None:
     """Write the recipes a study proposes: best-<role>.yaml, best.yaml (the balanced one), front/<number>.yaml.
 
     Each is the study's own recipe, with its full budget, and the trial's settings in their places. Those of an
@@ -188,20 +190,16 @@ def write_recipes(folder: Path, found: StudyResults, recipe: Mapping[str, Any], 
 
 
 def _config(
-    record: TrialRecord, found: StudyResults, recipe: Mapping[str, Any], *, role: str, skip_documents: int | None
+    record: TrialRecord, found: StudyResults, recipe: Mapping[str, object], *, role: str, skip_documents: int | None
 ) -> RunConfig:
     plain = {key: value for key, value in recipe.items() if key != "search"}
     source = f"trial {record.number} of study {found.facts.name}"
-    made = load.validate(plain, source=source).model_dump(mode="json")  # presets expanded
-    if record.params:
-        made = space.assign(made, record.params, RunConfig)
-    else:  # a published method that the space cannot express
-        made["positions"] = record.settings["positions"]
-        made["train"]["lr"] = record.settings["train.lr"]
-    made["name"] = f"{found.facts.name[: MAX_NAME - len(role) - 1]}-{role}"
-    if made["evaluate"] is not None and skip_documents is not None:
-        made["evaluate"]["skip_documents"] = skip_documents
-    return load.validate(made, source=source)
+    config = load.validate(plain, source=source)  # presets expanded
+    changes: dict[str, object] = dict(record.params or record.settings)  # of a method that the space cannot express
+    changes["name"] = f"{found.facts.name[: MAX_NAME - len(role) - 1]}-{role}"
+    if config.evaluate is not None and skip_documents is not None:
+        changes["evaluate.skip_documents"] = skip_documents
+    return load.validate(space.assign(config.model_dump(mode="json"), changes, RunConfig), source=source)
 
 
 def _header(words: str, record: TrialRecord, found: StudyResults, config: RunConfig, skip_documents: int | None) -> str:
@@ -241,7 +239,7 @@ def _share(found: float, deviation: float | None) -> str:
     return f"{found:.1%}" if deviation is None else f"{found:.1%} +- {deviation:.1%}"
 
 
-def _noise_words(noise: Noise) -> str:
+def _noise_words(noise: StudyNoise) -> str:
     if noise.value is None:
         return "How far trials differ by their seed alone was not measured, so small differences say nothing."
     return f"+- is one standard deviation of the paper's preset over {noise.runs} seeds."

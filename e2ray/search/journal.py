@@ -13,10 +13,9 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from e2ray import files
-from e2ray.config.base import SettingsError
+from e2ray.config.base import Plain, SettingsError
 from e2ray.records.folders import StudyFolder
 from e2ray.records.sealed import End, Lines, read, sealed
 
@@ -124,11 +123,11 @@ class Journal:
         if not self._unsealed:
             files.write_text(end_path(path), _end_text(self._end))
 
-    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+    def read_logs(self, log_number_from: int) -> list[Plain]:
         """Return what was written from a number on, counted from 0."""
         return self._logs[log_number_from:]
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+    def append_logs(self, logs: list[Plain]) -> None:
         """Append lines and flush them to the disk.
 
         Raises:

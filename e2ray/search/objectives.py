@@ -1,16 +1,16 @@
 """The objectives of a search, read off the cells that a trial was measured at."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from e2ray.core.scales import paper_scale
+from e2ray.search.record import Cell
 
 ASKED = ("retrieval", "answer_nll")  # objectives of the retrieval grid
 
 
-def cell_nll(cells: Sequence[Mapping[str, Any]], window: int, scale: float) -> float:
+def cell_nll(cells: Sequence[Cell], window: int, scale: float) -> float:
     """Return the NLL of one cell.
 
     Raises:
@@ -27,7 +27,7 @@ def long_windows(measured: Sequence[int], base_context_length: int) -> tuple[int
     return tuple(window for window in measured if window > base_context_length) or tuple(measured)
 
 
-def long_of(cells: Sequence[Mapping[str, Any]], windows: Sequence[int], base_context_length: int) -> float:
+def long_of(cells: Sequence[Cell], windows: Sequence[int], base_context_length: int) -> float:
     """Return the mean NLL over windows, each read at scale W / L.
 
     Raises:

@@ -4,46 +4,47 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import get_args
 
+from pydantic import JsonValue
 from rich.console import Console
 from rich.table import Table
 
 from e2ray.data.pace import clock
-from e2ray.search.record import State, StudyFacts, StudyResults, TrialRecord
+from e2ray.search.record import State, StudyFacts, StudyResults, TrialRecord, section
 
 WIDTH = 150  # characters of the table; logs have no width of their own
 SHOWN = 5
 
 
-def positions_in_words(positions: Mapping[str, Any]) -> str:
+def positions_in_words(positions: Mapping[str, JsonValue]) -> str:
     """Return a `positions` section in a few words: `power(-0.8) 13 % native, random_breaks(3), per step`."""
-    scale, placement = positions["scale"], positions["placement"]
-    text = scale["kind"] + _arguments(scale, ("max_scale", "native_share"))
+    scale, placement = section(positions, "scale"), section(positions, "placement")
+    text = f"{scale['kind']}{_arguments(scale, ('max_scale', 'native_share'))}"
     if scale["kind"] == "fixed":
         text = f"fixed({scale['max_scale']:g})"
     if scale["native_share"]:
         text += f" {scale['native_share']:.0%} native"
-    text += ", " + placement["kind"] + _arguments(placement, ("jump",))
-    jump = placement.get("jump")
+    text += f", {placement['kind']}{_arguments(placement, ('jump',))}"
+    jump = section(placement, "jump")
     if jump and jump["kind"] != "uniform":
         text += f" {jump['kind']}{_arguments(jump, ())}"
     text += ", per step" if positions["per"] == "step" else ""
-    method = dict(positions.get("method") or {"kind": "linear"})  # of studies that knew none other
-    if method["kind"] == "linear":
+    method = section(positions, "method")
+    if method.get("kind", "linear") == "linear":  # studies knew none other
         return text
-    heat = method.pop("temperature", None) or {}
-    degree = {"log": f" T {heat.get('coefficient', 0):.2g}", "none": " T 0"}.get(heat.get("kind", ""), "")
-    listed = {key: value for key, value in method.items() if not isinstance(value, list | tuple)}
-    return f"{text}, {method['kind']}{_arguments(listed, ())}{degree}"
+    heat = section(method, "temperature")
+    degree = {"log": f" T {heat.get('coefficient', 0):.2g}", "none": " T 0"}.get(str(heat.get("kind")), "")
+    lists = [key for key, value in method.items() if isinstance(value, list)]
+    return f"{text}, {method['kind']}{_arguments(method, ('temperature', *lists))}{degree}"
 
 
-def _arguments(section: Mapping[str, Any], besides: Sequence[str]) -> str:
-    shown = [_short(value) for key, value in section.items() if key not in ("kind", *besides)]
+def _arguments(settings: Mapping[str, JsonValue], besides: Sequence[str]) -> str:
+    shown = [_short(value) for key, value in settings.items() if key not in ("kind", *besides)]
     return f"({', '.join(shown)})" if shown else ""
 
 
-def _short(value: Any) -> str:
+def _short(value: JsonValue) -> str:
     if isinstance(value, bool):
         return "pinned" if value else "free"
     return f"{value:.2g}" if isinstance(value, float) else str(value)

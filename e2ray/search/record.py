@@ -4,10 +4,63 @@ Nothing here knows Optuna or Ray. The journal is read into these records (`study
 them (`results.py`), and the report draws them.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypedDict
+
+from pydantic import JsonValue
+
+from e2ray.config.base import Plain
+from e2ray.config.search import Value
+from e2ray.records.study import Ranges, StudyNoise
 
 State = Literal["waiting", "running", "complete", "pruned", "failed"]
+
+
+class Cell(TypedDict):
+    """A window read at a scale, as `records.study.CurveRow` says it."""
+
+    window: int
+    scale: float
+    nll: float
+    stderr: float | None
+    tokens: int
+    documents: int
+    stride: int
+
+
+class CurveCell(Cell):
+    """The same of a trial, behind so many updates."""
+
+    step: int
+
+
+class YarnRead(TypedDict, total=False):
+    """The untouched base read by YaRN: windows at scale W / L, and what is asked."""
+
+    cells: list[Cell]
+    retrieval: float | None
+    answer_nll: float | None
+
+
+class SearchedSetting(TypedDict, total=False):
+    """A setting of a space: a range from `low` to `high`, or one of `options`; it applies beside values in `when`."""
+
+    kind: Literal["float", "int", "choice"]
+    low: float
+    high: float
+    log: bool
+    options: Sequence[Value]
+    when: Mapping[str, Sequence[Value]]
+
+
+TrialSettings = TypedDict("TrialSettings", {"positions": Plain, "train.lr": float}, total=False)
+
+
+def section(settings: Mapping[str, JsonValue], name: str) -> Plain:
+    """Return a section of plain settings, empty where it is not there."""
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -22,7 +75,7 @@ class TrialRecord:
         seed: Seed of its rows and draws; all trials but the repeats above 0 share one.
         params: Value of each searched setting, by its dotted path; a conditional one appears only where it applies.
             Empty for a baseline that the space cannot express.
-        settings: The trial's `positions` section and learning rate, resolved: {"positions": {...}, "train.lr": 1e-3}.
+        settings: The trial's `positions` section and learning rate, resolved.
         steps: Updates it would make in full.
         step: Updates behind the numbers below; less than `steps` for a pruned trial.
         long: Mean NLL over the windows beyond L, each read at scale W / L, nats per token.
@@ -32,9 +85,8 @@ class TrialRecord:
         tokens: Tokens trained on.
         seconds: Wall time of training and evaluation, as the trial's own worker measured it.
         reason: Why it failed, one line.
-        curves: Rows {step, window, scale, nll, stderr, tokens, documents, stride} of every evaluation it made: at each
-            rung the windows at scale W / L, at the last step the whole surface where the study asks for it and no full
-            trial was as good on both objectives when this one began.
+        curves: Cells of every evaluation it made: at each rung the windows at scale W / L, at the last step the whole
+            surface where the study asks for it and no full trial was as good on both objectives when this one began.
         values: Weighted number at each rung reached, by step.
         answer_nll: Mean NLL of the tokens of a passkey behind its question, nats, or None where it is not weighed.
     """
@@ -44,8 +96,8 @@ class TrialRecord:
     baseline: str | None
     repeat: int | None
     seed: int
-    params: dict[str, Any]
-    settings: dict[str, Any]
+    params: dict[str, Value]
+    settings: TrialSettings
     steps: int
     step: int
     long: float | None
@@ -55,7 +107,7 @@ class TrialRecord:
     tokens: int
     seconds: float
     reason: str | None
-    curves: list[dict[str, Any]]
+    curves: list[CurveCell]
     values: dict[int, float]
     answer_nll: float | None = None
 
@@ -63,6 +115,11 @@ class TrialRecord:
     def finished(self) -> bool:
         """Whether nothing will be added to it."""
         return self.state in ("complete", "pruned", "failed")
+
+
+def numbers_of(records: Iterable[TrialRecord], path: str) -> list[float]:
+    """Return the values that trials have of a setting that is a number."""
+    return [value for record in records if isinstance(value := record.params.get(path), int | float)]
 
 
 @dataclass(frozen=True)
@@ -81,12 +138,11 @@ class StudyFacts:
         rungs: Steps at which a trial may be stopped, ascending, without the last step.
         weights: Of the weighted number: {"long": 1.0, "short": 0.5, "retrieval": 0.0, "answer_nll": 0.0}.
         mode: `weighted`, or `pareto` where Optuna itself works on several objectives.
-        space: By dotted path: {"kind": "float" | "int" | "choice", "low", "high", "log", "options", "when"}.
-        base: Rows {window, scale, nll, stderr, tokens, documents, stride} of the untouched base model.
+        space: What is searched, by dotted path.
+        base: Cells of the untouched base model.
         base_retrieval: Share of passkeys that the untouched base model finds, or None where it is not weighed.
         base_answer_nll: Mean NLL of its answers' tokens, nats, or None.
-        base_yarn: The same of the base read by YaRN: `cells` at scale W / L, `retrieval` and `answer_nll`; empty where
-            it was not measured.
+        base_yarn: The same of the base read by YaRN; None where it was not measured.
         removed_scaling: Rope type that was removed from the base; None where it is the checkpoint itself.
         documents: Held-out documents scored.
         seed: Seed of the rows and draws.
@@ -103,35 +159,14 @@ class StudyFacts:
     rungs: tuple[int, ...]
     weights: dict[str, float]
     mode: str
-    space: dict[str, dict[str, Any]]
-    base: list[dict[str, Any]]
+    space: dict[str, SearchedSetting]
+    base: list[Cell]
     documents: int
     seed: int
     base_retrieval: float | None = None
     base_answer_nll: float | None = None
-    base_yarn: dict[str, Any] = field(default_factory=dict)
+    base_yarn: YarnRead | None = None
     removed_scaling: str | None = None
-
-
-@dataclass(frozen=True)
-class Noise:
-    """How far trials differ that differ only in the seed of rows and draws: the paper's preset, repeated.
-
-    Attributes:
-        runs: Complete repeats it comes from.
-        long: Sample standard deviation of the long objective, nats per token; None under two runs.
-        short: Of the short objective.
-        value: Of the weighted number.
-        retrieval: Of the share of passkeys found.
-        answer_nll: Of the mean NLL of answers.
-    """
-
-    runs: int
-    long: float | None
-    short: float | None
-    value: float | None
-    retrieval: float | None = None
-    answer_nll: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,16 +176,11 @@ class StudyResults:
     Attributes:
         facts: What all trials share.
         records: All trials by number.
-        noise: Of one trial.
+        noise: How far trials differ by their seed alone.
         front: Numbers of the trials on the Pareto front of (long, short), by rising `long`.
         chosen: Numbers of the trials behind best-*.yaml: `long-first`, `balanced`, `short-first`; absent where no trial
             qualifies.
-        ranges: The content of ranges.json, under `parameters` by dotted path: {"kind", "trials", "undetermined",
-            "low", "high" or "kinds" (kind -> count), "importance", "importance_spread"}, beside `within` (nats: the
-            noise SD used), `best` (number), `trials` (within it) and `surrogate` (what `surrogate.intervals` says, or
-            None).
-        correlations: One {"step", "spearman", "trials", "sampled_spearman", "sampled_trials"} per rung: rank
-            correlation of its values with the final ones, of all trials that ran to the end and of the sampled ones.
+        ranges: What good trials have in common, what a surrogate says, and how well rungs rank the trials.
         importances: Importance of each setting, by dotted path, for being among the best quarter of the complete
             trials; they sum to 1; empty if not computable.
         importance_spread: Lowest and highest importance of each of these with any one trial left out.
@@ -158,11 +188,10 @@ class StudyResults:
 
     facts: StudyFacts
     records: list[TrialRecord]
-    noise: Noise
+    noise: StudyNoise
     front: list[int]
     chosen: dict[str, int]
-    ranges: dict[str, Any]
-    correlations: list[dict[str, Any]]
+    ranges: Ranges
     importances: dict[str, float]
     importance_spread: dict[str, tuple[float, float]] = field(default_factory=dict)
 

@@ -11,13 +11,13 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from e2ray.records.study import Range, Ranges, RungRow, Searched, StudyNoise, SurrogateFound
 from e2ray.search.objectives import ASKED, minimised
 from e2ray.search.ranks import spearman
-from e2ray.search.record import Noise, StudyFacts, StudyResults, TrialRecord
+from e2ray.search.record import SearchedSetting, StudyFacts, StudyResults, TrialRecord, numbers_of
 from e2ray.search.surrogate import Trial, intervals
 
 KEPT_GAIN_SHARE = 0.8  # of long-first's gain over the base, kept by short-first
@@ -54,9 +54,11 @@ def results(
         noise=measured,
         front=points,
         chosen=choose(ordered, facts, points),
-        ranges=ranges(ordered, facts, measured, importances, importance_spread)
-        | {"surrogate": surrogate(ordered, facts, measured) if with_surrogate else None},
-        correlations=correlations(ordered, facts),
+        ranges=ranges(ordered, facts, measured, importances, importance_spread).changed(
+            surrogate=surrogate(ordered, facts, measured) if with_surrogate else None,
+            seeds=measured.runs,
+            rungs=correlations(ordered, facts),
+        ),
         importances=dict(importances),
         importance_spread=dict(importance_spread or {}),
     )
@@ -68,7 +70,7 @@ def compared(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return sorted(found, key=lambda record: record.number)
 
 
-def noise(records: Iterable[TrialRecord]) -> Noise:
+def noise(records: Iterable[TrialRecord]) -> StudyNoise:
     """Return the sample standard deviations (n - 1) over the complete repeats of the paper's preset."""
     repeats = [record for record in records if record.state == "complete" and record.repeat is not None]
 
@@ -77,7 +79,7 @@ def noise(records: Iterable[TrialRecord]) -> Noise:
         return statistics.stdev(values) if len(values) > 1 and None not in values else None
 
     names = ("long", "short", "value", *ASKED)
-    return Noise(runs=len(repeats), **{name: deviation(name) for name in names})
+    return StudyNoise.model_validate({"runs": len(repeats), **{name: deviation(name) for name in names}})
 
 
 def objectives_of(records: Iterable[TrialRecord], objectives: Sequence[str] = ("long", "short")) -> tuple[str, ...]:
@@ -91,12 +93,8 @@ def front(records: Iterable[TrialRecord], *, objectives: Sequence[str] = ("long"
     """Return the numbers of the competing trials that no other one beats, by rising first objective.
 
     A trial beats another if it is at least as good in every objective and better in one; so trials with equal
-    objectives are all on the front, or all off it. A trial that lacks an objective is left out.
-
-    Args:
-        records: Trials of a study.
-        objectives: Names of what is minimised; `answer_nll` and `retrieval`, where measured, join them, and the latter
-            is maximised.
+    objectives are all on the front, or all off it. A trial that lacks an objective is left out. `answer_nll` and
+    `retrieval`, where measured, join the objectives; all are minimised but the latter.
     """
     records = list(records)
     names = objectives_of(records, objectives)
@@ -141,7 +139,7 @@ def base_long(facts: StudyFacts) -> float | None:
 def _base_nll(facts: StudyFacts, window: int, scale: float) -> float | None:
     for row in facts.base:
         if row["window"] == window and math.isclose(row["scale"], scale):
-            return float(row["nll"])
+            return row["nll"]
     return None
 
 
@@ -191,40 +189,35 @@ def _past_the_paper(by_number: Mapping[int, TrialRecord], points: list[TrialReco
 def ranges(
     records: Iterable[TrialRecord],
     facts: StudyFacts,
-    noise: Noise,
+    noise: StudyNoise,
     importances: Mapping[str, float],
     importance_spread: Mapping[str, tuple[float, float]] | None = None,
-) -> dict[str, Any]:
-    """Return the content of ranges.json: for each searched setting, what the good trials have in common.
+) -> Ranges:
+    """Return for each searched setting what the good trials have in common.
 
-    Good are the competing trials whose weighted number is within one noise standard deviation of the best one's.
-
-    Returns:
-        `within` (nats, that deviation; None if it was not measured), `best` (number of the best trial, or None),
-        `trials` (the good ones) and `parameters` by dotted path: `kind`, `trials` (good ones that have it),
-        `undetermined` (fewer than `MIN_TRIALS` of these), `low` and `high` (central 80 % of their values, whole
-        numbers rounded outwards) or `kinds` (count by option found), None where undetermined; `importance` (0 to 1, or
-        None), `importance_spread` (its [lowest, highest] with any one trial left out, or None) and `searched` (what the
-        study searched: `low`, `high` and `log`, or `options`).
+    Good are the competing trials whose weighted number is within one noise standard deviation of the best one's. A
+    setting is undetermined that fewer than `MIN_TRIALS` of them have; whole numbers are rounded outwards.
     """
     candidates = [record for record in compared(records) if record.value is not None]
     best = min(candidates, key=_value, default=None)
     good: list[TrialRecord] = []
     if best is not None and noise.value is not None:
         good = [record for record in candidates if _value(record) <= _value(best) + noise.value]
-    return {
-        "within": noise.value,
-        "best": best.number if best else None,
-        "trials": len(good),
-        "parameters": {
-            path: _range([record.params[path] for record in good if path in record.params], facts.space[path])
-            | {"importance": importances.get(path), "importance_spread": _ends((importance_spread or {}).get(path))}
+    spread = importance_spread or {}
+    return Ranges(
+        within=noise.value,
+        best=best.number if best else None,
+        trials=len(good),
+        parameters={
+            path: _range(path, good, facts.space[path]).changed(
+                importance=importances.get(path), importance_spread=spread.get(path)
+            )
             for path in sorted(facts.space)
         },
-    }
+    )
 
 
-def surrogate(records: Iterable[TrialRecord], facts: StudyFacts, noise: Noise) -> dict[str, Any] | None:
+def surrogate(records: Iterable[TrialRecord], facts: StudyFacts, noise: StudyNoise) -> SurrogateFound | None:
     """Return what a surrogate fitted to all trials says of each setting, as `surrogate.intervals` gives it.
 
     None without the noise or with too few full trials. Baselines that the space cannot express are left out.
@@ -244,41 +237,30 @@ def surrogate(records: Iterable[TrialRecord], facts: StudyFacts, noise: Noise) -
     return intervals(facts.space, known, within=noise.value)
 
 
-def _ends(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else list(interval)
-
-
 def _value(record: TrialRecord) -> float:
     assert record.value is not None, f"trial {record.number} has no weighted number"
     return record.value
 
 
-def _range(values: list[Any], parameter: Mapping[str, Any]) -> dict[str, Any]:
-    undetermined = len(values) < MIN_TRIALS
-    found: dict[str, Any] = {"kind": parameter["kind"], "trials": len(values), "undetermined": undetermined}
-    if parameter["kind"] == "choice":
+def _range(path: str, good: Sequence[TrialRecord], parameter: SearchedSetting) -> Range:
+    values = [record.params[path] for record in good if path in record.params]
+    kind, trials, undetermined = parameter["kind"], len(values), len(values) < MIN_TRIALS
+    if kind == "choice":
         counts = Counter(text_of(value) for value in values)
-        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        return found | {
-            "kinds": None if undetermined else dict(ordered),
-            "searched": {"options": list(parameter["options"])},
-        }
-    log = bool(parameter.get("log"))
-    low, high = (None, None) if undetermined else central(values, log=log, whole=parameter["kind"] == "int")
-    return found | {
-        "low": low,
-        "high": high,
-        "searched": {"low": parameter["low"], "high": parameter["high"], "log": log},
-    }
+        ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        options = Searched(options=tuple(parameter["options"]))
+        kinds = None if undetermined else ordered
+        return Range(kind=kind, trials=trials, undetermined=undetermined, kinds=kinds, searched=options)
+    log, numbers = bool(parameter.get("log")), numbers_of(good, path)
+    low, high = (None, None) if undetermined else central(numbers, log=log, whole=kind == "int")
+    searched = Searched(low=parameter["low"], high=parameter["high"], log=log)
+    return Range(kind=kind, trials=trials, undetermined=undetermined, low=low, high=high, searched=searched)
 
 
 def central(values: Sequence[float], *, log: bool, whole: bool) -> tuple[float, float]:
-    """Return the central 80 % of some numbers: their 10th and 90th percentile, linear between neighbours.
+    """Return the central 80 % of at least one number: their 10th and 90th percentile, linear between neighbours.
 
-    Args:
-        values: At least one number; above 0 if `log`.
-        log: Interpolate between the logarithms.
-        whole: Round outwards to whole numbers.
+    Where `log`, all are above 0 and it is linear between their logarithms; where `whole`, ends are rounded outwards.
     """
     numbers = np.asarray(values, dtype=np.float64)
     shares = ((1 - CENTRAL_SHARE) / 2, (1 + CENTRAL_SHARE) / 2)
@@ -289,12 +271,12 @@ def central(values: Sequence[float], *, log: bool, whole: bool) -> tuple[float, 
     return math.floor(low + ROUNDING * abs(low)), math.ceil(high - ROUNDING * abs(high))
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """Return an option of a choice as text: words as they are, all else as JSON writes it (`true`, `8`, `null`)."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def correlations(records: Iterable[TrialRecord], facts: StudyFacts) -> list[dict[str, Any]]:
+def correlations(records: Iterable[TrialRecord], facts: StudyFacts) -> list[RungRow]:
     """Return per rung how well its weighted numbers rank the trials that ran to the end.
 
     `spearman` of `trials`; `sampled_spearman` of the `sampled_trials` among them, without the published methods, whose
@@ -306,8 +288,14 @@ def correlations(records: Iterable[TrialRecord], facts: StudyFacts) -> list[dict
     for step in facts.rungs:
         at_rung = [record for record in complete if step in record.values]
         sampled = [record for record in at_rung if record.baseline is None]
-        row: dict[str, Any] = {"step": step, "spearman": _ranked(at_rung, step), "trials": len(at_rung)}
-        found.append(row | {"sampled_spearman": _ranked(sampled, step), "sampled_trials": len(sampled)})
+        row = RungRow(
+            step=step,
+            spearman=_ranked(at_rung, step),
+            trials=len(at_rung),
+            sampled_spearman=_ranked(sampled, step),
+            sampled_trials=len(sampled),
+        )
+        found.append(row)
     return found
 
 

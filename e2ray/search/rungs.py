@@ -55,15 +55,9 @@ def verdict(
     value: float,
     others: Mapping[int, float],
 ) -> bool:
-    """Return whether a trial is stopped at a rung.
+    """Return whether a trial of some weighted number is stopped at a rung.
 
-    Args:
-        stopping: The rule.
-        rungs: All rungs of the study.
-        step: The rung.
-        number: Of the trial.
-        value: Its weighted number there.
-        others: Weighted number at this rung by trial number, of the trials that compete with it.
+    `others` are the numbers at this rung of the trials that compete with it, by trial number.
     """
     mine = bracket_of(stopping, number, rungs)
     if rungs.index(step) < mine:

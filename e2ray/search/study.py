@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import optuna
@@ -22,20 +22,20 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from e2ray import files
-from e2ray.config.base import SettingsError
+from e2ray.config.base import Plain, SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
-from e2ray.config.search import PAPER, Choice, IntRange, SearchSettings
+from e2ray.config.search import PAPER, Choice, IntRange, Parameter, SearchSettings, Value
 from e2ray.config.space import active, assign, express, in_order
 from e2ray.core.scales import paper_scale
 from e2ray.evaluate.removing import removed_scaling
 from e2ray.search.importances import importances, spread
 from e2ray.search.journal import JOURNAL, Journal
 from e2ray.search.objectives import ASKED, cell_nll, long_of, long_windows, minimised
-from e2ray.search.record import State, StudyFacts, TrialRecord
+from e2ray.search.record import Cell, CurveCell, SearchedSetting, State, StudyFacts, TrialRecord, TrialSettings
 from e2ray.search.results import front
 from e2ray.search.rungs import verdict
-from e2ray.search.trial_plan import Measured, Plan
+from e2ray.search.trial_plan import Plan, Reached
 
 STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
@@ -48,6 +48,21 @@ STATES: dict[TrialState, State] = {
 _COPY = "put it back from a copy, or choose another name"
 
 
+class _Note(TypedDict, total=False):
+    """What the journal says of a trial at a step."""
+
+    cells: list[Cell]
+    tokens: int
+    seconds: float
+    loss: float | None
+    stop: bool
+    long: float
+    short: float
+    retrieval: float | None
+    answer_nll: float | None
+    value: float
+
+
 class _Backend(Journal, BaseJournalBackend):
     """Our journal as Optuna wants it."""
 
@@ -56,12 +71,7 @@ class Study:
     """The trials of one study; one process at a time may hold it."""
 
     def __init__(self, folder: Path, config: RunConfig, base_context_length: int) -> None:
-        """Open the study in a folder, or begin it there; the caller holds the folder's lock.
-
-        Args:
-            folder: Holds the journal.
-            config: The resolved recipe with its `search` section.
-            base_context_length: L, tokens.
+        """Open the study of a resolved recipe in a folder, or begin it there; the caller holds the folder's lock.
 
         Raises:
             SettingsError: If the journal is damaged, or holds another study.
@@ -139,11 +149,11 @@ class Study:
                 attributes = {"baseline": name, "repeat": repeat, "in_space": bool(params)}
                 self._optuna.enqueue_trial(params, user_attrs=attributes)
 
-    def _positions(self, preset: str) -> dict[str, Any]:
+    def _positions(self, preset: str) -> Plain:
         largest = self.start.positions.max_scale
         return PositionSettings.model_validate({"preset": preset, "max_scale": largest}).model_dump(mode="json")
 
-    def _express(self, preset: str) -> dict[str, Any]:
+    def _express(self, preset: str) -> dict[str, Value]:
         target = self.recipe | {"positions": self._positions(preset)}
         return express(self.space, self.recipe, RunConfig, target)
 
@@ -175,20 +185,13 @@ class Study:
         """
         copy = optuna.create_study(directions=self._optuna.directions, sampler=self._sampler(len(trials)))
         copy.add_trials(trials)
-        trial, params = copy.ask(), dict[str, Any]()
-        for path in self.order:
-            if active(self.space, path, params):
-                params[path] = self._suggest(trial, path)
+        params = self._suggested(copy.ask())
         self._optuna.enqueue_trial(params, user_attrs={"baseline": None, "repeat": None, "in_space": True})
 
     def _plan(self, trial: Trial) -> Plan:
         """Return what to run for a trial whose values are chosen here, or were before a kill."""
         baseline, repeat = trial.user_attrs.get("baseline"), trial.user_attrs.get("repeat")
-        params: dict[str, Any] = {}
-        if trial.user_attrs.get("in_space", True):
-            for path in self.order:
-                if active(self.space, path, params):
-                    params[path] = self._suggest(trial, path)
+        params = self._suggested(trial) if trial.user_attrs.get("in_space", True) else {}
         recipe = assign(self.recipe, params, RunConfig)
         if baseline is not None:
             recipe["positions"] = self._positions(baseline)
@@ -211,7 +214,15 @@ class Study:
         found = [records[number] for number in front(records)]
         return tuple((r.long, r.short + base) for r in found if r.long is not None and r.short is not None)
 
-    def _suggest(self, trial: Trial, path: str) -> Any:
+    def _suggested(self, trial: Trial) -> dict[str, Value]:
+        """Return the values that Optuna has for a trial, each behind those that it depends on."""
+        params: dict[str, Value] = {}
+        for path in self.order:
+            if active(self.space, path, params):
+                params[path] = self._suggest(trial, path)
+        return params
+
+    def _suggest(self, trial: Trial, path: str) -> Value:
         parameter = self.space[path]
         if isinstance(parameter, Choice):
             return trial.suggest_categorical(path, parameter.options)
@@ -221,47 +232,43 @@ class Study:
 
     def set_base(
         self,
-        cells: Sequence[Mapping[str, Any]],
+        cells: Sequence[Cell],
         asked: Mapping[str, float | None] | None = None,
-        yarn: Mapping[str, Any] | None = None,
+        yarn: Mapping[str, object] | None = None,
     ) -> None:
         """Keep the untouched base model's cells, which the short objective is measured against, and what it answers.
 
-        Args:
-            cells: At every window and scale.
-            asked: Objectives of the retrieval grid.
-            yarn: Both of the base read by YaRN; None where it carries a scaling already.
+        Cells are at every window and scale. `yarn` is both of the base read by YaRN; None where it carries a scaling.
 
         Raises:
             ValueError: If a window of the objectives is not among them.
         """
-        rows = [dict(cell) for cell in cells]
         for window in (self.base_context_length, *self.windows):
-            cell_nll(rows, window, paper_scale(window, self.base_context_length))
+            cell_nll(cells, window, paper_scale(window, self.base_context_length))
         for name in ASKED:
             self._optuna.set_user_attr(f"base_{name}", self._weighed(asked or {}, name))
         if yarn is not None:
             known = {name: self._weighed(yarn, name) for name in ASKED}
             self._optuna.set_user_attr("base_yarn", files.finite({"cells": yarn["cells"], **known}))
-        self._optuna.set_user_attr("base", files.finite(rows))
+        self._optuna.set_user_attr("base", files.finite(list(cells)))
 
     @property
-    def base(self) -> list[dict[str, Any]] | None:
+    def base(self) -> list[Cell] | None:
         """The untouched base model's cells, or None before they were measured."""
         return self._optuna.user_attrs.get("base")
 
-    def objective(self, measured: Measured) -> dict[str, float | None]:
+    def objective(self, reached: Reached) -> dict[str, float | None]:
         """Return the objectives of what a trial's worker found and the weighted `value`; None is what has no weight.
 
         Raises:
             ValueError: If one is no finite number, or a window was not measured.
         """
         length = self.base_context_length
-        long = long_of(measured.cells, self.windows, length)
-        short = cell_nll(measured.cells, length, 1.0) - cell_nll(self.base or [], length, 1.0)
+        long = long_of(reached["cells"], self.windows, length)
+        short = cell_nll(reached["cells"], length, 1.0) - cell_nll(self.base or [], length, 1.0)
         weights = self.search.weights
         value = weights.long * long + weights.short * short
-        asked = {name: self._weighed(measured.asked, name) for name in ASKED}
+        asked = {name: self._weighed(reached, name) for name in ASKED}
         for name, found in asked.items():
             if found is not None:
                 value += getattr(weights, name) * minimised(name, found)
@@ -269,9 +276,10 @@ class Study:
             raise ValueError(f"the objective is {value} (long {long}, short {short})")
         return {"long": long, "short": short, **asked, "value": value}
 
-    def _weighed(self, asked: Mapping[str, float | None], name: str) -> float | None:
+    def _weighed(self, asked: Mapping[str, object], name: str) -> float | None:
         """Return what was found of an objective that has a weight, None of one that has none."""
-        return asked[name] if name in asked and getattr(self.search.weights, name) else None
+        found = asked.get(name)
+        return found if isinstance(found, int | float) and getattr(self.search.weights, name) else None
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -282,24 +290,29 @@ class Study:
         assert self.start.evaluate is not None and self.start.evaluate.windows is not None
         return long_windows(self.start.evaluate.windows, self.base_context_length)
 
-    def rung(self, number: int, measured: Measured) -> bool:
+    def rung(self, number: int, reached: Reached) -> bool:
         """Write down what a trial reached at a rung, and return whether it is stopped there.
 
         A value that was written down before a kill keeps its verdict.
         """
         trial = self._live[number]
-        known = trial.user_attrs.get(_key(measured.step))
+        known = trial.user_attrs.get(_key(reached["step"]))
         if known is None:
-            found = self.objective(measured)
-            known = self._note(trial, measured, found, stop=self._stops(number, measured.step, found["value"]))
+            found = self.objective(reached)
+            value = found["value"]
+            assert value is not None
+            stop = self._stops(number, reached["step"], value)
+            self._note(trial, reached, found, stop=stop)
+        else:
+            value, stop = known["value"], known["stop"]
         if self.search.mode == "pareto":
             return False
-        self._report(trial, known["value"], measured.step)
-        if known["stop"]:
+        self._report(trial, value, reached["step"])
+        if stop:
             self._tell(number, state=TrialState.PRUNED)
-        return known["stop"]
+        return stop
 
-    def _stops(self, number: int, step: int, value: float | None) -> bool:
+    def _stops(self, number: int, step: int, value: float) -> bool:
         """Return whether a trial is stopped at a rung; a published method never is."""
         stopping, frozen = self.search.early_stopping, self._frozen(number)
         if stopping is None or frozen.user_attrs.get("baseline") is not None:
@@ -309,17 +322,16 @@ class Study:
             for other in self._optuna.get_trials(deepcopy=False)
             if other.number != number and _key(step) in other.user_attrs and not other.user_attrs.get("repeat")
         }
-        assert value is not None
         return verdict(stopping, self.rungs, step, number=number, value=value, others=others)
 
-    def complete(self, number: int, measured: Measured) -> None:
+    def complete(self, number: int, reached: Reached) -> None:
         """Write down what a trial reached at its last step."""
         trial = self._live[number]
-        found = self.objective(measured)
-        self._note(trial, measured, found, stop=False)
+        found = self.objective(reached)
+        self._note(trial, reached, found, stop=False)
         if self.search.mode == "weighted":
             assert found["value"] is not None
-            self._report(trial, found["value"], measured.step)
+            self._report(trial, found["value"], reached["step"])
             self._tell(number, values=[found["value"]])
             return
         self._tell(number, values=[minimised(name, found[name]) for name in self.objectives])
@@ -331,32 +343,23 @@ class Study:
     def fail(self, number: int, reason: str, *, step: int = 0, tokens: int = 0, seconds: float = 0.0) -> None:
         """Write down that a trial died or returned no number; it counts as one of the trials asked for.
 
-        Args:
-            number: Of the trial.
-            reason: One line; line breaks and what is too long are taken out.
-            step: Updates it had made, where known; also tokens and seconds.
-            tokens: Tokens it had trained on.
-            seconds: Wall time it had taken.
+        Step (updates made), tokens and seconds (wall time) are those where it ended, as far as they are known.
         """
         if number in self._live:
             end = {"reason": _one_line(reason), "step": step, "tokens": tokens, "seconds": round(seconds, 3)}
             self._live[number].set_user_attr("failed", end)
             self._tell(number, state=TrialState.FAIL)
 
-    def _note(
-        self, trial: Trial, measured: Measured, found: Mapping[str, float | None], *, stop: bool
-    ) -> dict[str, Any]:
+    def _note(self, trial: Trial, reached: Reached, found: Mapping[str, float | None], *, stop: bool) -> None:
         """Write one line into the journal that holds all that is known at a step, its verdict too."""
-        note: dict[str, Any] = {
-            "cells": measured.cells,
-            "tokens": measured.tokens,
-            "seconds": round(measured.seconds, 3),
-            "loss": measured.loss,
+        known = {
+            "cells": reached["cells"],
+            "tokens": reached["tokens"],
+            "seconds": round(reached["trial_seconds"], 3),
+            "loss": reached["loss"],
             "stop": stop,
         }
-        note = files.finite({**note, **found})
-        trial.set_user_attr(_key(measured.step), note)
-        return note
+        trial.set_user_attr(_key(reached["step"]), files.finite({**known, **found}))
 
     def _report(self, trial: Trial, value: float, step: int) -> None:
         if step not in self._frozen(trial.number).intermediate_values:  # reported before a kill
@@ -373,13 +376,18 @@ class Study:
         return [self._record(trial) for trial in self._optuna.get_trials(deepcopy=False)]
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
-        notes = {int(key.split()[1]): value for key, value in trial.user_attrs.items() if key.startswith("step ")}
+        notes: dict[int, _Note] = {
+            int(key.split()[1]): value for key, value in trial.user_attrs.items() if key.startswith("step ")
+        }
         step = max(notes, default=0)
-        last = notes.get(step, {})
+        last = notes.get(step, _Note())
         # a kill may have come between this line and the verdict; the trial then ran again
         failed = trial.user_attrs.get("failed", {}) if trial.state == TrialState.FAIL else {}
         settings = trial.user_attrs.get("settings", {})
-        rows = [{"step": at, **cell} for at in sorted(notes) for cell in notes[at]["cells"]]
+        own = TrialSettings()
+        if settings:
+            own = {"positions": settings["positions"], "train.lr": settings["train.lr"]}
+        rows = [CurveCell(step=at, **cell) for at in sorted(notes) for cell in notes[at]["cells"]]
         return TrialRecord(
             number=trial.number,
             state=STATES[trial.state],
@@ -387,7 +395,7 @@ class Study:
             repeat=trial.user_attrs.get("repeat"),
             seed=settings.get("seed", self.start.seed),
             params=dict(sorted(trial.params.items(), key=lambda item: self.order.index(item[0]))),
-            settings={key: value for key, value in settings.items() if key not in ("seed", "steps")},
+            settings=own,
             steps=settings.get("steps", self.start.train.steps),
             step=step,
             long=last.get("long"),
@@ -418,14 +426,14 @@ class Study:
             rungs=self.rungs,
             weights=self.search.weights.model_dump(),
             mode=self.search.mode,
-            space={path: parameter.model_dump(mode="json") for path, parameter in self.space.items()},
+            space={path: _searched(parameter) for path, parameter in self.space.items()},
             base=self.base or [],
             documents=self.base[0]["documents"] if self.base else evaluate.documents,
             seed=self.start.seed,
             removed_scaling=self.removed_scaling,
             base_retrieval=self._optuna.user_attrs.get("base_retrieval"),
             base_answer_nll=self._optuna.user_attrs.get("base_answer_nll"),
-            base_yarn=self._optuna.user_attrs.get("base_yarn", {}),
+            base_yarn=self._optuna.user_attrs.get("base_yarn"),
         )
 
     def importances(self) -> dict[str, float]:
@@ -435,6 +443,15 @@ class Study:
     def importance_spread(self) -> dict[str, tuple[float, float]]:
         """Return how far the importances move when any one trial is left out."""
         return spread(self.records(), self.space)
+
+
+def _searched(parameter: Parameter) -> SearchedSetting:
+    """Return what is searched of a setting, as plain data."""
+    when = {path: list(values) for path, values in parameter.when.items()}
+    if isinstance(parameter, Choice):
+        return {"kind": "choice", "options": list(parameter.options), "when": when}
+    low, high, log = parameter.low, parameter.high, parameter.log
+    return {"kind": parameter.kind, "low": low, "high": high, "log": log, "when": when}
 
 
 def _key(step: int) -> str:

@@ -14,7 +14,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -22,7 +21,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+from e2ray.config.search import Value
+from e2ray.records.study import Interval, SurrogateFound
 from e2ray.search.ranks import chance_correlation, spearman
+from e2ray.search.record import SearchedSetting
 
 FEWEST_TRIALS = 8  # under which nothing is fitted, and no setting determined that fewer have
 FEWEST_TRIED = 3  # trials of an option, under which it is open
@@ -33,7 +35,8 @@ COVERED = 0.8  # of left-out trials inside their prediction's interval, and of r
 DEVIATIONS = 1.645  # standard deviations on either side of a prediction: nine of ten measurements
 IDLE = 0.5  # where a setting that does not apply stands, on the way from 0 to 1
 
-Space = Mapping[str, Mapping[str, Any]]
+Space = Mapping[str, SearchedSetting]
+Params = Mapping[str, Value]
 Points = Float64[np.ndarray, "trials coordinates"]
 
 
@@ -47,7 +50,7 @@ class Trial:
         rungs: Its weighted number at each rung, by the share of the training that lies behind it, above 0 and below 1.
     """
 
-    params: Mapping[str, Any]
+    params: Params
     value: float | None
     rungs: Mapping[float, float] = field(default_factory=dict)
 
@@ -81,7 +84,7 @@ class Surrogate:
         process = GaussianProcessRegressor(kernel + WhiteKernel(least, (least, 10.0 * least)), random_state=0)
         self.process = _fitted(process, self.points, (self.values - self.centre) / self.spread)
 
-    def point(self, params: Mapping[str, Any], share: float = 1.0) -> list[float]:
+    def point(self, params: Params, share: float = 1.0) -> list[float]:
         """Return the coordinates of a trial, 0 to 1 each; the last one is the share of the training behind it."""
         return [*(_place(self.space[path], option, params.get(path)) for path, option in self.columns), share]
 
@@ -111,13 +114,12 @@ class Surrogate:
         other.process = _fitted(process, other.points, (other.values - self.centre) / self.spread)
         return other
 
-    def along(self, path: str, start: Mapping[str, Any]) -> Float64[np.ndarray, " places"]:
+    def along(self, path: str, start: Params) -> Float64[np.ndarray, " places"]:
         """Return the predicted weighted number at every place of a setting, all others as in `start`."""
-        parameter = self.space[path]
-        places = parameter["options"] if parameter["kind"] == "choice" else grid(parameter)
-        return self.predict(np.array([self.point(self.moved(start, path, value)) for value in places]))
+        values = _values(self.space[path])
+        return self.predict(np.array([self.point(self.moved(start, path, value)) for value in values]))
 
-    def moved(self, start: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    def moved(self, start: Params, path: str, value: Value) -> dict[str, Value]:
         """Return a trial's settings with another value of one: what no longer applies is left out.
 
         What begins to apply is taken from the best trial that has the value.
@@ -125,7 +127,7 @@ class Surrogate:
         having = [trial for trial in self.trials if trial.params.get(path) == value]
         best = _best(having).params if having else {}
         found = {**best, **start, path: value}
-        while dropped := [name for name in found if not _applies(self.space.get(name, {}), found)]:
+        while dropped := [name for name in found if name in self.space and not _applies(self.space[name], found)]:
             found = {name: known for name, known in found.items() if name not in dropped}
         return found
 
@@ -135,7 +137,7 @@ def _best(trials: Sequence[Trial]) -> Trial:
     return min(trials, key=lambda trial: (-trial.numbers[-1][0], trial.numbers[-1][1]))
 
 
-def _applies(parameter: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+def _applies(parameter: SearchedSetting, params: Params) -> bool:
     """Return whether a setting applies beside others."""
     return all(key in params and params[key] in values for key, values in (parameter.get("when") or {}).items())
 
@@ -146,23 +148,29 @@ def _fitted(process: GaussianProcessRegressor, points: Points, values: np.ndarra
         return process.fit(points, values)
 
 
-def _options(parameter: Mapping[str, Any]) -> list[Any]:
-    return list(parameter["options"]) if parameter["kind"] == "choice" else [None]
+def _options(parameter: SearchedSetting) -> Sequence[Value]:
+    return parameter["options"] if parameter["kind"] == "choice" else (None,)
 
 
-def _place(parameter: Mapping[str, Any], option: Any, value: Any) -> float:
+def _values(parameter: SearchedSetting) -> Sequence[Value]:
+    """Return the values of a setting at which a surrogate is asked."""
+    return parameter["options"] if parameter["kind"] == "choice" else grid(parameter)
+
+
+def _place(parameter: SearchedSetting, option: Value, value: Value) -> float:
     """Return where a value stands on its coordinate, 0 to 1."""
     if parameter["kind"] == "choice":
         return 0.0 if value is None else float(value == option)
     if value is None:
         return IDLE
+    assert isinstance(value, int | float), "of a range"
     low, high = parameter["low"], parameter["high"]
     if parameter.get("log"):
         low, high, value = math.log(low), math.log(high), math.log(value)
-    return float((value - low) / (high - low))
+    return (value - low) / (high - low)
 
 
-def grid(parameter: Mapping[str, Any]) -> list[float]:
+def grid(parameter: SearchedSetting) -> list[float]:
     """Return the places of a numeric setting's range at which a surrogate is asked, ascending, ends included."""
     low, high = parameter["low"], parameter["high"]
     shares = np.linspace(0, 1, PLACES)
@@ -172,7 +180,7 @@ def grid(parameter: Mapping[str, Any]) -> list[float]:
     return [float(value) for value in np.clip(found, low, high)]
 
 
-def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> dict[str, Any] | None:
+def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> SurrogateFound | None:
     """Return what a surrogate says of each setting; None with too few trials or none of any difference.
 
     Args:
@@ -181,14 +189,9 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> dict[s
         within: One noise of a trial, in terms of the weighted number.
 
     Returns:
-        `trials`, of them `full`; `left_out_spearman` (of what full trials came to and what all other trials predict)
-        and `coverage` (share of left-out full trials inside the interval that the others predict for nine of ten); and
-        `parameters`, by dotted path:
-        `low` and `high`, or `kinds` (options), where the prediction stays within or no trial was; `share` of the range
-        or of the options that is; `trials` that have it; `held` and `narrow` (shares of the refits with one trial left
-        out whose interval holds the best place of all, and whose share is at most `WIDEST`); `determined` (a share of
-        at most `WIDEST`, `held`, `narrow` and `coverage` of at least `COVERED`, at least `FEWEST_TRIALS` that have it,
-        left-out trials ordered better than by chance). None for a setting that no full trial has.
+        Of each setting where the prediction stays within or no trial was; it is `determined` with a `share` of at most
+        `WIDEST`, `held`, `narrow` and `coverage` of at least `COVERED`, at least `FEWEST_TRIALS` that have it, and
+        left-out trials ordered better than by chance.
     """
     ended = {trial.value for trial in trials if trial.value is not None}
     if sum(trial.value is not None for trial in trials) < FEWEST_TRIALS or len(ended) == 1:
@@ -208,18 +211,18 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> dict[s
     ranks = spearman([predicted for _, predicted, _ in told], [value for value, _, _ in told])
     coverage = sum(abs(value - predicted) <= most for value, predicted, most in told) / len(told)
     believed = coverage >= COVERED and ranks is not None and ranks > chance_correlation(len(told))
-    return {
-        "trials": len(trials),
-        "full": len(told),
-        "left_out_spearman": ranks,
-        "coverage": coverage,
-        "parameters": {
+    return SurrogateFound(
+        trials=len(trials),
+        full=len(told),
+        left_out_spearman=ranks,
+        coverage=coverage,
+        parameters={
             path: _interval(path, whole, starts[path], others[path], within, believed=believed)
             if path in starts
             else None
             for path in space
         },
-    }
+    )
 
 
 def _fewer(trials: Sequence[Trial]) -> list[Trial]:
@@ -232,7 +235,7 @@ def _fewer(trials: Sequence[Trial]) -> list[Trial]:
     return ranked[:half] + [ranked[place] for place in places]
 
 
-def _start(whole: Surrogate, path: str) -> Mapping[str, Any] | None:
+def _start(whole: Surrogate, path: str) -> Params | None:
     """Return the settings of the best full trial that has a setting, which all others stay at; None where none has."""
     having = [whole.trials[number] for number in whole.full if path in whole.trials[number].params]
     return _best(having).params if having else None
@@ -241,12 +244,12 @@ def _start(whole: Surrogate, path: str) -> Mapping[str, Any] | None:
 def _interval(
     path: str,
     whole: Surrogate,
-    start: Mapping[str, Any],
+    start: Params,
     others: Sequence[Sequence[int]],
     within: float,
     *,
     believed: bool,
-) -> dict[str, Any]:
+) -> Interval:
     """Return what is said of a setting; `others` are its places in the refits."""
     parameter = whole.space[path]
     chosen, best = _good(whole, path, start, within)
@@ -254,22 +257,20 @@ def _interval(
     narrow = sum(_share(parameter, other) <= WIDEST for other in others) / len(others)
     tried = sum(path in trial.params for trial in whole.trials)
     determined = believed and tried >= FEWEST_TRIALS and share <= WIDEST and min(held, narrow) >= COVERED
-    places = parameter["options"] if parameter["kind"] == "choice" else grid(parameter)
-    found = (
-        {"kinds": [places[number] for number in chosen]}
-        if parameter["kind"] == "choice"
-        else {"low": places[chosen[0]], "high": places[chosen[-1]]}
+    found = Interval(trials=tried, share=share, held=held, narrow=narrow, determined=determined)
+    values = [_values(parameter)[number] for number in chosen]
+    return found.changed(
+        **{"kinds": values} if parameter["kind"] == "choice" else {"low": values[0], "high": values[-1]}
     )
-    return {**found, "trials": tried, "share": share, "held": held, "narrow": narrow, "determined": determined}
 
 
-def _good(fit: Surrogate, path: str, start: Mapping[str, Any], within: float) -> tuple[list[int], int]:
+def _good(fit: Surrogate, path: str, start: Params, within: float) -> tuple[list[int], int]:
     """Return at which places of a setting a fit stays within, or knows nothing, and its best place."""
     curve, tried = fit.along(path, start), _tried(fit, path)
     return _within(curve, within, tried, fit.space[path]["kind"]), _lowest(curve, tried)
 
 
-def _share(parameter: Mapping[str, Any], chosen: Sequence[int]) -> float:
+def _share(parameter: SearchedSetting, chosen: Sequence[int]) -> float:
     """Return the share of a range or of the options that some of its places are."""
     if parameter["kind"] == "choice":
         return len(chosen) / len(parameter["options"])
@@ -285,7 +286,8 @@ def _tried(whole: Surrogate, path: str) -> np.ndarray:
     parameter, values = whole.space[path], [trial.params[path] for trial in whole.trials if path in trial.params]
     if parameter["kind"] == "choice":
         return np.array([values.count(option) >= FEWEST_TRIED for option in parameter["options"]])
-    return np.array([min(values) <= place <= max(values) for place in grid(parameter)])
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return np.array([min(numbers) <= place <= max(numbers) for place in grid(parameter)])
 
 
 def _lowest(curve: Float64[np.ndarray, " places"], tried: np.ndarray) -> int:

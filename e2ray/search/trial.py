@@ -5,9 +5,8 @@ loaded once. A trial's losses equal those of `jobs/train.py` with its settings i
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -19,6 +18,7 @@ from e2ray.core.rope import refuse_scaled
 from e2ray.data.shards import ShardSet
 from e2ray.evaluate.loaded import LoadedModel
 from e2ray.search.examiner import Examiner, measure
+from e2ray.search.record import Cell
 from e2ray.search.shared import Shared
 from e2ray.search.trial_plan import Plan
 from e2ray.train.bench import Bench, GaugesOf
@@ -34,7 +34,7 @@ class Rungs:
     shared: Shared
     plan: Plan
 
-    def open(self, device: torch.device) -> Callable[[Engine, int], dict[str, Any]]:
+    def open(self, device: torch.device) -> Callable[[Engine, int], Mapping[str, object]]:
         """Return what the loop calls at each logged step."""
         examiner = Examiner(self.shared, ShardSet.open(self.shared.task.shards), device)
         began = time.perf_counter()
@@ -66,24 +66,20 @@ class Workbench(Bench):
         self.plan = plan
         self.put(self.shared.task_of(plan))
 
-    def advance(self, *, measured: bool = True) -> dict[str, Any]:
-        """Train the trial to its next rung or its end and return that step's metrics, `cells` among them.
+    def advance(self, *, measured: bool = True) -> dict[str, object]:
+        """Train the trial to its next rung or its end and return what `Bench.train` does.
 
-        Args:
-            measured: False trains to the end without any measurement; what was trained stays on the bench.
-
-        Returns:
-            What `Bench.train` returns.
+        Without being `measured` it is trained to the end and stays on the bench.
         """
         return self.train(self._measured if measured else None)
 
-    def _measured(self, engine: Engine, step: int, seconds: Callable[[], float]) -> dict[str, Any]:
+    def _measured(self, engine: Engine, step: int, seconds: Callable[[], float]) -> dict[str, object]:
         return measure(self.examiner, engine, self.plan, step, seconds)
 
 
 def examine_base(
     shared: Shared, device: torch.device
-) -> tuple[list[dict[str, Any]], dict[str, float | None], dict[str, Any] | None]:
+) -> tuple[list[Cell], dict[str, float | None], dict[str, object] | None]:
     """Return what `Study.set_base` takes: the base's cells and answers, and both as YaRN reads each window at W / L.
 
     Raises:
@@ -102,15 +98,13 @@ def examine_base(
         seed=task.seed,
     )
     examiner = Examiner(shared, ShardSet.open(task.shards), device)
-    cells, asked = (
-        examiner.cells(loaded.model, loaded.hook, examiner.surface),
-        examiner.asked(loaded.model, loaded.hook),
-    )
+    cells = examiner.cells(loaded.model, loaded.hook, examiner.surface)
+    asked = examiner.asked(loaded.model, loaded.hook)
     try:
         refuse_scaled(loaded.model, "yarn")
         loaded.read_by(method_of(UNTRAINED["yarn"]))
     except SettingsError as error:  # a base that YaRN cannot read, whose trials go on without that row
         print(f"evaluate base: {error}", flush=True)
         return cells, asked, None
-    yarn = {"cells": examiner.cells(loaded.model, loaded.hook, examiner.served)}
-    return cells, asked, yarn | examiner.asked(loaded.model, loaded.hook)
+    served = examiner.cells(loaded.model, loaded.hook, examiner.served)
+    return cells, asked, {"cells": served, **examiner.asked(loaded.model, loaded.hook)}

@@ -3,12 +3,14 @@
 Knows neither Optuna nor what a study makes of its trials, which those processes would load for nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from e2ray.config.run import RunConfig
+from e2ray.config.search import Value
 from e2ray.search.objectives import cell_nll, long_of
+from e2ray.search.record import Cell
 
 
 @dataclass(frozen=True)
@@ -23,31 +25,24 @@ class Plan:
     rungs: tuple[int, ...]
     baseline: str | None
     repeat: int | None
-    params: dict[str, Any]
+    params: dict[str, Value]
     front: tuple[tuple[float, float], ...] = ()
 
-    def may_lead(self, cells: Sequence[Mapping[str, Any]], windows: Sequence[int], base_context_length: int) -> bool:
+    def may_lead(self, cells: Sequence[Cell], windows: Sequence[int], base_context_length: int) -> bool:
         """Return whether none of the front is at least as good on both objectives as a trial with these cells."""
         long, short = long_of(cells, windows, base_context_length), cell_nll(cells, base_context_length, 1.0)
         return not any(other[0] <= long and other[1] <= short for other in self.front)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a trial's worker found at a step.
+class Reached(TypedDict, total=False):
+    """A trial at a rung or its end as its worker tells it: what was measured there, or why it failed."""
 
-    Attributes:
-        step: Updates made.
-        cells: Rows {window, scale, nll, stderr, tokens, documents, stride}.
-        asked: By objective of the retrieval grid what was found, None where the study does not ask.
-        tokens: Tokens trained on so far.
-        seconds: Wall time of training and evaluation so far.
-        loss: Training loss since the last logged step; None where no row had a finite one.
-    """
-
-    step: int
-    cells: list[dict[str, Any]]
-    asked: dict[str, float | None]
-    tokens: int
-    seconds: float
-    loss: float | None
+    step: int  # updates made
+    tokens: int  # trained on so far
+    loss: float | None  # of the training since the last logged step; None where no row had a finite one
+    trial_seconds: float  # of training and evaluation so far
+    cells: list[Cell]
+    retrieval: float | None
+    answer_nll: float | None
+    complete: bool
+    failed: str

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import tune
@@ -27,9 +26,9 @@ from ray.util.metrics import Gauge
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
 from e2ray.search.actor import TrialActor, distributed, packed
-from e2ray.search.examiner import measured
 from e2ray.search.shared import Shared
 from e2ray.search.study import Study
+from e2ray.search.trial_plan import Reached
 from e2ray.train import launch
 from e2ray.train.watch import watched
 
@@ -59,11 +58,7 @@ def room(settings: ClusterSettings, most: int | None) -> Room:
     """Return how many trials run at once on the connected cluster.
 
     A worker is counted where a node has room for it whole. On a cluster that adds nodes by itself what stands now says
-    little: there `most` is taken as it is.
-
-    Args:
-        settings: Of the recipe: workers of one trial, and what each asks for.
-        most: Trials at once that the recipe allows; None for no limit.
+    little: there `most`, what the recipe allows, is taken as it is.
 
     Raises:
         SettingsError: If the cluster is too small for one trial.
@@ -98,17 +93,17 @@ def room(settings: ClusterSettings, most: int | None) -> Room:
 class _Proposals(Searcher):
     """Asks the study what to try next."""
 
-    def __init__(self, verdicts: "_Verdicts", given: dict[str, Any]) -> None:
+    def __init__(self, verdicts: "_Verdicts", given: dict[str, object]) -> None:
         super().__init__()
         self.verdicts, self.given = verdicts, given
 
-    def suggest(self, trial_id: str) -> Any:
+    def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         plan = None
         with self.verdicts.kept_error():
             plan = self.verdicts.study.next() if self.verdicts.error is None else None
         return Searcher.FINISHED if plan is None else self.given | {"number": plan.number, "plan": packed(plan)}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Reached | None = None, error: bool = False) -> None:
         """The scheduler has told the study already."""
 
     def save(self, checkpoint_path: str) -> None:
@@ -130,7 +125,7 @@ class _Verdicts(FIFOScheduler):
         self.measured = False
         self.error: BaseException | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return what Tune writes down, which nobody reads: without what belongs to this process alone."""
         return self.__dict__ | {"told": None}
 
@@ -147,10 +142,10 @@ class _Verdicts(FIFOScheduler):
         """Whether workers die whatever the trial."""
         return len(self.dead) >= (DEAD_IN_A_ROW if self.measured else DEAD_AT_START)
 
-    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: Reached) -> str:
         return self.STOP if self._take(trial, result) else self.CONTINUE
 
-    def _take(self, trial: Trial, result: dict[str, Any]) -> bool:
+    def _take(self, trial: Trial, result: Reached) -> bool:
         """Tell the study one result and return whether the trial is stopped."""
         number = trial.config["number"]
         news = {"cells", "failed"} & result.keys()
@@ -162,18 +157,18 @@ class _Verdicts(FIFOScheduler):
             self.told(number)
         return stopped
 
-    def _judge(self, number: int, result: dict[str, Any]) -> bool:
+    def _judge(self, number: int, result: Reached) -> bool:
         if "failed" in result:
-            spent = {"step": result["step"], "tokens": result["tokens"], "seconds": result["trial_seconds"]}
-            self.study.fail(number, result["failed"], **spent)
+            step, tokens, seconds = result["step"], result["tokens"], result["trial_seconds"]
+            self.study.fail(number, result["failed"], step=step, tokens=tokens, seconds=seconds)
             return False
         self.measured = True
         self.bury()
         try:
             if result["complete"]:
-                self.study.complete(number, measured(result))
+                self.study.complete(number, result)
                 return False
-            return self.study.rung(number, measured(result))
+            return self.study.rung(number, result)
         except ValueError as error:
             self.study.fail(number, str(error))
             return True
@@ -204,7 +199,7 @@ class _Verdicts(FIFOScheduler):
         self.dead.append((trial.config["number"], _reason(trial)))
         super().on_trial_error(tune_controller, trial)
 
-    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: Reached) -> None:
         number = trial.config["number"]
         self._take(trial, result)  # Tune shows the last result, the one with `done`, here alone
         with self.kept_error():
@@ -232,7 +227,7 @@ class _Broken(tune.Stopper):
     def __init__(self, verdicts: _Verdicts) -> None:
         self.verdicts = verdicts
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: Reached) -> bool:
         return False
 
     def stop_all(self) -> bool:
@@ -250,13 +245,8 @@ def run(
 ) -> None:
     """Run the trials that a study still lacks on the connected cluster.
 
-    Args:
-        study: Says what to try, and takes what is found.
-        shared: What all trials have in common.
-        settings: Of the cluster.
-        told: Called in this process with a trial's number when something about it was written down.
-        room_of: What `room` returned.
-        share_actors: False gives every trial of one worker a Ray Train of its own too, as those of several have.
+    `told` is called in this process with a trial's number when something about it was written down. Unless they
+    `share_actors`, trials of one worker have a Ray Train of their own each, as those of several have.
 
     Raises:
         SettingsError: If the cluster is too small for one trial.
@@ -264,44 +254,50 @@ def run(
     """
     found = room_of or room(settings, study.search.concurrency)
     os.environ |= TOLD | {"TUNE_MAX_PENDING_TRIALS_PG": str(found.trials)}  # actors start side by side
-    threads = max(1, int(found.wanted.cpus_per_worker))
     beats = shared.folder / f".heartbeats-{uuid.uuid4().hex[:8]}"
-    given = {
+    given: dict[str, object] = {
         "beats": str(beats),
         "study": study.name,
         "shared": packed(shared),
         "cluster": packed(settings),
-        "threads": threads,
+        "threads": max(1, int(found.wanted.cpus_per_worker)),
     }
-    alone = settings.num_workers == 1 and share_actors
-    asked = found.wanted.per_worker() if alone else {"CPU": DRIVER_CPUS}
     verdicts = _Verdicts(study, told)
-    tuner = tune.Tuner(
-        tune.with_resources(TrialActor if alone else distributed, asked),
-        tune_config=tune.TuneConfig(
-            search_alg=_Proposals(verdicts, given),
-            scheduler=verdicts,
-            num_samples=-1,
-            max_concurrent_trials=found.trials,
-            reuse_actors=alone,
-            trial_name_creator=lambda trial: f"{study.name}-{trial.config['number']}",
-            trial_dirname_creator=lambda trial: f"{trial.config['number']}-{trial.trial_id}",
-        ),
-        run_config=tune.RunConfig(
-            name=f"{study.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(shared.folder / "ray"),
-            failure_config=tune.FailureConfig(max_failures=0),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            stop=_Broken(verdicts),
-            verbose=0,
-        ),
-    )
+    alone = settings.num_workers == 1 and share_actors
+    tuner = _tuner(_Proposals(verdicts, given), verdicts, found, shared.folder / "ray", alone=alone)
     try:
         with _quiet(), watched(launch.watchman_of(beats, settings)):
             tuner.fit()
     finally:
         shutil.rmtree(beats, ignore_errors=True)
     verdicts.end()
+
+
+def _tuner(proposals: _Proposals, verdicts: _Verdicts, found: Room, folder: Path, *, alone: bool) -> tune.Tuner:
+    """Return what runs a study's trials; `alone` are those of one worker, which share actors."""
+    name = verdicts.study.name
+    return tune.Tuner(
+        tune.with_resources(
+            TrialActor if alone else distributed, found.wanted.per_worker() if alone else {"CPU": DRIVER_CPUS}
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=proposals,
+            scheduler=verdicts,
+            num_samples=-1,
+            max_concurrent_trials=found.trials,
+            reuse_actors=alone,
+            trial_name_creator=lambda trial: f"{name}-{trial.config['number']}",
+            trial_dirname_creator=lambda trial: f"{trial.config['number']}-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name=f"{name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(folder),
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            stop=_Broken(verdicts),
+            verbose=0,
+        ),
+    )
 
 
 @contextmanager

@@ -117,10 +117,7 @@ def lets_in(address: str, *, with_token: bool) -> bool | None:
     """Return whether the control store of a Ray at `host:port` answers a caller; None where it could not be asked.
 
     That is where nobody answers in time or speaks plain gRPC, as under TLS; it says nothing about who is let in.
-
-    Args:
-        address: Of the control store.
-        with_token: Whether the caller shows this user's token.
+    `with_token`, the caller shows this user's.
     """
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own
         ask = channel.unary_unary(ALIVE, request_serializer=None, response_deserializer=None)

@@ -20,11 +20,8 @@ from e2ray.stages.run import ResolvedRun, ray_address, refuse_other_settings, re
 def check(config: RunConfig, *, measure: bool = False) -> None:
     """Check what can be checked without a cluster: model, sources, shards that are made already, tokenizer, storage.
 
-    A setting that is without effect is told, as at the start of the run.
-
-    Args:
-        config: The recipe.
-        measure: Whether to load the base on this machine and find out how far it reads.
+    A setting that is without effect is told, as at the start of the run. To `measure` is to load the base on this
+    machine and find out how far it reads.
 
     Raises:
         SettingsError: For the first thing that a run would stumble over.

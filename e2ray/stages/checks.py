@@ -269,11 +269,7 @@ def refuse_unscorable(
 ) -> None:
     """Raise SettingsError if evaluation would find no held-out document to score, and tell windows that none fills.
 
-    Args:
-        config: Resolved; one without `evaluate` scores nothing.
-        base_context_length: L, tokens.
-        lengths: Tokens of each held-out document of the shards; None before there are any.
-        progress: Takes the lines.
+    `lengths` are tokens of each held-out document of the shards; None before there are any.
     """
     settings = config.evaluate
     if settings is None:

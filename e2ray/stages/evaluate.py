@@ -33,11 +33,6 @@ def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Evaluation:
 
     The surface is written before retrieval is asked.
 
-    Args:
-        run: A run with a tuned model.
-        shards: Its shards.
-        base: Settings of the untouched base model.
-
     Raises:
         SettingsError: If there is no tuned model, or no document is long enough. One of retrieval is shown instead, and
             all but retrieval written.
@@ -133,13 +128,7 @@ def reading_of(run: ResolvedRun, shards: str | Path, name: str, model: Model) ->
 
 
 def base_length_of(run: ResolvedRun, shards: str | Path, base: Model) -> BaseLength:
-    """Return how far the base reads at scale 1, measured now or before.
-
-    Args:
-        run: The run; its folder keeps the result.
-        shards: Its shards; held-out documents are read.
-        base: Settings of the base model.
-    """
+    """Return how far the base reads held-out documents at scale 1, measured now or before; the run keeps it."""
     path = run.files.base_length
     found = BaseLength.find(path)
     if found is None:
@@ -150,12 +139,9 @@ def base_length_of(run: ResolvedRun, shards: str | Path, base: Model) -> BaseLen
 
 
 def removed_of(run: ResolvedRun, shards: str | Path, base: Model) -> RemovedScaling | None:
-    """Return how far the base moved when its scaling was removed, measured now or before; None where none was.
+    """Return how far the base moved on training rows when its scaling was removed; None where none was.
 
-    Args:
-        run: The run; its folder keeps the result.
-        shards: Its shards; training rows are what is read.
-        base: Settings of the base model.
+    It is measured now or was before, and kept in the run's folder.
     """
     if not isinstance(base, PretrainedModel) or removed_scaling(base) is None:
         return None

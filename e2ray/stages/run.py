@@ -18,7 +18,7 @@ from e2ray.config.effect import without_effect
 from e2ray.config.load import read_resolved
 from e2ray.config.model import Model, PretrainedModel
 from e2ray.config.resolved import ResolvedConfig, ResolvedData, ResolvedEvaluate, ResolvedExport, filled
-from e2ray.config.run import FREE_ON_RESUME, MENDABLE, RunConfig, differences
+from e2ray.config.run import FREE_ON_RESUME, MENDABLE, RunConfig, difference, differences
 from e2ray.config.train import ClusterSettings
 from e2ray.core.base import base_facts
 from e2ray.core.model_folder import seal
@@ -259,12 +259,10 @@ def refuse_other_settings(run: ResolvedRun, *, besides: Sequence[str] = (), begu
             (settings[section] or {}).pop(name, None)
         else:
             settings.pop(section)
-    found = differences(before, after)
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    if told := difference(before, after):
         raise SettingsError(
-            f"{path}: the run {run.config.name!r} was begun with other settings: {found[0]}{more}; "
-            "choose another name, or the old value"
+            f"{path}: the run {run.config.name!r} was begun with other settings: {told}; choose another name, or the "
+            "old value"
         )
 
 

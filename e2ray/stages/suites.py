@@ -22,12 +22,6 @@ def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: 
 
     The tuned model's scales are those of scales.json where there is one, else W / L as for the base.
 
-    Args:
-        run: A run with a tuned model.
-        settings: Its `evaluate.suites`.
-        shards: Its shards, for the tokenizer.
-        base: Settings of the untouched base model.
-
     Raises:
         SettingsError: If there is no tuned model, scales.json is of other weights, no task is known, or a file of the
             user's is wrong.

@@ -12,7 +12,7 @@ from e2ray.config.train import TrainSettings
 from e2ray.data.made import made_otherwise
 from e2ray.data.pace import show
 from e2ray.data.prepare import prepare as prepare_shards
-from e2ray.data.shards import MANIFEST, ShardSet, read_manifest
+from e2ray.data.shards import read_manifest
 from e2ray.records.folders import RunFolder
 from e2ray.stages import checks
 from e2ray.stages.remote import remote
@@ -36,18 +36,15 @@ def prepare(run: ResolvedRun, *, again: bool = False) -> str | Path:
     Raises:
         SettingsError: If a source, the tokenizer or the folder is wrong, or shards are of another window or tokenizer.
     """
-    data = run.config.data
-    folder = run.made_shards
+    data, folder = run.config.data, run.made_shards
     if data.shards is not None:
-        remote_place = is_uri(data.shards)
-        if remote_place and again:
+        is_remote = is_uri(data.shards)
+        if is_remote and again:
             raise SettingsError(f"data.shards: {data.shards} is read, not written; prepare into a folder and copy it")
-        if remote_place or ((folder / MANIFEST).exists() and not again):
-            place = data.shards if remote_place else folder
-            manifest = ShardSet.open(place, window=data.window, tokenizer_hash=checks.checked_tokenizer(run)).manifest
-            for line in made_otherwise(data, manifest):
+        if not again and (standing := checks.standing_shards(run)):
+            for line in made_otherwise(data, standing.manifest):
                 show(f"warning: {line}")
-            return place
+            return data.shards if is_remote else folder
     prepare_shards(data, folder, tokenizer_source=data.tokenizer, progress=show)
     return folder
 

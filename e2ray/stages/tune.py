@@ -12,7 +12,7 @@ from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.load import read_resolved, resolved_text
 from e2ray.config.positions import PositionSettings
-from e2ray.config.run import RunConfig, differences
+from e2ray.config.run import RunConfig, difference
 from e2ray.config.search import SearchSettings
 from e2ray.config.space import assign
 from e2ray.config.train import ClusterSettings
@@ -57,11 +57,7 @@ BUDGET = (  # settings of search.trial that the recipe of a chosen trial takes f
 
 
 def tune(config: RunConfig, *, resume: bool) -> None:
-    """Run a study to its end, or continue it.
-
-    Args:
-        config: A recipe with a `search` section.
-        resume: Continue the study of this name; where there is none, it is begun.
+    """Run the study of a recipe to its end, or continue it; one to `resume` is begun where there is none.
 
     Raises:
         SettingsError: If a setting, a path or data is wrong, the name belongs to another study or run, or the cluster
@@ -104,12 +100,11 @@ def refuse_other_study(run: ResolvedRun, *, resume: bool) -> None:
             "choose another name"
         )
     before = read_resolved(path)
-    found = differences(before.model_dump(mode="json"), run.config.model_dump(mode="json"), free=FREE_ON_RESUME)
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    told = difference(before.model_dump(mode="json"), run.config.model_dump(mode="json"), free=FREE_ON_RESUME)
+    if told:
         raise SettingsError(
-            f"{path}: the study {run.config.name!r} was begun with other settings: {found[0]}{more}; choose another "
-            "name, or the old value"
+            f"{path}: the study {run.config.name!r} was begun with other settings: {told}; choose another name, or the "
+            "old value"
         )
     verified(journal)  # before an hour of tokenising, not after
 
@@ -200,12 +195,9 @@ def export_tables(run: ResolvedRun, study: Study) -> None:
 
 
 def export(run: ResolvedRun, study: Study, unseen: int | None) -> str:
-    """Write all exports of a study and return one line that says what came out.
+    """Write all exports of a finished study and return one line that says what came out.
 
-    Args:
-        run: The study's recipe and folder.
-        study: Finished.
-        unseen: Evaluation documents that a chosen recipe leaves out; None if the study saw them all.
+    `unseen` is how many evaluation documents a chosen recipe leaves out; None if the study saw them all.
     """
     folder = StudyFolder(run.folder).export
     journal = folder / StudyFolder.journal.name

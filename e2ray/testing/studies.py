@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from e2ray.config.positions import PositionSettings, preset
-from e2ray.search.record import StudyFacts, TrialRecord
+from e2ray.search.record import Cell, CurveCell, SearchedSetting, StudyFacts, TrialRecord, TrialSettings
 from e2ray.search.results import StudyResults, results
 
-Plain = dict[str, Any]  # values by dotted path, or one row
-Space = dict[str, Plain]  # as in StudyFacts
+Params = dict[str, Any]  # values by dotted path
+Space = dict[str, SearchedSetting]
 L, G, STEPS = 128, 16, 300
 WINDOWS = (128, 256, 512, 1024, 2048)
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -72,7 +72,7 @@ def facts(
 ) -> StudyFacts:
     """Return what all trials share; the base reads itself best at scale 1."""
     base = [
-        row(window, scale, BASE[i] + 0.12 * abs(math.log2(scale)) * (0.3 if scale > 1 else 0), None)
+        cell(window, scale, BASE[i] + 0.12 * abs(math.log2(scale)) * (0.3 if scale > 1 else 0))
         for i, window in enumerate(WINDOWS)
         for scale in SCALES
     ]
@@ -83,17 +83,14 @@ def facts(
     )  # fmt: skip
 
 
-def row(window: int, scale: float, nll: float, step: int | None) -> Plain:
-    """Return one cell of an evaluation, the base's without a step."""
-    found = {
-        "window": window, "scale": scale, "nll": nll, "stderr": 0.05, "tokens": 20470, "documents": 10, "stride": 64,
-    }  # fmt: skip
-    return found if step is None else {"step": step} | found
+def cell(window: int, scale: float, nll: float) -> Cell:
+    """Return one cell of an evaluation."""
+    return Cell(window=window, scale=scale, nll=nll, stderr=0.05, tokens=20470, documents=10, stride=64)
 
 
-def drawn(space: Space, rng: random.Random) -> Plain:
+def drawn(space: Space, rng: random.Random) -> Params:
     """Return values of a random point of a space, conditions kept."""
-    params: Plain = {}
+    params: Params = {}
     for path, spec in space.items():
         if any(params.get(key) not in values for key, values in spec["when"].items()):
             continue
@@ -108,11 +105,11 @@ def drawn(space: Space, rng: random.Random) -> Plain:
     return params
 
 
-def improved(space: Space, params: Plain) -> Plain:
+def improved(space: Space, params: Params) -> Params:
     """Return the same point nearer to a good one, as a sampler that learns would propose it."""
     good = {"train.lr": 1.3e-3, "positions.scale.exponent": -0.8, "positions.scale.native_share": 0.5}
     kinds = {"positions.scale.kind": "power", "positions.placement.kind": "random_breaks", "positions.per": "sequence"}
-    kept: Plain = {path: kinds.get(path, value) for path, value in params.items() if not space[path]["when"]}
+    kept: Params = {path: kinds.get(path, value) for path, value in params.items() if not space[path]["when"]}
     number = params.get("positions.scale.native_share", 0.3)
     if "positions.scale.exponent" in space:
         kept["positions.scale.exponent"] = -0.82 + 0.1 * number
@@ -124,9 +121,9 @@ def improved(space: Space, params: Plain) -> Plain:
     return {path: good[path] + near * (value - good[path]) if path in good else value for path, value in kept.items()}
 
 
-def settings_of(params: Plain) -> Plain:
+def settings_of(params: Params) -> TrialSettings:
     """Return the settings that values of SPACE stand for; E2-LLM's where a value is absent."""
-    section: Plain = {"scale": {"kind": "uniform_int", "max_scale": float(G)}, "placement": {"kind": "prefix"}}
+    section: Params = {"scale": {"kind": "uniform_int", "max_scale": float(G)}, "placement": {"kind": "prefix"}}
     for name in section:
         kind = params.get(f"positions.{name}.kind")
         if kind:
@@ -141,7 +138,7 @@ def settings_of(params: Plain) -> Plain:
     return {"positions": resolved, "train.lr": params.get("train.lr", 1e-3)}
 
 
-def nlls(params: Plain) -> list[float]:
+def nlls(params: Params) -> list[float]:
     """Return the NLL at W / L by window.
 
     Native draws save the short end, a good learning rate and breaks help everywhere.
@@ -162,13 +159,14 @@ def nlls(params: Plain) -> list[float]:
     ]
 
 
-def curves(diagonal: Sequence[float], step: int, surface: bool) -> list[Plain]:
+def curves(diagonal: Sequence[float], step: int, surface: bool) -> list[CurveCell]:
     """Return the cells of one evaluation, whole or at scale W / L alone."""
     rows = []
     for i, window in enumerate(WINDOWS):
         for scale in SCALES if surface else [window / L]:
             away = math.log2(scale) - i
-            rows.append(row(window, scale, diagonal[i] + (0.02 * away if away > 0 else -0.16 * away), step))
+            read = cell(window, scale, diagonal[i] + (0.02 * away if away > 0 else -0.16 * away))
+            rows.append(CurveCell(step=step, **read))
     return rows
 
 
@@ -176,8 +174,8 @@ def trial(
     number: int,
     diagonal: Sequence[float],
     *,
-    params: Plain,
-    settings: Plain,
+    params: Params,
+    settings: TrialSettings,
     weights: Mapping[str, float],
     rng: random.Random,
     end: int,
@@ -187,7 +185,7 @@ def trial(
 ) -> TrialRecord:
     """Return a trial whose NLL falls from 0.25 nats above `diagonal` at the first rung to it at the last step."""
     values: dict[int, float] = {}
-    rows: list[Plain] = []
+    rows: list[CurveCell] = []
     numbers = (0.0, 0.0, 0.0)
     luck = rng.gauss(0, NOISE if fields.get("repeat") is None else REPEAT_NOISE)
     for step in (*RUNGS, STEPS):

@@ -52,16 +52,8 @@ def write_model(
 ) -> list[str]:
     """Write the model a checkpoint holds as a Hugging Face folder, whole or not at all.
 
-    What lies beside the base's weights travels along; returned is one line for each file that does not.
-
-    Args:
-        settings: The model that was trained.
-        found: The `step-<n>` folder of its checkpoint; its digests are verified.
-        folder: Where the model goes.
-        dtype: dtype of the written weights.
-        vocab_size: Vocabulary of a model built from its sizes.
-        seed: Seed of its first weights.
-        tokenizer: Folder of the tokenizer, of which all files are taken.
+    What lies beside the base's weights travels along; returned is one line for each file that does not. `found` is a
+    `step-<n>` folder, whose digests are verified; vocabulary and seed are those of a model built from its sizes.
 
     Raises:
         SettingsError: If the checkpoint is damaged or belongs to another model, the model answers otherwise than the

@@ -1,7 +1,7 @@
 """What one update sees: this rank's examples, the rows of each one behind the other, and their draws.
 
 An example is what an objective judges as a whole: one row for the next token, 1 + M rows where a chosen one is held
-against M others. Draws, micro batches and places in the global batch are counted in examples, tokens in rows.
+against M others. Draws, micro batches and indices in the global batch are counted in examples, tokens in rows.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class Batch:
     Attributes:
         tokens: int64 [rows, window].
         draw: Each row's scale and offsets; the rows of an example share one.
-        places: Each token's index in its document where rows are packed, int64 [rows, window]; one that only fills the
+        token_index: Of each token in its document where rows are packed, int64 [rows, window]; one that only fills the
             row has -1 - its index among these. None where a row is one text.
         ids: The rows' numbers among all rows, int64 [rows]; None where nobody knows them.
         rows_per_example: Rows of one example.
@@ -31,7 +31,7 @@ class Batch:
 
     tokens: Int[Tensor, "rows window"]
     draw: Draw
-    places: Int[Tensor, "rows window"] | None = None
+    token_index: Int[Tensor, "rows window"] | None = None
     ids: Int[Tensor, " rows"] | None = None
     rows_per_example: int = 1
     token_weight: float = 1.0
@@ -45,14 +45,15 @@ class Batch:
                 self,
                 tokens=self.tokens[part],
                 draw=self.draw[part],
-                places=None if self.places is None else self.places[part],
+                token_index=None if self.token_index is None else self.token_index[part],
                 ids=None if self.ids is None else self.ids[part],
             )
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same rows on a device; their numbers stay where they are."""
-        places = None if self.places is None else self.places.to(device, non_blocking=True)
-        return replace(self, tokens=self.tokens.to(device, non_blocking=True), draw=self.draw.to(device), places=places)
+        index = None if self.token_index is None else self.token_index.to(device, non_blocking=True)
+        tokens = self.tokens.to(device, non_blocking=True)
+        return replace(self, tokens=tokens, draw=self.draw.to(device), token_index=index)
 
     @property
     def given(self) -> dict[str, Tensor]:
@@ -61,14 +62,14 @@ class Batch:
         The ids of packed rows restart with every document, by which transformers keeps documents apart
         (`core/proof.py` proves it).
         """
-        return {} if self.places is None else {"position_ids": plain_ids(self.places)}
+        return {} if self.token_index is None else {"position_ids": plain_ids(self.token_index)}
 
     def total(self, values: Float[Tensor, "rows predictions"]) -> Float[Tensor, ""]:
         """Return what a figure of each predicted token adds to the loss."""
-        return values.mean(dim=1).mean() if self.places is None else values.sum() * self.token_weight
+        return values.mean(dim=1).mean() if self.token_index is None else values.sum() * self.token_weight
 
     def by_row(self, values: Float[Tensor, "rows predictions"]) -> Float[Tensor, " rows"]:
         """Return each row's mean of a figure over what it predicts; what is not predicted has to be 0."""
-        if self.places is None:
+        if self.token_index is None:
             return values.mean(dim=1)
-        return values.sum(dim=1) / predicted(self.places).sum(dim=1).clamp(min=1)
+        return values.sum(dim=1) / predicted(self.token_index).sum(dim=1).clamp(min=1)

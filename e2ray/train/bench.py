@@ -47,11 +47,7 @@ GaugesOf = Callable[[str], Show]
 def tried(task: Task, config: RunConfig, *, name: str, folder: Path) -> Task:
     """Return the training of a recipe on a bench, which leaves no checkpoint.
 
-    Args:
-        task: What the trainings of a bench share: shards, tokenizer, window, base model.
-        config: The recipe of this one.
-        name: Of this one, for trackers and gauges.
-        folder: Of this one.
+    `task` holds what the trainings of a bench share: shards, tokenizer, window, base model.
     """
     return replace(
         task,
@@ -85,13 +81,9 @@ class Bench:
         gauges: GaugesOf | None = None,
         heart: Heartbeat | None = None,
     ) -> None:
-        """Open what all trainings share.
+        """Open what all trainings share: the shards and the base that a task names.
 
-        Args:
-            task: Names the shards and the base.
-            device: Where they train.
-            gauges: Called with a training's name, returns what takes its logged steps.
-            heart: Told each phase of a training.
+        `gauges` is called with a training's name and returns what takes its logged steps.
 
         Raises:
             SettingsError: If the model or the shards are not what the task says.

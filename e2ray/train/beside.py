@@ -68,9 +68,7 @@ def base_folder(model: Model) -> tuple[Path | None, list[str]]:
 def take_along(source: Path, target: Path) -> list[str]:
     """Copy what lies beside a base model's weights, and return one line per file that stays behind.
 
-    Args:
-        source: Folder of the base.
-        target: Folder of the new model, its config and tokenizer there already.
+    The new model's config and tokenizer lie in its folder already.
     """
     ours = OF_AN_EXPORT if (source / RECORD).is_dir() else frozenset()
     written = {CONFIG_NAME, *tokenizer_files(source), *weight_files(source), *INDEXES}
@@ -101,10 +99,7 @@ def has_generation_settings(source: Path | None) -> bool:
 def card_fields(folder: Path) -> tuple[dict[str, object], str | None]:
     """Return the fields at the head of a base model's card that hold for what was trained from it; none without one.
 
-    With them comes a line where the card has a head that cannot be read.
-
-    Args:
-        folder: A model folder, where `take_along` has put the card.
+    `take_along` has put the card into the model folder. With them comes a line where its head cannot be read.
     """
     path = folder / BASE_CARD
     text = path.read_text(encoding="utf-8", errors="replace").lstrip("\ufeff \r\n") if path.is_file() else ""

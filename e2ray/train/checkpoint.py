@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from e2ray import files
 from e2ray.config.base import Plain, SettingsError
-from e2ray.config.run import differences
+from e2ray.config.run import difference
 from e2ray.core.probe import Probe
 from e2ray.files import Fingerprint
 from e2ray.records.checkpoint import FORMAT, CheckpointManifest, CheckpointState, Parameter
@@ -75,12 +75,7 @@ def _portable(error: Exception | None) -> tuple[bool, str | None]:
 def save(engine: "Engine", folder: Path, *, step: int, facts: Mapping[str, object], keep: int) -> Path:
     """Write the checkpoint after `step` updates and return its folder; every rank must call this.
 
-    Args:
-        engine: The engine whose state is saved.
-        folder: The run's `checkpoints` folder.
-        step: Updates made so far.
-        facts: Further fields of `CheckpointState` (tokens, what the training is, ...).
-        keep: Newest checkpoints that stay.
+    `folder` is the run's `checkpoints`, of which the newest `keep` stay; `facts` are fields of `CheckpointState`.
 
     Raises:
         SettingsError: On every rank, if the disk of one of them is full.
@@ -123,10 +118,7 @@ def save(engine: "Engine", folder: Path, *, step: int, facts: Mapping[str, objec
 def refuse_non_finite(engine: "Engine", *, step: int, folder: Path | None = None) -> None:
     """Raise Diverged on every rank if a trainable weight or one of its moments is not finite; all must call this.
 
-    Args:
-        engine: Behind an update.
-        step: Steps made so far.
-        folder: The run's `checkpoints` folder, where it has one: the newest stays what a run continues from.
+    Where a run has a folder `checkpoints`, its newest stays what it continues from.
     """
     found = engine.non_finite()
     if found:
@@ -244,28 +236,16 @@ def read_parameters(checkpoint: Path, state: CheckpointState) -> Iterator[Parame
 def refuse_other_training(checkpoint: Path, state: CheckpointState, identity: Plain) -> None:
     """Raise SettingsError naming the first difference if a checkpoint is not of the training that would go on from it.
 
-    Args:
-        checkpoint: A `step-<n>` folder.
-        state: Its state.json.
-        identity: What the training is, plain data: all that its weights follow from.
+    The identity is all that a training's weights follow from, as `Task.identity` gives it.
     """
-    found = differences(completed(state.identity), identity, free=())
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise SettingsError(
-            f"{checkpoint}: is of another training: {found[0]}{more}; remove it, or choose another name"
-        )
+    if told := difference(completed(state.identity), identity, free=()):
+        raise SettingsError(f"{checkpoint}: is of another training: {told}; remove it, or choose another name")
 
 
 def load(engine: "Engine", checkpoint: Path, *, identity: Plain) -> CheckpointState:
     """Make a new engine continue from a checkpoint and return its state.json; every rank must call this.
 
     Where it is damaged the newest whole one before it is taken, and told.
-
-    Args:
-        engine: Takes over the state.
-        checkpoint: A `step-<n>` folder.
-        identity: What the training is; the checkpoint's has to be the same.
 
     Raises:
         SettingsError: On every rank, if none is whole, it belongs to another model or training, or the engine answers

@@ -129,13 +129,7 @@ class Engine:
     ) -> None:
         """Wrap `model` (its weights in `dtype`); torch.distributed must be initialised.
 
-        Args:
-            model: What is trained.
-            settings: How.
-            device: Where.
-            dtype: Of the weights in a forward.
-            method: What a scale does to the frequencies; None: linear.
-            base_context_length: L in tokens, which every other method asks for.
+        The method is linear where none is given; every other one asks for L, `base_context_length`, in tokens.
         """
         self.settings = settings
         self.device = device
@@ -192,9 +186,7 @@ class Engine:
     def refuse_other_answers(self, probe: Probe, *, what: str) -> None:
         """Raise SettingsError if the model answers otherwise than one whose probe this is; every rank must call this.
 
-        Args:
-            probe: Of the model that it should be.
-            what: What errors name.
+        `what` is what errors name.
         """
         with self._quiet() as (forward, hook, _, _):
             refuse_other_answers(probe, forward, hook, self.ds.module, device=self.device, what=what)
@@ -219,16 +211,12 @@ class Engine:
 
         Every predicted token of the global batch weighs the same, on any number of ranks. Where the gradient's norm or
         a rank's loss is no finite number, no rank changes a weight, a moment or Adam's counter: `skipped` says so.
-
-        Args:
-            batch: This rank's examples of the global batch.
-            lr: Learning rate of the update.
         """
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
-        objective = self.objective or objective_of(packed=batch.places is not None)
-        if batch.places is not None:
-            batch = replace(batch, token_weight=self._weight_of_a_token(batch.places))
+        objective = self.objective or objective_of(packed=batch.token_index is not None)
+        if batch.token_index is not None:
+            batch = replace(batch, token_weight=self._weight_of_a_token(batch.token_index))
         self._adam.skipped = False
         outcomes = []
         for part in batch.parts(self.micro_sequences):
@@ -262,9 +250,9 @@ class Engine:
         logits: Tensor = self.ds(input_ids=input_ids, use_cache=False, **given).logits
         return logits
 
-    def _weight_of_a_token(self, places: Int[Tensor, "rows window"]) -> float:
+    def _weight_of_a_token(self, token_index: Int[Tensor, "rows window"]) -> float:
         """Return what one predicted token weighs in a micro batch's loss, which is averaged over ranks and parts."""
-        count = self.total(predicted(places).sum().double().to(self.device)).item()
+        count = self.total(predicted(token_index).sum().double().to(self.device)).item()
         return self.num_workers * self.accumulation / max(count, 1.0)
 
     def _norm_of_this_update(self) -> Tensor | float:
@@ -326,9 +314,7 @@ class Engine:
     def load(self, states: Iterator[ParameterState], *, optimizer_step: int) -> None:
         """Take over every trainable parameter's state, in a new engine or one that stands between two updates.
 
-        Args:
-            states: In the order of `parameters`.
-            optimizer_step: Updates made so far: Adam's own counter.
+        States come in the order of `parameters`; `optimizer_step` is Adam's own counter, the updates made so far.
         """
         self._allocate_optimizer_state()
         self._link_moments()

@@ -75,13 +75,9 @@ class Heartbeat:
     """A worker's side; begins in the phase STARTING."""
 
     def __init__(self, folder: Path, name: str, *, label: str, node: str = "") -> None:
-        """Begin to write into `folder`, which is made.
+        """Begin to write into a folder that driver and workers share, which is made.
 
-        Args:
-            folder: On the file system that driver and workers share.
-            name: Of this worker, unique among those of the folder.
-            label: What the driver calls it.
-            node: Ray's id of its node.
+        `name` is this worker's own in the folder, `label` what the driver calls it, `node` Ray's id of where it is.
 
         Raises:
             SettingsError: If the folder cannot be written to.

@@ -145,8 +145,8 @@ def _fit(
         ),
     )
     failure: Exception | None = None
-    places = beats(task.folder, attempt)
-    watchman = watchman_of(places, settings)
+    beats_folder = beats(task.folder, attempt)
+    watchman = watchman_of(beats_folder, settings)
     told = _show if task.show_progress and watch is None else None
     try:
         with Pace(told, f"{task.name}, workers start", total=task.train.steps, unit="updates") as pace:
@@ -158,7 +158,7 @@ def _fit(
     except ray.exceptions.RayError as error:  # of the controller, which a full machine kills too
         failure = error
     finally:
-        shutil.rmtree(places, ignore_errors=True)
+        shutil.rmtree(beats_folder, ignore_errors=True)
         refused = left(refusal(task.folder, attempt))
     if refused or failure:
         raise refused or failure  # type: ignore[misc]  # one of them is an error

@@ -44,12 +44,7 @@ class Ledger:
     """One rank's hand on the ledger."""
 
     def __init__(self, folder: Path, *, rank: int, start_step: int) -> None:
-        """Begin behind `start_step` updates; rank 0 removes what all ranks noted of later steps.
-
-        Args:
-            folder: Of the run.
-            rank: This worker.
-            start_step: Updates that the checkpoint has made.
+        """Begin behind the `start_step` updates of a checkpoint; rank 0 removes what all ranks noted of later steps.
 
         Raises:
             SettingsError: If the folder cannot be written.
@@ -97,8 +92,7 @@ class Ledger:
 def jumps(offsets: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return where in a row the shift changes, and to how many tokens; `replayed` is the way back.
 
-    Args:
-        offsets: Of one row's draw, int64 [window].
+    Offsets are those of one row's draw, int64 [window].
     """
     offsets = np.asarray(offsets)
     places = np.flatnonzero(np.diff(offsets, prepend=0))
@@ -108,10 +102,7 @@ def jumps(offsets: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
 def rows_of(ids: Int[Tensor, " rows"], draw: Draw, nll: Float[Tensor, " rows"]) -> list[SkippedRow]:
     """Return what skipped.jsonl tells of each row of a batch.
 
-    Args:
-        ids: Number of each row among all rows, int64 [rows].
-        draw: Their `Draw`, on the CPU.
-        nll: Mean NLL of each row, [rows].
+    `ids` are the rows' numbers among all, int64 [rows], draws on the CPU, `nll` the mean of each row, [rows].
     """
     shifts = [jumps(offsets) for offsets in draw.offsets.numpy()]
     rows = zip(ids.tolist(), nll.tolist(), draw.scale.tolist(), shifts, strict=True)
@@ -128,13 +119,7 @@ def rows_of(ids: Int[Tensor, " rows"], draw: Draw, nll: Float[Tensor, " rows"]) 
 
 
 def read_ledger(folder: Path) -> pa.Table:
-    """Return a run's ledger, sorted by (step, index in the global batch).
-
-    Args:
-        folder: Of the run.
-
-    Returns:
-        Columns of `SCHEMA`; no rows where there is no ledger.
+    """Return a run's ledger, columns of `SCHEMA`, sorted by (step, index in the global batch); no rows without one.
 
     Raises:
         SettingsError: If a file is not what was written.

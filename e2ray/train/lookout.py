@@ -41,12 +41,7 @@ class Lookout:
     """
 
     def __init__(self, engine: Engine, task: Task, documents: Sequence[np.ndarray]) -> None:
-        """Choose the documents, the first ones that are long enough.
-
-        Args:
-            engine: What is looked at.
-            task: Its training.
-            documents: Held-out documents, integer tokens each.
+        """Choose the first of the held-out documents, integer tokens each, that are long enough.
 
         Raises:
             SettingsError: If none fills the window of L tokens.

@@ -106,8 +106,8 @@ class Meter:
         scale = batch.draw.scale.to(self.engine.device)
         bucket = scale_bucket(scale).clamp(max=self.BUCKETS - 1)
         weights = torch.ones_like(nll, dtype=torch.float64)
-        if batch.places is not None:  # a mean over tokens, not over rows
-            weights = predicted(batch.places).sum(dim=1).double().to(self.engine.device) / (self.window - 1)
+        if batch.token_index is not None:  # a mean over tokens, not over rows
+            weights = predicted(batch.token_index).sum(dim=1).double().to(self.engine.device) / (self.window - 1)
         weights, nll = weights * nll.isfinite(), nll.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self.rows += len(nll) * self.engine.num_workers
         columns = torch.stack([nll.double() * weights, weights, scale.double() * weights], dim=1)

@@ -50,8 +50,8 @@ def next_token(forward: Forward, batch: Batch) -> Outcome:
 
 def packed_next_token(forward: Forward, batch: Batch) -> Outcome:
     """Return each packed row's mean NLL over what it predicts, and the weighted sum of all."""
-    assert batch.places is not None, "packed rows say where their tokens stand"
-    nll = token_nll(forward(batch.tokens, **batch.given), batch.tokens) * predicted(batch.places)
+    assert batch.token_index is not None, "packed rows say where their tokens stand"
+    nll = token_nll(forward(batch.tokens, **batch.given), batch.tokens) * predicted(batch.token_index)
     return Outcome(batch.by_row(nll), batch.total(nll))
 
 
@@ -87,7 +87,7 @@ class Mixture:
             with torch.no_grad():
                 taught = self.teacher(batch.tokens, **batch.given)
         logits = forward(batch.tokens, **batch.given)
-        wanted = None if batch.places is None else predicted(batch.places)
+        wanted = None if batch.token_index is None else predicted(batch.token_index)
         weights = self._weights(batch)
         nll = token_nll(logits, batch.tokens)
         nll = nll if wanted is None else nll * wanted
@@ -103,7 +103,7 @@ class Mixture:
     def _weights(self, batch: Batch) -> Float[Tensor, "rows predictions"] | float:
         if self.weights is None:
             return 1.0
-        return self.weights[reaches(batch.draw.offsets, batch.places)]
+        return self.weights[reaches(batch.draw.offsets, batch.token_index)]
 
 
 def objective_of(*, packed: bool) -> Objective:

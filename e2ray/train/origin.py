@@ -8,7 +8,7 @@ from pathlib import Path
 
 from e2ray.config.base import Plain, SettingsError
 from e2ray.config.model import Model, PretrainedModel
-from e2ray.config.run import differences
+from e2ray.config.run import difference
 from e2ray.core.base import config_digest, trained_config
 from e2ray.core.model_folder import training_of, weights_identity
 from e2ray.records.folders import RunFolder
@@ -25,11 +25,7 @@ def base_identity(model: Model) -> tuple[str | None, str | None]:
 
 
 def origin(identity: Plain) -> ModelTraining:
-    """Return what a model's record says of its training: its settings, and digests of the base.
-
-    Args:
-        identity: What the training was, as `Task.identity` gives it.
-    """
+    """Return what a model's record says of its training, by its identity: its settings, and digests of the base."""
     model = identity["model"]
     assert isinstance(model, dict), "as a task says it"
     base = {name: model[name] for name in ("base_weights", "base_config")}
@@ -40,19 +36,14 @@ def origin(identity: Plain) -> ModelTraining:
 def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:
     """Raise SettingsError if the model that stands in a training's folder is none of it.
 
-    Nothing is said of models that keep no record of their training.
-
-    Args:
-        task: The training.
-        by_rows: Whether the rows have to be the same, too.
+    Nothing is said of models that keep no record of their training, nor of other rows unless `by_rows`.
     """
     known, wanted = training_of(RunFolder(task.folder).model), origin(task.identity(None, None))
     free = () if by_rows else ("data.rows",)
-    found = [] if known is None else differences(completed(known.settings), wanted.settings, free=free)
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    told = difference(completed(known.settings), wanted.settings, free) if known else None
+    if told:
         raise SettingsError(
-            f"{task.folder / 'model'}: is of another training: {found[0]}{more}; take the recipe that it was trained "
+            f"{task.folder / 'model'}: is of another training: {told}; take the recipe that it was trained "
             "with, choose another name, or remove the folder to train anew"
         )
 

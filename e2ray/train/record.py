@@ -162,10 +162,7 @@ def figures(metrics: MetricsLine) -> str:
 def note_skipped(folder: Path, step: int, rows: Sequence[SkippedRow]) -> str:
     """Write a skipped step's line into skipped.jsonl and return what to say about it.
 
-    Args:
-        folder: Of the run.
-        step: Its number as metrics.jsonl counts, from 1.
-        rows: Of the global batch in order, as `ledger.rows_of` gives them.
+    Steps count from 1, as in metrics.jsonl; rows are the global batch's in order, as `ledger.rows_of` gives them.
     """
     is_norm = all(row.loss is not None for row in rows)
     skipped = SkippedStep(step=step, not_finite="gradient norm" if is_norm else "loss", rows=tuple(rows))

@@ -245,13 +245,9 @@ def located(settings: Sequence[TrackerSettings], storage: Path) -> tuple[Tracker
 def configured(
     settings: Sequence[TrackerSettings], folder: Path, *, name: str, continued: bool
 ) -> Iterator[tuple[str, Callable[[], Tracker]]]:
-    """Yield the trackers that a recipe asks for, by name, with what opens each.
+    """Yield the trackers that a recipe asks for, as `located` returns them, by name, with what opens each.
 
-    Args:
-        settings: Of the recipe, as `located` returns them.
-        folder: Of the run.
-        name: Of the run, as it is shown there.
-        continued: Whether the run may go on, and its number there is kept in the folder.
+    Where the run may be `continued`, its number in each is kept in its folder.
     """
     for place, each in enumerate(settings):
         yield f"trackers.{place} ({each.kind})", partial(_opened, each, folder, name=name, continued=continued)

@@ -73,19 +73,16 @@ def drawn(
         ).repeated(task.rows_per_example)
         if ledger is not None:
             ledger.add(step, indices, rows, positions)
-        places = None if rows.places is None else torch.from_numpy(rows.places.astype(np.int64))
+        token_index = None if rows.places is None else torch.from_numpy(rows.places.astype(np.int64))
         tokens, ids = torch.from_numpy(rows.tokens.astype(np.int64)), torch.tensor(rows.ids)
-        yield Batch(tokens, positions, places, ids, task.rows_per_example)
+        yield Batch(tokens, positions, token_index, ids, task.rows_per_example)
 
 
 def begin(task: Task, *, device: torch.device, model: nn.Module | None = None, base: nn.Module | None = None) -> Engine:
     """Return the engine of a task, its positions proven on the loaded model.
 
-    Args:
-        task: What to train.
-        device: Where; torch.distributed must be initialised with a backend for it.
-        model: The task's model on the CPU where it is loaded already; the engine takes it over.
-        base: The same without adapters where it is loaded, too, and stays as it is; a distillation's teacher.
+    torch.distributed is initialised with a backend for the device. A model that is loaded already stands on the CPU,
+    and the engine takes it over; `base`, the same without adapters, stays as it is and teaches a distillation.
 
     Raises:
         SettingsError: If the model cannot be hooked or fails the proof, or no teacher fits into the memory.
@@ -115,12 +112,9 @@ def begin(task: Task, *, device: torch.device, model: nn.Module | None = None, b
 
 
 def set_out(engine: Engine, task: Task, *, teacher: Forward | None = None) -> None:
-    """Prove a task's positions on an engine of its method, and set what it descends.
+    """Prove a task's positions on an engine that has trained nothing, and set what it descends.
 
-    Args:
-        engine: It has trained nothing.
-        task: What to train.
-        teacher: Of a distillation; None where adapters lie on it.
+    A distillation's teacher is None where adapters lie on it.
 
     Raises:
         SettingsError: If a proof fails.

@@ -8,6 +8,7 @@ import pytest
 from matplotlib import image as images
 from matplotlib.figure import Figure
 
+from e2ray.records.study import Interval, RungRow, StudyNoise, SurrogateFound
 from e2ray.report.frame.text import count, duration, nats, number
 from e2ray.report.sections.draws import settings_words
 from e2ray.report.study.method import measurement
@@ -21,7 +22,6 @@ from e2ray.report.study.space import NOT_USED, draw_parallel, draw_slices
 from e2ray.report.study.surfaces import draw_surfaces
 from e2ray.report.study.terms import correlation_words, difference, difference_words, range_words, searched_words
 from e2ray.search.ranks import chance_correlation
-from e2ray.search.record import Noise
 from e2ray.search.results import results as follow
 from e2ray.testing.pages import read, unrendered
 from e2ray.testing.studies import SPACE, L, failed, importances_of, made_up
@@ -179,6 +179,10 @@ def test_the_conclusion_claims_only_what_is_beyond_the_noise(long, short, words)
     assert words in conclusion(difference(long, 0, 0.1), difference(short, 0, 0.1))
 
 
+def noise_of(runs, long, short, value):
+    return StudyNoise(runs=runs, long=long, short=short, value=value, retrieval=None, answer_nll=None)
+
+
 def with_best(study, long, short, noise):
     """The study with its balanced best moved to a distance from the paper's preset, and another noise."""
     paper, best = study.records[0], study.chosen["balanced"]
@@ -186,7 +190,7 @@ def with_best(study, long, short, noise):
         dataclasses.replace(r, long=paper.long + long, short=paper.short + short) if r.number == best else r
         for r in study.records
     ]
-    return dataclasses.replace(study, records=records, noise=Noise(3, noise, noise, noise))
+    return dataclasses.replace(study, records=records, noise=noise_of(3, noise, noise, noise))
 
 
 def test_the_page_says_within_the_noise_just_inside_it_and_a_hint_just_outside(study):
@@ -246,11 +250,11 @@ def test_a_study_with_one_seed_of_the_paper_says_that_its_noise_is_unknown(tmp_p
 
 
 def test_few_trials_make_no_rank_correlation_trustworthy():
-    assert correlation_words({"step": 1, "spearman": 0.95, "trials": 4}).startswith("not told apart from chance")
-    assert "few trials, so rough" in correlation_words({"step": 1, "spearman": 0.9, "trials": 8})
-    assert correlation_words({"step": 1, "spearman": 0.8, "trials": 50}) == "orders the trials much as the end does"
-    assert correlation_words({"step": 1, "spearman": 0.79, "trials": 50}) == "orders many trials another way"
-    assert correlation_words({"step": 1, "spearman": None, "trials": 2}) == "not computable"
+    assert correlation_words(RungRow(step=1, spearman=0.95, trials=4)).startswith("not told apart from chance")
+    assert "few trials, so rough" in correlation_words(RungRow(step=1, spearman=0.9, trials=8))
+    assert correlation_words(RungRow(step=1, spearman=0.8, trials=50)) == "orders the trials much as the end does"
+    assert correlation_words(RungRow(step=1, spearman=0.79, trials=50)) == "orders many trials another way"
+    assert correlation_words(RungRow(step=1, spearman=None, trials=2)) == "not computable"
     assert chance_correlation(1) == chance_correlation(2) == 1.0
     assert chance_correlation(50) == pytest.approx(0.28)
 
@@ -348,28 +352,32 @@ def test_labels_of_the_pareto_picture_do_not_cover_each_other(study):
 def test_ranges_are_drawn_where_they_were_found(study):
     figure = draw_ranges(study)
     texts = [text.get_text() for text in figure.axes[0].texts]
-    parameters = study.ranges["parameters"]
+    parameters = study.ranges.parameters
     for path, row in parameters.items():
-        if row["kind"] != "choice":
-            told = f"undetermined ({row['trials'] or 'no'} trial" if row["undetermined"] else range_words(row)
+        if row.kind != "choice":
+            told = f"undetermined ({row.trials or 'no'} trial" if row.undetermined else range_words(row)
             assert any(told in text for text in texts), path
-    assert any(not row["undetermined"] for row in parameters.values())
-    assert any(row["undetermined"] for row in parameters.values())
+    assert any(not row.undetermined for row in parameters.values())
+    assert any(row.undetermined for row in parameters.values())
 
 
 def test_what_the_surrogate_says_lies_below_each_range_filled_where_it_is_determined(study):
     numbers = [path for path, spec in study.facts.space.items() if spec["kind"] != "choice"]
     low, high = (study.facts.space[numbers[0]][end] for end in ("low", "high"))
-    said = {path: {"low": low, "high": high, "share": 1.0, "determined": False} for path in numbers[:1]}
-    said[numbers[1]] = {**study.facts.space[numbers[1]], "share": 0.1, "determined": True}
-    said[numbers[1]]["high"] = said[numbers[1]]["low"]
-    figure = draw_ranges(dataclasses.replace(study, ranges=study.ranges | {"surrogate": {"parameters": said}}))
+    known = {"trials": 9, "held": 0.9, "narrow": 0.9}
+    least = study.facts.space[numbers[1]]["low"]
+    said = {
+        numbers[0]: Interval(low=low, high=high, share=1.0, determined=False, **known),
+        numbers[1]: Interval(low=least, high=least, share=0.1, determined=True, **known),
+    }
+    found = SurrogateFound(trials=12, full=9, left_out_spearman=0.71, coverage=0.92, parameters=said)
+    figure = draw_ranges(dataclasses.replace(study, ranges=study.ranges.changed(surrogate=found)))
     slim = [patch for patch in figure.axes[0].patches if patch.get_height() < 0.2]
     assert [patch.get_width() for patch in slim] == pytest.approx([1.0, 0.006])  # as wide as can be seen at least
     assert [patch.get_facecolor()[:3] == (1, 1, 1) for patch in slim] == [True, False]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "surrogate: determined" in labels
-    without = draw_ranges(dataclasses.replace(study, ranges=study.ranges | {"surrogate": None}))
+    without = draw_ranges(dataclasses.replace(study, ranges=study.ranges.changed(surrogate=None)))
     assert not [patch for patch in without.axes[0].patches if patch.get_height() < 0.2]
 
 
@@ -411,17 +419,17 @@ def test_untrained_yarn_stands_beside_the_base_and_answers_beside_the_passkeys(t
 
 
 def test_the_table_of_a_surrogate_says_what_is_determined(tmp_path):
-    row = {"low": 0.1, "high": 0.3, "share": 0.25, "held": 0.9, "determined": True}
+    row = Interval(low=0.1, high=0.3, trials=9, share=0.25, held=0.9, narrow=0.9, determined=True)
     found = made_up(18)
     parameters = dict.fromkeys(found.facts.space, None) | {next(iter(found.facts.space)): row}
-    said = {"trials": 12, "full": 9, "left_out_spearman": 0.71, "coverage": 0.92, "parameters": parameters}
-    ranges = found.ranges | {"surrogate": said}
+    said = SurrogateFound(trials=12, full=9, left_out_spearman=0.71, coverage=0.92, parameters=parameters)
+    ranges = found.ranges.changed(surrogate=said)
     text = words_of(tmp_path, dataclasses.replace(found, ranges=ranges))
     assert (
         "A Gaussian process fitted to 12 trials, 9 of them in full" in text and "92% of them" in text and "0.71" in text
     )
     assert "no full trial has it" in text
-    without = dataclasses.replace(found, ranges=found.ranges | {"surrogate": None})
+    without = dataclasses.replace(found, ranges=found.ranges.changed(surrogate=None))
     assert "A Gaussian process" not in words_of(tmp_path, without)
 
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2ray.records.study import StudyNoise
 from e2ray.search import results
-from e2ray.search.record import Noise, StudyFacts, TrialRecord
-from e2ray.search.results import KEPT_GAIN_SHARE, choose, correlations, front, noise, ranges, spearman
+from e2ray.search.record import StudyFacts, TrialRecord
+from e2ray.search.results import KEPT_GAIN_SHARE, choose, front, noise, spearman
 
 LR, KIND, BREAKS = "train.lr", "positions.scale.kind", "positions.placement.num_breaks"
 SPACE = {
@@ -16,6 +17,18 @@ SPACE = {
     KIND: {"kind": "choice", "options": ["uniform_int", "log_uniform"], "when": {}},
     BREAKS: {"kind": "int", "low": 1, "high": 16, "log": False, "when": {}},
 }
+
+
+def ranges(*told):
+    return results.ranges(*told).plain()
+
+
+def correlations(records, facts):
+    return [row.plain() for row in results.correlations(records, facts)]
+
+
+def noise_of(runs, long, short, value):
+    return StudyNoise(runs=runs, long=long, short=short, value=value, retrieval=None, answer_nll=None)
 
 
 def base_row(window, scale, nll):
@@ -128,7 +141,7 @@ def test_noise_is_the_sample_deviation_of_the_complete_repeats():
 @pytest.mark.parametrize("runs", [0, 1])
 def test_fewer_than_two_repeats_measure_no_noise(runs):
     records = [trial(n, 1.0, repeat=n) for n in range(runs)] + [trial(5, 2.0)]
-    assert noise(records) == Noise(runs=runs, long=None, short=None, value=None)
+    assert noise(records) == noise_of(runs=runs, long=None, short=None, value=None)
 
 
 def test_the_three_roles_are_filled_from_the_front():
@@ -203,7 +216,7 @@ def test_equal_trials_go_to_the_lower_number():
 def near_best(count, params):
     """Return `count` good trials (3.0 and a little more) and one far off, with the noise 0.1."""
     records = [trial(n, 3.0 + 0.1 * n / count, params=params(n)) for n in range(count)]
-    return [*records, trial(count, 3.2, params=params(count))], Noise(runs=3, long=0.1, short=0.1, value=0.1)
+    return [*records, trial(count, 3.2, params=params(count))], noise_of(runs=3, long=0.1, short=0.1, value=0.1)
 
 
 def parameter(path, count, params, space=SPACE):
@@ -300,18 +313,18 @@ def test_five_trials_that_have_a_parameter_determine_it(count, undetermined):
 
 def test_a_trial_exactly_one_deviation_off_counts_as_good():
     records = [trial(0, 3.0), trial(1, 3.125), trial(2, 3.25)]
-    assert ranges(records, FACTS, Noise(3, 0.1, 0.1, 0.125), {})["trials"] == 2
+    assert ranges(records, FACTS, noise_of(3, 0.1, 0.1, 0.125), {})["trials"] == 2
 
 
 def test_repeats_and_stopped_trials_say_nothing_about_ranges():
     records = [trial(0, 3.0), trial(1, 1.0, repeat=1), trial(2, 1.0, state="pruned"), trial(3, 1.0, state="failed")]
-    found = ranges(records, FACTS, Noise(3, 0.1, 0.1, 0.1), {})
+    found = ranges(records, FACTS, noise_of(3, 0.1, 0.1, 0.1), {})
     assert (found["best"], found["trials"]) == (0, 1)
 
 
 def test_without_noise_everything_is_undetermined():
     records, _ = near_best(9, lambda n: {LR: 1e-3, KIND: "uniform_int", BREAKS: 1})
-    found = ranges(records, FACTS, Noise(1, None, None, None), {})
+    found = ranges(records, FACTS, noise_of(1, None, None, None), {})
     assert (found["within"], found["best"], found["trials"]) == (None, 0, 0)
     assert all(entry["undetermined"] and entry["trials"] == 0 for entry in found["parameters"].values())
 
@@ -380,10 +393,10 @@ def test_rungs_of_sampled_trials_are_compared_apart():
 def test_a_study_without_a_complete_trial_claims_nothing(records):
     found = results.results(records, FACTS, {})
     assert (found.front, found.chosen) == ([], {})
-    assert found.noise == Noise(0, None, None, None)
-    assert (found.ranges["best"], found.ranges["trials"], found.ranges["within"]) == (None, 0, None)
-    assert all(entry["undetermined"] for entry in found.ranges["parameters"].values())
-    assert [entry["spearman"] for entry in found.correlations] == [None, None]
+    assert found.noise == noise_of(0, None, None, None)
+    assert (found.ranges.best, found.ranges.trials, found.ranges.within) == (None, 0, None)
+    assert all(entry.undetermined for entry in found.ranges.parameters.values())
+    assert [entry.spearman for entry in found.ranges.rungs] == [None, None]
 
 
 def test_results_do_not_depend_on_the_order_of_records():
@@ -405,5 +418,5 @@ def test_a_surrogate_hears_of_stopped_trials_and_not_of_repeats_failures_or_what
     stopped = {"state": "pruned", "step": 30, "values": {10: 4.0, 30: 3.9}, "params": {LR: 5e-3}}
     records += [trial(8, 3.9, **stopped), trial(9, None, None, state="failed", params={LR: 1e-3})]
     records += [trial(10, 3.0, baseline="e2llm", repeat=1, params={LR: 1e-3}), trial(11, 3.0, baseline="clex")]
-    found = results.surrogate(records, FACTS, Noise(runs=3, long=0.1, short=0.1, value=0.1))
-    assert (found["trials"], found["full"]) == (9, 8) and found["parameters"][KIND] is None
+    found = results.surrogate(records, FACTS, noise_of(runs=3, long=0.1, short=0.1, value=0.1))
+    assert (found.trials, found.full) == (9, 8) and found.parameters[KIND] is None

@@ -9,7 +9,6 @@ import pytest
 
 from e2ray.search.journal import JOURNAL, mend
 from e2ray.search.study import Study
-from e2ray.search.trial_plan import Measured
 
 LENGTH = 32
 WINDOWS = (32, 64, 128)
@@ -24,9 +23,8 @@ def cells(nll):
 
 
 def measured(step, nll, **changes):
-    asked = {"retrieval": None, "answer_nll": None}
-    found = {"step": step, "cells": cells(nll), "asked": asked, "tokens": step * 128, "seconds": 0.5, "loss": nll}
-    return Measured(**(found | changes))
+    found = {"step": step, "cells": cells(nll), "tokens": step * 128, "trial_seconds": 0.5, "loss": nll}
+    return found | {"retrieval": None, "answer_nll": None} | changes
 
 
 def quality(plan):
@@ -105,7 +103,7 @@ def test_objectives_are_the_mean_over_windows_and_the_rise_over_the_base(tmp_pat
     asked = {"retrieval": 0.75, "answer_nll": 1.5}
     for weights, more in (({"retrieval": 2.0}, 2 * 0.25), ({"answer_nll": 0.5}, 0.5 * 1.5), ({}, 0.0)):
         other = opened(tmp_path / f"of-{more}", configured({"weights": weights}))
-        found = other.objective(measured(9, 3.0, asked=asked))
+        found = other.objective(measured(9, 3.0, **asked))
         assert found["value"] == pytest.approx(3.0 + more)
         assert {name for name in asked if found[name] is not None} == set(weights)
     with pytest.raises(ValueError, match="window 128 at scale 4 was not measured"):

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from e2ray.search import surrogate
-from e2ray.search.surrogate import FEWEST_TRIALS, FEWEST_TRIED, Surrogate, Trial, grid, intervals
+from e2ray.search.surrogate import FEWEST_TRIALS, FEWEST_TRIED, Surrogate, Trial, grid
 
 SPACE = {
     "lr": {"kind": "float", "low": 1e-4, "high": 1e-2, "log": True},
@@ -42,6 +42,11 @@ def trials(count=45, seed=1):
             params["slow"] = 4 ** rng.uniform(-1, 1)
         found.append(Trial(params, value(params, rng)))
     return found
+
+
+def intervals(space, given, *, within):
+    found = surrogate.intervals(space, given, within=within)
+    return None if found is None else found.plain()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from e2ray.evaluate.perplexity import cell as cell_of
 from e2ray.evaluate.perplexity import document_sums
 from e2ray.records.retrieval import RetrievalRow
 from e2ray.search import examiner
-from e2ray.search.examiner import measured
 from e2ray.search.trial import Rungs, Workbench, examine_base
 from e2ray.search.trial_plan import Plan
 from e2ray.train import worker
@@ -149,7 +148,7 @@ def test_a_trial_is_measured_at_its_rungs_and_whole_at_its_end(configured, share
     served = {(32, 1.0), (64, 2.0), (128, 4.0)}
     assert all({(c["window"], c["scale"]) for c in metrics["cells"]} == served for metrics in found[:2])
     assert {(c["window"], c["scale"]) for c in found[2]["cells"]} == {(w, g) for w in (32, 64, 128) for g in (1, 2, 4)}
-    assert [measured(metrics).tokens for metrics in found] == [128, 3 * 128, 9 * 128]
+    assert [metrics["tokens"] for metrics in found] == [128, 3 * 128, 9 * 128]
     assert found[0]["trial_seconds"] < found[2]["trial_seconds"]
 
 

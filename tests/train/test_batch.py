@@ -37,7 +37,9 @@ def test_parts_are_whole_examples_in_order(rows, size, packed):
     assert [len(part.tokens) for part in parts[:-1]] == [size * rows] * (len(parts) - 1)
     assert torch.cat([part.ids for part in parts]).tolist() == list(range(6 * rows))
     for part in parts:
-        assert len(part.tokens) % rows == 0 and part.rows_per_example == rows and (part.places is not None) == packed
+        assert (
+            len(part.tokens) % rows == 0 and part.rows_per_example == rows and (part.token_index is not None) == packed
+        )
         for told in (part.tokens[:, 0], part.draw.scale - 1, part.draw.offsets[:, 0]):
             assert told.tolist() == part.ids.tolist()
 

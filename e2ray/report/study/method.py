@@ -8,8 +8,8 @@ from e2ray.evaluate.removed import base_words
 from e2ray.report.frame.page import Code, Part, Point, Points, Words
 from e2ray.report.frame.text import count, duration, nats, plural
 from e2ray.report.study.section import StudySection, study_section
-from e2ray.report.study.terms import Fields, method
-from e2ray.search.record import StudyResults
+from e2ray.report.study.terms import method
+from e2ray.search.record import Cell, StudyResults
 
 FEW_RUNS = 10  # a standard deviation of fewer is rough
 
@@ -118,7 +118,7 @@ def _steps(values: Sequence[int]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _protocol(base: Sequence[Fields]) -> str:
+def _protocol(base: Sequence[Cell]) -> str:
     """Return the reading protocol as the base model's rows tell it."""
     if not base:
         return "Sliding window over"

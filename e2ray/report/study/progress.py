@@ -1,6 +1,5 @@
 """How the search went on, trial by trial, and how the order of the trials changed with the budget."""
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -12,7 +11,7 @@ from e2ray.report.frame.drawing import BLUE, GREY, INK, SKY, VERMILLION, new_fig
 from e2ray.report.frame.page import Column, Part, Point, Row, Table
 from e2ray.report.frame.text import plural
 from e2ray.report.study.section import NO_FULL_TRIAL, Drawing, study_section
-from e2ray.report.study.terms import Fields, best_trial, correlation_words, measured_trials, paper_trial, upper_limit
+from e2ray.report.study.terms import best_trial, correlation_words, measured_trials, paper_trial, upper_limit
 from e2ray.search.record import StudyResults
 
 
@@ -106,20 +105,19 @@ def draw_rungs(results: StudyResults) -> Figure | None:
 
 def correlations(results: StudyResults) -> list[Part]:
     """Return the table of rank correlations; nothing where there are no rungs."""
-    if not results.correlations:
+    if not results.ranges.rungs:
         return []
     columns = [
         Column("After updates", "number"), Column("Rank correlation", "number"), Column("Trials", "number"),
         Column("Reading", "wide"), Column("Sampled trials alone", "number"), Column("Trials", "number"),
     ]  # fmt: skip
     rows = []
-    for row in results.correlations:
+    for row in results.ranges.rungs:
         shown, alone = (
-            f"{found:.2f}" if isinstance(found, int | float) and found == found else "not computable"
-            for found in (row.get("spearman"), row.get("sampled_spearman"))
+            "not computable" if found is None else f"{found:.2f}" for found in (row.spearman, row.sampled_spearman)
         )
-        cells = [str(row["step"]), shown, str(row["trials"]), correlation_words(row)]
-        rows.append(Row([*cells, alone, str(row.get("sampled_trials", 0))]))
+        cells = [str(row.step), shown, str(row.trials), correlation_words(row), alone, str(row.sampled_trials)]
+        rows.append(Row(cells))
     caption = (
         f"Spearman's rank correlation of the weighted number at a rung with the one after {results.facts.steps} "
         "updates, over the trials that reached the end; 1: the same order, 0: no relation. Chance alone exceeds 1.96 "
@@ -131,14 +129,13 @@ def correlations(results: StudyResults) -> list[Part]:
 
 def _findings(results: StudyResults) -> list[Point]:
     head = "Can a shorter budget be trusted?"
-    rows: Sequence[Fields] = results.correlations
+    rows = results.ranges.rungs
     if not rows:
         return [Point(head, "Not measured: no trial was read before its end.", warning=True)]
     told = []
     for row in rows:
-        found = row.get("spearman")
-        figure = "" if found is None or not math.isfinite(found) else f"rank correlation {found:.2f}, "
-        told.append(f"after {row['step']} updates: {figure}{plural(row['trials'], 'trial')}, {correlation_words(row)}")
+        figure = "" if row.spearman is None else f"rank correlation {row.spearman:.2f}, "
+        told.append(f"after {row.step} updates: {figure}{plural(row.trials, 'trial')}, {correlation_words(row)}")
     return [
         Point(
             head,

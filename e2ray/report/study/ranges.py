@@ -1,18 +1,19 @@
 """The ranges to train with, and what a surrogate of all trials says of them: picture, tables and findings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from e2ray.records.study import Interval, Range
 from e2ray.report.frame.drawing import BLUE, GREY, INK, PALE, VERMILLION, new_figure, plain, tidy
 from e2ray.report.frame.page import Column, Part, Point, Row, Table
 from e2ray.report.frame.text import nats, number, plural, share_words
 from e2ray.report.study.section import Drawing, study_section
-from e2ray.report.study.terms import Fields, range_words, ranges_by_space, searched_words, share_of_range, short_name
-from e2ray.search.record import StudyResults
+from e2ray.report.study.terms import range_words, ranges_by_space, searched_words, share_of_range, short_name
+from e2ray.search.record import SearchedSetting, StudyResults, numbers_of
 from e2ray.search.results import MIN_TRIALS, text_of
 from e2ray.search.surrogate import COVERED, FEWEST_TRIALS, WIDEST
 
@@ -26,18 +27,18 @@ def ranges(results: StudyResults) -> list[Part]:
         return []
     rows = []
     for path, row in parameters.items():
-        spec = results.facts.space.get(path, {})
-        found = "undetermined" if row["undetermined"] else range_words(row)
-        importance = row.get("importance")
-        share = "unknown" if importance is None else share_words(importance, row.get("importance_spread"))
-        cells = [path, searched_words(spec), found, str(row["trials"]), share]
-        rows.append(Row(cells, "faint" if row["undetermined"] else ""))
+        spec = results.facts.space.get(path, SearchedSetting())
+        found = "undetermined" if row.undetermined else range_words(row)
+        importance = row.importance
+        share = "unknown" if importance is None else share_words(importance, list(row.importance_spread or ()) or None)
+        cells = [path, searched_words(spec), found, str(row.trials), share]
+        rows.append(Row(cells, "faint" if row.undetermined else ""))
     columns = [
         Column("Setting"), Column("Searched", "wide"), Column("Train with"), Column("Trials", "number"),
         Column("Importance", "number"),
     ]  # fmt: skip
-    within = results.ranges.get("within")
-    near = plural(results.ranges.get("trials") or 0, "trial")
+    within = results.ranges.within
+    near = plural(results.ranges.trials, "trial")
     caption = (
         "Train with: the central 80 %, or how often each kind was found, among the trials within one noise of the "
         f"best; here {near}, one noise being {nats(within)} nats of the weighted number. Undetermined: fewer than "
@@ -51,31 +52,31 @@ def ranges(results: StudyResults) -> list[Part]:
 
 def _surrogate(results: StudyResults) -> list[Part]:
     """Return the table of what a surrogate of all full trials says; nothing without one."""
-    found = results.ranges.get("surrogate")
+    found = results.ranges.surrogate
     if found is None:
         return []
     rows = []
     for path in results.facts.space:
-        row = found["parameters"].get(path)
+        row = found.parameters.get(path)
         if row is None:
             rows.append(Row([path, "no full trial has it", "", "", ""], "faint"))
             continue
-        words = ", ".join(map(number, row["kinds"])) if "kinds" in row else range_words(row)
-        cells = [path, words, _percent(row["share"]), _percent(row["held"]), "yes" if row["determined"] else "no"]
-        rows.append(Row(cells, "" if row["determined"] else "faint"))
+        words = ", ".join(map(number, row.kinds)) if row.kinds is not None else range_words(row)
+        cells = [path, words, _percent(row.share), _percent(row.held), "yes" if row.determined else "no"]
+        rows.append(Row(cells, "" if row.determined else "faint"))
     columns = [
         Column("Setting"), Column("Predicted within one noise", "wide"), Column("Of what was searched", "number"),
         Column("Held by refits", "number"), Column("Determined"),
     ]  # fmt: skip
-    ranks = found["left_out_spearman"]
+    ranks = found.left_out_spearman
     said = "not computable" if ranks is None else f"{ranks:.2f}"
     caption = (
-        f"A Gaussian process fitted to {plural(found['trials'], 'trial')}, {found['full']} of them in full: where its "
+        f"A Gaussian process fitted to {plural(found.trials, 'trial')}, {found.full} of them in full: where its "
         "prediction of the number at the end stays within one noise of the lowest, all other settings as in the best "
         "trial, and where no trial was. Held by refits: the share of the fits with one trial left out whose interval "
         f"has the best place. Determined: at most {WIDEST:.0%} of what was searched, in at least {COVERED:.0%} of the "
         f"refits, too, held by as many, tried by at least {FEWEST_TRIALS} trials, and left-out trials bear the "
-        f"surrogate out: {found['coverage']:.0%} of them lie where nine of ten should, and their rank correlation with "
+        f"surrogate out: {found.coverage:.0%} of them lie where nine of ten should, and their rank correlation with "
         f"the prediction is {said}."
     )
     return [Table(columns, rows, caption)]
@@ -92,13 +93,13 @@ def ranges_findings(results: StudyResults) -> list[Point]:
 
 def _ranges(results: StudyResults) -> list[Point]:
     head, parameters = "Ranges to train with.", ranges_by_space(results)
-    within, trials = results.ranges.get("within"), results.ranges.get("trials") or 0
-    if results.ranges.get("best") is None:
+    within, trials = results.ranges.within, results.ranges.trials
+    if results.ranges.best is None:
         return [Point(head, "None: no trial ran in full.", warning=True)]
     if within is None:
         text = "None: without the noise nobody can say which trials are as good as the best."
         return [Point(head, text, warning=True)]
-    known = {path: row for path, row in parameters.items() if not row["undetermined"]}
+    known = {path: row for path, row in parameters.items() if not row.undetermined}
     told = "; ".join(f"{short_name(path)}: {range_words(row)}" for path, row in known.items())
     text = (
         f"{told[:1].upper()}{told[1:]}. That is the central 80 %, or the kinds found with their number, among the "
@@ -123,7 +124,7 @@ def _hidden_by_stopping(results: StudyResults) -> list[Point]:
         if parameter["kind"] == "choice":
             continue
         full, stopped = (
-            [record.params[path] for record in sampled if record.state == state and path in record.params]
+            numbers_of((record for record in sampled if record.state == state), path)
             for state in ("complete", "pruned")
         )
         if not full:
@@ -151,13 +152,13 @@ def draw_ranges(results: StudyResults) -> Figure | None:
 
     Below each what the surrogate says, where there is one.
     """
-    rows, said = ranges_by_space(results), (results.ranges.get("surrogate") or {}).get("parameters", {})
+    rows, said = ranges_by_space(results), results.ranges.surrogate.parameters if results.ranges.surrogate else {}
     space = results.facts.space
     numbers = [path for path in rows if space[path]["kind"] != "choice"]
     kinds = [path for path in rows if space[path]["kind"] == "choice"]
-    if results.ranges.get("best") is None:
+    if results.ranges.best is None:
         return None
-    bars = sum((1 if rows[path]["undetermined"] else len(space[path]["options"])) + 0.7 for path in kinds)
+    bars = sum((1 if rows[path].undetermined else len(space[path]["options"])) + 0.7 for path in kinds)
     heights = [*([0.62 * len(numbers) + 0.8] if numbers else []), *([0.27 * bars + 0.9] if kinds else [])]
     figure = new_figure(sum(heights) + 0.5)
     axes = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
@@ -180,17 +181,16 @@ def draw_ranges(results: StudyResults) -> Figure | None:
     return figure
 
 
-def _number_rows(axis: Axes, rows: Sequence[tuple[str, Fields, Fields]]) -> None:
+def _number_rows(axis: Axes, rows: Sequence[tuple[str, SearchedSetting, Range]]) -> None:
     """Draw one bar per number on its own axis from the searched low (0) to the searched high (1)."""
     for y, (_, spec, row) in enumerate(rows):
-        open_one = row["undetermined"] or row.get("low") is None
-        hatch = {"facecolor": "white", "edgecolor": GREY, "hatch": "////", "linewidth": 0.5}
-        axis.barh(y, 1, height=0.5, **(hatch if open_one else {"color": PALE}))
-        if open_one:
-            note = f"undetermined ({plural(row['trials'], 'trial')})"
+        if row.undetermined or row.low is None or row.high is None:
+            axis.barh(y, 1, height=0.5, facecolor="white", edgecolor=GREY, hatch="////", linewidth=0.5)
+            note = f"undetermined ({plural(row.trials, 'trial')})"
             axis.text(0.5, y, note, ha="center", va="center", fontsize=9, color=INK, bbox={"color": "white", "pad": 1})
         else:
-            low, high = share_of_range(row["low"], spec), share_of_range(row["high"], spec)
+            axis.barh(y, 1, height=0.5, color=PALE)
+            low, high = share_of_range(row.low, spec), share_of_range(row.high, spec)
             axis.barh(y, max(high - low, 0.006), left=low, height=0.5, color=BLUE)
             told = range_words(row)
             inside = high - low > 0.25
@@ -208,45 +208,48 @@ def _number_rows(axis: Axes, rows: Sequence[tuple[str, Fields, Fields]]) -> None
     axis.set_title("Numbers", loc="left", fontsize=11, fontweight="bold")
 
 
-def _surrogate_numbers(axis: Axes, rows: Sequence[tuple[Fields, Fields | None]]) -> None:
+def _surrogate_numbers(axis: Axes, rows: Sequence[tuple[SearchedSetting, Interval | None]]) -> None:
     """Draw below each number's bar a slim one, where the surrogate's prediction stays within one noise of the best."""
     for y, (spec, row) in enumerate(rows):
-        if row is None:
+        if row is None or not isinstance(row.low, int | float) or not isinstance(row.high, int | float):
             continue
-        low, high = share_of_range(row["low"], spec), share_of_range(row["high"], spec)
-        face = VERMILLION if row["determined"] else "white"
+        low, high = share_of_range(row.low, spec), share_of_range(row.high, spec)
+        face = VERMILLION if row.determined else "white"
         width = max(high - low, 0.006)
         axis.barh(y + 0.34, width, left=low, height=0.11, facecolor=face, edgecolor=VERMILLION, linewidth=0.8)
 
 
-def _kinds_words(row: Fields | None) -> str:
+def _kinds_words(row: Interval | None) -> str:
     """Return which options of a setting the surrogate leaves, where that is not all of them."""
-    if row is None or row["share"] == 1:
+    if row is None or row.share == 1:
         return ""
-    left = ", ".join(number(option) for option in row["kinds"])
-    return f"surrogate: {left}{'' if row['determined'] else ', not determined'}"
+    left = ", ".join(number(option) for option in row.kinds or ())
+    return f"surrogate: {left}{'' if row.determined else ', not determined'}"
 
 
-def _kind_rows(axis: Axes, rows: Sequence[tuple[str, Fields, Fields]], said: Fields) -> None:
+def _kind_rows(
+    axis: Axes, rows: Sequence[tuple[str, SearchedSetting, Range]], said: Mapping[str, Interval | None]
+) -> None:
     """Draw how many of the trials near the best chose each option, options nobody chose included."""
     y, ticks, names = 0.0, [], []
-    most = max((found for _, _, row in rows for found in (row.get("kinds") or {}).values()), default=1)
+    most = max((found for _, _, row in rows for found in (row.kinds or {}).values()), default=1)
     for path, spec, row in rows:
-        if row["undetermined"]:
+        if row.undetermined:
             axis.barh(y, 1.05 * most, height=0.7, facecolor="white", edgecolor=GREY, hatch="////", linewidth=0.5)
-            note = f"undetermined ({plural(row['trials'], 'trial')})"
+            note = f"undetermined ({plural(row.trials, 'trial')})"
             box = {"color": "white", "pad": 1}
             told = _kinds_words(said.get(path))
             axis.text(most / (4 if told else 2), y, note, ha="center", va="center", fontsize=9, bbox=box)
             if told:
-                colour = VERMILLION if said[path]["determined"] else INK
+                interval = said.get(path)
+                colour = VERMILLION if interval and interval.determined else INK
                 axis.text(most / 2, y, told, ha="left", va="center", fontsize=9, color=colour, bbox=box)
             ticks.append(y)
             names.append(plain(short_name(path)))
             y += 1.7
             continue
         for option in spec["options"]:
-            found = row["kinds"].get(text_of(option), 0)
+            found = (row.kinds or {}).get(text_of(option), 0)
             axis.barh(y, found, height=0.7, color=BLUE)
             axis.text(found + 0.01 * most, y, str(found), va="center", fontsize=9, color=INK)
             ticks.append(y)
@@ -259,7 +262,7 @@ def _kind_rows(axis: Axes, rows: Sequence[tuple[str, Fields, Fields]], said: Fie
     tidy(axis, "Kinds", grid="x")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("trials within one noise of the best")
-    if all(row["undetermined"] for _, _, row in rows):
+    if all(row.undetermined for _, _, row in rows):
         axis.set(xticks=[], xlabel="")
 
 

@@ -233,7 +233,7 @@ def _untrained_rows(results: StudyResults, asked: Sequence[str]) -> list[Row]:
     A study of earlier versions has no figures of YaRN, and so no row.
     """
     facts, mean = results.facts, base_long(results.facts)
-    found = {
+    found: dict[str, tuple[str, str, dict[str, float | None]]] = {
         base_name(facts.removed_scaling, untouched=True): (
             "no training, each window at scale 1 or W/L, the better one",
             "missing" if mean is None else f"{mean:.3f}",
@@ -242,7 +242,8 @@ def _untrained_rows(results: StudyResults, asked: Sequence[str]) -> list[Row]:
     }
     if facts.base_yarn:
         long = long_of(facts.base_yarn["cells"], facts.windows, facts.base_context_length)
-        found["untrained YaRN"] = ("no training, each window at scale W/L", f"{long:.3f}", facts.base_yarn)
+        known = {"retrieval": facts.base_yarn.get("retrieval"), "answer_nll": facts.base_yarn.get("answer_nll")}
+        found["untrained YaRN"] = ("no training, each window at scale W/L", f"{long:.3f}", known)
     return [
         Row([name, "", words, long, "0 by definition", *(answered(key, known.get(key)) for key in asked), ""], "faint")
         for name, (words, long, known) in found.items()

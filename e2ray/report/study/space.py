@@ -31,8 +31,8 @@ from e2ray.report.frame.drawing import (
 from e2ray.report.frame.page import Point
 from e2ray.report.frame.text import number, plural, share_words
 from e2ray.report.study.section import Drawing, study_section
-from e2ray.report.study.terms import Fields, best_trial, measured_trials, share_of_range, short_name, upper_limit
-from e2ray.search.record import StudyResults, TrialRecord
+from e2ray.report.study.terms import best_trial, measured_trials, share_of_range, short_name, upper_limit
+from e2ray.search.record import SearchedSetting, StudyResults, TrialRecord
 
 
 def draw_importances(results: StudyResults) -> Figure | None:
@@ -141,7 +141,9 @@ def _slice_legend(results: StudyResults) -> list[Line2D | Patch]:
     return handles
 
 
-def _slice(axis: Axes, path: str, spec: Fields, records: Sequence[TrialRecord], colour: str | None, top: float) -> None:
+def _slice(
+    axis: Axes, path: str, spec: SearchedSetting, records: Sequence[TrialRecord], colour: str | None, top: float
+) -> None:
     """Draw the trials that use a setting against its value; kinds as strips, numbers on their searched scale."""
     options = [str(option) for option in spec["options"]] if spec["kind"] == "choice" else None
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -150,7 +152,7 @@ def _slice(axis: Axes, path: str, spec: Fields, records: Sequence[TrialRecord], 
             continue
         value = record.params[path]
         spread = 0.55 * ((record.number * GOLDEN_SHARE) % 1 - 0.5)
-        x = value if options is None else options.index(str(value)) + spread
+        x = options.index(str(value)) + spread if options else float(value or 0)
         published = record.baseline is not None
         marker = "^" if record.value > top else "s" if published else "o"
         shown = colour or (VERMILLION if published else BLUE)
@@ -232,17 +234,18 @@ def _shown_paths(results: StudyResults) -> list[str]:
     return [path for path in paths if path in ranked]
 
 
-def _height(path: str, spec: Fields, record: TrialRecord) -> float:
+def _height(path: str, spec: SearchedSetting, record: TrialRecord) -> float:
     """Return the height of a trial on one axis: 0 to 1, kinds evenly spread, or the level below for `not used`."""
     if path not in record.params:
         return NOT_USED
+    value = record.params[path]
     if spec["kind"] != "choice":
-        return share_of_range(record.params[path], spec)
+        return share_of_range(float(value or 0), spec)
     options = [str(option) for option in spec["options"]]
-    return options.index(str(record.params[path])) / max(len(options) - 1, 1)
+    return options.index(str(value)) / max(len(options) - 1, 1)
 
 
-def _parallel_axis(axis: Axes, x: int, spec: Fields) -> None:
+def _parallel_axis(axis: Axes, x: int, spec: SearchedSetting) -> None:
     """Draw one axis with the ends of its interval, or its kinds."""
     axis.plot([x, x], [0, 1], color=GREY, linewidth=1, zorder=3)
     if spec["kind"] == "choice":

@@ -8,16 +8,17 @@ no difference is a finding.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from e2ray.config.methods import NAMED
 from e2ray.config.search import PAPER
+from e2ray.records.study import Interval, Range, RungRow
 from e2ray.report.frame.text import nats, number, plural, plus_minus
 from e2ray.search.objectives import ASKED
 from e2ray.search.ranks import chance_correlation
-from e2ray.search.record import StudyResults, TrialRecord
+from e2ray.search.record import SearchedSetting, StudyResults, TrialRecord
 
 HINT = 2.0  # a difference up to so many times its noise is a hint, a larger one a finding
 FEW_TRIALS = 10  # a rank correlation of fewer says little
@@ -25,7 +26,6 @@ TITLES = {"retrieval": "Passkeys", "answer_nll": "Answers"}
 TRUSTED = 0.8  # a rank correlation from which a rung's order is called trustworthy
 
 
-Fields = Mapping[str, Any]  # of a searched setting, or a row of ranges.json
 Grid = dict[tuple[int, float], tuple[float, float | None]]  # NLL and its standard error by (window, scale)
 
 
@@ -85,27 +85,27 @@ def asked_objectives(results: StudyResults) -> list[str]:
     return [name for name in ASKED if any(getattr(record, name) is not None for record in results.records)]
 
 
-def ranges_by_space(results: StudyResults) -> dict[str, Fields]:
-    """Return the rows of ranges.json in the order of the space; empty where no trial ran in full."""
-    parameters = results.ranges.get("parameters") or {}
+def ranges_by_space(results: StudyResults) -> dict[str, Range]:
+    """Return the rows of ranges.json in the order of the space."""
+    parameters = results.ranges.parameters
     return {path: parameters[path] for path in results.facts.space if path in parameters}
 
 
-def range_words(row: Fields) -> str:
+def range_words(row: Range | Interval) -> str:
     """Return a row of ranges.json: `0.001 to 0.002`, or `power (7), beta (3)`."""
-    if row.get("kinds") is not None:
-        ordered = sorted(row["kinds"].items(), key=lambda item: (-item[1], str(item[0])))
+    if isinstance(row.kinds, Mapping):
+        ordered = sorted(row.kinds.items(), key=lambda item: (-item[1], str(item[0])))
         return ", ".join(f"{number(kind)} ({found})" for kind, found in ordered) or "none found"
-    if row.get("low") is None or row.get("high") is None:
+    if row.low is None or row.high is None:
         return "none found"
-    low, high = number(row["low"]), number(row["high"])
-    return f"about {low}" if low == high and row["low"] != row["high"] else low if low == high else f"{low} to {high}"
+    low, high = number(row.low), number(row.high)
+    return f"about {low}" if low == high and row.low != row.high else low if low == high else f"{low} to {high}"
 
 
-def correlation_words(row: Fields) -> str:
+def correlation_words(row: RungRow) -> str:
     """Return what a rung's rank correlation with the final order says."""
-    found, trials = row.get("spearman"), row["trials"]
-    if found is None or not math.isfinite(found):
+    found, trials = row.spearman, row.trials
+    if found is None:
         return "not computable"
     if abs(found) <= chance_correlation(trials):
         return f"not told apart from chance with {plural(trials, 'trial')}"
@@ -149,7 +149,7 @@ def last_rows(record: TrialRecord) -> Grid:
     return {(r["window"], round(r["scale"], 6)): (r["nll"], r["stderr"]) for r in record.curves if r["step"] == last}
 
 
-def searched_words(spec: Fields) -> str:
+def searched_words(spec: SearchedSetting) -> str:
     """Return what was searched of a setting: `0.0003 to 0.003, log`, its options, and when it applies."""
     if not spec:
         return "not in the space"
@@ -183,7 +183,7 @@ def _share(found: float | None, noise: float | None = None) -> str:
     return f"{100 * found:.0f} %" if noise is None else f"{100 * found:.1f} ± {100 * noise:.1f} %"
 
 
-def share_of_range(value: float, spec: Fields) -> float:
+def share_of_range(value: float, spec: SearchedSetting) -> float:
     """Return where a number stands in its searched interval, 0 to 1, logarithmic where the search is."""
     low, high = spec["low"], spec["high"]
     if low == high:
