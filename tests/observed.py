@@ -28,7 +28,7 @@ from e2ray.core.rope import RotaryHook
 from e2ray.data import build, corpus, stream
 from e2ray.data.corpus import list_items
 from e2ray.data.order import Reader
-from e2ray.data.shards import ShardSet, local_batches
+from e2ray.data.shards import MANIFEST, ShardSet, local_batches
 from e2ray.data.unpack import Limits
 from e2ray.records.checkpoint import Look
 from e2ray.records.run import MetricsLine
@@ -80,7 +80,9 @@ def without_ray(library):
 
 
 def shards_of(run):
-    return training.prepare(run)
+    """The folder of the shards; one that is named by its content is made once."""
+    standing = run.config.data.shards is None and (run.made_shards / MANIFEST).exists()
+    return run.made_shards if standing else training.prepare(run)
 
 
 def shards_place(run, path):

@@ -122,7 +122,9 @@ def _family(scheme: str) -> str:
 def _decoded(text: str) -> str:
     """Return a text without percent signs that stand for others, however often it was encoded."""
     for _ in range(ENCODINGS):
-        text = unquote_plus(text)
+        text, before = unquote_plus(text), text
+        if text == before:
+            break
     return text
 
 
@@ -145,7 +147,8 @@ def _place_problem(scheme: str, place: str) -> str | None:
 
 def _has_pair(path: str) -> bool:
     """Return whether a part of a path looks like a name and its key in front of an @; a time of day is none."""
-    return any(not TIME.search(pair[0]) for pair in PAIR.finditer(path))
+    both = ":" in path and "@" in path  # else each place of a long path would be begun at in vain
+    return both and any(not TIME.search(pair[0]) for pair in PAIR.finditer(path))
 
 
 def _query_problem(query: str) -> str | None:
@@ -188,7 +191,7 @@ def without_credentials(text: str) -> str:
         uri = word if "://" in word else f"{found[1]}://{word[len(found[1]) + 1 :].lstrip('/')}"
         if refusal(uri):
             word = uri.partition("?")[0]
-            if refusal(word) or word == uri:
+            if word == uri or refusal(word):
                 word, end = f"{found[1]}://{HIDDEN}", behind if last_at >= end else end
         shown += [text[begin : found.start()], word]
         begin = end
