@@ -84,9 +84,9 @@ def parse_yaml(text: str, *, source: str) -> object:
         value = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = ": ".join(part for part in (error.context, error.problem) if part)
-        raise SettingsError(f"{source}{place}: {problem}") from None
+        raise SettingsError(f"{source}{where}: {problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingsError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     _refuse_non_finite(value, source, "")
@@ -184,12 +184,12 @@ def validate(recipe: Mapping[str, object], *, source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(recipe)
     except ValidationError as error:
-        places: dict[str, list[ErrorDetails]] = {}
+        by_path: dict[str, list[ErrorDetails]] = {}
         for detail in error.errors(include_url=False):
-            places.setdefault(_key_path(detail["loc"], recipe), []).append(detail)
-        path, details = next(iter(places.items()))
+            by_path.setdefault(_key_path(detail["loc"], recipe), []).append(detail)
+        path, details = next(iter(by_path.items()))
         # a wrong entry makes its list "too short" as well
-        others = [place for place in places if place != path and not path.startswith(f"{place}.")]
+        others = [other for other in by_path if other != path and not path.startswith(f"{other}.")]
         more = f" (and {len(others)} more)" if others else ""
         raise SettingsError(f"{source}: {path + ': ' if path else ''}{_problem(details)}{more}") from None
 
@@ -198,19 +198,19 @@ def _problem(details: list[ErrorDetails]) -> str:
     """Return `got X, wanted Y` for pydantic's errors at one key, the members of a choice of types among them."""
     detail = details[0]
     context = detail.get("ctx", {})
-    found = shown(detail["input"])
+    value = shown(detail["input"])
     match detail["type"]:
         case "missing":
             return "is missing; the recipe must set it"
         case "extra_forbidden":
-            return f"unknown setting (value {found}); `e2ray schema` lists the known ones"
+            return f"unknown setting (value {value}); `e2ray schema` lists the known ones"
         case "value_error":
             return str(context["error"])
         case "union_tag_not_found":
-            return f"got {found}, wanted a section with `kind`"
+            return f"got {value}, wanted a section with `kind`"
         case "union_tag_invalid":
             return f"kind is {context['tag']!r}, wanted one of {context['expected_tags']}"
-    return f"got {found}, wanted {wanted(details)}"
+    return f"got {value}, wanted {wanted(details)}"
 
 
 _CHOICES = {"model", "scale", "placement", "jump", "tokenizer"}  # keys whose section has a `kind`

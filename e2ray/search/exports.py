@@ -42,20 +42,20 @@ ROLES = {
 }
 
 
-def write_tables(folder: Path, found: StudyResults) -> None:
+def write_tables(folder: Path, results: StudyResults) -> None:
     """Write trials.parquet, trials.csv, curves.parquet, pareto.json and ranges.json into the export folder.
 
     Raises:
         SettingsError: If the folder cannot be written.
     """
-    schema = trials_schema(found.facts)
-    rows = [_row(record, schema, found.facts) for record in sorted(found.records, key=lambda record: record.number)]
+    schema = trials_schema(results.facts)
+    rows = [_row(record, schema, results.facts) for record in sorted(results.records, key=lambda record: record.number)]
     export = StudyExport(folder)
     _write_parquet(export.trials, rows, schema)
     _write_csv(export.trials_text, rows, schema)
-    _write_parquet(export.curves, _curves(found), schema_of(CurveRow))
-    _pareto(found).write(export.pareto)
-    found.ranges.write(export.ranges)
+    _write_parquet(export.curves, _curves(results), schema_of(CurveRow))
+    _pareto(results).write(export.pareto)
+    results.ranges.write(export.ranges)
 
 
 def trials_schema(facts: StudyFacts) -> pa.Schema:
@@ -110,8 +110,8 @@ def _cell(value: object, kind: pa.DataType, active: bool) -> object:
     return text_of(value) if pa.types.is_string(kind) else value
 
 
-def _curves(found: StudyResults) -> list[dict[str, object]]:
-    cells = [(record.number, cell) for record in found.records for cell in record.curves]
+def _curves(results: StudyResults) -> list[dict[str, object]]:
+    cells = [(record.number, cell) for record in results.records for cell in record.curves]
     cells.sort(key=lambda pair: (pair[0], pair[1]["step"], pair[1]["window"], pair[1]["scale"]))
     return [{"number": number, **cell} for number, cell in cells]
 
@@ -139,23 +139,23 @@ def _csv_text(value: object) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _pareto(found: StudyResults) -> Pareto:
-    objectives, facts = objectives_of(found.records), found.facts
+def _pareto(results: StudyResults) -> Pareto:
+    objectives, facts = objectives_of(results.records), results.facts
     base = {"long": base_long(facts), "short": 0.0, **{name: getattr(facts, f"base_{name}") for name in ASKED}}
-    points = (found.record(number) for number in found.front)
+    points = (results.record(number) for number in results.front)
     return Pareto(
-        study=found.facts.name,
+        study=results.facts.name,
         objectives={name: "maximise" if name in MAXIMISED else "minimise" for name in objectives},
-        weights=dict(found.facts.weights),
-        noise=found.noise,
+        weights=dict(results.facts.weights),
+        noise=results.noise,
         base=base,
         front=tuple(Point(**{name: getattr(point, name) for name in Point.model_fields}) for point in points),
-        chosen=dict(found.chosen),
+        chosen=dict(results.chosen),
     )
 
 
 def write_recipes(
-    folder: Path, found: StudyResults, recipe: Mapping[str, object], *, skip_documents: int | None
+    folder: Path, results: StudyResults, recipe: Mapping[str, object], *, skip_documents: int | None
 ) -> None:
     """Write the recipes a study proposes: best-<role>.yaml, best.yaml (the balanced one), front/<number>.yaml.
 
@@ -164,7 +164,7 @@ def write_recipes(
 
     Args:
         folder: The export folder.
-        found: What follows from the study.
+        results: What follows from the study.
         recipe: The study's recipe as plain data; its `search` section is left out.
         skip_documents: Held-out documents that the study chose by, which the evaluation of the new run leaves out; None
             if there are no others, and the recipe's own setting stays.
@@ -172,16 +172,16 @@ def write_recipes(
     Raises:
         SettingsError: If the recipe cannot hold a trial's settings, or the folder cannot be written.
     """
-    proposed = {f"best-{role}.yaml": (role, number, ROLES[role]) for role, number in found.chosen.items()}
-    if "balanced" in found.chosen:
+    proposed = {f"best-{role}.yaml": (role, number, ROLES[role]) for role, number in results.chosen.items()}
+    if "balanced" in results.chosen:
         proposed[StudyExport.best.name] = proposed["best-balanced.yaml"]
-    for number in found.front:
+    for number in results.front:
         words = "One point of the study's Pareto front: no other trial is at least as good in every objective."
         proposed[f"front/{number}.yaml"] = (f"front-{number}", number, words)
     for name, (role, number, words) in proposed.items():
-        record = found.record(number)
-        config = _config(record, found, recipe, role=role, skip_documents=skip_documents)
-        write_text(folder / name, _header(words, record, found, config, skip_documents) + load.dump(config))
+        record = results.record(number)
+        config = _config(record, results, recipe, role=role, skip_documents=skip_documents)
+        write_text(folder / name, _header(words, record, results, config, skip_documents) + load.dump(config))
     for path in [*folder.glob("best*.yaml"), *folder.glob("front/*.yaml")]:
         name = path.relative_to(folder).as_posix()
         ours = re.fullmatch(rf"best(-({'|'.join(ROLES)}))?\.yaml|front/[0-9]+\.yaml", name)
@@ -190,21 +190,23 @@ def write_recipes(
 
 
 def _config(
-    record: TrialRecord, found: StudyResults, recipe: Mapping[str, object], *, role: str, skip_documents: int | None
+    record: TrialRecord, results: StudyResults, recipe: Mapping[str, object], *, role: str, skip_documents: int | None
 ) -> RunConfig:
     plain = {key: value for key, value in recipe.items() if key != "search"}
-    source = f"trial {record.number} of study {found.facts.name}"
+    source = f"trial {record.number} of study {results.facts.name}"
     config = load.validate(plain, source=source)  # presets expanded
     changes: dict[str, object] = dict(record.params or record.settings)  # of a method that the space cannot express
-    changes["name"] = f"{found.facts.name[: MAX_NAME - len(role) - 1]}-{role}"
+    changes["name"] = f"{results.facts.name[: MAX_NAME - len(role) - 1]}-{role}"
     if config.evaluate is not None and skip_documents is not None:
         changes["evaluate.skip_documents"] = skip_documents
     return load.validate(space.assign(config.model_dump(mode="json"), changes, RunConfig), source=source)
 
 
-def _header(words: str, record: TrialRecord, found: StudyResults, config: RunConfig, skip_documents: int | None) -> str:
+def _header(
+    words: str, record: TrialRecord, results: StudyResults, config: RunConfig, skip_documents: int | None
+) -> str:
     """Return the comment on top of a recipe: where it comes from, and how sure that is."""
-    facts, noise = found.facts, found.noise
+    facts, noise = results.facts, results.noise
     origin = f"the published method {record.baseline}" if record.baseline else "sampled by the search"
     retrieval = "" if record.retrieval is None else f", passkeys found {_share(record.retrieval, noise.retrieval)}"
     if record.answer_nll is not None:
@@ -235,8 +237,8 @@ def _measured(value: float | None, deviation: float | None, *, sign: str = "") -
     return f"{value:{sign}.4f}" if deviation is None else f"{value:{sign}.4f} +- {deviation:.4f}"
 
 
-def _share(found: float, deviation: float | None) -> str:
-    return f"{found:.1%}" if deviation is None else f"{found:.1%} +- {deviation:.1%}"
+def _share(share: float, deviation: float | None) -> str:
+    return f"{share:.1%}" if deviation is None else f"{share:.1%} +- {deviation:.1%}"
 
 
 def _noise_words(noise: StudyNoise) -> str:

@@ -32,7 +32,7 @@ def spread(records: Iterable[TrialRecord], space: Space) -> dict[str, tuple[floa
     """
     trials = _comparable(records)
     whole = _shares(trials, space)
-    left_out = [_shares(trials[:place] + trials[place + 1 :], space) for place in range(len(trials))]
+    left_out = [_shares(trials[:index] + trials[index + 1 :], space) for index in range(len(trials))]
     found = {path: [shares.get(path, 0.0) for shares in [whole, *left_out]] for path in whole}
     return {path: (min(shares), max(shares)) for path, shares in found.items()}
 

@@ -114,16 +114,16 @@ def table(records: Sequence[TrialRecord], facts: StudyFacts, *, elapsed_s: float
     return "\n".join([title, *lines])
 
 
-def outcome(found: StudyResults) -> str:
+def outcome(results: StudyResults) -> str:
     """Return the balanced trial and the paper's preset in one sentence."""
-    if "balanced" not in found.chosen:
+    if "balanced" not in results.chosen:
         return "No trial was completed."
-    best, paper = found.record(found.chosen["balanced"]), found.record(0)
+    best, paper = results.record(results.chosen["balanced"]), results.record(0)
     text = f"Balanced: trial {best.number}, {name_of(best)}: long {best.long:.4f}, short {best.short:+.4f}"
     if paper.state == "complete" and best.number:
         text += f"; the paper's preset: long {paper.long:.4f}, short {paper.short:+.4f}"
-    if found.noise.long is not None:
-        text += f"; noise of one trial {found.noise.long:.4f} and {found.noise.short:.4f}"
+    if results.noise.long is not None:
+        text += f"; noise of one trial {results.noise.long:.4f} and {results.noise.short:.4f}"
     return text + " nats per token."
 
 

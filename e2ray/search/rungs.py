@@ -38,11 +38,11 @@ def bracket_of(stopping: Stopping, number: int, rungs: Sequence[int]) -> int:
     last = len(rungs)
     factor = stopping.reduction_factor
     shares = [-(-(last + 1) * factor ** (last - skipped) // (last - skipped + 1)) for skipped in range(last + 1)]
-    place = number % sum(shares)
+    index = number % sum(shares)
     for bracket, share in enumerate(shares):
-        if place < share:
+        if index < share:
             return bracket
-        place -= share
+        index -= share
     raise AssertionError("the shares cover every place")
 
 

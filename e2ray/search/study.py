@@ -298,11 +298,11 @@ class Study:
         trial = self._live[number]
         known = trial.user_attrs.get(_key(reached["step"]))
         if known is None:
-            found = self.objective(reached)
-            value = found["value"]
+            objectives = self.objective(reached)
+            value = objectives["value"]
             assert value is not None
             stop = self._stops(number, reached["step"], value)
-            self._note(trial, reached, found, stop=stop)
+            self._note(trial, reached, objectives, stop=stop)
         else:
             value, stop = known["value"], known["stop"]
         if self.search.mode == "pareto":
@@ -327,14 +327,14 @@ class Study:
     def complete(self, number: int, reached: Reached) -> None:
         """Write down what a trial reached at its last step."""
         trial = self._live[number]
-        found = self.objective(reached)
-        self._note(trial, reached, found, stop=False)
+        objectives = self.objective(reached)
+        self._note(trial, reached, objectives, stop=False)
         if self.search.mode == "weighted":
-            assert found["value"] is not None
-            self._report(trial, found["value"], reached["step"])
-            self._tell(number, values=[found["value"]])
+            assert objectives["value"] is not None
+            self._report(trial, objectives["value"], reached["step"])
+            self._tell(number, values=[objectives["value"]])
             return
-        self._tell(number, values=[minimised(name, found[name]) for name in self.objectives])
+        self._tell(number, values=[minimised(name, objectives[name]) for name in self.objectives])
 
     def is_running(self, number: int) -> bool:
         """Return whether a trial was handed out by `next` and has not ended yet."""
@@ -350,7 +350,7 @@ class Study:
             self._live[number].set_user_attr("failed", end)
             self._tell(number, state=TrialState.FAIL)
 
-    def _note(self, trial: Trial, reached: Reached, found: Mapping[str, float | None], *, stop: bool) -> None:
+    def _note(self, trial: Trial, reached: Reached, objectives: Mapping[str, float | None], *, stop: bool) -> None:
         """Write one line into the journal that holds all that is known at a step, its verdict too."""
         known = {
             "cells": reached["cells"],
@@ -359,7 +359,7 @@ class Study:
             "loss": reached["loss"],
             "stop": stop,
         }
-        trial.set_user_attr(_key(reached["step"]), files.finite({**known, **found}))
+        trial.set_user_attr(_key(reached["step"]), files.finite({**known, **objectives}))
 
     def _report(self, trial: Trial, value: float, step: int) -> None:
         if step not in self._frozen(trial.number).intermediate_values:  # reported before a kill

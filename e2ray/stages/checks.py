@@ -132,7 +132,7 @@ def refuse_storage(run: ResolvedRun) -> None:
 def _refuse_place(folder: Path, *, key: str, named: Path) -> None:
     """Raise SettingsError if a folder cannot be made or written to, by the first of its parents that is there."""
     try:
-        parent = next(place for place in (folder, *folder.parents) if place.exists())
+        parent = next(path for path in (folder, *folder.parents) if path.exists())
         if not parent.is_dir():
             kind = "a file" if parent.is_file() else "no folder"
             raise SettingsError(f"{key}: {parent} is {kind}, wanted a folder or a place for one; choose another {key}")
@@ -256,8 +256,8 @@ def standing_shards(run: ResolvedRun) -> ShardSet | None:
         return ShardSet.open(folder) if (folder / MANIFEST).exists() else None
     if to_be_made(data):
         return None
-    place = data.shards if is_uri(data.shards) else folder
-    return ShardSet.open(place, window=data.window, tokenizer_hash=checked_tokenizer(run))
+    source = data.shards if is_uri(data.shards) else folder
+    return ShardSet.open(source, window=data.window, tokenizer_hash=checked_tokenizer(run))
 
 
 def refuse_unscorable(

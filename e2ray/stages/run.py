@@ -253,8 +253,8 @@ def refuse_other_settings(run: ResolvedRun, *, besides: Sequence[str] = (), begu
         return  # and without config.yaml checkpoints and model say themselves what they are of
     before = read_resolved(path).model_dump(mode="json")
     after = run.config.model_dump(mode="json")
-    for settings, place in itertools.product((before, after), besides):
-        section, _, name = place.partition(".")
+    for settings, entry in itertools.product((before, after), besides):
+        section, _, name = entry.partition(".")
         if name:
             (settings[section] or {}).pop(name, None)
         else:
@@ -329,5 +329,5 @@ def result_line(run: ResolvedRun) -> str:
     """Return one line that says what a finished run found and where it lies."""
     found = Evaluation.find(run.files.evaluation)
     parts = found.verdict.sentences[:1] if found else ()
-    place = run.files.export if run.files.export.is_dir() else run.files.model
-    return " ".join([*parts, f"Model: {place}"])
+    model = run.files.export if run.files.export.is_dir() else run.files.model
+    return " ".join([*parts, f"Model: {model}"])

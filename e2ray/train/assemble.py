@@ -25,22 +25,22 @@ from e2ray.train.task import Task
 
 def write_trained(task: Task) -> list[str]:
     """Write the model of a training that has ended, from its last checkpoint, and return what `write_model` tells."""
-    found = steps.latest(RunFolder(task.folder).checkpoints)
-    assert found is not None, "a training that ends has saved its last step"
+    saved = steps.latest(RunFolder(task.folder).checkpoints)
+    assert saved is not None, "a training that ends has saved its last step"
     return write_model(
         task.model,
-        found,
+        saved,
         RunFolder(task.folder).model,
-        dtype=_saved_dtype(found),
+        dtype=_saved_dtype(saved),
         vocab_size=task.vocab_size,
         seed=task.seed,
         tokenizer=task.tokenizer_folder,
     )
 
 
-def _saved_dtype(found: Path) -> torch.dtype:
+def _saved_dtype(saved: Path) -> torch.dtype:
     kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    path = CheckpointFolder(found).state
+    path = CheckpointFolder(saved).state
     name = CheckpointState.read(path).dtype
     if name not in kinds:
         raise SettingsError(f"{path}: is damaged, dtype is {name!r}; wanted {' or '.join(kinds)}")
@@ -48,11 +48,11 @@ def _saved_dtype(found: Path) -> torch.dtype:
 
 
 def write_model(
-    settings: Model, found: Path, folder: Path, *, dtype: torch.dtype, vocab_size: int, seed: int, tokenizer: Path
+    settings: Model, saved: Path, folder: Path, *, dtype: torch.dtype, vocab_size: int, seed: int, tokenizer: Path
 ) -> list[str]:
     """Write the model a checkpoint holds as a Hugging Face folder, whole or not at all.
 
-    What lies beside the base's weights travels along; returned is one line for each file that does not. `found` is a
+    What lies beside the base's weights travels along; returned is one line for each file that does not. `saved` is a
     `step-<n>` folder, whose digests are verified; vocabulary and seed are those of a model built from its sizes.
 
     Raises:
@@ -64,21 +64,21 @@ def write_model(
     plain = settings.model_copy(update={"attention": "auto", "gradient_checkpointing": False})
     model = build_model(plain, dtype=torch.float32, vocab_size=vocab_size, seed=seed)
     try:
-        state = checkpoint.read_state(found)
+        state = checkpoint.read_state(saved)
     except checkpoint.DamagedError as error:
-        pointer = found.parent / steps.LATEST
+        pointer = saved.parent / steps.LATEST
         raise SettingsError(f"{error}; choose an older step-<n> by writing its name into {pointer}") from None
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if parameters.keys() != state.parameters.keys():
-        raise SettingsError(f"{found}: belongs to another model than the settings describe")
+        raise SettingsError(f"{saved}: belongs to another model than the settings describe")
     with torch.no_grad():
-        for entry in checkpoint.read_parameters(found, state):
+        for entry in checkpoint.read_parameters(saved, state):
             parameters[entry.name].copy_(entry.weight)
     whole = merged(model).eval()
-    _refuse_non_finite(whole, found, dtype)
-    probe = Probe.read(found / checkpoint.PROBE)
+    _refuse_non_finite(whole, saved, dtype)
+    probe = Probe.read(saved / checkpoint.PROBE)
     hook = RotaryHook(whole)
-    refuse_other_answers(probe, forward_of(whole), hook, whole, device=whole.device, what=f"{folder}, from {found},")
+    refuse_other_answers(probe, forward_of(whole), hook, whole, device=whole.device, what=f"{folder}, from {saved},")
     hook.remove()
     _to(whole, dtype)
     source, told = base_folder(settings)
@@ -94,12 +94,12 @@ def write_model(
     return told
 
 
-def _refuse_non_finite(model: torch.nn.Module, found: Path, dtype: torch.dtype) -> None:
+def _refuse_non_finite(model: torch.nn.Module, saved: Path, dtype: torch.dtype) -> None:
     """Raise Diverged if a weight that would be written is not finite: a product of adapters or the dtype overflows."""
     name = non_finite(model, dtype)
     if name:
         raise Diverged(
-            f"{found}: {name} is not finite as merged {str(dtype).removeprefix('torch.')}, so no model is written; "
+            f"{saved}: {name} is not finite as merged {str(dtype).removeprefix('torch.')}, so no model is written; "
             "train again with a lower train.lr"
         )
 

@@ -17,16 +17,16 @@ def refusal(folder: Path, attempt: str) -> Path:
     return folder / f".refused-{attempt}"
 
 
-def leave(place: Path, error: Exception) -> None:
+def leave(path: Path, error: Exception) -> None:
     """Leave an error that no restart mends for the driver, and for the workers that Ray starts again."""
-    files.write_json(place, {"kind": type(error).__name__, "line": str(error)})
+    files.write_json(path, {"kind": type(error).__name__, "line": str(error)})
 
 
-def left(place: Path) -> Exception | None:
+def left(path: Path) -> Exception | None:
     """Return the error that a worker left, if any, and remove it."""
-    if not place.exists():
+    if not path.exists():
         return None
-    refused = files.read_object(place, wanted="what a worker left")
-    place.unlink()
+    refused = files.read_object(path, wanted="what a worker left")
+    path.unlink()
     line = str(refused["line"])
     return Diverged(line) if refused["kind"] == Diverged.__name__ else SettingsError(line)

@@ -62,9 +62,9 @@ class Ledger:
     def add(self, step: int, indices: range, rows: Rows, draw: Draw) -> None:
         """Note one step's rows and their draws; `indices` are the examples' places in the global batch."""
         offsets, per_example = draw.offsets.numpy(), len(rows.ids) // len(indices)
-        for place, row in enumerate(rows.ids.tolist()):
-            index = indices[place // per_example]
-            entry = (step, index, self.rank, row, float(draw.scale[place]), *jumps(offsets[place]))
+        for row_index, row in enumerate(rows.ids.tolist()):
+            index = indices[row_index // per_example]
+            entry = (step, index, self.rank, row, float(draw.scale[row_index]), *jumps(offsets[row_index]))
             for name, value in zip(SCHEMA.names, entry, strict=True):
                 self._columns[name].append(value)
 
@@ -151,6 +151,6 @@ def replayed(entry: dict[str, object], window: int) -> torch.Tensor:
     offsets = np.zeros(window, dtype=np.int64)
     places, shifts = entry["places"], entry["shifts"]
     assert isinstance(places, list) and isinstance(shifts, list)
-    for place, shift in zip(places, shifts, strict=True):
-        offsets[place:] = shift
+    for index, shift in zip(places, shifts, strict=True):
+        offsets[index:] = shift
     return torch.from_numpy(offsets)

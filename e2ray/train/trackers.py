@@ -239,7 +239,7 @@ class Trackers:
 
 def located(settings: Sequence[TrackerSettings], storage: Path) -> tuple[TrackerSettings, ...]:
     """Return trackers with the place of those that name none, in the storage of the runs."""
-    return tuple(each.located(storage) for each in settings)
+    return tuple(tracker.located(storage) for tracker in settings)
 
 
 def configured(
@@ -249,8 +249,8 @@ def configured(
 
     Where the run may be `continued`, its number in each is kept in its folder.
     """
-    for place, each in enumerate(settings):
-        yield f"trackers.{place} ({each.kind})", partial(_opened, each, folder, name=name, continued=continued)
+    for index, tracker in enumerate(settings):
+        yield f"trackers.{index} ({tracker.kind})", partial(_opened, tracker, folder, name=name, continued=continued)
 
 
 def _opened(settings: TrackerSettings, folder: Path, *, name: str, continued: bool) -> Tracker:
@@ -265,6 +265,7 @@ def _opened(settings: TrackerSettings, folder: Path, *, name: str, continued: bo
 
 def missing(settings: Sequence[TrackerSettings]) -> Iterator[str]:
     """Yield a line for each tracker that a recipe asks for whose library is not installed here."""
-    for place, each in enumerate(settings):
-        if each.package and importlib.util.find_spec(each.package) is None:
-            yield f"trackers.{place}: {each.kind} is not installed; pip install 'e2ray[{each.kind}]', or leave it out"
+    for index, tracker in enumerate(settings):
+        if tracker.package and importlib.util.find_spec(tracker.package) is None:
+            kind = tracker.kind
+            yield f"trackers.{index}: {kind} is not installed; pip install 'e2ray[{kind}]', or leave it out"
