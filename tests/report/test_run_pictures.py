@@ -5,7 +5,7 @@ import pytest
 
 from e2ray.report.run_files import read_run
 from e2ray.report.run_folder import open_run
-from e2ray.report.sections.nll import draw_nll
+from e2ray.report.sections.nll import draw_nll, nll_table
 from e2ray.report.sections.surface import draw_surfaces
 from e2ray.testing.runs import evaluated
 
@@ -46,6 +46,20 @@ def test_bases_that_differ_are_drawn_each(tmp_path):
     cells = [c.changed(nll=c.nll + 0.01) if c.model == "base" else c for c in two.cells]
     left, _ = draw_nll([one, dataclasses.replace(two, cells=cells)]).axes
     assert labels(left)[2:] == ["one: base, untouched", "two: base, untouched"]
+
+
+def test_the_runs_own_method_without_training_stands_beside_the_others(tmp_path):
+    record = read(evaluated(tmp_path))
+    served = [cell for cell in record.cells if cell.model == "base" and cell.scale == cell.window / 32]
+    more = [cell.changed(model="base_linear", nll=cell.nll + 0.5) for cell in served]
+    beside = dataclasses.replace(record, cells=[*record.cells, *more], verdict=record.verdict.changed(method="YaRN"))
+    left, right = draw_nll([beside]).axes
+    names = ["base at W/L, untrained YaRN", "base at W/L, untrained linear"]
+    assert labels(left) == ["small, at W/L", "base, untouched", *names]
+    for name, cells in zip(names, (served, more), strict=True):
+        np.testing.assert_allclose(line(left, name), [[cell.window, cell.nll] for cell in cells])
+    assert labels(right)[1] == "minus the base at W/L, untrained YaRN"
+    assert [column.title for column in nll_table([beside]).columns][-2:] == ["base at W/L, YaRN", "base at W/L, linear"]
 
 
 @pytest.mark.parametrize("kept", [{"tuned"}, {"base"}])

@@ -57,7 +57,7 @@ def nll_table(records: Sequence[RunRecord], missing: Sequence[RunRecord] = ()) -
         Column("window W", "number"), Column("run"), Column("tuned at W/L", "number"),
         *([Column(f"minus {first.name}", "number")] if several else []),
         Column(f"minus {name} at 1", "number"), Column("tuned at best", "number"),
-        Column(f"{name} at 1", "number"), Column(f"{name} at W/L", "number"),
+        Column(f"{name} at 1", "number"), Column(f"{name} at W/L{_method(records, ', ')}", "number"),
         *(Column(f"{name} at W/L, {lane_label(lane)}", "number") for lane in lanes),
     ]  # fmt: skip
     rows = []
@@ -104,16 +104,20 @@ def draw_nll(records: Sequence[RunRecord]) -> Figure:
     for index, record in enumerate(records):
         _curve(left, _cells(record, "tuned", windows), f"{record.name}, at W/L", LOOKS[index % len(LOOKS)])
     _bases(left, records, windows)
-    for lane in lanes_of(first.cells) if len(records) == 1 else ():
-        label = f"{base_name(first.removed_scaling)} at W/L, untrained {lane_label(lane)}"
-        _curve(left, _cells(first, untrained_model(lane), windows), label, Look(GREY, "v", "-", 1.2))
+    method = _method(records, " ") if len(records) == 1 else ""
+    if method:  # beside other methods stands the run's own
+        untrained = f"{base_name(first.removed_scaling)} at W/L, untrained"
+        _curve(left, _cells(first, "base", windows), f"{untrained}{method}", Look(GREY, "^", "--", 1.2))
+        for lane in lanes_of(first.cells):
+            label = f"{untrained} {lane_label(lane)}"
+            _curve(left, _cells(first, untrained_model(lane), windows), label, Look(GREY, "v", "-", 1.2))
     tidy(left, "Tuned and base", grid="y")
     left.set_ylabel("NLL (nats per token), lower is better")
     if len(records) == 1:
         right.axhline(0, color=GREY, linewidth=1.5)
         served = "the base" if first.removed_scaling is None else "the same"
         _differences(right, windows, first, first, f"minus {base_words(first.removed_scaling)}", 0, ("base", 1.0))
-        _differences(right, windows, first, first, f"minus {served} at W/L, untrained", 1, ("base", None))
+        _differences(right, windows, first, first, f"minus {served} at W/L, untrained{method}", 1, ("base", None))
     else:
         right.axhline(0, color=LOOKS[0].colour, linewidth=1.5, label=plain(first.name))
         for index, record in enumerate(records[1:], start=1):
@@ -128,6 +132,12 @@ def draw_nll(records: Sequence[RunRecord]) -> Figure:
         else:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=GREY)
     return figure
+
+
+def _method(records: Sequence[RunRecord], before: str) -> str:
+    """Return what all runs are read by, where the base was read by other methods beside it; else nothing."""
+    methods = {record.verdict.method for record in records if record.verdict and lanes_of(record.cells)}
+    return f"{before}{methods.pop()}" if len(methods) == 1 else ""
 
 
 def _cells(record: RunRecord, model: str, windows: Sequence[int], scale: float | None = None) -> list[Cell]:
