@@ -11,11 +11,8 @@ When = dict[str, tuple[Value, ...]]
 def family(positions: PositionSettings, *, window: int, lr: float, packed: bool = False) -> Space:
     """Return the default space: the family of draws, methods, objectives, and a factor of 3 around the learning rate.
 
-    Args:
-        positions: The recipe's, whose largest scale every trial keeps.
-        window: Tokens of a row, which bounds what fits into it.
-        lr: The recipe's learning rate.
-        packed: Whether rows hold several texts, for which there are no weights by distance.
+    Every trial keeps the largest scale of the recipe's positions; `window` bounds what fits into a row. Packed rows
+    hold several texts, for which there are no weights by distance.
     """
     chunks = tuple(n for n in (2, 4, 8, 16, 32) if window % n == 0 and n <= window // 2)
     space: Space = {"train.lr": FloatRange(low=lr / 3, high=min(lr * 3, 1.0), log=True)}

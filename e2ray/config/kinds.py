@@ -20,13 +20,10 @@ Kind = TypeVar("Kind", bound=Settings)
 
 
 def kind(base: type[Kind], name: str, words: str, **fields: Any) -> type[Kind]:
-    """Return a class of settings for a member of a family.
+    """Return a class of settings for a member of a family, whose own class is `base`.
 
-    Args:
-        base: The family's own class.
-        name: What `kind` says in a recipe.
-        words: Docstring, which the page of settings shows.
-        fields: Settings beside `kind`, as pydantic's (type, Field(default, description=...)).
+    `name` is what `kind` says in a recipe, `words` the docstring, which the page of settings shows; fields beside
+    `kind` are pydantic's (type, Field(default, description=...)).
     """
     title = "".join(part.title() for part in name.split("_")) + base.__name__.removesuffix("Kind")
     told: dict[str, Any] = {"kind": (Literal[name], name)} | fields

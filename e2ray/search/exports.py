@@ -159,15 +159,10 @@ def write_recipes(
 ) -> None:
     """Write the recipes a study proposes: best-<role>.yaml, best.yaml (the balanced one), front/<number>.yaml.
 
-    Each is the study's own recipe, with its full budget, and the trial's settings in their places. Those of an
-    earlier export that are proposed no more are removed.
-
-    Args:
-        folder: The export folder.
-        results: What follows from the study.
-        recipe: The study's recipe as plain data; its `search` section is left out.
-        skip_documents: Held-out documents that the study chose by, which the evaluation of the new run leaves out; None
-            if there are no others, and the recipe's own setting stays.
+    Each is the study's own recipe without its `search`, with its full budget, and the trial's settings in their places.
+    Those of an earlier export that are proposed no more are removed. The evaluation of the new run leaves out
+    `skip_documents`, held-out ones that the study chose by; None if there are no others: the recipe's own setting
+    stays.
 
     Raises:
         SettingsError: If the recipe cannot hold a trial's settings, or the folder cannot be written.

@@ -36,14 +36,10 @@ def results(
     *,
     with_surrogate: bool = True,
 ) -> StudyResults:
-    """Return everything that the exports and the report say about a study.
+    """Return everything that the exports and the report say about a study, its trials in any order and any state.
 
-    Args:
-        records: Its trials, in any order and any state.
-        facts: What all of them share.
-        importances: Importance by dotted path, summing to 1; empty where it cannot be computed.
-        importance_spread: Lowest and highest of each with any one trial left out; None where it was not computed.
-        with_surrogate: Whether to fit one, which takes seconds.
+    Importances sum to 1, by dotted path, and are empty where they cannot be computed; their spread is the lowest and
+    highest of each with any one trial left out. A surrogate takes seconds to fit.
     """
     ordered = sorted(records, key=lambda record: record.number)
     measured = noise(ordered)

@@ -65,12 +65,9 @@ class Surrogate:
     """A Gaussian process over the settings of a space."""
 
     def __init__(self, space: Space, trials: Sequence[Trial], *, noise: float) -> None:
-        """Fit to trials.
+        """Fit to trials, at least `FEWEST_TRIALS` of them in full.
 
-        Args:
-            space: Searched settings by dotted path, as ranges.json has them: `kind`, `low`, `high`, `log`, `options`.
-            trials: At least `FEWEST_TRIALS` of them in full.
-            noise: Standard deviation of a trial's number, which the process takes for noise at least.
+        `noise` is the standard deviation of a trial's number, which the process takes for noise at least.
         """
         self.space, self.trials = space, list(trials)
         self.columns = [(path, option) for path in space for option in _options(space[path])]

@@ -159,12 +159,8 @@ def is_loopback(host: str) -> bool:
 def admit(address: str, hosts: Iterable[str], *, allow_open: bool) -> str | None:
     """Return a warning where the connected cluster asks for no token or could not be asked, None where it wants one.
 
-    Under Ray's TLS whoever calls needs a certificate, which is as good.
-
-    Args:
-        address: `host:port` of its control store.
-        hosts: Addresses of its nodes.
-        allow_open: `cluster.allow_open`.
+    Under Ray's TLS whoever calls needs a certificate, which is as good. `address` is `host:port` of its control store,
+    `hosts` those of its nodes.
 
     Raises:
         SettingsError: If it asks for none, is reached from other machines, and the recipe does not allow that.

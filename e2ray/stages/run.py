@@ -241,10 +241,8 @@ def _export(config: RunConfig, base_context_length: int) -> ResolvedExport | Non
 def refuse_other_settings(run: ResolvedRun, *, besides: Sequence[str] = (), begun: bool | None = None) -> None:
     """Raise SettingsError naming the difference if the run's folder holds a run with other settings.
 
-    Args:
-        run: The run asked for.
-        besides: Sections, or settings of one (`section.name`), that may differ.
-        begun: Whether the folder holds anything that was made with its settings; None: a checkpoint or a model.
+    Sections, or settings of one (`section.name`), that are named `besides` may differ. `begun` says whether the folder
+    holds anything that was made with its settings; None: a checkpoint or a model.
     """
     path = run.files.config
     if begun is None:

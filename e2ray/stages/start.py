@@ -9,11 +9,9 @@ from e2ray.loading import loading
 
 
 def call(packed: bytes, num_calls: int) -> Iterator[object]:
-    """Yield None when a function begins, then what it returns.
+    """Yield None when a function begins that `ray.cloudpickle` has packed with its arguments, then what it returns.
 
-    Args:
-        packed: The function and its arguments, by `ray.cloudpickle`.
-        num_calls: Calls that may run beside each other; they share this machine's cores.
+    So many calls may run beside each other; they share this machine's cores.
     """
     with loading():
         import torch

@@ -28,10 +28,8 @@ from e2ray.train.trackers import located
 def prepare(run: ResolvedRun, *, again: bool = False) -> str | Path:
     """Return the folder of the run's shards, prepared now or before.
 
-    Args:
-        run: Its `data.shards` is taken as it is where it holds shards, or is a URI; without it the folder is named by
-            content.
-        again: Prepare `data.shards` anew if its content no longer fits the settings.
+    `data.shards` is taken as it is where it holds shards, or is a URI, unless it is to be prepared `again`, where its
+    content no longer fits the settings; without it the folder is named by content.
 
     Raises:
         SettingsError: If a source, the tokenizer or the folder is wrong, or shards are of another window or tokenizer.

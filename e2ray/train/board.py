@@ -19,11 +19,7 @@ class Board:
     """A file of TensorBoard events."""
 
     def __init__(self, folder: Path, *, purge_step: int | None) -> None:
-        """Begin a file.
-
-        Args:
-            folder: Of the board; earlier files in it stay.
-            purge_step: What earlier files say of this step and later ones is no longer shown; None keeps it.
+        """Begin a file; earlier ones in the folder stay, of which steps from `purge_step` on are no longer shown.
 
         Raises:
             SettingsError: If it cannot be written.

@@ -130,12 +130,9 @@ class Heartbeat:
             self.mark(waiting, done + 1)
 
     def marking(self, function: Callable[P, R], during: str, after: Callable[P, str] | None = None) -> Callable[P, R]:
-        """Return a function that runs in a phase of its own.
+        """Return a function that runs in a phase of its own, `during`.
 
-        Args:
-            function: What runs.
-            during: The phase.
-            after: Returns from the function's arguments the phase behind it; None where the next one says it itself.
+        `after` returns from the function's arguments the phase behind it; None where the next one says it itself.
         """
 
         def marked(*arguments: P.args, **options: P.kwargs) -> R:

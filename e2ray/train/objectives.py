@@ -72,10 +72,8 @@ class Mixture:
     ) -> None:
         """Take what is mixed.
 
-        Args:
-            settings: The weights.
-            teacher: The base at scale 1, without a gradient; asked for where `settings.distill` is above 0.
-            weights: Of tokens by their reach, as `core.reach.weights` gives them; None weighs all alike.
+        The teacher is the base at scale 1, without a gradient; a distillation asks for it. Weights are those of tokens
+        by their reach, as `core.reach.weights` gives them; None weighs all alike.
         """
         assert teacher is not None or not settings.distill, "a distillation has a teacher"
         self.settings, self.teacher, self.weights = settings, teacher, weights

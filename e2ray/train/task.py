@@ -66,10 +66,8 @@ class Task:
     def identity(self, base_weights: str | None, base_config: str | None) -> Plain:
         """Return what this training is, plain data: all that its weights follow from, by names of the recipe.
 
-        Args:
-            base_weights: Digest of the weights it starts from, which counts in place of their path; None where they
-                follow from the seed.
-            base_config: Digest of their config as it is trained; None likewise.
+        Digests of the weights that it starts from, which count in place of their path, and of their config as it is
+        trained are None where they follow from the seed.
         """
         model = self.model.model_dump(mode="json", exclude={"path", "revision", *_free("model")})
         return {

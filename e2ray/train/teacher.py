@@ -34,10 +34,8 @@ def adapters_alone(model: nn.Module) -> bool:
 def frozen(model: nn.Module, *, device: torch.device, copied: bool) -> Forward:
     """Return the forward of a base that stays as it is, without a gradient; every rank must call this.
 
-    Args:
-        model: The base before the training, on the CPU, unhooked; nothing of it is changed.
-        device: Where the teacher reads.
-        copied: Whether to copy it, since it will be trained.
+    The model is the base before the training, on the CPU, unhooked; nothing of it is changed, and it is copied where it
+    will be trained. The teacher reads on `device`.
 
     Raises:
         SettingsError: If there is no memory for it.

@@ -166,14 +166,10 @@ def run(
 ) -> int:
     """Train this rank's part of a task to its end and return the updates made in all.
 
-    Args:
-        task: What to train.
-        device: Where; torch.distributed must be initialised with a backend for it.
-        open_rows: Called with (first step, step behind the last), returns this rank's rows of each step.
-        report: Called on every rank with a logged step's metrics; may answer "stop".
-        gauges: Called on rank 0 with the same.
-        evaluate: Called on every rank with a logged step; its numbers, if any, join that step's metrics.
-        looking: Put around the looks of `train.watch_every`, which may take long.
+    torch.distributed is initialised with a backend for the device. `open_rows` is called with (first step, step behind
+    the last) and returns this rank's rows of each step. Each logged step goes to `report` on every rank, which may
+    answer "stop", and to `gauges` on rank 0; what `evaluate` finds at it joins it. `looking` is put around the looks of
+    `train.watch_every`, which may take long.
 
     Raises:
         SettingsError: If the model cannot be hooked, fails the proof, or a checkpoint or shard is damaged.
