@@ -22,9 +22,7 @@ from typing import IO, overload
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from e2ray.config.base import SettingsError, brief
-
-Plain = dict[str, JsonValue]  # an object of JSON
+from e2ray.config.base import Plain, SettingsError, brief
 
 TEMPORARY = ".tmp-"
 READERS = 8  # files whose digests are computed at a time

@@ -21,9 +21,8 @@ from pydantic import (
 )
 
 from e2ray import files
-from e2ray.config.base import SettingsError
+from e2ray.config.base import Plain, SettingsError
 from e2ray.config.words import shown, wanted
-from e2ray.files import Plain
 from e2ray.records import sealed
 
 VERSION = "schema_version"

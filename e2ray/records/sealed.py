@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2ray import files
-from e2ray.config.base import SettingsError
-from e2ray.files import Plain
+from e2ray.config.base import Plain, SettingsError
 
 SEALED = re.compile(rb'(\{.*\S),"line":([1-9]\d{0,11}),"seal":"([0-9a-f]{32})"\}', re.DOTALL)
 
