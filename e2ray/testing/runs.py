@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def begun(storage: Path, name: str = "small", state: str = "running", step: int 
 
 
 @cache
-def measured(better: float, windows: tuple[int, ...], text: str, retrieval: str) -> Mapping[str, bytes]:
+def measured(better: float, windows: tuple[int, ...], text: str, retrieval: str) -> dict[str, bytes]:
     """Return the files of an evaluation by name, written once for each kind; arguments as JSON or plain."""
     sums = surface(better, windows)
     rows = [RetrievalRow.model_validate(row) for row in json.loads(retrieval)]
@@ -118,8 +118,19 @@ def measured(better: float, windows: tuple[int, ...], text: str, retrieval: str)
     with tempfile.TemporaryDirectory() as folder:
         write_evaluation(folder, cells, found)
         write_lengths(Path(folder), sums, scales=scales, effective=effective, retrieval=rows)
+        return _contents(folder) | measured_by_length(better)
+
+
+@cache
+def measured_by_length(better: float) -> dict[str, bytes]:
+    """Return the files of NLL by length by name, which are the same for every kind."""
+    with tempfile.TemporaryDirectory() as folder:
         write_by_length(Path(folder), by_length(better))
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        return _contents(folder)
+
+
+def _contents(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def evaluated(

@@ -7,10 +7,12 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from e2ray.records.comparison import ComparisonProtocol, Lane
+from e2ray.report.compare.lanes import SECTIONS
 from e2ray.report.compare.page import tables, write_comparison
 from e2ray.report.compare.picture import draw, named
 from e2ray.report.compare.summary import Compared, summary, winners
 from e2ray.report.frame.labels import spread
+from e2ray.report.frame.section import cards_of
 from e2ray.testing.pages import read
 
 L, WINDOWS = 128, (128, 256, 512)
@@ -68,7 +70,7 @@ def rows_of(found):
 
 
 def tables_of(found):
-    return tables(Compared(summed(found), L, WINDOWS, PROTOCOL))
+    return tables(cards_of(SECTIONS, Compared(summed(found), L, WINDOWS, PROTOCOL)))
 
 
 def test_lanes_stand_in_a_fixed_order_with_their_seeds(found):

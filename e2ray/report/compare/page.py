@@ -8,7 +8,6 @@ from e2ray.files import write_text
 from e2ray.records.comparison import Comparison, ComparisonProtocol, Lane
 from e2ray.records.folders import ComparisonFolder
 from e2ray.report.compare.lanes import SECTIONS
-from e2ray.report.compare.picture import draw
 from e2ray.report.compare.summary import Compared, missing_lines, summary, winners
 from e2ray.report.frame import markdown
 from e2ray.report.frame.page import Card, Picture, write_page, write_png
@@ -57,21 +56,21 @@ def write_comparison(
         rows=tuple(compared.rows),
         best=tuple(compared.best),
     ).write(files.comparison)
-    text = tables(compared)
+    cards = cards_of(SECTIONS, compared)
+    text = tables(cards)
     write_text(files.tables, text)
-    write_png(files.picture, draw(compared.rows, base_context_length, windows))
+    write_png(files.picture, next(part.png for card in cards for part in card.parts if isinstance(part, Picture)))
     subtitle = f"Ways to read further, each trained and measured alike on one base, L = {base_context_length:,} tokens."
-    write_page(files.page, f"Comparison {folder.name}", subtitle, cards_of(SECTIONS, compared))
+    write_page(files.page, f"Comparison {folder.name}", subtitle, cards)
     return text
 
 
-def tables(compared: Compared) -> str:
+def tables(cards: Sequence[Card]) -> str:
     """Return a comparison as Markdown tables: NLL, differences, retrieval, cost. What has no figure reads `missing`.
 
     Pictures are left out, since a terminal shows none.
     """
     plain = [
-        Card(card.title, card.anchor, [part for part in card.parts if not isinstance(part, Picture)])
-        for card in cards_of(SECTIONS, compared)
+        Card(card.title, card.anchor, [part for part in card.parts if not isinstance(part, Picture)]) for card in cards
     ]
     return markdown.render(TITLE, "", plain, {}, padded=True)
