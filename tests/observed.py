@@ -94,8 +94,8 @@ def shards(run, path):
     """The bytes of all shards and what is held out."""
     found = ShardSet.open(shards_of(run))
     manifest = found.manifest
-    files = [entry["sha256"] for entry in manifest["shards"] + manifest["validation"]]
-    parts = [corpus["parts"] for corpus in manifest.get("corpora", [])]
+    files = [entry.sha256 for entry in manifest.shards + manifest.validation]
+    parts = [corpus.parts for corpus in manifest.corpora or ()]
     return [files, [name for name, _ in found.validation_documents()], parts]
 
 
@@ -271,7 +271,7 @@ def left_behind(run, path):
     worker.run(told, device=torch.device("cpu"), open_rows=open_rows)
     names = sorted(str(each.relative_to(told.folder)) for each in told.folder.glob("*/*") if "events" not in each.name)
     shutil.rmtree(told.folder / "checkpoints")
-    return [names, [[line["step"], line.get("watch_nll")] for line in record.read_metrics(told.folder)]]
+    return [names, [[line.step, line.watch_nll] for line in record.read_metrics(told.folder)]]
 
 
 def logged(run, path):

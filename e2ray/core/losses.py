@@ -35,25 +35,25 @@ def next_token_nll(
     return token_nll(logits, tokens).mean(dim=1)
 
 
-def predicted(places: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch predictions"]:
+def predicted(token_index: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch predictions"]:
     """Return which tokens behind each row's first are predicted: all but documents' first ones and what fills a row.
 
     Args:
-        places: A token's index in its document; below 0 for one that only fills the row.
+        token_index: A token's index in its document; below 0 for one that only fills the row.
 
     Returns:
         bool [batch, tokens - 1].
     """
-    return places[:, 1:] > 0
+    return token_index[:, 1:] > 0
 
 
-def plain_ids(places: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+def plain_ids(token_index: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
     """Return the position ids a model is given for packed rows: they restart at 0 with every document.
 
     What fills a row is a document of its own. transformers sees a new document wherever an id does not follow the one
     before, and lets no token see another document's.
     """
-    return torch.where(places < 0, -1 - places, places)
+    return torch.where(token_index < 0, -1 - token_index, token_index)
 
 
 def token_nll(

@@ -19,18 +19,20 @@ MOST = 8.0  # weight of a token at most
 
 
 def reaches(
-    offsets: Int[Tensor, "rows window"], places: Int[Tensor, "rows window"] | None = None
+    offsets: Int[Tensor, "rows window"], token_index: Int[Tensor, "rows window"] | None = None
 ) -> Int[Tensor, "rows predictions"]:
     """Return for each predicted token k, where its context spans 2^k to 2^(k+1) - 1 tokens.
 
     Args:
         offsets: Of the draw, by a token's index in its document.
-        places: Each token's index in its document where rows are packed; None where a row is one text.
+        token_index: Each token's index in its document where rows are packed; None where a row is one text.
 
     Returns:
         int64 [rows, window - 1], 0 to BUCKETS - 1; 0 for what only fills a row.
     """
-    index = torch.arange(offsets.shape[1], device=offsets.device).expand_as(offsets) if places is None else places
+    index = (
+        torch.arange(offsets.shape[1], device=offsets.device).expand_as(offsets) if token_index is None else token_index
+    )
     known = index.clamp(min=0)
     spans = known + offsets.gather(1, known) - offsets[:, :1] + 1
     return torch.log2(spans[:, :-1].double()).floor().long().clamp(0, BUCKETS - 1)

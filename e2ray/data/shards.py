@@ -42,26 +42,26 @@ class Rows:
     Attributes:
         ids: Number of each row among all rows, int64 [n].
         tokens: int32 [n, window].
-        places: Each token's place in its document, int32 [n, window], where rows are packed; a token that only fills
-            the row has -1 - its place among these. None where a row is one text.
+        token_index: Each token's index in its document, int32 [n, window], where rows are packed; a token that only
+            fills the row has -1 - its index among these. None where a row is one text.
     """
 
     ids: npt.NDArray[np.int64]
     tokens: Tokens
-    places: Tokens | None
+    token_index: Tokens | None
 
     def __getitem__(self, part: slice) -> "Rows":
         """Return some of the rows, as arrays of their own."""
-        places = None if self.places is None else self.places[part].copy()
-        return Rows(self.ids[part].copy(), self.tokens[part].copy(), places)
+        token_index = None if self.token_index is None else self.token_index[part].copy()
+        return Rows(self.ids[part].copy(), self.tokens[part].copy(), token_index)
 
 
 def joined(one: Rows, other: Rows) -> Rows:
     """Return the rows of both, one behind the other."""
-    places = None
-    if one.places is not None and other.places is not None:
-        places = np.concatenate([one.places, other.places])
-    return Rows(np.concatenate([one.ids, other.ids]), np.concatenate([one.tokens, other.tokens]), places)
+    token_index = None
+    if one.token_index is not None and other.token_index is not None:
+        token_index = np.concatenate([one.token_index, other.token_index])
+    return Rows(np.concatenate([one.ids, other.ids]), np.concatenate([one.tokens, other.tokens]), token_index)
 
 
 def train_schema(window: int) -> pa.Schema:
@@ -317,23 +317,23 @@ class ShardSet:
         """
         tokens = self.tokens(row_ids)
         ids = np.array(row_ids, dtype=np.int64)
-        return Rows(ids, tokens, self._places(ids) if self.packed else None)
+        return Rows(ids, tokens, self._token_index(ids) if self.packed else None)
 
-    def _places(self, ids: npt.NDArray[np.int64]) -> Tokens:
+    def _token_index(self, ids: npt.NDArray[np.int64]) -> Tokens:
         keys, insides = self._located(ids)
         blocks = self._blocks(keys)
-        places = np.empty((len(ids), self.window), dtype=np.int32)
+        token_index = np.empty((len(ids), self.window), dtype=np.int32)
         index = np.arange(self.window, dtype=np.int32)
         for row, (key, inside) in enumerate(zip(keys, insides, strict=True)):
             block = blocks[key]
             begin, end = block.ends[inside], block.ends[inside + 1]
             first = block.starts[begin:end]
             lengths = np.diff(first, append=self.window)
-            place = index - np.repeat(first, lengths)
+            own = index - np.repeat(first, lengths)
             if block.documents[end - 1] == PADDING:
-                place[first[-1] :] = -1 - place[first[-1] :]
-            places[row] = place
-        return places
+                own[first[-1] :] = -1 - own[first[-1] :]
+            token_index[row] = own
+        return token_index
 
     def _shard(self, entry: ShardEntry, schema: pa.Schema) -> _Shard:
         with self._lock:

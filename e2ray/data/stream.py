@@ -308,7 +308,9 @@ def _read_steps(
 def _block(rows: Rows, error: str | None) -> pa.Table:
     """Return rows of any width as one table; an error comes with a row that nobody reads."""
     columns = {"error": pa.array([error] * len(rows.ids), pa.string()), "ids": pa.array(rows.ids)}
-    columns |= {"tokens": _lists(rows.tokens)} | ({} if rows.places is None else {"places": _lists(rows.places)})
+    columns |= {"tokens": _lists(rows.tokens)} | (
+        {} if rows.token_index is None else {"index": _lists(rows.token_index)}
+    )
     return pa.table(columns)
 
 
@@ -321,8 +323,8 @@ def _rows(batch: pa.RecordBatch) -> Rows:
     def plane(name: str) -> npt.NDArray[np.int32]:
         return batch.column(name).flatten().to_numpy(zero_copy_only=True).reshape(batch.num_rows, -1)
 
-    places = plane("places") if "places" in batch.schema.names else None
-    return Rows(batch.column("ids").to_numpy(zero_copy_only=True), plane("tokens"), places)
+    index = plane("index") if "index" in batch.schema.names else None
+    return Rows(batch.column("ids").to_numpy(zero_copy_only=True), plane("tokens"), index)
 
 
 def _by_step(tables: Iterator[pa.Table], share: int) -> Iterator[Rows]:

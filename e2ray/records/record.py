@@ -62,18 +62,6 @@ class Part(BaseModel):
         """Return the fields as JSON has them."""
         return self.model_dump(mode="json")
 
-    def __getitem__(self, name: str) -> Any:
-        """Return a field that is known."""
-        return getattr(self, name)
-
-    def __contains__(self, name: str) -> bool:
-        """Return whether a field is known."""
-        return self.get(name) is not None
-
-    def get(self, name: str, default: object = None) -> Any:
-        """Return a field, or a default where it is not known."""
-        return getattr(self, name) if name in self.model_fields_set else default
-
     def changed(self, **changes: object) -> Self:
         """Return the same with other values of some fields."""
         known = {name: getattr(self, name) for name in self.model_fields_set}

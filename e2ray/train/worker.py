@@ -73,7 +73,7 @@ def drawn(
         ).repeated(task.rows_per_example)
         if ledger is not None:
             ledger.add(step, indices, rows, positions)
-        token_index = None if rows.places is None else torch.from_numpy(rows.places.astype(np.int64))
+        token_index = None if rows.token_index is None else torch.from_numpy(rows.token_index.astype(np.int64))
         tokens, ids = torch.from_numpy(rows.tokens.astype(np.int64)), torch.tensor(rows.ids)
         yield Batch(tokens, positions, token_index, ids, task.rows_per_example)
 

@@ -27,7 +27,7 @@ def test_rows_of_a_bucket_are_those_of_the_folder(store, small_batches, write_sh
     ids = np.random.default_rng(0).permutation(here.rows)
     one, other = here.rows_of(ids), there.rows_of(ids)
     np.testing.assert_array_equal(one.tokens, other.tokens)
-    np.testing.assert_array_equal(one.places, other.places)
+    np.testing.assert_array_equal(one.token_index, other.token_index)
     documents_there = [(name, tokens.tolist()) for name, tokens in there.validation_documents()]
     assert documents_there == HELD_OUT
     there.verify()

@@ -96,7 +96,7 @@ def test_a_mixture_has_each_sources_tokens_by_weight(ray_cluster, corpus, tmp_pa
     assert lengths.count == whole.manifest.documents["train"].count  # each text is in one of the two
     assert manifest.num_long + manifest.num_short == 40
     parts = [shards.rows_of(range(c.first_row, c.first_row + c.rows)) for c in manifest.corpora]
-    filled = [32 * len(part.ids) if part.places is None else int((part.places >= 0).sum()) for part in parts]
+    filled = [32 * len(part.ids) if part.token_index is None else int((part.token_index >= 0).sum()) for part in parts]
     assert filled == [corpus.tokens for corpus in manifest.corpora] and sum(filled) == manifest.tokens
     tokenizer = load_tokenizer(tmp_path / "shards" / "tokenizer")
     of_table = ["of a table" in tokenizer.decode(part.tokens[0].tolist()) for part in parts]
@@ -153,12 +153,12 @@ def test_packed_rows_hold_every_document_and_say_how_full_they_are(ray_cluster, 
     cut = [document[first : first + 32] for document in wanted for first in range(0, len(document), 32)]
     found = []
     read = shards.rows_of(np.arange(shards.rows))
-    for tokens, places in zip(read.tokens, read.places, strict=True):
+    for tokens, places in zip(read.tokens, read.token_index, strict=True):
         real = tokens[places >= 0]
         found += [piece.tolist() for piece in np.split(real, np.flatnonzero(places[places >= 0] == 0)[1:])]
     assert sorted(found) == sorted(cut)
     manifest = shards.manifest
-    assert manifest.tokens == sum(map(len, wanted)) == (read.places >= 0).sum()
+    assert manifest.tokens == sum(map(len, wanted)) == (read.token_index >= 0).sum()
     assert fill(manifest) == manifest.tokens / (shards.rows * 32) and manifest.dropped_tokens == 0
     assert lines[-1] == f"prepare: rows are {fill(manifest):.2%} full"
     shards.verify()

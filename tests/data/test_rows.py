@@ -32,9 +32,7 @@ def test_rows_are_the_documents_end_to_end(write_shards, documents, monkeypatch,
     found = [row for batch in shards.train_batches() for row in batch.to_pylist()]
     assert [(row["tokens"], row["starts"], row["documents"]) for row in found] == wanted
     assert (shards.rows, shards.manifest.dropped_tokens) == (len(wanted), dropped)
-    assert [entry["rows"] for entry in shards.manifest.shards[:-1]] == [shard_rows] * (
-        -(-len(wanted) // shard_rows) - 1
-    )
+    assert [entry.rows for entry in shards.manifest.shards[:-1]] == [shard_rows] * (-(-len(wanted) // shard_rows) - 1)
     order = np.random.default_rng(0).permutation(len(wanted))
     np.testing.assert_array_equal(shards.tokens(order), np.array([row for row, _, _ in wanted])[order])
 
@@ -78,7 +76,7 @@ def test_packed_rows_come_back_with_each_tokens_place(tmp_path, documents, pack)
     assert len(manifest.shards) > 1 and shards.packed
     read = shards.rows_of(np.arange(shards.rows)[::-1])
     assert read.ids.tolist() == list(range(shards.rows))[::-1]
-    tokens, places = read.tokens[::-1], read.places[::-1]
+    tokens, places = read.tokens[::-1], read.token_index[::-1]
     np.testing.assert_array_equal(tokens, shards.tokens(np.arange(shards.rows)))
     assert (
         (places < 0).sum()

@@ -69,9 +69,9 @@ def assert_same(found, wanted):
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one.ids, other.ids)
         np.testing.assert_array_equal(one.tokens, other.tokens)
-        assert (one.places is None) == (other.places is None)
-        if one.places is not None:
-            np.testing.assert_array_equal(one.places, other.places)
+        assert (one.token_index is None) == (other.token_index is None)
+        if one.token_index is not None:
+            np.testing.assert_array_equal(one.token_index, other.token_index)
 
 
 def test_packed_rows_come_through_ray_with_their_places(ray_cluster, write_shards, documents, monkeypatch):
@@ -79,9 +79,9 @@ def test_packed_rows_come_through_ray_with_their_places(ray_cluster, write_shard
     folder = write_shards(documents, pack="best_fit")
     wanted = list(local_batches(folder, **arguments(num_workers=2, rank=1)))
     found = list(batches(folder, **arguments(num_workers=2, rank=1)))
-    assert {batch.places.shape for batch in found} == {(3, 16)} and len(found) == 50
+    assert {batch.token_index.shape for batch in found} == {(3, 16)} and len(found) == 50
     assert_same(found, wanted)
-    places = np.concatenate([batch.places for batch in found])
+    places = np.concatenate([batch.token_index for batch in found])
     assert (places[:, 1:] == 0).any() and (places < 0).any()  # rows of several documents, and rows that are filled
 
 

@@ -59,22 +59,20 @@ def measured(model, claimed):
 
 def test_a_base_that_claims_what_it_reads_is_told_so(model):
     found = measured(model, 32)
-    assert 32 <= found["measured"] < 64 and not found["is_longest"]
-    assert told(found).startswith(f"base: reads {found['measured']} tokens at scale 1 (NLL by window 8: ")
+    assert 32 <= found.measured < 64 and not found.is_longest
+    assert told(found).startswith(f"base: reads {found.measured} tokens at scale 1 (NLL by window 8: ")
 
 
 def test_a_base_that_claims_more_than_it_reads_is_warned_of_with_the_setting(model):
     found = measured(model, 256)
-    assert 32 <= found["measured"] <= 64
-    wanted = (
-        rf"^warning: base: reads {found['measured']} tokens .*, L is 256; .* set model\.base_context_length to \d+$"
-    )
+    assert 32 <= found.measured <= 64
+    wanted = rf"^warning: base: reads {found.measured} tokens .*, L is 256; .* set model\.base_context_length to \d+$"
     assert re.search(wanted, told(found))
 
 
 def test_a_base_that_claims_less_is_no_warning(model):
     found = measured(model, 16)
-    assert found["measured"] == 32 and found["is_longest"]
+    assert found.measured == 32 and found.is_longest
     assert told(found).startswith("base: reads 32 tokens at least at scale 1")
 
 
@@ -82,7 +80,7 @@ def test_without_long_text_nothing_is_claimed(model):
     found = measure_base(
         model, RotaryHook(model), [np.zeros(9, int)], base_context_length=64, batch_tokens=64, device="cpu"
     )
-    assert found["measured"] is None and "was not measured" in told(found)
+    assert found.measured is None and "was not measured" in told(found)
 
 
 def test_it_says_what_it_reads_and_what_it_found_so_far(model):
@@ -132,7 +130,7 @@ def test_a_model_that_reads_nothing_is_not_warned_of(seed):
         batch_tokens=1024,
         device="cpu",
     )
-    assert found["measured"] >= 128 and not told(found).startswith("warning")
+    assert found.measured >= 128 and not told(found).startswith("warning")
 
 
 def test_windows_are_parts_of_l_that_several_documents_fill():
@@ -145,8 +143,8 @@ def test_windows_are_parts_of_l_that_several_documents_fill():
 def test_what_does_not_fit_into_memory_is_left_out(model, memory_for):
     memory_for(base_length, 48)
     found = measured(model, 64)
-    assert [row["window"] for row in found["rows"]] == [16, 32, 48]
-    assert found["reason"] == "64 tokens do not fit into memory"
+    assert [row.window for row in found.rows] == [16, 32, 48]
+    assert found.reason == "64 tokens do not fit into memory"
     memory_for(base_length, 0)
     assert told(measured(model, 64)) == (
         "base: how far it reads was not measured, since 16 tokens do not fit into memory (L 64)"
@@ -162,7 +160,7 @@ def test_a_window_without_a_finite_number_ends_the_measuring(model, monkeypatch)
     monkeypatch.setattr(base_length, "token_nlls", overflowing)
     unreadable = 64
     found = measured(model, 64)
-    assert found["measured"] in (32, 48) and found["reason"] == "its NLL at 64 tokens is no finite number"
+    assert found.measured in (32, 48) and found.reason == "its NLL at 64 tokens is no finite number"
     unreadable = 16
     assert "was not measured, since its NLL at 16 tokens is no finite number" in told(measured(model, 64))
 
@@ -172,5 +170,5 @@ def test_one_document_alone_is_no_reason_to_warn(model):
     found = measure_base(
         model, RotaryHook(model), [text(600, rng, 12)], base_context_length=256, batch_tokens=1024, device="cpu"
     )
-    assert found["measured"] < 256
+    assert found.measured < 256
     assert told(found).startswith("base: reads ") and told(found).endswith("which tells nothing apart from chance")

@@ -70,9 +70,9 @@ def cells():
 
 def test_verdict_and_table_call_the_base_what_it_is():
     found = verdict(cells(), 64, removed=REMOVED)
-    assert found["removed_scaling"] == REMOVED
+    assert found.removed_scaling == REMOVED
     assert (
-        found["sentences"][-1]
+        found.sentences[-1]
         == sentence(REMOVED)
         == (
             "The base is read without its yarn scaling (factor 4): within L its logits differ from the published "
@@ -90,7 +90,7 @@ def test_verdict_and_table_call_the_base_what_it_is():
 
 def test_a_base_that_is_the_checkpoint_is_called_untouched():
     found = verdict(cells(), 64)
-    assert found["removed_scaling"] is None
+    assert found.removed_scaling is None
     text = table(cells(), found)
     assert "base untouched" in text and "removed" not in text
 

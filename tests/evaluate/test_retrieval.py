@@ -419,9 +419,9 @@ def test_who_knows_the_answers_of_all_tasks_has_them_unless_a_longer_word_is_wri
     rows = measure(
         model, many_words(tokenizer), tokenizer, context_lengths=(512,), depths=(0.0, 0.5), trials=2, tasks=tuple(TASKS)
     )
-    assert {row["task"] for row in rows} == set(TASKS)
+    assert {row.task for row in rows} == set(TASKS)
     assert len(rows) == sum(2 if has_depth else 1 for _, has_depth in TASKS.values())
-    assert [row["found"] / row["trials"] for row in rows] == [share] * len(rows)
+    assert [row.found / row.trials for row in rows] == [share] * len(rows)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -451,8 +451,8 @@ def test_guessing_finds_as_many_keys_as_chance_has_it():
     )
     low, high = binomial_interval(trials, chance, 0.999)
     assert high < trials / 77  # what would be found without a look behind the answer
-    assert low <= rows[0]["found"] <= high
-    assert rows[0]["trials"] == trials
+    assert low <= rows[0].found <= high
+    assert rows[0].trials == trials
 
 
 def binomial_interval(trials, share, level):
@@ -617,7 +617,7 @@ def test_each_length_is_read_at_the_scale_it_is_served_with(tokenizer, context_l
     rows = measure(
         model, held_out(tokenizer), tokenizer, base_context_length=256, context_lengths=(context_length,), trials=1
     )
-    assert {row["scale"] for row in rows} == {scale}
+    assert {row.scale for row in rows} == {scale}
     torch.testing.assert_close(model.rotary.seen[0], torch.arange(context_length) / scale, rtol=0, atol=1e-4)
 
 
@@ -657,7 +657,7 @@ def test_hits_are_counted_at_their_own_depth(tokenizer):
     rows = measure(
         Reader(far_sighted, len(tokenizer)), held_out(tokenizer), tokenizer, context_lengths=(256,), trials=3
     )
-    assert {row["depth"]: row["found"] for row in rows} == {0.1: 0, 0.3: 0, 0.5: 0, 0.7: 3, 0.9: 3}
+    assert {row.depth: row.found for row in rows} == {0.1: 0, 0.3: 0, 0.5: 0, 0.7: 3, 0.9: 3}
 
 
 def test_a_length_that_cannot_be_filled_is_missing_and_told(tokenizer):
@@ -666,7 +666,7 @@ def test_a_length_that_cannot_be_filled_is_missing_and_told(tokenizer):
     rows = measure(
         Reader(copy, len(tokenizer)), documents, tokenizer, lines=lines, context_lengths=(16, 128, 8192), trials=1
     )
-    assert {row["context_length"] for row in rows} == {128}
+    assert {row.context_length for row in rows} == {128}
     assert lines[0].startswith("left out: retrieval: context length 16: key, question and answer alone take")
     assert lines[2].startswith("left out: retrieval: context length 8192: all held-out documents together have")
     with pytest.raises(ContextLengthError, match="context length 8192"):
@@ -676,7 +676,7 @@ def test_a_length_that_cannot_be_filled_is_missing_and_told(tokenizer):
 def test_settings_override_the_windows_and_one_of_them_is_needed(tokenizer):
     model, documents = Reader(copy, len(tokenizer)), held_out(tokenizer)
     rows = measure(model, documents, tokenizer, windows=(256,), context_lengths=(128,), depths=(0.5,), trials=1)
-    assert [row["context_length"] for row in rows] == [128]
+    assert [row.context_length for row in rows] == [128]
     with pytest.raises(SettingsError, match=r"retrieval\.context_lengths: none are named and no windows are known"):
         measure(model, documents, tokenizer)
 
@@ -714,7 +714,7 @@ def test_greedy_generation_agrees_with_the_forward_pass(tokenizer):
         device="cpu",
         progress=lines.append,
     )
-    assert [(row["greedy"], row["agreed"], row["contained"]) for row in rows] == [(2, 2, 0.0)] * 2
+    assert [(row.greedy, row.agreed, row.contained) for row in rows] == [(2, 2, 0.0)] * 2
     assert not any("disagrees" in line for line in lines)
 
 
@@ -752,7 +752,7 @@ def test_a_length_that_does_not_fit_into_memory_is_left_out_and_told(tokenizer):
     handle = model.register_forward_pre_hook(_no_room_beyond(128), with_kwargs=True)
     rows = measure(model, held_out(tokenizer), tokenizer, lines=lines, context_lengths=(128, 256), trials=1)
     handle.remove()
-    assert {row["context_length"] for row in rows} == {128}
+    assert {row.context_length for row in rows} == {128}
     assert lines[-1].startswith("left out: retrieval: context length 256: it does not fit into memory")
 
 

@@ -113,7 +113,7 @@ def test_a_length_that_was_asked_for_has_a_column_of_its_own():
 
 
 def test_what_was_not_asked_is_hatched_not_zero():
-    missing = [row for row in rows() if not (row["model"] == "tuned" and row["context_length"] == 128)]
+    missing = [row for row in rows() if not (row.model == "tuned" and row.context_length == 128)]
     axis = panels(draw_retrieval(missing))["tuned: passkey"]
     assert [text.get_text() for text in axis.texts] == ["75%"] * 2
     hatched = [patch for patch in axis.patches if isinstance(patch, Rectangle) and patch.get_hatch()]

@@ -28,7 +28,7 @@ def test_every_file_of_an_evaluation_is_read(tmp_path):
     assert (record.windows, record.base_context_length) == ([*WINDOWS], 32)
     np.testing.assert_array_equal(record.sums_of(record.cell("tuned", 64)).tokens, TOKENS)
     assert len(record.retrieval) == len(asked())
-    assert record.effective["claimed"] == 128
+    assert record.effective.claimed == 128
     assert record.scored == (TEXT["tokenizer_hash"], TEXT["documents_digest"], 8)
     assert record.suites == ()
     assert {(each.model, each.context_length, each.scale): each.bucket_nll for each in record.by_length}[
@@ -41,7 +41,7 @@ def test_a_run_without_an_evaluation_is_empty(tmp_path):
     assert (record.cells, record.sums, record.by_length, record.scales) == ([], [], [], None)
     assert record.retrieval == []
     assert record.cell("tuned", 32) is None
-    assert [line["step"] for line in record.metrics] == [4]
+    assert [line.step for line in record.metrics] == [4]
 
 
 def test_windows_asked_for_and_not_measured_are_known(tmp_path):

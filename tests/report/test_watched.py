@@ -30,7 +30,7 @@ def test_every_window_has_its_curve_and_what_was_no_number_is_left_out():
     ]
     named = [text.get_text() for text in figure.axes[0].texts]
     assert [name for name in named if "tokens" in name] == ["64 tokens", "256 tokens", "1,024 tokens"]
-    assert [line["step"] for line in watched_lines(LOOKS)] == [10, 20, 30]
+    assert [line.step for line in watched_lines(LOOKS)] == [10, 20, 30]
 
 
 def test_a_report_shows_what_was_seen_and_the_price(tmp_path):
@@ -40,7 +40,7 @@ def test_a_report_shows_what_was_seen_and_the_price(tmp_path):
     for line in lines:
         line.pop("line", None)
         line.pop("seal", None)
-        line |= {key: LOOKS[-1][key] for key in ("watch_nll", "price_at_base")}
+        line |= {key: getattr(LOOKS[-1], key) for key in ("watch_nll", "price_at_base")}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run,) = open_runs([folder])
     found = {section.anchor: section for section in cards([read_run(run)])}

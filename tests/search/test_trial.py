@@ -84,8 +84,8 @@ def test_a_trial_has_the_losses_of_a_training_run_to_the_bit(configured, shared_
     )
     worker.run(task, device=CPU, open_rows=lambda start, stop: rows(start_step=start, stop_step=stop))
     trained = read_metrics(task.folder)
-    assert [line["loss"] for line in lines] == [line["loss"] for line in trained]
-    assert [line["grad_norm"] for line in lines] == [line["grad_norm"] for line in trained]
+    assert [line["loss"] for line in lines] == [line.loss for line in trained]
+    assert [line["grad_norm"] for line in lines] == [line.grad_norm for line in trained]
     assert len(lines) == 9 and lines[0]["loss"] != lines[-1]["loss"]
 
 

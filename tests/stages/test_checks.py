@@ -492,7 +492,7 @@ def test_how_far_a_base_reads_is_measured_once_there_is_held_out_text(
         run = resolve(config)
         run.folder.mkdir(parents=True)
         found = evaluation.base_length_of(run, shards, config.model)
-        assert found["claimed"] == 32 and {row["window"] for row in found["rows"]} >= {8, 16, 24, 32}
+        assert found.claimed == 32 and {row.window for row in found.rows} >= {8, 16, 24, 32}
         assert base_length.told(found) == told
         RunFolder(run.folder).base_length.chmod(0o444)
         assert evaluation.base_length_of(run, None, None) == found  # kept, and not measured again

@@ -50,7 +50,7 @@ def test_retrieval_stands_beside_the_surface(run, monkeypatch, capsys):
     effective = read(run, "effective.json")
     assert (effective["effective"], effective["retrieval_lengths"]) == (128, [64, 128])
     assert (effective["criterion"], effective["last"]) == ("last_tokens", 8)
-    told = [line for line in found["verdict"]["sentences"] if line.startswith("Claimed")]
+    told = [line for line in found.verdict.sentences if line.startswith("Claimed")]
     assert len(told) == 1 and "effective 128" in told[0] and told[0] in capsys.readouterr().out
 
 
@@ -61,7 +61,7 @@ def test_retrieval_that_cannot_be_asked_is_one_line_and_the_rest_is_written(run,
     monkeypatch.setattr(evaluation, "_retrieval", refuse)
     found = evaluation.evaluate(run, "shards", None)
     assert "retrieval left out: retrieval: the tokenizer has no digits\n" in capsys.readouterr().out
-    assert found["rows"] and (run.folder / "evaluation-lengths.parquet").exists()
+    assert found.rows and (run.folder / "evaluation-lengths.parquet").exists()
     assert not (run.folder / "retrieval.json").exists()
     assert (read(run, "effective.json")["effective"], read(run, "effective.json")["retrieval_lengths"]) == (None, [])
 

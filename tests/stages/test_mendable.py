@@ -65,7 +65,7 @@ def test_a_run_that_failed_behind_its_training_goes_on_with_what_is_measured_men
     recipe["export"] = {"context_lengths": [64]}
     recipe["compare"] = {"lanes": ["e2llm"]}  # another command's own
     pipeline.execute(config_of(recipe))
-    assert read_status(run.folder)["state"] == "succeeded" and weights(run) == before
+    assert read_status(run.folder).state == "succeeded" and weights(run) == before
     rows = json.loads((run.folder / "evaluation.json").read_text())["rows"]
     assert {(row["window"], row["scale"]) for row in rows} == {(32, 1), (32, 2), (64, 1), (64, 2)}
     assert [path.name for path in (run.folder / "export" / "serving").iterdir()] == ["64"]

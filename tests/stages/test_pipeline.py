@@ -157,12 +157,12 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, storage, caps
     pipeline.execute(config_of(recipe))
     folder = Path(recipe["storage"]) / "small"
     status = read_status(folder)
-    assert (status["state"], status["step"], status["error"]) == ("succeeded", 8, None)
-    assert status["ended_at"] >= status["started_at"]
+    assert (status.state, status.step, status.error) == ("succeeded", 8, None)
+    assert status.ended_at >= status.started_at
     metrics = read_metrics(folder)
-    assert [line["step"] for line in metrics] == list(range(1, 9))
-    assert metrics[-1]["tokens"] == 8 * 8 * 32
-    assert all(1 <= line["scale_mean"] <= 4 and set(line["loss_by_scale"]) <= {"1", "2", "4"} for line in metrics)
+    assert [line.step for line in metrics] == list(range(1, 9))
+    assert metrics[-1].tokens == 8 * 8 * 32
+    assert all(1 <= line.scale_mean <= 4 and set(line.loss_by_scale) <= {"1", "2", "4"} for line in metrics)
     assert (folder / "checkpoints" / "latest").read_text() == "step-8\n"
     assert json.loads((folder / "environment.json").read_text())["versions"]["ray"]
     assert list((folder / "tensorboard").glob("events*"))
@@ -186,7 +186,7 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, storage, caps
     ):
         assert (folder / name).stat().st_size > 0, name
     told = capsys.readouterr().out.splitlines()
-    assert told[-3:-1] == [status["result"], f"page: {folder / 'report.html'}"]
+    assert told[-3:-1] == [status.result, f"page: {folder / 'report.html'}"]
     assert told[-1] == (
         f"next: e2ray generate {folder} --prompt-file TEXT; to serve it: {folder / 'export/serving/128/README.md'}"
     )
@@ -270,9 +270,9 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, storage, caps
     pipeline.evaluate_only(config_of(recipe))
     records = [read_run(run) for run in open_runs([folder, folder.parent / "other"])]
     assert [[record.name for record in group] for group in comparable(records)] == [["small", "other"]]
-    protocol = records[0].verdict["protocol"]
+    protocol = records[0].verdict.protocol
     manifest = json.loads((resolve(config_of(recipe)).made_shards / "manifest.json").read_text())
-    assert protocol["tokenizer_hash"] == manifest["tokenizer_hash"]
+    assert protocol.tokenizer_hash == manifest["tokenizer_hash"]
     costs = [cost(record) for record in records]
     assert [(each.steps, each.tokens) for each in costs] == [(8, 8 * 8 * 32)] * 2
     assert all(each.peak_mib > 50 and each.train_s > 0 for each in costs)
@@ -289,8 +289,8 @@ def test_a_bad_document_fails_the_run_in_one_line(ray_cluster, recipe, tmp_path)
         pipeline.execute(config_of(recipe))
     folder = Path(recipe["storage"]) / "small"
     status = read_status(folder)
-    assert status["state"] == "failed"
-    assert "latin.txt" in status["error"]
+    assert status.state == "failed"
+    assert "latin.txt" in status.error
     assert not (folder / "model").exists()
     assert not [path for path in (Path(recipe["storage"]) / "shards").iterdir() if path.is_dir()]
 
@@ -304,7 +304,7 @@ def test_a_run_that_has_trained_nothing_may_go_on_with_other_settings(ray_cluste
         pipeline.execute(config_of(recipe))
     recipe["data"]["on_bad"] = "skip"  # as the line advises
     pipeline.execute(config_of(recipe))
-    assert read_status(Path(recipe["storage"]) / "small")["state"] == "succeeded"
+    assert read_status(Path(recipe["storage"]) / "small").state == "succeeded"
 
 
 @pytest.mark.slow
@@ -317,7 +317,7 @@ def test_shards_in_an_object_store_train_as_those_of_the_folder(ray_cluster, rec
     check(config_of(recipe))
     pipeline.execute(config_of(recipe))
     here, there = (read_metrics(Path(recipe["storage"]) / name) for name in ("small", "remote"))
-    assert [line["loss"] for line in here] == [line["loss"] for line in there]
+    assert [line.loss for line in here] == [line.loss for line in there]
     assert (Path(recipe["storage"]) / "remote" / "model" / "tokenizer.json").exists()
     with pytest.raises(SettingsError, match=r"data\.shards: .* is read, not written"):
         pipeline.prepare_only(config_of(recipe))
@@ -334,7 +334,7 @@ def test_shards_of_another_window_or_tokenizer_are_refused(ray_cluster, recipe, 
     recipe["name"] = "other"
     with pytest.raises(SettingsError, match="tokenizer"):
         pipeline.execute(config_of(recipe))
-    assert read_status(Path(recipe["storage"]) / "other")["state"] == "failed"
+    assert read_status(Path(recipe["storage"]) / "other").state == "failed"
 
 
 def other_tokenizer(tmp_path):
@@ -350,7 +350,7 @@ def other_tokenizer(tmp_path):
 
 
 def losses(folder):
-    return [(line["step"], line["loss"], line["grad_norm"], line["loss_by_scale"]) for line in read_metrics(folder)]
+    return [(line.step, line.loss, line.grad_norm, line.loss_by_scale) for line in read_metrics(folder)]
 
 
 def start(recipe_path, ray_folder):
@@ -385,10 +385,10 @@ def test_a_killed_run_continues_with_the_losses_of_an_unbroken_one(tmp_path, rec
     finally:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
-    assert read_status(folder)["state"] == "running"  # nobody was left to write anything else
+    assert read_status(folder).state == "running"  # nobody was left to write anything else
 
     pipeline.execute(config_of(recipe))
-    assert read_status(folder)["state"] == "succeeded"
+    assert read_status(folder).state == "succeeded"
     assert losses(folder) == losses(Path(recipe["storage"]) / "unbroken")
 
 
@@ -427,4 +427,4 @@ def test_an_address_without_a_cluster_is_told_in_one_line(tmp_path, recipe):
     assert rest == "\n"
     for number, (errors, message) in enumerate(zip((first, second), told.values(), strict=True)):
         assert re.search(message, errors.splitlines()[-1])
-        assert read_status(tmp_path / str(number) / "small")["state"] == "failed"
+        assert read_status(tmp_path / str(number) / "small").state == "failed"

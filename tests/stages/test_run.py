@@ -44,13 +44,13 @@ def test_how_a_block_ends_stands_in_the_status(run, error, state, words):
 
     def fail():
         with reporting(run):
-            assert read_status(run.folder)["state"] == "running"
+            assert read_status(run.folder).state == "running"
             raise error
 
     with pytest.raises(wanted):
         fail()
     status = read_status(run.folder)
-    assert (status["state"], status["error"]) == (state, words) and status["ended_at"]
+    assert (status.state, status.error) == (state, words) and status.ended_at
 
 
 def test_sigterm_is_written_down_at_once(run):
@@ -61,13 +61,13 @@ def test_sigterm_is_written_down_at_once(run):
             try:
                 signal.raise_signal(signal.SIGTERM)
             except Preempted:
-                assert read_status(run.folder)["state"] == "preempted"
+                assert read_status(run.folder).state == "preempted"
                 write_status(run.folder, step=5, state="running")  # a worker that read the status before
                 raise
 
     with pytest.raises(KeyboardInterrupt):
         be_stopped()
-    assert read_status(run.folder)["state"] == "preempted"
+    assert read_status(run.folder).state == "preempted"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -79,13 +79,13 @@ def test_a_damaged_status_hides_no_error(run):
 
     with pytest.raises(RuntimeError, match="the real one"):
         fail()
-    assert read_status(run.folder)["error"] == "the real one"
+    assert read_status(run.folder).error == "the real one"
 
 
 def test_a_run_that_was_killed_is_told_by_the_next(run, capsys):
     write_status(run.folder, state="running", step=4)
     with files.lock(run.folder / ".lock", what="testing"), reporting(run):
-        assert read_status(run.folder)["error"] is None
+        assert read_status(run.folder).error is None
     assert capsys.readouterr().out == (
         f"{run.folder}: ended at step 4 without a word: {KILLED}; it goes on from what it left\n"
     )

@@ -81,7 +81,7 @@ def test_a_study_leaves_its_exports_and_they_can_be_trained(ray_cluster, recipe,
         assert served.pop(32)  # L, which the short objective is about
         assert row["long"] == pytest.approx(sum(served.values()) / len(served), rel=1e-12)
     status = read_status(folder)
-    assert status["state"] == "succeeded" and "report.html" in status["result"]
+    assert status.state == "succeeded" and "report.html" in status.result
     printed = capsys.readouterr().out
     assert f"optuna-dashboard {export / 'study.journal'}" in printed
     assert "10 of 10 trials" in printed
@@ -93,7 +93,7 @@ def test_a_study_leaves_its_exports_and_they_can_be_trained(ray_cluster, recipe,
     assert best.positions.model_dump(mode="json") == json.loads(chosen["positions"])
     assert best.train.lr == chosen["lr"]
     pipeline.execute(best.model_copy(update={"export": None}))
-    assert read_status(Path(recipe["storage"]) / best.name)["state"] == "succeeded"
+    assert read_status(Path(recipe["storage"]) / best.name).state == "succeeded"
 
     def exported():
         files = [path for path in export.iterdir() if path.is_file() and path.suffix != ".journal"]
@@ -157,7 +157,7 @@ def test_a_damaged_journal_is_told_before_anything_is_done(recipe):
 def test_what_no_trial_could_mend_ends_the_study_in_one_line(ray_cluster, recipe, changes, wanted):
     with pytest.raises(SettingsError, match=wanted):
         tuning.tune(config_of(recipe | changes), resume=False)
-    assert read_status(Path(recipe["storage"]) / "small")["state"] == "failed"
+    assert read_status(Path(recipe["storage"]) / "small").state == "failed"
 
 
 def start(path, ray_folder):

@@ -58,12 +58,12 @@ def test_two_workers_see_the_rows_and_draws_of_one(ray_cluster, task, tmp_path):
     train(double, ClusterSettings(num_workers=2, max_failures=0))
     assert signal.getsignal(signal.SIGINT) is interrupt
     one, two = read_metrics(task.folder), read_metrics(double.folder)
-    assert [line["step"] for line in one] == list(range(1, 9))
+    assert [line.step for line in one] == list(range(1, 9))
     for mine, other in zip(one, two, strict=True):
-        assert mine["scale_mean"] == other["scale_mean"]
-        assert mine["loss_by_scale"] == pytest.approx(other["loss_by_scale"], rel=1e-5)
-        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
-    assert one[-1]["loss"] != pytest.approx(one[0]["loss"], rel=1e-3)  # it did train
+        assert mine.scale_mean == other.scale_mean
+        assert mine.loss_by_scale == pytest.approx(other.loss_by_scale, rel=1e-5)
+        assert mine.loss == pytest.approx(other.loss, rel=1e-5)
+    assert one[-1].loss != pytest.approx(one[0].loss, rel=1e-3)  # it did train
     mine, other = (read_ledger(folder).drop_columns(["rank"]) for folder in (task.folder, double.folder))
     assert mine.equals(other) and mine.num_rows == 8 * 4
     assert set(read_ledger(double.folder)["rank"].to_pylist()) == {0, 1}
@@ -134,8 +134,8 @@ def test_a_stopped_worker_is_told_and_replaced_and_the_losses_stay(ray_cluster, 
     assert told, said
     assert re.search(r"worker of rank 1 .* cluster.hang_s is 10: it is ended, and the workers start anew", said)
     lines = read_metrics(stopped.folder)
-    assert [line["step"] for line in lines] == list(range(1, 41))
-    assert [line["loss"] for line in lines] == [line["loss"] for line in unbroken]
+    assert [line.step for line in lines] == list(range(1, 41))
+    assert [line.loss for line in lines] == [line.loss for line in unbroken]
     assert not list(stopped.folder.glob(".heartbeats-*"))
 
 
@@ -170,7 +170,7 @@ def test_a_worker_whose_step_is_deadlocked_is_told_with_its_stack_and_replaced(r
         r"rank 0 .* process is alive; updating, 3 updates made\n    .*:\d+ in update_that_never_ends", said
     ), said
     assert re.search(r"rank 0 .* it is ended, and the workers start anew", said)
-    assert [line["step"] for line in read_metrics(task.folder)] == list(range(1, 9))
+    assert [line.step for line in read_metrics(task.folder)] == list(range(1, 9))
     assert time.monotonic() - began < 180
 
 
@@ -192,7 +192,7 @@ def test_numbers_that_diverge_come_out_as_one_line_and_are_not_tried_again(ray_c
     with pytest.raises(Diverged, match=r"^steps 2 to 4 had no finite gradient norm or loss .* 3 in a row") as caught:
         train(replace(task, train=task.train.model_copy(update=changes)), ClusterSettings(max_failures=2))
     assert "\n" not in str(caught.value) and not isinstance(caught.value, SettingsError)
-    assert [(line["step"], line["loss"]) for line in read_metrics(task.folder)][1:] == [(2, None), (3, None)]
+    assert [(line.step, line.loss) for line in read_metrics(task.folder)][1:] == [(2, None), (3, None)]
     assert len(list((task.folder / "tensorboard").iterdir())) == 1  # one try
     assert not [path for path in task.folder.iterdir() if path.name.startswith(".refused")]
 

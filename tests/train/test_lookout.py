@@ -76,16 +76,16 @@ def test_what_is_seen_joins_the_metrics_and_the_checkpoint_and_changes_no_weight
     task = replace(task, train=task.train.model_copy(update={"zero_stage": stage}))
     run(task)
     lines = read_metrics(task.folder)
-    assert [line["step"] for line in lines if "watch_nll" in line] == [2, 4, 6, 8]
+    assert [line.step for line in lines if line.watch_nll is not None] == [2, 4, 6, 8]
     state = read_state(steps.latest(task.folder / "checkpoints"))
     base, last = state.watched.base.plain(), state.watched.last.plain()
-    assert last == {"step": 8, "watch_nll": lines[-1]["watch_nll"], "price_at_base": lines[-1]["price_at_base"]}
+    assert last == {"step": 8, "watch_nll": lines[-1].watch_nll, "price_at_base": lines[-1].price_at_base}
     assert last["price_at_base"] == pytest.approx(last["watch_nll"]["24"] - base["nll"])
     blind = replace(
         task, folder=task.folder.parent / "blind", train=task.train.model_copy(update={"watch_every": None})
     )
     run(blind)
-    assert [line["loss"] for line in read_metrics(blind.folder)] == [line["loss"] for line in lines]
+    assert [line.loss for line in read_metrics(blind.folder)] == [line.loss for line in lines]
 
 
 def test_a_restart_holds_the_price_against_the_model_before_its_first_step(task, run):
@@ -95,7 +95,7 @@ def test_a_restart_holds_the_price_against_the_model_before_its_first_step(task,
     run(broken, until=4)
     run(broken)
     for one, other in zip(read_metrics(broken.folder), wanted, strict=True):
-        assert (one["loss"], one.get("price_at_base")) == (other["loss"], other.get("price_at_base"))
+        assert (one.loss, one.price_at_base) == (other.loss, other.price_at_base)
 
 
 def test_the_price_is_held_against_the_untouched_model_at_scale_1_whatever_the_draws(task, run):
@@ -105,8 +105,8 @@ def test_the_price_is_held_against_the_untouched_model_at_scale_1_whatever_the_d
     lookout = Lookout(engine, task, documents())
     lookout.begin()
     found = lookout.metrics(0)
-    assert lookout.base["nll"] == lookout._nll(24, 1.0) != found["watch_nll"]["24"] == lookout._nll(24, 4.0)
-    assert found["price_at_base"] == found["watch_nll"]["24"] - lookout.base["nll"]
+    assert lookout.base.nll == lookout._nll(24, 1.0) != found["watch_nll"]["24"] == lookout._nll(24, 4.0)
+    assert found["price_at_base"] == found["watch_nll"]["24"] - lookout.base.nll
 
 
 def test_a_restart_on_other_documents_is_refused(task, run):
@@ -144,7 +144,9 @@ def test_a_run_that_pays_too_much_at_l_ends_with_what_it_has_and_is_not_gone_on_
     done = run(limited)
     assert 0 < done < 8 and done % 2 == 0
     assert "nats above the base's, train.stop.price_at_base is 0.001: it ends here" in capsys.readouterr().out
-    assert [line["price_at_base"] > 1e-3 for line in read_metrics(task.folder) if "watch_nll" in line][-1:] == [True]
+    assert [line.price_at_base > 1e-3 for line in read_metrics(task.folder) if line.watch_nll is not None][-1:] == [
+        True
+    ]
     assert steps.latest(task.folder / "checkpoints").name == f"step-{done}"
     before = read_metrics(task.folder)
     assert run(limited) == done and read_metrics(task.folder) == before

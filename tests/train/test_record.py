@@ -56,12 +56,12 @@ def test_lines_behind_the_checkpoint_and_a_torn_line_are_removed(tmp_path):
     whole = "".join(json.dumps(line(step)) + "\n" for step in (10, 20, 30))
     (tmp_path / "metrics.jsonl").write_text(whole + '{"step": 4')
     prune_lines(tmp_path / "metrics.jsonl", 20)
-    assert [entry["step"] for entry in read_metrics(tmp_path)] == [10, 20]
+    assert [entry.step for entry in read_metrics(tmp_path)] == [10, 20]
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line(10)) + '\n{"step": 2')
-    assert [entry["step"] for entry in read_metrics(tmp_path)] == [10]
+    assert [entry.step for entry in read_metrics(tmp_path)] == [10]
 
 
 def board_of(folder, *, start_step=0):
@@ -78,7 +78,7 @@ def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
         recorder.progress(step)
     recorder.close()
     assert [entry.plain() for entry in read_metrics(tmp_path)] == [line(10), line(20)] == gauged
-    assert read_status(tmp_path)["step"] == 20
+    assert read_status(tmp_path).step == 20
     assert [text.split("  ")[0] for text in shown] == ["step 10/20", "step 20/20"]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -93,7 +93,7 @@ def test_recorder_writes_metrics_status_and_tensorboard(tmp_path):
     again.close()
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx([0.3, 9.0])
-    assert [entry["loss"] for entry in read_metrics(tmp_path)] == [0.3, 9.0]
+    assert [entry.loss for entry in read_metrics(tmp_path)] == [0.3, 9.0]
 
 
 def test_a_line_without_a_finite_number_has_no_place_in_tensorboard(tmp_path):
@@ -104,7 +104,7 @@ def test_a_line_without_a_finite_number_has_no_place_in_tensorboard(tmp_path):
         recorder.report(MetricsLine(**made))
     recorder.progress(20)
     recorder.close()
-    assert read_metrics(tmp_path)[1]["loss"] is None
+    assert read_metrics(tmp_path)[1].loss is None
     assert shown[-1].startswith("step 20/20  loss -  45,120 tokens/s  scale -  2 skipped  ETA ")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -164,17 +164,17 @@ def test_who_looks_on_sees_the_newest_whole_line(tmp_path, count):
     path.write_text(json.dumps(line(1))[:20])
     assert newest_metrics(tmp_path) is None
     path.write_text("".join(json.dumps(line(step)) + "\n" for step in range(1, count + 1)) + '{"step": 99')
-    assert newest_metrics(tmp_path)["step"] == count
+    assert newest_metrics(tmp_path).step == count
     path.write_text("\0\n")
     assert newest_metrics(tmp_path) is None
 
 
 def test_status_keeps_what_is_not_changed(tmp_path):
     write_status(tmp_path, state="running")
-    started = read_status(tmp_path)["started_at"]
+    started = read_status(tmp_path).started_at
     write_status(tmp_path, state="failed", error="no")
     status = read_status(tmp_path)
-    assert (status["state"], status["error"], status["started_at"]) == ("failed", "no", started)
+    assert (status.state, status.error, status.started_at) == ("failed", "no", started)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_what_the_training_noted_stays_when_a_run_goes_on(tmp_path):
 
 def test_environment_names_the_versions_and_the_hardware():
     found = environment()
-    assert found["versions"]["torch"]
-    assert found["hardware"]["cpus"] >= 1
+    assert found.versions["torch"]
+    assert found.hardware.cpus >= 1
 
 
 def recorded(folder, steps):
@@ -275,7 +275,7 @@ def test_a_status_of_another_shape_is_one_short_line(tmp_path, content, message)
             acts(tmp_path)
         assert len(str(error.value)) < 600
     end_status(tmp_path, "failed", "the first error")  # which is what matters then
-    assert read_status(tmp_path)["error"] == "the first error"
+    assert read_status(tmp_path).error == "the first error"
 
 
 @pytest.mark.parametrize("error", ["too wide", "y" * 5_000, "line\nbreak " * 500])
@@ -284,11 +284,11 @@ def test_how_a_run_ended_is_written_on_a_full_disk_too(small_disk, fill, error):
     fill()
     with pytest.raises(SettingsError, match=r"status\.json: no space left on the device; free some"):
         write_status(small_disk, state="failed")
-    assert read_status(small_disk)["state"] == "running"
+    assert read_status(small_disk).state == "running"
     end_status(small_disk, "failed", error)
     status = read_status(small_disk)
-    assert (status["state"], status["step"], status["error"][:3]) == ("failed", 7, error[:3])
-    assert len(status["error"]) <= 1000 and status["ended_at"]
+    assert (status.state, status.step, status.error[:3]) == ("failed", 7, error[:3])
+    assert len(status.error) <= 1000 and status.ended_at
 
 
 KILLED_RUN = """
@@ -312,8 +312,8 @@ def test_a_killed_run_is_told_from_a_running_one(tmp_path):
         assert not was_killed(tmp_path, read_status(tmp_path))
         process.stdin.close()
     status = read_status(tmp_path)
-    assert status["state"] == "running" and was_killed(tmp_path, status)  # nobody was left to write anything else
+    assert status.state == "running" and was_killed(tmp_path, status)  # nobody was left to write anything else
     assert settle(tmp_path) == f"{tmp_path}: ended at step 3 without a word: {KILLED}"
     status = read_status(tmp_path)
-    assert (status["state"], status["error"]) == ("failed", KILLED)
+    assert (status.state, status.error) == ("failed", KILLED)
     assert settle(tmp_path) is None and not was_killed(tmp_path, status)

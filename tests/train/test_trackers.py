@@ -235,7 +235,7 @@ def test_a_training_logs_each_line_to_all_and_none_of_them_changes_it(tmp_path, 
         task.folder.mkdir()
         gauges = failing if chosen else None
         assert worker.run(task, device=CPU, open_rows=partial(rows, batch=4), gauges=gauges) == 6
-        lines[name] = [line["loss"] for line in read_metrics(task.folder)]
+        lines[name] = [line.loss for line in read_metrics(task.folder)]
     assert lines["plain"] == lines["tracked"]
     assert capsys.readouterr().out.count("warning: gauges: logs no more, OSError: nobody there; the run goes on") == 1
     (found,) = mlflow_runs(tmp_path / "tracked")

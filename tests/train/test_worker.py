@@ -78,8 +78,8 @@ def base_folder(tmp_path):
 def test_training_runs_without_ray_and_the_model_folder_holds_its_last_weights(task, tmp_path):
     assert run(task) == 6
     lines = read_metrics(task.folder)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert {line["scale_mean"] for line in lines} == {4.0}
+    assert [line.step for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {line.scale_mean for line in lines} == {4.0}
     model = write(task, tmp_path / "model")
     state = checkpoint.read_state(task.folder / "checkpoints" / "step-6")
     saved = {
@@ -98,7 +98,7 @@ def test_gradient_checkpointing_changes_memory_and_not_losses(task, tmp_path):
     other = replace(task, folder=tmp_path / "frugal", model=frugal)
     run(other)
     plain, recomputed = read_metrics(task.folder), read_metrics(other.folder)
-    assert [line["loss"] for line in plain] == pytest.approx([line["loss"] for line in recomputed], rel=1e-6)
+    assert [line.loss for line in plain] == pytest.approx([line.loss for line in recomputed], rel=1e-6)
 
 
 def test_adapters_train_alone_and_are_merged_into_the_model_folder(task, tmp_path):
@@ -227,10 +227,10 @@ def test_behind_a_damaged_checkpoint_the_training_goes_on_from_the_one_before(ta
     change(task.folder / "checkpoints" / "step-4" / damaged)
     assert run(task) == 6
     assert f"step-4/{damaged}" in (said := capsys.readouterr().out) and "looking for an older checkpoint" in said
-    broken = [line["loss"] for line in read_metrics(task.folder)]
+    broken = [line.loss for line in read_metrics(task.folder)]
     other = replace(task, folder=task.folder.with_name("unbroken"))
     run(other)
-    assert [line["loss"] for line in read_metrics(other.folder)] == broken  # in every bit
+    assert [line.loss for line in read_metrics(other.folder)] == broken  # in every bit
 
 
 @pytest.mark.parametrize(
@@ -390,8 +390,8 @@ def weights_of(folder):
 def test_steps_whose_rows_have_no_gradient_are_skipped_told_and_counted(poisoned):
     assert run(poisoned, with_poison_at(2, 3, 6)) == 8
     lines = read_metrics(poisoned.folder)
-    assert [line["step"] for line in lines if line["skipped_steps"]] == [3, 4, 7]
-    assert [line["grad_norm"] is None for line in lines] == [bool(line["skipped_steps"]) for line in lines]
+    assert [line.step for line in lines if line.skipped_steps] == [3, 4, 7]
+    assert [line.grad_norm is None for line in lines] == [bool(line.skipped_steps) for line in lines]
     noted = [json.loads(line) for line in (poisoned.folder / "skipped.jsonl").read_text().splitlines()]
     assert [(one["step"], [row["row"] for row in one["rows"]]) for one in noted] == [
         (step, [10 * (step - 1) + place for place in range(4)]) for step in (3, 4, 7)
@@ -421,9 +421,7 @@ def test_a_restart_between_skipped_steps_changes_no_bit(poisoned, tmp_path, bad)
     run(stopped, with_poison_at(*bad))
     assert weights_of(stopped.folder) == weights_of(poisoned.folder)
     assert (stopped.folder / "skipped.jsonl").read_text() == (poisoned.folder / "skipped.jsonl").read_text()
-    mine, its = (
-        [(line["loss"], line["skipped_steps"]) for line in read_metrics(one.folder)] for one in (stopped, poisoned)
-    )
+    mine, its = ([(line.loss, line.skipped_steps) for line in read_metrics(one.folder)] for one in (stopped, poisoned))
     assert mine == its
 
 
@@ -508,4 +506,4 @@ def test_a_training_that_finds_no_room_ends_in_one_line(task, limited, num_bytes
         run(task)
     assert steps.latest(task.folder / "checkpoints") is None
     assert run(task) == 6  # with room again
-    assert [line["step"] for line in read_metrics(task.folder)] == [1, 2, 3, 4, 5, 6]
+    assert [line.step for line in read_metrics(task.folder)] == [1, 2, 3, 4, 5, 6]
