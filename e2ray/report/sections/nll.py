@@ -128,7 +128,7 @@ def draw_nll(records: Sequence[RunRecord]) -> Figure:
         right.set_ylim(-NOTHING, NOTHING)  # rounding is no difference
     for axis in (left, right):
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=8.5)
+            axis.legend(edgecolor="none", framealpha=0.85, fontsize=8.5)
         else:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=GREY)
     return figure
