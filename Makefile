@@ -20,7 +20,7 @@ train: $(READY)
 	$(BIN)/python jobs/train.py --config jobs/recipes/demo-cpu.yaml --set storage=$(CURDIR)/runs
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: $(READY)
 	$(BIN)/pytest -m 'slow and not gpu'

@@ -179,7 +179,9 @@ def write_inputs(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one process alone has these tests, or each would start a head node
+        (tmp_path_factory.getbasetemp().parent / "head-node").mkdir()
     folder = Path(tempfile.mkdtemp(prefix="e2-", dir="/tmp"))  # short: Ray's sockets allow 107 bytes
     write_inputs(folder)
     names = ("gcs", "dashboard", "agent", "agent_grpc", "runtime_env", "metrics", "client", "autoscaler", "head")
