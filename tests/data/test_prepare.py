@@ -445,7 +445,7 @@ def test_near_duplicates_are_left_out_and_counted(ray_cluster, corpus, tmp_path)
     shards, lines = make(corpus, tmp_path / "shards", near_duplicates=0.9, min_tokens=50)
     without, _ = make(corpus, tmp_path / "all", min_tokens=50)
     assert shards.manifest.num_repeated == 2 and any(", 2 near duplicates" in line for line in lines)
-    counts = [sum(half["count"] for half in one.manifest.documents.values()) for one in (without, shards)]
+    counts = [sum(half.count for half in one.manifest.documents.values()) for one in (without, shards)]
     assert counts[0] - counts[1] == 2
 
 

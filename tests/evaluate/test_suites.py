@@ -487,15 +487,15 @@ def test_a_model_that_gives_nan_is_named(run):
 def test_scores_come_with_prompts_lengths_scales_seeds_and_versions(generator, plain, folder):
     found, told = asked(generator, folder, ["own_choice", "own_writing", "own_whole"], seed=7)
     assert found.missing == []
-    assert {(row["task"], row["metric"]) for row in found.scores} == {
+    assert {(row.task, row.metric) for row in found.scores} == {
         ("own_choice", "acc"),
         ("own_choice", "acc_norm"),
         ("own_writing", "exact_match"),
         ("own_whole", "word_perplexity"),
     }
-    (row,) = [row for row in found.scores if row["metric"] == "acc"]
-    assert (row["version"], row["seed"], row["num_fewshot"], row["documents"], row["requests"]) == (3.0, 7, 0, 4, 12)
-    assert (row["truncated"], row["limit"], row["higher_is_better"], row["scale_min"]) == (0, None, True, 1.0)
+    (row,) = [row for row in found.scores if row.metric == "acc"]
+    assert (row.version, row.seed, row.num_fewshot, row.documents, row.requests) == (3.0, 7, 0, 4, 12)
+    assert (row.truncated, row.limit, row.higher_is_better, row.scale_min) == (0, None, True, 1.0)
 
     samples = [sample for sample in samples_of(found) if sample["task"] == "own_choice"]
     right = 0
@@ -510,9 +510,9 @@ def test_scores_come_with_prompts_lengths_scales_seeds_and_versions(generator, p
             assert each["answers"][0][0] == pytest.approx(scores[-1], abs=2e-4)
         right += scores.index(max(scores)) == sample["target"]
         assert sample["scores"]["none"]["acc"] == (scores.index(max(scores)) == sample["target"])
-    assert row["value"] == right / 4
-    assert row["tokens_max"] == max(each["tokens"] for sample in samples for each in sample["requests"])
-    assert row["scale_max"] == generator.scale_of(row["tokens_max"]) == 3.0
+    assert row.value == right / 4
+    assert row.tokens_max == max(each["tokens"] for sample in samples for each in sample["requests"])
+    assert row.scale_max == generator.scale_of(row.tokens_max) == 3.0
     assert told[0].startswith(f"own_choice: acc {right / 4:.4f}") and "scale 1 to 3" in told[0]
     json.dumps(samples_of(found), allow_nan=False)
     json.dumps([score.plain() for score in found.scores], allow_nan=False)
@@ -529,7 +529,7 @@ filter_list:
     text = (folder / "own_writing.yaml").read_text().replace("own_writing", "own_filters")
     (folder / "own_filters.yaml").write_text(text + filters)
     found, _ = asked(generator, folder, ["own_filters"])
-    assert {(row["filter"], row["value"], row["documents"], row["requests"]) for row in found.scores} == {
+    assert {(row.filter, row.value, row.documents, row.requests) for row in found.scores} == {
         ("first", 0.0, 4, 4),
         ("word", 1.0, 4, 4),
     }
@@ -547,13 +547,13 @@ def test_the_harness_takes_the_model_as_its_own(generator, folder):
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         bootstrap_iters=0,
     )
-    assert whole["results"]["own_choice"]["acc,none"] == found.scores[0]["value"]
+    assert whole["results"]["own_choice"]["acc,none"] == found.scores[0].value
 
 
 def test_a_limit_takes_the_first_documents(generator, folder):
     found, _ = asked(generator, folder, ["own_choice"], limit=2)
     assert sorted(sample["document"] for sample in samples_of(found)) == [0, 1]
-    assert {row["documents"] for row in found.scores} == {2}
+    assert {row.documents for row in found.scores} == {2}
 
 
 def test_truncated_prompts_are_counted_beside_the_score(generator, folder):
@@ -562,21 +562,21 @@ def test_truncated_prompts_are_counted_beside_the_score(generator, folder):
     assert sample["document"] == 3
     assert sample["prompts"] == [f"{TEXT} {TEXT}"]  # as it was written, not as it was read
     assert {each["tokens"] for each in sample["requests"]} == {30}
-    assert {(row["truncated"], row["tokens_max"]) for row in found.scores} == {(3, 30)}
+    assert {(row.truncated, row.tokens_max) for row in found.scores} == {(3, 30)}
     assert all("3 truncated" in line for line in told)
 
 
 def test_too_long_a_task_is_missing_and_the_others_come_out(generator, folder):
     found, told = asked(generator, folder, ["own_choice", "own_whole"], max_context_length=30)
-    assert [row["task"] for row in found.scores] == ["own_whole"]
-    assert [each["task"] for each in found.missing] == ["own_choice"]
+    assert [row.task for row in found.scores] == ["own_whole"]
+    assert [each.task for each in found.missing] == ["own_choice"]
     assert told[0].startswith("own_choice: no score: 3 of 12 prompts are too long")
 
 
 def test_data_that_has_to_be_fetched_is_one_line_and_never_a_score(generator, folder):
     found, told = asked(generator, folder, ["own_away", "own_choice"])
-    assert {row["task"] for row in found.scores} == {"own_choice"}
-    assert [each["task"] for each in found.missing] == ["own_away"]
+    assert {row.task for row in found.scores} == {"own_choice"}
+    assert [each.task for each in found.missing] == ["own_away"]
     assert told[0].startswith("own_away: no score: its data has to be fetched and the network does not give it (")
     assert "nobody/has-such-data" in told[0] and "\n" not in told[0]
 
@@ -586,15 +586,15 @@ def test_a_broken_task_is_one_line(generator, folder):
         (folder / "own_choice.yaml").read_text().replace("own_choice", "own_broken").replace("{{text}}", "{{1 / 0}}")
     )
     found, _ = asked(generator, folder, ["own_broken", "own_choice"])
-    assert [each["reason"] for each in found.missing] == ["ZeroDivisionError: division by zero"]
-    assert {row["task"] for row in found.scores} == {"own_choice"}
+    assert [each.reason for each in found.missing] == ["ZeroDivisionError: division by zero"]
+    assert {row.task for row in found.scores} == {"own_choice"}
 
 
 def test_code_of_the_models_is_run_only_where_the_recipe_says_so(generator, folder):
     text = (folder / "own_choice.yaml").read_text().replace("own_choice", "own_code")
     (folder / "own_code.yaml").write_text(f"{text}unsafe_code: true\n")
     found, _ = asked(generator, folder, ["own_code"])
-    assert found.scores == [] and "set evaluate.suites.unsafe_code: true" in found.missing[0]["reason"]
+    assert found.scores == [] and "set evaluate.suites.unsafe_code: true" in found.missing[0].reason
     found, _ = asked(generator, folder, ["own_code"], unsafe_code=True)
     assert found.missing == [] and found.scores
 
@@ -672,8 +672,8 @@ def test_unknown_names_bring_near_ones(monkeypatch, everything):
 def test_an_unknown_name_is_missing_and_the_others_come_out(generator, folder, tmp_path, own_tasks_only):
     names = ["own_chioce", "own_choice", "leval:quality", "leval:all"]
     found, told = asked(generator, folder, names, leval=str(tmp_path))
-    assert {row["task"] for row in found.scores} == {"own_choice"}
-    reasons = {each["task"]: each["reason"] for each in found.missing}
+    assert {row.task for row in found.scores} == {"own_choice"}
+    reasons = {each.task: each.reason for each in found.missing}
     wanted = "wanted quality.jsonl of L-Eval's Closed-ended-tasks"
     assert reasons == {
         "own_chioce": "is no task, wanted one such as own_choice, own_whole",
@@ -686,15 +686,15 @@ def test_an_unknown_name_is_missing_and_the_others_come_out(generator, folder, t
 
 def test_of_a_group_with_one_task_missing_the_others_come_out(generator, folder, own_tasks_only):
     found, _ = asked(generator, folder, ["own_group"])
-    assert {row["task"] for row in found.scores} == {"own_choice"}
-    assert [each["task"] for each in found.missing] == ["own_group", "own_away"]
+    assert {row.task for row in found.scores} == {"own_choice"}
+    assert [each.task for each in found.missing] == ["own_group", "own_away"]
     (folder / "group.yaml").write_text(
         "group: own_group\ntask: [own_choice]\naggregate_metric_list:\n  - {metric: acc, weight_by_size: true}\n"
     )
     found, _ = asked(generator, folder, ["own_group"])
-    whole = {(row["task"], row["metric"]): row for row in found.scores}
-    assert whole["own_group", "acc"]["value"] == whole["own_choice", "acc"]["value"]
-    assert (whole["own_group", "acc"]["tasks"], whole["own_group", "acc"]["documents"]) == (("own_choice",), 4)
+    whole = {(row.task, row.metric): row for row in found.scores}
+    assert whole["own_group", "acc"].value == whole["own_choice", "acc"].value
+    assert (whole["own_group", "acc"].tasks, whole["own_group", "acc"].documents) == (("own_choice",), 4)
 
 
 @pytest.mark.parametrize("key", ["include_path", "leval", "longproc"])
@@ -739,7 +739,7 @@ def test_local_files_are_asked_like_any_task(generator, tmp_path):
     (tmp_path / "quality.jsonl").write_text(json.dumps(line | {"source": "made up"}) + "\n")
     found, _ = asked(generator, None, ["leval:all"], leval=str(tmp_path))
     assert found.missing == []
-    assert {(row["task"], row["metric"], row["value"]) for row in found.scores if "rate" not in row["metric"]} == {
+    assert {(row.task, row.metric, row.value) for row in found.scores if "rate" not in row.metric} == {
         ("leval:quality", "exact_match", 0.0),
     }
     (exam,) = samples_of(found)
@@ -777,20 +777,20 @@ def test_a_copy_of_longprocs_data_set_is_asked_by_the_harness(generator, tmp_pat
     write_data_set(tmp_path, "countdown_0.5k")
     found, _ = asked(generator, None, ["longproc:all"], longproc=str(tmp_path), unsafe_code=True)
     assert found.missing == []
-    assert {(row["task"], row["metric"]) for row in found.scores} == {
+    assert {(row.task, row.metric) for row in found.scores} == {
         ("longproc:countdown_0.5k", name) for name in ("accuracy", "extraction_rate", "partial_accuracy", "score")
     }
     (sample,) = samples_of(found)
     assert (sample["prompts"], sample["target"]) == (["the dog sat"], COUNTED)
     assert sample["requests"][0]["room"] == 1024
     assert sample["requests"][0]["scale"] == generator.scale_of(sample["requests"][0]["tokens"] + 1024)
-    assert {row["metric"]: row["value"] for row in found.scores}["accuracy"] == 0
+    assert {row.metric: row.value for row in found.scores}["accuracy"] == 0
 
 
 def test_what_runs_code_of_the_models_says_so(generator, tmp_path):
     write_data_set(tmp_path, "countdown_0.5k")
     found, _ = asked(generator, None, ["longproc:countdown_0.5k"], longproc=str(tmp_path))
-    assert [(each["task"], "unsafe_code: true" in each["reason"]) for each in found.missing] == [
+    assert [(each.task, "unsafe_code: true" in each.reason) for each in found.missing] == [
         ("longproc:countdown_0.5k", True)
     ]
 
