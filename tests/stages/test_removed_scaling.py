@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from e2ray import files
 from e2ray.config.load import validate
 from e2ray.evaluate.removed import sentence
+from e2ray.records.evaluation import RemovedScaling
 from e2ray.stages import pipeline
 from e2ray.testing.models import SIZES
 from e2ray.testing.served import save_tokenizer
@@ -38,13 +39,12 @@ def test_the_move_is_told_before_the_training_and_stands_in_verdict_and_card(ray
     removed = files.read_told(folder / "removed_scaling.json", wanted="what removing the scaling did")[0]
     assert (removed["scaling"], removed["factor"], removed["tokens"]) == ("yarn", 4.0, 128)
     assert removed["mean_difference"] > 0.01
+    left = RemovedScaling.read(folder / "removed_scaling.json")
     told = capsys.readouterr().out.splitlines()
-    assert told.index(sentence(removed)) < next(
-        place for place, line in enumerate(told) if line.startswith("| window W")
-    )
+    assert told.index(sentence(left)) < next(place for place, line in enumerate(told) if line.startswith("| window W"))
     verdict = json.loads((folder / "evaluation.json").read_text())["verdict"]
     assert verdict["removed_scaling"] == removed
     for text in ("\n".join(told), (folder / "export" / "README.md").read_text()):
         assert "base, its yarn scaling removed" in text
-        assert sentence(removed) in text
+        assert sentence(left) in text
         assert "untouched" not in text
