@@ -43,7 +43,7 @@ def test_the_move_is_told_before_the_training_and_stands_in_verdict_and_card(ray
     told = capsys.readouterr().out.splitlines()
     assert told.index(sentence(left)) < next(place for place, line in enumerate(told) if line.startswith("| window W"))
     verdict = json.loads((folder / "evaluation.json").read_text())["verdict"]
-    assert verdict["removed_scaling"] == removed
+    assert RemovedScaling.model_validate(verdict["removed_scaling"]) == left
     for text in ("\n".join(told), (folder / "export" / "README.md").read_text()):
         assert "base, its yarn scaling removed" in text
         assert sentence(left) in text
