@@ -76,6 +76,19 @@ def prompts(
     )
 
 
+def asked_for(haystack: Haystack, task: str, context_length: int, settings: RetrievalSettings) -> list[Prompt]:
+    """Return the prompts of a task and context length that settings ask for; raises as `prompts` does."""
+    return written(
+        haystack,
+        context_length=context_length,
+        depths=settings.depths,
+        trials=settings.trials,
+        digits=settings.digits,
+        seed=settings.seed,
+        task=task,
+    )
+
+
 def written(
     haystack: Haystack, *, context_length: int, depths: Sequence[float], trials: int, digits: int, seed: int, task: str
 ) -> list[Prompt]:
@@ -142,15 +155,7 @@ class PromptFolder:
             found = _kept(path, task, path.stem.removeprefix(start))
             if found is not None:
                 return found
-        made = written(
-            haystack,
-            context_length=context_length,
-            depths=settings.depths,
-            trials=settings.trials,
-            digits=settings.digits,
-            seed=settings.seed,
-            task=task,
-        )
+        made = asked_for(haystack, task, context_length, settings)
         content = _packed(made)
         self.folder.mkdir(parents=True, exist_ok=True)
         with files.atomic_path(self.folder / f"{start}{_digest(content)}.arrow") as aside:

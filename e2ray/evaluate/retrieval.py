@@ -26,7 +26,7 @@ from e2ray.data.pace import Pace, Progress
 from e2ray.data.tokenizer import encoder_of
 from e2ray.evaluate.haystack import ContextLengthError, Haystack
 from e2ray.evaluate.perplexity import OUT_OF_MEMORY, if_it_fits
-from e2ray.evaluate.prompts import PromptFolder, written
+from e2ray.evaluate.prompts import PromptFolder, asked_for
 from e2ray.evaluate.scorers import contained, goes_on
 from e2ray.evaluate.scoring import evaluating
 from e2ray.evaluate.tasks import Prompt
@@ -276,15 +276,7 @@ def _prompts(
     """
     if kept is not None:
         return kept.prompts(haystack, tokenizer, task, length, settings)
-    return written(
-        haystack,
-        context_length=length,
-        depths=settings.depths,
-        trials=settings.trials,
-        digits=settings.digits,
-        seed=settings.seed,
-        task=task,
-    )
+    return asked_for(haystack, task, length, settings)
 
 
 @dataclass(frozen=True)
