@@ -11,7 +11,7 @@ from typing import Literal, TypedDict
 from pydantic import JsonValue
 
 from e2ray.config.base import Plain
-from e2ray.config.search import Value
+from e2ray.config.search import Choice, Parameter, Value
 from e2ray.records.study import Ranges, StudyNoise
 
 State = Literal["waiting", "running", "complete", "pruned", "failed"]
@@ -52,6 +52,30 @@ class SearchedSetting(TypedDict, total=False):
     log: bool
     options: Sequence[Value]
     when: Mapping[str, Sequence[Value]]
+
+
+def searched(parameter: Parameter) -> SearchedSetting:
+    """Return what is searched of a setting, as plain data."""
+    when = {path: list(values) for path, values in parameter.when.items()}
+    if isinstance(parameter, Choice):
+        return {"kind": "choice", "options": list(parameter.options), "when": when}
+    low, high, log = parameter.low, parameter.high, parameter.log
+    return {"kind": parameter.kind, "low": low, "high": high, "log": log, "when": when}
+
+
+class Note(TypedDict, total=False):
+    """What the journal says of a trial at a step."""
+
+    cells: list[Cell]
+    tokens: int
+    seconds: float
+    loss: float | None
+    stop: bool
+    long: float
+    short: float
+    retrieval: float | None
+    answer_nll: float | None
+    value: float
 
 
 TrialSettings = TypedDict("TrialSettings", {"positions": Plain, "train.lr": float}, total=False)

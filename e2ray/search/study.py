@@ -13,7 +13,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import optuna
@@ -25,14 +24,14 @@ from e2ray import files
 from e2ray.config.base import Plain, SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.config.run import RunConfig
-from e2ray.config.search import PAPER, Choice, IntRange, Parameter, SearchSettings, Value
+from e2ray.config.search import PAPER, Choice, IntRange, SearchSettings, Value
 from e2ray.config.space import active, assign, express, in_order
 from e2ray.core.scales import paper_scale
 from e2ray.evaluate.removing import removed_scaling
 from e2ray.search.importances import importances, spread
 from e2ray.search.journal import JOURNAL, Journal
 from e2ray.search.objectives import ASKED, cell_nll, long_of, long_windows, minimised
-from e2ray.search.record import Cell, CurveCell, SearchedSetting, State, StudyFacts, TrialRecord, TrialSettings
+from e2ray.search.record import Cell, CurveCell, Note, State, StudyFacts, TrialRecord, TrialSettings, searched
 from e2ray.search.results import front
 from e2ray.search.rungs import verdict
 from e2ray.search.trial_plan import Plan, Reached
@@ -46,21 +45,6 @@ STATES: dict[TrialState, State] = {
 }
 
 _COPY = "put it back from a copy, or choose another name"
-
-
-class _Note(TypedDict, total=False):
-    """What the journal says of a trial at a step."""
-
-    cells: list[Cell]
-    tokens: int
-    seconds: float
-    loss: float | None
-    stop: bool
-    long: float
-    short: float
-    retrieval: float | None
-    answer_nll: float | None
-    value: float
 
 
 class _Backend(Journal, BaseJournalBackend):
@@ -376,11 +360,11 @@ class Study:
         return [self._record(trial) for trial in self._optuna.get_trials(deepcopy=False)]
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
-        notes: dict[int, _Note] = {
+        notes: dict[int, Note] = {
             int(key.split()[1]): value for key, value in trial.user_attrs.items() if key.startswith("step ")
         }
         step = max(notes, default=0)
-        last = notes.get(step, _Note())
+        last = notes.get(step, Note())
         # a kill may have come between this line and the verdict; the trial then ran again
         failed = trial.user_attrs.get("failed", {}) if trial.state == TrialState.FAIL else {}
         settings = trial.user_attrs.get("settings", {})
@@ -426,7 +410,7 @@ class Study:
             rungs=self.rungs,
             weights=self.search.weights.model_dump(),
             mode=self.search.mode,
-            space={path: _searched(parameter) for path, parameter in self.space.items()},
+            space={path: searched(parameter) for path, parameter in self.space.items()},
             base=self.base or [],
             documents=self.base[0]["documents"] if self.base else evaluate.documents,
             seed=self.start.seed,
@@ -443,15 +427,6 @@ class Study:
     def importance_spread(self) -> dict[str, tuple[float, float]]:
         """Return how far the importances move when any one trial is left out."""
         return spread(self.records(), self.space)
-
-
-def _searched(parameter: Parameter) -> SearchedSetting:
-    """Return what is searched of a setting, as plain data."""
-    when = {path: list(values) for path, values in parameter.when.items()}
-    if isinstance(parameter, Choice):
-        return {"kind": "choice", "options": list(parameter.options), "when": when}
-    low, high, log = parameter.low, parameter.high, parameter.log
-    return {"kind": parameter.kind, "low": low, "high": high, "log": log, "when": when}
 
 
 def _key(step: int) -> str:
