@@ -50,8 +50,18 @@ def coverage(
 ) -> Coverage:
     """Show which distances a recipe's draws cover, and return it.
 
-    What is shown are the first rows of the run itself. `windows`, the context lengths that will be read, are served at
-    scale W / L, at least 1; None stands for L, 2L, 4L, ... up to the largest scale. `out` is a PNG to write.
+    Args:
+        positions: The distributions to draw from.
+        name: The recipe's name, for the picture's title.
+        window: R, tokens of a training row.
+        base_context_length: L in tokens.
+        steps: Steps of the training.
+        batch_sequences: Rows of a step.
+        seed: Seed of the run: what is shown are its own first rows.
+        windows: Context lengths that will be read, W in tokens, each served at scale W / L, at least 1; None stands
+            for L, 2L, 4L, ... up to the largest scale.
+        out: PNG to write.
+        show: Takes each line of the result.
 
     Raises:
         SettingsError: If the placement does not fit the window, or the picture cannot be written.

@@ -11,7 +11,7 @@ from e2ray.loading import loading
 def call(packed: bytes, num_calls: int) -> Iterator[object]:
     """Yield None when a function begins that `ray.cloudpickle` has packed with its arguments, then what it returns.
 
-    So many calls may run beside each other; they share this machine's cores.
+    `num_calls` of them may run beside each other and share this machine's cores.
     """
     with loading():
         import torch
