@@ -79,7 +79,8 @@ def _run_missing(run: ResolvedRun, jobs: list[Job]) -> None:
     show(f"{run.config.name}: {len(jobs)} jobs, {len(done)} of them done before")
     use_gpu = wants_gpu(run.config.cluster)
     missing = [(job, use_gpu) for job in jobs if job not in done]
-    remote_each("compare", run_job, missing, use_gpu=use_gpu, fresh=True)
+    trained = [number for number, (job, _) in enumerate(missing) if job.config is not None]  # their peak is kept
+    remote_each("compare", run_job, missing, use_gpu=use_gpu, fresh=trained)
 
 
 def _tell_unsealed(done: list[Job]) -> None:

@@ -91,15 +91,25 @@ def deadly(shared, *numbers):
     return Deadly(**vars(shared), numbers=numbers)
 
 
-def test_a_trial_that_dies_is_a_failed_row_and_the_study_goes_on(ray_cluster, tmp_path, configured, shared_of):
-    config = configured({"trials": 8, "concurrency": 1})
+def test_a_trial_that_dies_or_has_no_finite_loss_is_a_failed_row_and_the_study_goes_on(
+    ray_cluster, tmp_path, configured, shared_of
+):
+    wild = {"train.lr": {"kind": "choice", "options": [TAME, 1.0]}}
+    search = {"space": wild, "trials": 10, "startup_trials": 0, "sampler": "random", "early_stopping": None}
+    config = configured(
+        search | {"concurrency": 1}, train={"lr": TAME, "clip_norm": 0.0, "eps": 1e-30, "weight_decay": 1e39}
+    )
     shared = deadly(shared_of(config), 1, 6)
     study = study_of(tmp_path, config, shared)
     tune.run(study, shared, config.cluster)
     records = study.records()
-    assert [record.number for record in records if record.state == "failed"] == [1, 6]
-    assert Counter(record.finished for record in records) == {True: 8}
-    assert "ActorDied" in records[1].reason and "\n" not in records[1].reason
+    assert len(records) == 10 and all(record.finished for record in records)
+    dead, others = [records[1], records[6]], [record for record in records if record.number not in (1, 6)]
+    for record in dead:
+        assert record.state == "failed" and "ActorDied" in record.reason and "\n" not in record.reason
+    states = {(record.settings["train.lr"], record.state) for record in others}
+    assert states == {(TAME, "complete"), (1.0, "failed")}
+    assert all("finite" in record.reason and record.tokens >= 128 for record in others if record.state == "failed")
 
 
 @pytest.mark.slow
@@ -129,29 +139,6 @@ def test_a_study_whose_workers_all_die_ends_and_can_be_resumed(ray_cluster, tmp_
     again = Study(tmp_path / "study", config, 32)
     tune.run(again, shared, config.cluster)
     assert {record.state for record in again.records()} <= {"complete", "pruned"} and len(again.records()) == 6
-
-
-def test_a_trial_without_a_finite_loss_is_a_failed_row(ray_cluster, tmp_path, configured, shared_of):
-    wild = {"train.lr": {"kind": "choice", "options": [TAME, 1.0]}}
-    config = configured(
-        {
-            "space": wild,
-            "trials": 8,
-            "startup_trials": 0,
-            "sampler": "random",
-            "early_stopping": None,
-            "concurrency": 1,
-        },
-        train={"lr": TAME, "clip_norm": 0.0, "eps": 1e-30, "weight_decay": 1e39},
-    )
-    shared = shared_of(config)
-    study = study_of(tmp_path, config, shared)
-    tune.run(study, shared, config.cluster)
-    records = study.records()
-    assert len(records) == 8
-    states = {(record.settings["train.lr"], record.state) for record in records}
-    assert states == {(TAME, "complete"), (1.0, "failed")}
-    assert all("finite" in record.reason and record.tokens >= 128 for record in records if record.state == "failed")
 
 
 def test_an_error_of_the_driver_ends_the_study_as_itself(ray_cluster, tmp_path, configured, shared_of):

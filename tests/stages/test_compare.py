@@ -32,7 +32,13 @@ def recipe(small):
             "lanes": ["e2llm", "pi_long"],
             "untrained": ["linear"],
             "seeds": [1, 2],
-            "own": {"under yarn": {"positions": {"preset": "e2yarn", "max_scale": 4}, "objective": {"distill": 0.5}}},
+            "own": {
+                "under yarn": {
+                    "positions": {"preset": "e2yarn", "max_scale": 4},
+                    "objective": {"distill": 0.5},
+                    "seeds": 1,
+                }
+            },
             "retrieval": {"context_lengths": [32, 128], "depths": [0.5], "trials": 2},  # 32 tokens hold no question
         },
     }
@@ -67,9 +73,7 @@ def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_clust
     comparing.compare(validate(recipe, source="test"))
     folder = Path(storage) / "lanes"
     left = {path.stem: json.loads(path.read_text()) for path in (folder / "lanes").glob("*.json")}
-    assert sorted(left) == [
-        *("base-0", "e2llm-1", "e2llm-2", "linear-0", "own-under yarn-1", "own-under yarn-2", "pi_long-1")
-    ]
+    assert sorted(left) == [*("base-0", "e2llm-1", "e2llm-2", "linear-0", "own-under yarn-1", "pi_long-1")]
     assert {one["tokens"] for one in left.values()} == {0, 6 * 8 * 32}  # long rows, as many tokens
     for name, one in left.items():
         assert {sums["window"] for sums in one["sums"] if sums["served"]} == {32, 64, 128}, name
@@ -94,7 +98,7 @@ def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_clust
     table, missing = (folder / "comparison.md").read_text().split("What is missing:")
     assert "| E2-LLM (paper's preset) |" in table
     assert "all: 32 tokens: " in missing
-    assert json.loads((folder / "status.json").read_text())["result"] == "compared 7 jobs"
+    assert json.loads((folder / "status.json").read_text())["result"] == "compared 6 jobs"
 
     # What is not there or failed is done again, and lanes may be added or left out; nothing else may change.
     gone, failed = (folder / "lanes" / name for name in ("e2llm-2.json", "linear-0.json"))
@@ -104,7 +108,6 @@ def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_clust
     kept = {key: value for key, value in left["linear-0"].items() if key != "digest"}
     failed.write_text(json.dumps({**kept, "sums": [], "failed": "it does not fit into memory"}))
     recipe["compare"] |= {"lanes": ["e2llm"], "untrained": ["linear"]}
-    recipe["compare"]["own"]["under yarn"]["seeds"] = 1
     capsys.readouterr()
     comparing.compare(validate(recipe, source="test"))
     assert "5 jobs, 3 of them done before" in capsys.readouterr().out

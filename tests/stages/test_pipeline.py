@@ -15,14 +15,8 @@ import yaml
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.load import validate
-from e2ray.report.run_files import comparable, read_run
-from e2ray.report.run_folder import open_runs
-from e2ray.report.runs import write_report
-from e2ray.report.sections.cost import cost
-from e2ray.report.sections.settings import differing
 from e2ray.stages import pipeline
 from e2ray.stages.check import check
-from e2ray.stages.run import resolve
 from e2ray.testing.recipes import PRETRAIN
 from e2ray.train.record import read_metrics, read_status
 
@@ -146,16 +140,8 @@ def test_shards_that_an_earlier_version_made_without_the_whole_prefix_are_refuse
                 check(config_of(recipe))
 
 
-def made_by_content(storage):
-    """Return the folders of shards and bases of a storage."""
-    return {path for kind in ("shards", "bases") for path in (Path(storage) / kind).iterdir() if path.is_dir()}
-
-
-def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, storage, capsys, tmp_path):
-    recipe["storage"] = storage
-    recipe["evaluate"]["untrained"] = ["yarn"]
-    pipeline.execute(config_of(recipe))
-    folder = Path(recipe["storage"]) / "small"
+def test_chain_leaves_what_the_contract_lists(chain, capsys, tmp_path):
+    recipe, folder = json.loads(json.dumps(chain.recipe)), chain.folder
     status = read_status(folder)
     assert (status.state, status.step, status.error) == ("succeeded", 8, None)
     assert status.ended_at >= status.started_at
@@ -185,7 +171,7 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, storage, caps
         "report.md",
     ):
         assert (folder / name).stat().st_size > 0, name
-    told = capsys.readouterr().out.splitlines()
+    told = chain.told
     assert told[-3:-1] == [status.result, f"page: {folder / 'report.html'}"]
     assert told[-1] == (
         f"next: e2ray generate {folder} --prompt-file TEXT; to serve it: {folder / 'export/serving/128/README.md'}"
@@ -255,31 +241,6 @@ def test_chain_leaves_what_the_contract_lists(ray_cluster, recipe, storage, caps
     recipe["train"]["lr"] = 2e-3
     with pytest.raises(SettingsError, match=r"train\.lr: 0\.001 in the run, 0\.002 asked for"):
         pipeline.execute(config_of(recipe))
-
-    # Everything but the tuned weights is shared with a run of another seed of draws' distribution.
-    recipe["name"], recipe["train"]["lr"] = "other", 1e-3
-    recipe["positions"] = {"preset": "pose", "max_scale": 4}
-    recipe["evaluate"] = recipe["export"] = None
-    made = made_by_content(storage)
-    assert {resolve(config_of(recipe)).base, resolve(config_of(recipe)).made_shards} <= made
-    pipeline.execute(config_of(recipe))
-    assert made_by_content(storage) == made
-
-    # Measured on the same documents, both are compared, document by document, in one report.
-    recipe["evaluate"] = {"documents": 1, "document_tokens": 100, "windows": [32, 64], "scales": [1, 2], "stride": 16}
-    pipeline.evaluate_only(config_of(recipe))
-    records = [read_run(run) for run in open_runs([folder, folder.parent / "other"])]
-    assert [[record.name for record in group] for group in comparable(records)] == [["small", "other"]]
-    protocol = records[0].verdict.protocol
-    manifest = json.loads((resolve(config_of(recipe)).made_shards / "manifest.json").read_text())
-    assert protocol.tokenizer_hash == manifest["tokenizer_hash"]
-    costs = [cost(record) for record in records]
-    assert [(each.steps, each.tokens) for each in costs] == [(8, 8 * 8 * 32)] * 2
-    assert all(each.peak_mib > 50 and each.train_s > 0 for each in costs)
-    decides = [path for path, _, decides in differing(records) if decides]
-    assert "positions.scale.kind" in decides and "train.lr" not in decides
-    text = write_report(folder.parent / "report.html", [record.run for record in records])
-    assert "### Settings that differ" in text.read_text()
 
 
 def test_a_bad_document_fails_the_run_in_one_line(ray_cluster, recipe, tmp_path):

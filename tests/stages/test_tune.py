@@ -17,6 +17,11 @@ import yaml
 
 from e2ray.config.base import SettingsError
 from e2ray.config.load import dump, load, validate
+from e2ray.report.run_files import comparable, read_run
+from e2ray.report.run_folder import open_runs
+from e2ray.report.runs import write_report
+from e2ray.report.sections.cost import cost
+from e2ray.report.sections.settings import differing
 from e2ray.search.journal import Journal, end_path
 from e2ray.stages import pipeline
 from e2ray.stages import tune as tuning
@@ -55,7 +60,12 @@ def rows_of(folder):
     return {row["number"]: row for row in pq.read_table(folder / "export" / "trials.parquet").to_pylist()}
 
 
-def test_a_study_leaves_its_exports_and_they_can_be_trained(ray_cluster, recipe, storage, capsys):
+def made_by_content(storage):
+    """Return the folders of shards and bases of a storage."""
+    return {path for kind in ("shards", "bases") for path in (Path(storage) / kind).iterdir() if path.is_dir()}
+
+
+def test_a_study_leaves_its_exports_and_they_can_be_trained(chain, recipe, storage, capsys):
     recipe |= {"storage": storage, "name": "study"}
     tuning.tune(config_of(recipe), resume=False)
     folder = Path(storage) / "study"
@@ -92,8 +102,11 @@ def test_a_study_leaves_its_exports_and_they_can_be_trained(ray_cluster, recipe,
     chosen = rows[front["chosen"]["balanced"]]
     assert best.positions.model_dump(mode="json") == json.loads(chosen["positions"])
     assert best.train.lr == chosen["lr"]
+    made = made_by_content(storage)
+    assert {resolve(best).base, resolve(best).made_shards} <= made
     pipeline.execute(best.model_copy(update={"export": None}))
     assert read_status(Path(recipe["storage"]) / best.name).state == "succeeded"
+    assert made_by_content(storage) == made  # everything but the tuned weights is shared with other runs
 
     def exported():
         files = [path for path in export.iterdir() if path.is_file() and path.suffix != ".journal"]
@@ -110,6 +123,25 @@ def test_a_study_leaves_its_exports_and_they_can_be_trained(ray_cluster, recipe,
     (folder / "config.yaml").unlink()
     with pytest.raises(SettingsError, match=r"config\.yaml: is missing beside the journal of a study"):
         tuning.tune(config_of(recipe), resume=True)
+
+    # Measured on the same documents, it and a run of another recipe are compared, document by document, in one report.
+    documents = {"documents": 1, "document_tokens": 100, "windows": [32, 64], "scales": [1, 2], "stride": 16}
+    trained = dump(best.model_copy(update={"export": None}))
+    for run in (yaml.safe_load(trained), chain.recipe):
+        pipeline.evaluate_only(config_of(run | {"evaluate": documents}))
+    records = [read_run(run) for run in open_runs([chain.folder, folder.parent / best.name])]
+    assert [[record.name for record in group] for group in comparable(records)] == [["small", best.name]]
+    protocol = records[0].verdict.protocol
+    manifest = json.loads((resolve(best).made_shards / "manifest.json").read_text())
+    assert protocol.tokenizer_hash == manifest["tokenizer_hash"]
+    costs = [cost(record) for record in records]
+    assert [(each.steps, each.tokens) for each in costs] == [(8, 8 * 8 * 32), (9, 9 * 4 * 32)]
+    assert all(each.peak_mib > 50 and each.train_s > 0 for each in costs)
+    decides = {path for path, _, decides in differing(records) if decides}
+    assert {"positions.scale.kind", "train.lr"} <= decides
+    assert "train.weight_decay" not in decides
+    text = write_report(folder.parent / "report.html", [record.run for record in records])
+    assert "### Settings that differ" in text.read_text()
 
 
 def test_a_recipe_without_a_search_is_refused(recipe):
