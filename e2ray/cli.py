@@ -190,7 +190,7 @@ def _loading() -> Iterator[None]:
 def _dispatch(command: str, parsed: argparse.Namespace) -> None:
     from e2ray.config import load
     from e2ray.config.base import SettingsError
-    from e2ray.config.places import problems
+    from e2ray.config.uris import problems
 
     given = {name: value for name, value in vars(parsed).items() if name not in ("prompt", "overrides")}  # texts
     for problem in problems(given):
@@ -320,7 +320,7 @@ def _shards(parsed: argparse.Namespace) -> None:
             from e2ray.report.data import write_data
 
             folder = Folder(parsed.folder)
-            write_data(Path(parsed.out), read_manifest(folder), place=folder.place, rows=parsed.rows)
+            write_data(Path(parsed.out), read_manifest(folder), location=folder.shown, rows=parsed.rows)
             print(f"report: {parsed.out}")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from e2ray.config.places import LISTS, problems, without_credentials
+from e2ray.config.uris import LISTS, problems, without_credentials
 
 Text = Annotated[str, Field(min_length=1)]
 Plain = dict[str, JsonValue]  # what JSON and YAML have

@@ -259,7 +259,7 @@ class DataSettings(Settings):
 
     @field_validator("shards")
     @classmethod
-    def _shared_place(cls, value: str | None) -> str | None:
+    def _shared_location(cls, value: str | None) -> str | None:
         if value is not None and "://" not in value and not value.startswith(("/", "~/")):
             raise ValueError(
                 f"must be absolute, from ~/, or a URI, since jobs run in a copy of the working folder, got {value!r}; "

@@ -15,8 +15,8 @@ from typing import Annotated, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from e2ray.config.base import Settings
-from e2ray.config.places import LISTS
 from e2ray.config.search import Choice, IntRange, Parameter, Space, Value
+from e2ray.config.uris import LISTS
 from e2ray.config.words import first_of
 
 SHARED = ("name", "storage", "seed", "search", "cluster", "evaluate", "export", "pretrain", "data", "model")

@@ -227,16 +227,16 @@ class _Counts:
 
     def add(self, scale: float, stands: Int64[np.ndarray, " window"]) -> None:
         """Count the pairs of one row: its scale, and its positions before scaling, ascending."""
-        place = int(np.abs(self.log_scales - math.log(scale)).argmin())
+        nearest = int(np.abs(self.log_scales - math.log(scale)).argmin())
         limits = np.ceil(self.edges * scale).astype(np.int64)  # whole tokens: D / g < x exactly if D < ceil(x * g)
         below = pairs_below(stands, np.append(limits, self.window), self.leading)
-        self.draws[place] += 1
-        self.below[place] += below[:, :-1]
-        self.near[place] += below[0, -1]
-        self.neighbours[place] += np.count_nonzero(np.diff(stands) == 1)
+        self.draws[nearest] += 1
+        self.below[nearest] += below[:, :-1]
+        self.near[nearest] += below[0, -1]
+        self.neighbours[nearest] += np.count_nonzero(np.diff(stands) == 1)
         first = min(self.leading, self.window - 1)
         widest = (stands[-1] - stands[[0, first]]) / scale
-        self.farthest[place] = np.maximum(self.farthest[place], widest)
+        self.farthest[nearest] = np.maximum(self.farthest[nearest], widest)
 
     def coverage(self, base_context_length: int, *, run_rows: int, rows_per_draw: int) -> Coverage:
         """Return the counts per row of a run of `run_rows` rows, of which `rows_per_draw` share each draw."""
@@ -244,9 +244,9 @@ class _Counts:
         pairs, ordinary = np.moveaxis(np.diff(self.below, axis=2), 1, 0) / draws
         total = self.window * (self.window - 1) // 2
         rows = []
-        for place, scale in enumerate(self.scales):
-            num, length = int(self.draws[place]), round(scale * base_context_length)
-            shown = np.diff(self.below[place, 0]) / max(1, num * total)
+        for number, scale in enumerate(self.scales):
+            num, length = int(self.draws[number]), round(scale * base_context_length)
+            shown = np.diff(self.below[number, 0]) / max(1, num * total)
             limits = np.append(np.ceil(self.edges * scale), self.window)
             *text, near_text = text_below(length, limits)
             rows.append(
@@ -254,14 +254,14 @@ class _Counts:
                     scale=scale,
                     context_length=length,
                     rows=num / draws,
-                    reach=float((pairs[place] >= SEEN_PAIRS_PER_ROW).mean()),
-                    reach_ordinary=float((ordinary[place] >= SEEN_PAIRS_PER_ROW).mean()),
+                    reach=float((pairs[number] >= SEEN_PAIRS_PER_ROW).mean()),
+                    reach_ordinary=float((ordinary[number] >= SEEN_PAIRS_PER_ROW).mean()),
                     overlap=float(np.minimum(shown, np.diff(text)).sum()),
-                    neighbours=float(self.neighbours[place] / (num * (self.window - 1))) if num else None,
-                    near=float(self.near[place] / (num * total)) if num else None,
+                    neighbours=float(self.neighbours[number] / (num * (self.window - 1))) if num else None,
+                    near=float(self.near[number] / (num * total)) if num else None,
                     near_text=float(near_text),
-                    farthest=float(self.farthest[place, 0]),
-                    farthest_ordinary=float(self.farthest[place, 1]),
+                    farthest=float(self.farthest[number, 0]),
+                    farthest_ordinary=float(self.farthest[number, 1]),
                 )
             )
         return Coverage(

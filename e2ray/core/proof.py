@@ -127,10 +127,10 @@ def prove_apart(
     ids = torch.cat([torch.arange(cut), torch.arange(length - cut)])[None].to(device)
     shift = _shift(length, device)
 
-    def logits(place: int | None) -> Float[Tensor, "tokens vocabulary"]:
+    def logits(changed: int | None) -> Float[Tensor, "tokens vocabulary"]:
         other = text.clone()
-        if place is not None:
-            other[0, place] = (text[0, place] + 1) % vocab_size
+        if changed is not None:
+            other[0, changed] = (text[0, changed] + 1) % vocab_size
         with hook.applied(PROOF_SCALE, shift), seeded(0, device):
             return forward(other.to(device), ids)[0].detach().float()
 

@@ -13,7 +13,7 @@ from e2ray.config.data import (
     Source,
     TextSource,
 )
-from e2ray.config.places import is_uri
+from e2ray.config.uris import is_uri
 from e2ray.data.corpus import source_files
 from e2ray.data.order import shares
 from e2ray.data.shards import MANIFEST

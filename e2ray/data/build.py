@@ -94,7 +94,7 @@ class Build:
 
     def _training_texts(self, items: list[Item], budget: int) -> Iterator[str]:
         """Yield at most `budget` bytes of training documents, taken from places spread evenly over the corpus."""
-        chosen = [items[place * len(items) // TRAINING_PLACES] for place in range(TRAINING_PLACES)] if items else []
+        chosen = [items[part * len(items) // TRAINING_PLACES] for part in range(TRAINING_PLACES)] if items else []
         chosen = list(dict.fromkeys(chosen))
         for number, item in enumerate(chosen):
             quota = budget // (len(chosen) - number)

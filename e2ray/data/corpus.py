@@ -358,7 +358,7 @@ def _make_passkeys(item: Item) -> Iterator[Document | BadDocument]:
     sizes = np.array([file.bytes for file in item.files])
     read = lru_cache(maxsize=int(min(max(PASSKEY_BYTES // sizes.max(), 1), 256)))(_read_text)
     for number in range(item.start, item.stop):
-        found = read(item.files[passkey.place(item.source, number, sizes)], item.limits)
+        found = read(item.files[passkey.file_of(item.source, number, sizes)], item.limits)
         if isinstance(found, Document):
             found = Document(f"passkey-{item.source.seed}@{number}", passkey.document(item.source, number, found.text))
         yield found

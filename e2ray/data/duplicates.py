@@ -71,6 +71,6 @@ def shingles(tokens: Tokens) -> npt.NDArray[np.uint64]:
     length = min(SHINGLE, len(tokens))
     powers = [pow(MULTIPLIER, power + 1, 2**64) for power in range(length)]
     hashes = np.zeros(len(tokens) - length + 1, np.uint64)
-    for place, power in enumerate(powers):
-        hashes += tokens[place : place + len(hashes)].astype(np.uint64) * np.uint64(power)
+    for start, power in enumerate(powers):
+        hashes += tokens[start : start + len(hashes)].astype(np.uint64) * np.uint64(power)
     return np.unique(hashes >> np.uint64(32))

@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from e2ray import files
 from e2ray.config.base import SettingsError
-from e2ray.config.places import is_uri, refusal
+from e2ray.config.uris import is_uri, refusal
 
 CHUNK_BYTES = 8 * 2**20
 
@@ -27,15 +27,15 @@ CHUNK_BYTES = 8 * 2**20
 class Folder:
     """The files that lie directly in one folder."""
 
-    def __init__(self, place: str | Path) -> None:
+    def __init__(self, location: str | Path) -> None:
         """Name the folder; nothing is read.
 
         Raises:
             SettingsError: If the URI holds credentials, or is none of a file system that pyarrow knows.
         """
-        self.local = None if is_uri(place) else Path(place).expanduser()
-        self.uri = str(place)
-        self.place = self.uri if self.local else self.uri.partition("?")[0]  # as messages show it
+        self.local = None if is_uri(location) else Path(location).expanduser()
+        self.uri = str(location)
+        self.shown = self.uri if self.local else self.uri.partition("?")[0]  # as messages show it
         refused = refusal(self.uri)
         if refused:
             raise SettingsError(f"folder of shards: {refused}")
@@ -43,11 +43,11 @@ class Folder:
             try:
                 self.filesystem, self.path = fs.FileSystem.from_uri(self.uri)
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise SettingsError(f"{self.place}: is no place that can be read ({short_line(error)})") from None
+                raise SettingsError(f"{self.shown}: is no place that can be read ({short_line(error)})") from None
 
     def name(self, file: str) -> str:
         """Return the full name of a file, as messages show it."""
-        return f"{self.place.rstrip('/')}/{file}"
+        return f"{self.shown.rstrip('/')}/{file}"
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each file by its name; none where there is no such folder.
@@ -123,11 +123,11 @@ class Folder:
         Raises:
             SettingsError: If they cannot be read, or there are none.
         """
-        place, mark, query = self.uri.partition("?")
-        inside = Folder(f"{place.rstrip('/')}/{below}{mark}{query}")
+        path, mark, query = self.uri.partition("?")
+        inside = Folder(f"{path.rstrip('/')}/{below}{mark}{query}")
         names = inside.names()
         if not names:
-            raise SettingsError(f"{inside.place}: not found; {self.place} holds no finished shards, run prepare")
+            raise SettingsError(f"{inside.shown}: not found; {self.shown} holds no finished shards, run prepare")
         with files.atomic_folder(target) as aside:
             for name in names:
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ class Folder:
         try:
             yield
         except (OSError, pa.ArrowException) as error:
-            where = self.name(file) if file else self.place
+            where = self.name(file) if file else self.shown
             reason = getattr(error, "strerror", None) or short_line(error)
             raise SettingsError(f"{where}: cannot be read ({reason})") from None
 

@@ -14,17 +14,17 @@ from e2ray.records.manifest import DocumentLengths, Manifest, ShardEntry
 BAR = 40  # characters of the longest bar of a histogram
 
 
-def verify(place: str | Path, *, show: Callable[[str], None]) -> None:
+def verify(location: str | Path, *, show: Callable[[str], None]) -> None:
     """Compare every file of a folder of shards with its manifest; tell each one that differs on a line of its own.
 
     Args:
-        place: Where `prepare` put the shards, or a URI of where they were copied to.
+        location: Where `prepare` put the shards, or a URI of where they were copied to.
         show: Takes each line.
 
     Raises:
         SettingsError: If the manifest is missing or damaged, or any file is damaged, missing, swapped or extra.
     """
-    folder = Folder(place)
+    folder = Folder(location)
     manifest = read_manifest(folder)
     entries = manifest.shards + manifest.validation
     sizes = folder.sizes()
@@ -58,26 +58,26 @@ def verify(place: str | Path, *, show: Callable[[str], None]) -> None:
         show(line)
     if found:
         raise SettingsError(
-            f"{folder.place}: {len(found)} of {len(entries)} files are not what prepare wrote; remove the folder and "
+            f"{folder.shown}: {len(found)} of {len(entries)} files are not what prepare wrote; remove the folder and "
             "rerun prepare, or remove what is extra"
         )
     size = sum(entry.bytes for entry in entries)
-    show(f"{folder.place}: whole, {len(entries)} files of {size:,} bytes match their sha256")
+    show(f"{folder.shown}: whole, {len(entries)} files of {size:,} bytes match their sha256")
 
 
-def info(place: str | Path) -> list[str]:
+def info(location: str | Path) -> list[str]:
     """Return what a folder of shards holds, in lines; the manifest alone is read.
 
     Raises:
         SettingsError: If the manifest is missing or damaged.
     """
-    folder = Folder(place)
+    folder = Folder(location)
     manifest = read_manifest(folder)
     files_of = {"train": manifest.shards, "validation": manifest.validation}
     size = sum(entry.bytes for entries in files_of.values() for entry in entries)
     full = manifest.tokens / (manifest.rows * manifest.window)
     lines = [
-        f"{folder.place}: {size:,} bytes, schema version {Manifest.schema_version}, shards "
+        f"{folder.shown}: {size:,} bytes, schema version {Manifest.schema_version}, shards "
         f"{manifest.corpus_digest[:16] or 'without a digest of their corpus'}",
         f"rows        {manifest.rows:,} of {manifest.window:,} tokens in {len(files_of['train'])} files; "
         f"{manifest.dropped_tokens:,} tokens at the end filled no row",

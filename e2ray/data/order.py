@@ -64,9 +64,9 @@ class Scramble:
         value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & WORD
         return (value ^ (value >> 31)) & self.mask
 
-    def at(self, place: int) -> int:
-        """Return what stands at a place."""
-        value = place
+    def at(self, index: int) -> int:
+        """Return what stands at an index."""
+        value = index
         while True:
             left, right = value >> self.half, value & self.mask
             for key in self.keys:
@@ -75,16 +75,16 @@ class Scramble:
             if value < self.size:
                 return value
 
-    def place(self, value: int) -> int:
-        """Return the place at which something stands."""
-        place = value
+    def index_of(self, value: int) -> int:
+        """Return the index at which something stands."""
+        index = value
         while True:
-            left, right = place >> self.half, place & self.mask
+            left, right = index >> self.half, index & self.mask
             for key in reversed(self.keys):
                 left, right = right ^ self._round(left, key), left
-            place = left << self.half | right
-            if place < self.size:
-                return place
+            index = left << self.half | right
+            if index < self.size:
+                return index
 
 
 @lru_cache(maxsize=32)
@@ -109,13 +109,13 @@ def pattern(parts: tuple[int, ...]) -> tuple[Ids, Ids]:
     coming = [(0, -(-PARTS // count), corpus, 0) for corpus, count in enumerate(parts) if count]
     heapq.heapify(coming)
     ready: list[tuple[int, int, int]] = []
-    for place in range(PARTS):
-        while coming and coming[0][0] <= place:
+    for turn in range(PARTS):
+        while coming and coming[0][0] <= turn:
             _, due, corpus, row = heapq.heappop(coming)
             heapq.heappush(ready, (due, corpus, row))
         due, corpus, row = heapq.heappop(ready)
-        assert place < due, "a set of shares that sum to one can be met"
-        owners[place], before[place] = corpus, row
+        assert turn < due, "a set of shares that sum to one can be met"
+        owners[turn], before[turn] = corpus, row
         if row + 1 < parts[corpus]:
             begin, end = (row + 1) * PARTS // parts[corpus], -(-(row + 2) * PARTS // parts[corpus])
             heapq.heappush(coming, (begin, end, corpus, row + 1))
@@ -209,7 +209,7 @@ class Order:
         size, group_rows = corpus.shard_rows, self.group_shards * corpus.shard_rows
         num_shards = -(-corpus.rows // size)
         shards = _shards(self.seed, epoch, number, num_shards)
-        short = shards.place(num_shards - 1) // self.group_shards  # the group that has the shard that is not full
+        short = shards.index_of(num_shards - 1) // self.group_shards  # the group that has the shard that is not full
         missing = num_shards * size - corpus.rows
         behind = places >= min((short + 1) * group_rows, num_shards * size) - missing
         groups = (places + missing * behind) // group_rows

@@ -12,7 +12,7 @@ PASSKEY = " The pass key is{border}{key}. Remember it. {key} is the pass key."
 PASSKEY_QUESTION = " What is the pass key? The pass key is"
 
 
-def place(source: PasskeySource, number: int, sizes: np.ndarray) -> int:
+def file_of(source: PasskeySource, number: int, sizes: np.ndarray) -> int:
     """Return which file the text of a document comes from, by chance and as often as files are large.
 
     Args:

@@ -21,12 +21,12 @@ BATCH_BYTES = 256 * 2**10  # a random row verifies its whole record batch
 
 
 class _Sink:
-    """A file for Arrow to write to that knows its place, its CRC since the last cut and its sha256."""
+    """A file for Arrow to write to that knows its offset, its CRC since the last cut and its sha256."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("xb")
         self.sha256 = hashlib.sha256()
-        self.place = 0
+        self.offset = 0
         self.crc = 0
         self.closed = False
 
@@ -35,11 +35,11 @@ class _Sink:
         self.file.write(view)
         self.sha256.update(view)
         self.crc = crc32(view, self.crc)
-        self.place += view.nbytes
+        self.offset += view.nbytes
         return view.nbytes
 
     def tell(self) -> int:
-        return self.place
+        return self.offset
 
     def flush(self) -> None:
         self.file.flush()
@@ -92,7 +92,7 @@ class ShardWriter:
                 file=f"{self.kind}-{len(self.entries):05d}.arrow",
                 rows=self.rows - self._first_row,
                 first_row=self._first_row,
-                bytes=self._sink.place,
+                bytes=self._sink.offset,
                 sha256=self._sink.sha256.hexdigest(),
                 blocks=tuple(self._blocks),
             )
@@ -100,7 +100,7 @@ class ShardWriter:
         self._first_row, self._sink, self._blocks = self.rows, None, []
 
     def _cut(self, sink: _Sink) -> None:
-        self._blocks.append((sink.place, sink.crc))
+        self._blocks.append((sink.offset, sink.crc))
         sink.crc = 0
 
 
@@ -207,12 +207,12 @@ class PackedRows:
         starts: list[int] = []
         documents: list[int] = []
         offsets = [0]
-        for row, place in zip(self._rows, flat, strict=True):
+        for row, row_tokens in zip(self._rows, flat, strict=True):
             end = 0
             for document, tokens in row:
                 starts.append(end)
                 documents.append(document)
-                place[end : end + len(tokens)] = tokens
+                row_tokens[end : end + len(tokens)] = tokens
                 end += len(tokens)
             if end < self.window:
                 starts.append(end)

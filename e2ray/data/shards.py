@@ -89,21 +89,21 @@ def validation_schema() -> pa.Schema:
     return pa.schema(fields)
 
 
-def read_manifest(place: str | Path | Folder) -> Manifest:
+def read_manifest(location: str | Path | Folder) -> Manifest:
     """Return the manifest of a folder of shards.
 
     Raises:
         SettingsError: If there is none, or it was changed or damaged since it was written, or cannot be read.
     """
-    folder = place if isinstance(place, Folder) else Folder(place)
+    folder = location if isinstance(location, Folder) else Folder(location)
     path = folder.name(MANIFEST)
     if MANIFEST not in folder.sizes():
-        raise SettingsError(f"{path}: not found, {folder.place} holds no finished shards; run prepare")
+        raise SettingsError(f"{path}: not found, {folder.shown} holds no finished shards; run prepare")
     return Manifest.of_text(folder.read(MANIFEST), where=path)
 
 
 def _again(folder: Folder) -> str:
-    return f"remove {folder.place} and rerun prepare"
+    return f"remove {folder.shown} and rerun prepare"
 
 
 class _Shard:
@@ -180,28 +180,28 @@ class ShardSet:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, place: str | Path, *, window: int | None = None, tokenizer_hash: str | None = None) -> "ShardSet":
+    def open(cls, location: str | Path, *, window: int | None = None, tokenizer_hash: str | None = None) -> "ShardSet":
         """Return the shards of a folder after checking the manifest and the size of every file.
 
         Args:
-            place: Where `prepare` put them, or a URI of where they were copied to.
+            location: Where `prepare` put them, or a URI of where they were copied to.
             window: Tokens per row that the run wants; None takes any.
             tokenizer_hash: Hash of the tokenizer that the run uses; None takes any.
 
         Raises:
             SettingsError: If a file is missing, unknown or of another size, the manifest was changed, the shards are of
-                another window or tokenizer, or the place cannot be read.
+                another window or tokenizer, or the location cannot be read.
         """
-        folder = Folder(place)
+        folder = Folder(location)
         manifest = read_manifest(folder)
         if window is not None and manifest.window != window:
             raise SettingsError(
-                f"{folder.place}: shards hold {manifest.window}-token rows, the run wants {window}; "
+                f"{folder.shown}: shards hold {manifest.window}-token rows, the run wants {window}; "
                 f"rerun prepare with --set data.window={window}"
             )
         if tokenizer_hash is not None and manifest.tokenizer_hash != tokenizer_hash:
             raise SettingsError(
-                f"{folder.place}: shards were made with tokenizer {manifest.tokenizer_hash[:12]}, the run uses "
+                f"{folder.shown}: shards were made with tokenizer {manifest.tokenizer_hash[:12]}, the run uses "
                 f"{tokenizer_hash[:12]}; rerun prepare with the run's tokenizer"
             )
         entries = {entry.file: entry for entry in manifest.shards + manifest.validation}
@@ -228,8 +228,8 @@ class ShardSet:
         keys, places = self._located(np.asarray(row_ids, dtype=np.int64))
         blocks = self._blocks(keys)
         rows = np.empty((len(keys), self.window), dtype=np.int32)
-        for index, (key, place) in enumerate(zip(keys, places, strict=True)):
-            rows[index] = blocks[key].tokens[place]
+        for index, (key, offset) in enumerate(zip(keys, places, strict=True)):
+            rows[index] = blocks[key].tokens[offset]
         return rows
 
     def _located(self, ids: npt.NDArray[np.int64]) -> tuple[list[Key], list[int]]:
@@ -290,7 +290,7 @@ class ShardSet:
         corpora = [corpus.in_examples(rows_per_example) for corpus in self.corpora]
         if None in corpora:
             raise SettingsError(
-                f"{self.folder.place}: its shards hold no whole examples of {rows_per_example} rows each; prepare them "
+                f"{self.folder.shown}: its shards hold no whole examples of {rows_per_example} rows each; prepare them "
                 f"with data.shard_rows a multiple of {rows_per_example}"
             )
         return Order(seed, tuple(corpus for corpus in corpora if corpus), shuffle_shards)

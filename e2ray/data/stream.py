@@ -26,7 +26,7 @@ from tokenizers import Encoding
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import SHUFFLE_SHARDS
-from e2ray.config.places import is_uri
+from e2ray.config.uris import is_uri
 from e2ray.data.corpus import MIB, Document, Item, printable, read_item
 from e2ray.data.encoder import Encoder
 from e2ray.data.order import Reader, local_indices

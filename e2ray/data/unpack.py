@@ -187,13 +187,13 @@ def lines(path: str, start: int, stop: int, limits: Limits) -> Iterator[tuple[in
     """
     with Unpacked(path, limits) as file:
         # A line begins at `start` only if the byte before it ends one, so the search begins there.
-        offset = place = max(start - 1, 0)
+        offset = read_to = max(start - 1, 0)
         if start:
             file.seek(offset)
         number = -1 if start else 0
         line = _Line(0 if start else limits.document_bytes)
-        while chunk := file.read(min(READ_BYTES, max(stop - place, BEHIND_BYTES))):
-            place += len(chunk)
+        while chunk := file.read(min(READ_BYTES, max(stop - read_to, BEHIND_BYTES))):
+            read_to += len(chunk)
             if number >= 0 and not line.size:  # empty lines at the speed of memory: a bomb may hold nothing else
                 full = chunk.lstrip(b"\n")
                 offset, number = offset + len(chunk) - len(full), number + len(chunk) - len(full)

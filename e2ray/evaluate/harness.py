@@ -328,8 +328,8 @@ class ScaledLM(TemplateLM):
         _refuse_nan(nll)
         found = []
         for row, (prompt, answer) in enumerate(rows):
-            places = slice(len(prompt) - first, len(prompt) - first + len(answer))
-            found.append((-float(nll[row, places].double().sum()), bool(greedy[row, places].all())))
+            positions = slice(len(prompt) - first, len(prompt) - first + len(answer))
+            found.append((-float(nll[row, positions].double().sum()), bool(greedy[row, positions].all())))
         return found
 
     def _note(self, request: Instance, placed: Placed) -> None:

@@ -81,7 +81,7 @@ class Haystack:
                 f"retrieval: all held-out documents together have {self.num_words} different words of 4 to 12 "
                 f"letters, wanted {count}; raise data.validation_share or leave the task out of retrieval.tasks"
             )
-        return [self.vocabulary[place] for place in rng.choice(self.num_words, size=count, replace=False)]
+        return [self.vocabulary[number] for number in rng.choice(self.num_words, size=count, replace=False)]
 
 
 def text_only(document: np.ndarray, encoder: Encoder) -> np.ndarray:

@@ -41,8 +41,8 @@ def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float] 
 
 def _quantile(ordered: np.ndarray, share: float) -> float:
     """Return the value below which a share of sorted numbers lies, taken linearly between two of them."""
-    place = share * len(ordered) + 1 - share
-    below, part = int(place) - 1, place % 1
+    rank = share * len(ordered) + 1 - share
+    below, part = int(rank) - 1, rank % 1
     return float((1 - part) * ordered[below] + part * ordered[below + 1])
 
 

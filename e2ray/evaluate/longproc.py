@@ -24,7 +24,7 @@ WANTED = "a copy of the data set PrincetonPli/LongProc; a checkout of LongProc's
 def held(name: str, folder: Path) -> bool:
     """Return whether a folder holds what a task, one of NAMES, is asked with."""
     kind = name.rsplit("_", 1)[0]
-    is_checkout = any((place / kind).is_dir() for place in (folder, folder / "data"))
+    is_checkout = any((parent / kind).is_dir() for parent in (folder, folder / "data"))
     return not is_checkout and any(folder.rglob(f"{name}*"))
 
 

@@ -106,8 +106,8 @@ def written(
     made = []
     for depth in depths if has_depth else (None,):
         for trial, source in enumerate(sources):
-            place = 0 if depth is None else round(depth * 1e6)
-            key = [KEY_STREAM, seed, context_length, trial, place] + ([stream] if stream else [])
+            depth_key = 0 if depth is None else round(depth * 1e6)
+            key = [KEY_STREAM, seed, context_length, trial, depth_key] + ([stream] if stream else [])
             made.append(make(source, np.random.default_rng(key), depth))
     return made
 

@@ -63,7 +63,7 @@ def _logits(
     model = build_model(settings, dtype=dtype, device=device, untouched=untouched).eval()
     found = []
     for text in texts:
-        places = torch.linspace(0, len(text) - 1, min(len(text), POSITIONS)).long()
+        positions = torch.linspace(0, len(text) - 1, min(len(text), POSITIONS)).long()
         logits = model(input_ids=torch.tensor([list(text)], device=device), use_cache=False).logits[0]
-        found.append(logits[places.to(device)].float().cpu())
+        found.append(logits[positions.to(device)].float().cpu())
     return torch.cat(found)

@@ -83,8 +83,8 @@ def next_log_probabilities(
     rows = []
     with _layers_done(model, tokens):
         for row, length in enumerate(lengths):
-            place = torch.tensor([length - 1], device=tokens.device)
-            logits = model(input_ids=tokens, use_cache=False, logits_to_keep=place).logits
+            position = torch.tensor([length - 1], device=tokens.device)
+            logits = model(input_ids=tokens, use_cache=False, logits_to_keep=position).logits
             rows.append(logits[row, 0].float().log_softmax(dim=-1))
     return torch.stack(rows)
 
@@ -116,8 +116,8 @@ def _each_slice(
         width = max(1, (chunk_elements or CHUNK_ELEMENTS) // (num_rows * vocab_size))
         for start in range(0, keep, width):
             end = min(keep, start + width)
-            places = torch.arange(first + start, first + end, device=tokens.device)
-            logits = model(input_ids=tokens, use_cache=False, logits_to_keep=places).logits
+            positions = torch.arange(first + start, first + end, device=tokens.device)
+            logits = model(input_ids=tokens, use_cache=False, logits_to_keep=positions).logits
             note(start, end, logits, tokens[:, first + start + 1 : first + end + 1])
 
 

@@ -299,8 +299,8 @@ def _loaded(name: str, settings: SuiteSettings, manager: "TaskManager") -> Told:
     folder = _folder(settings, suite)
     if suite == "leval":
         return manager.load([leval.task(task, folder)])
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "task.yaml"
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "task.yaml"
         file.write_text(longproc.redirected(task, folder), encoding="utf-8")
         return manager.load([str(file)])
 

@@ -122,8 +122,8 @@ def multi_value(source: Source, rng: np.random.Generator, depth: float | None) -
 def multi_query(source: Source, rng: np.random.Generator, depth: float | None) -> Prompt:
     """The numbers of several words, in the order of the question."""
     words, numbers = source.haystack.words(rng, NEEDLES), source.numbers(rng, NEEDLES)
-    places = rng.permutation(_spread(rng, NEEDLES))
-    sentences = [(float(p), _needle(w, n)) for p, w, n in zip(places, words, numbers, strict=True)]
+    depths = rng.permutation(_spread(rng, NEEDLES))
+    sentences = [(float(p), _needle(w, n)) for p, w, n in zip(depths, words, numbers, strict=True)]
     asked = ", ".join(words[:-1]) + f" and {words[-1]}"
     question = f" What are the numbers of {asked}, in this order? The numbers of {asked} are"
     return _hidden("multi_query", source, sentences, question, numbers, None)
@@ -161,7 +161,7 @@ def common_words(source: Source, rng: np.random.Generator, depth: float | None) 
                 f"{rest} places, wanted more; raise data.validation_share or leave it out of retrieval.tasks"
             )
         listed = common * often + (others * times)[:rest]
-        return [f" {listed[place]}," for place in rng.permutation(len(listed))]
+        return [f" {listed[number]}," for number in rng.permutation(len(listed))]
 
     return _listed("common_words", source, rng, items, question, common)
 
@@ -177,7 +177,7 @@ def frequent_words(source: Source, rng: np.random.Generator, depth: float | None
         for rank in range(FREQUENT, -1, -1):  # the words asked for come strictly more often than the next
             counts[rank] = max(counts[rank], counts[rank + 1] + 1)
         listed = [word for word, times in zip(words, counts, strict=True) for _ in range(times)]
-        return [f" {listed[place]}," for place in rng.permutation(len(listed))]
+        return [f" {listed[number]}," for number in rng.permutation(len(listed))]
 
     return _listed("frequent_words", source, rng, items, question, words[:FREQUENT])
 
@@ -236,7 +236,7 @@ def _asked(word: str) -> str:
 
 def _spread(rng: np.random.Generator, count: int) -> list[float]:
     """Return increasing depths, one anywhere in each of `count` equal parts of the text."""
-    return [float((place + rng.random()) / count) for place in range(count)]
+    return [float((part + rng.random()) / count) for part in range(count)]
 
 
 def _room(source: Source, frame: int) -> int:
@@ -292,13 +292,13 @@ def _hidden(
     tokens = [encode(encoder, sentence.replace("{border}", border)) for _, sentence in sentences]
     room = _room(source, sum(map(len, tokens)) + len(asked) + len(answer))
     text = _filler(source, room)
-    places = [round((place or 0.0) * room) for place, _ in sentences]
+    offsets = [round((depth or 0.0) * room) for depth, _ in sentences]
     parts: list[Sequence[int] | Tokens] = []
     last = 0
     needle = 0
-    for number in sorted(range(len(tokens)), key=lambda number: (places[number], number)):
-        parts.append(text[last : places[number]])
-        last = places[number]
+    for number in sorted(range(len(tokens)), key=lambda number: (offsets[number], number)):
+        parts.append(text[last : offsets[number]])
+        last = offsets[number]
         if number == 0:
             needle = len(encoder.prefix) + sum(map(len, parts))
         parts.append(tokens[number])

@@ -15,13 +15,13 @@ from e2ray.report.frame.page import Card, Column, Part, Row, Table, Words, pictu
 KINDS = (("train", "training", BLUE), ("validation", "held out", ORANGE))
 
 
-def write_data(path: Path, manifest: Manifest, *, place: str, rows: int | None) -> None:
+def write_data(path: Path, manifest: Manifest, *, location: str, rows: int | None) -> None:
     """Write the page, whole or not at all.
 
     Args:
         path: HTML file.
         manifest: Of the shards.
-        place: Where they lie, for the title.
+        location: Where they lie, for the title.
         rows: Rows that a run reads; None for as many as there are.
 
     Raises:
@@ -38,7 +38,7 @@ def write_data(path: Path, manifest: Manifest, *, place: str, rows: int | None) 
     ]
     if manifest.num_skipped:
         sections.append(Card("What was skipped", "skipped", [_skipped(manifest)]))
-    write_page(path, "Training data", place, sections)
+    write_page(path, "Training data", location, sections)
 
 
 def drawn_rows(manifest: Manifest, rows: int) -> list[int]:
@@ -55,12 +55,12 @@ def drawn_rows(manifest: Manifest, rows: int) -> list[int]:
 
 def _contents(manifest: Manifest) -> Table:
     window, padded = manifest.window, manifest.padded_tokens
-    places = manifest.rows * window
+    positions = manifest.rows * window
     lines: list[tuple[str, str]] = [
         ("rows", f"{manifest.rows:,} of {window:,} tokens, in {len(manifest.shards):,} files"),
-        ("tokens", f"{places - padded:,}"),
+        ("tokens", f"{positions - padded:,}"),
         ("packing", manifest.pack),
-        ("fill", f"{(places - padded) / places:.4%} of the places hold a document's token"),
+        ("fill", f"{(positions - padded) / positions:.4%} of the places hold a document's token"),
         ("left over", f"{manifest.dropped_tokens:,} tokens that filled no row"),
         ("tokenizer", f"{manifest.vocab_size:,} tokens, {manifest.tokenizer_hash[:16]}"),
     ]
@@ -108,7 +108,7 @@ def draw_lengths(manifest: Manifest) -> Figure:
     left, right = figure.subplots(1, 2)
     halves = {key: dict(facts.histogram or ()) for key, _, facts in _halves(manifest)}
     edges = sorted({length for histogram in halves.values() for length in histogram})
-    places = np.arange(len(edges))
+    ticks = np.arange(len(edges))
     for axis, title, weigh in (
         (left, "documents", lambda length: 1),
         (right, "tokens, at least", lambda length: length // 2 + 1),
@@ -116,11 +116,11 @@ def draw_lengths(manifest: Manifest) -> Figure:
         tidy(axis, title, grid="y")
         for shift, (key, name, colour) in enumerate(k for k in KINDS if k[0] in halves):
             heights = [halves[key].get(length, 0) * weigh(length) for length in edges]
-            axis.bar(places + 0.4 * (shift - 0.5), heights, 0.4, color=colour, label=name)
-        axis.set_xticks(places, [f"{length:,}" for length in edges], rotation=45, ha="right", fontsize=8)
+            axis.bar(ticks + 0.4 * (shift - 0.5), heights, 0.4, color=colour, label=name)
+        axis.set_xticks(ticks, [f"{length:,}" for length in edges], rotation=45, ha="right", fontsize=8)
         axis.set_yscale("symlog", linthresh=1)
         axis.set_ylim(0, 3 * axis.dataLim.ymax)  # a third of a power of ten above the highest bar
-        axis.axvline(np.interp(np.log2(manifest.window), np.log2(edges), places), color="black", linewidth=1)
+        axis.axvline(np.interp(np.log2(manifest.window), np.log2(edges), ticks), color="black", linewidth=1)
         axis.set_xlabel("tokens of a document, up to")
     left.legend(frameon=False, fontsize=9)
     return figure
@@ -182,10 +182,10 @@ def _draw_shares(
     figure = new_figure(1.2 + 0.5 * len(corpora))
     axis = figure.subplots()
     tidy(axis, "share of a run's tokens", grid="x")
-    places = np.arange(len(corpora))
-    axis.barh(places - 0.2, [corpus.weight / weights for corpus in corpora], 0.4, color=SKY, label="asked for")
-    axis.barh(places + 0.2, np.array(tokens) / sum(tokens), 0.4, color=BLUE, label="drawn")
-    axis.set_yticks(places, [plain(f"source {name}") for name in sources])
+    rows = np.arange(len(corpora))
+    axis.barh(rows - 0.2, [corpus.weight / weights for corpus in corpora], 0.4, color=SKY, label="asked for")
+    axis.barh(rows + 0.2, np.array(tokens) / sum(tokens), 0.4, color=BLUE, label="drawn")
+    axis.set_yticks(rows, [plain(f"source {name}") for name in sources])
     axis.invert_yaxis()
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -160,9 +160,9 @@ def read_run(run: RunFolder) -> RunRecord:
 def comparable(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """Return the evaluated runs in groups whose NLLs may be compared, in the order given."""
     groups: dict[object, list[RunRecord]] = {}
-    for place, record in enumerate(records):
+    for number, record in enumerate(records):
         if record.cells:
-            groups.setdefault(record.scored or place, []).append(record)
+            groups.setdefault(record.scored or number, []).append(record)
     return list(groups.values())
 
 
@@ -209,13 +209,13 @@ def read_sums(path: Path, cells: Sequence[Cell]) -> list[Sums]:
         SettingsError: If it cannot be read, or holds other cells or documents than those.
     """
     columns = read_table(path, schema_of(DocumentRow)).to_pydict()
-    places: dict[tuple[str, int, float], list[int]] = {}
-    for place, key in enumerate(zip(columns["model"], columns["window"], columns["scale"], strict=True)):
-        places.setdefault(key, []).append(place)
+    rows: dict[tuple[str, int, float], list[int]] = {}
+    for row, key in enumerate(zip(columns["model"], columns["window"], columns["scale"], strict=True)):
+        rows.setdefault(key, []).append(row)
     found = []
     for each in cells:
-        here = places.pop((each.model, each.window, each.scale), [])
-        documents, nll, tokens = ([columns[name][place] for place in here] for name in ("document", "nll", "tokens"))
+        here = rows.pop((each.model, each.window, each.scale), [])
+        documents, nll, tokens = ([columns[name][row] for row in here] for name in ("document", "nll", "tokens"))
         if (len(here), sum(tokens)) != (each.documents, each.tokens):
             raise SettingsError(f"{path}: is of another evaluation than evaluation.json beside it")
         found.append(

@@ -68,14 +68,14 @@ class RunFolder:
         return f"no evaluation yet: {self.state}{told}; `e2ray evaluate --config {recipe}` measures it"
 
 
-def open_runs(places: Sequence[str | Path]) -> list[RunFolder]:
+def open_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
     """Return the runs of these folders, at least one of them evaluated, each under a name of its own.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         SettingsError: If a folder holds no run, is given twice, or is damaged; or if no run was evaluated yet.
     """
-    runs = [open_run(place) for place in places]
+    runs = [open_run(path) for path in paths]
     counted = Counter(run.folder for run in runs)
     for folder, times in counted.items():
         if times > 1:
@@ -87,14 +87,14 @@ def open_runs(places: Sequence[str | Path]) -> list[RunFolder]:
     return _told_apart(runs)
 
 
-def open_run(place: str | Path) -> RunFolder:
+def open_run(path: str | Path) -> RunFolder:
     """Return the run of a folder.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         SettingsError: If it holds no run, or its settings or its state are damaged.
     """
-    given = Path(place).expanduser()
+    given = Path(path).expanduser()
     if not given.exists():
         raise FileNotFoundError(f"{given}: not found; wanted the folder of a run, <storage>/<run>")
     if not given.is_dir():
@@ -133,12 +133,12 @@ def _wanted(folder: Path) -> str:
 def _told_apart(runs: Sequence[RunFolder]) -> list[RunFolder]:
     """Return the runs with the folder above put into names that several have, and a number where that is not enough."""
     for rename in (
-        lambda place, run: f"{printable(run.folder.parent.name)}/{run.name}",
-        lambda place, run: f"{run.name} ({place})",
+        lambda number, run: f"{printable(run.folder.parent.name)}/{run.name}",
+        lambda number, run: f"{run.name} ({number})",
     ):
         counted = Counter(run.name for run in runs)
         runs = [
-            replace(run, name=rename(place, run)) if counted[run.name] > 1 else run
-            for place, run in enumerate(runs, start=1)
+            replace(run, name=rename(number, run)) if counted[run.name] > 1 else run
+            for number, run in enumerate(runs, start=1)
         ]
     return list(runs)

@@ -83,7 +83,7 @@ class Surrogate:
 
     def point(self, params: Params, share: float = 1.0) -> list[float]:
         """Return the coordinates of a trial, 0 to 1 each; the last one is the share of the training behind it."""
-        return [*(_place(self.space[path], option, params.get(path)) for path, option in self.columns), share]
+        return [*(_coordinate(self.space[path], option, params.get(path)) for path, option in self.columns), share]
 
     @property
     def full(self) -> list[int]:
@@ -154,7 +154,7 @@ def _values(parameter: SearchedSetting) -> Sequence[Value]:
     return parameter["options"] if parameter["kind"] == "choice" else grid(parameter)
 
 
-def _place(parameter: SearchedSetting, option: Value, value: Value) -> float:
+def _coordinate(parameter: SearchedSetting, option: Value, value: Value) -> float:
     """Return where a value stands on its coordinate, 0 to 1."""
     if parameter["kind"] == "choice":
         return 0.0 if value is None else float(value == option)
@@ -228,8 +228,8 @@ def _fewer(trials: Sequence[Trial]) -> list[Trial]:
         return list(trials)
     ranked = sorted(trials, key=lambda trial: (-trial.numbers[-1][0], trial.numbers[-1][1]))
     half = MOST_TRIALS // 2
-    places = np.linspace(half, len(ranked) - 1, MOST_TRIALS - half).round().astype(int)
-    return ranked[:half] + [ranked[place] for place in places]
+    ranks = np.linspace(half, len(ranked) - 1, MOST_TRIALS - half).round().astype(int)
+    return ranked[:half] + [ranked[rank] for rank in ranks]
 
 
 def _start(whole: Surrogate, path: str) -> Params | None:
@@ -271,8 +271,8 @@ def _share(parameter: SearchedSetting, chosen: Sequence[int]) -> float:
     """Return the share of a range or of the options that some of its places are."""
     if parameter["kind"] == "choice":
         return len(chosen) / len(parameter["options"])
-    places = grid(parameter)
-    return _place(parameter, None, places[chosen[-1]]) - _place(parameter, None, places[chosen[0]])
+    points = grid(parameter)
+    return _coordinate(parameter, None, points[chosen[-1]]) - _coordinate(parameter, None, points[chosen[0]])
 
 
 def _tried(whole: Surrogate, path: str) -> np.ndarray:
@@ -284,7 +284,7 @@ def _tried(whole: Surrogate, path: str) -> np.ndarray:
     if parameter["kind"] == "choice":
         return np.array([values.count(option) >= FEWEST_TRIED for option in parameter["options"]])
     numbers = [value for value in values if isinstance(value, int | float)]
-    return np.array([min(numbers) <= place <= max(numbers) for place in grid(parameter)])
+    return np.array([min(numbers) <= point <= max(numbers) for point in grid(parameter)])
 
 
 def _lowest(curve: Float64[np.ndarray, " places"], tried: np.ndarray) -> int:

@@ -9,7 +9,7 @@ import yaml
 from transformers import PreTrainedConfig
 
 from e2ray.config.methods import LinearMethod, Method
-from e2ray.config.places import public
+from e2ray.config.uris import public
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
 from e2ray.evaluate.verdict import table

@@ -38,8 +38,8 @@ from e2ray.serve.verify import Check, verify
 from e2ray.train.beside import card_fields
 
 END_OF_PNG = bytes.fromhex("0000000049454e44ae426082")
-NAMES_A_PLACE = re.compile(r"(name_or_path|file|path|dir|folder)s?$")
-LOCAL_PLACE = re.compile(r"[/~$]|\.{1,2}/|[A-Za-z]:\\|file:")
+NAMES_A_PATH = re.compile(r"(name_or_path|file|path|dir|folder)s?$")
+LOCAL_PATH = re.compile(r"[/~$]|\.{1,2}/|[A-Za-z]:\\|file:")
 
 
 def export(
@@ -181,24 +181,24 @@ def _mend_configs(folder: Path, base_context_length: int, longest: int) -> None:
         known = read_json(path, wanted="settings of a base model") if path.is_file() else None
         if not isinstance(known, dict):
             continue
-        told = {key: _without_places(item) for key, item in known.items() if not _is_place(key, item)}
+        told = {key: _without_paths(item) for key, item in known.items() if not _is_path(key, item)}
         if name == GENERATION_CONFIG_NAME and told.get("max_length") == base_context_length:
             told["max_length"] = longest
         if told != known:
             write_json(path, told)
 
 
-def _without_places(value: JsonValue) -> JsonValue:
+def _without_paths(value: JsonValue) -> JsonValue:
     """Return settings without those that name a file or folder of somebody's disk, at any depth."""
     if isinstance(value, list):
-        return [_without_places(item) for item in value]
+        return [_without_paths(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return {key: _without_places(item) for key, item in value.items() if not _is_place(key, item)}
+    return {key: _without_paths(item) for key, item in value.items() if not _is_path(key, item)}
 
 
-def _is_place(key: str, value: JsonValue) -> bool:
-    return bool(NAMES_A_PLACE.search(key) and isinstance(value, str) and LOCAL_PLACE.match(value))
+def _is_path(key: str, value: JsonValue) -> bool:
+    return bool(NAMES_A_PATH.search(key) and isinstance(value, str) and LOCAL_PATH.match(value))
 
 
 def _write_profile(aside: Path, profile: Profile, name: str, base_context_length: int) -> None:

@@ -62,27 +62,27 @@ class Generator(LoadedModel):
             raise SettingsError(f"prefill tokens: must be at least 1, got {prefill_tokens}")
         folder = Path(folder).expanduser()
         inside = RunFolder(folder).model
-        place = inside if ModelFolder(inside).config.is_file() else folder
+        model_folder = inside if ModelFolder(inside).config.is_file() else folder
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        settings, path = _settings(place), folder / SCALES
-        scales = read_scales(path, model=place) if path.is_file() else None
+        settings, path = _settings(model_folder), folder / SCALES
+        scales = read_scales(path, model=model_folder) if path.is_file() else None
         if scales is not None:
             settings = _agreed(settings, folder, scales)
-        training = training_of(place)
+        training = training_of(model_folder)
         trained = training.settings.get("base_context_length") if training else None
         if trained is not None:  # a recipe may say otherwise than the model's config
             settings = settings.model_copy(update={"base_context_length": trained})
         assert settings.base_context_length is not None
-        self.tokenizer = load_tokenizer(place)
+        self.tokenizer = load_tokenizer(model_folder)
         self._prefix = prefix_tokens(self.tokenizer)
         super().__init__(
             settings,
             device=where,
             dtype=dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32),
             vocab_size=vocabulary_size(self.tokenizer),
-            method=method_of(trained_method(place)),
+            method=method_of(trained_method(model_folder)),
             base_context_length=settings.base_context_length,
-            tokenizer_folder=place,
+            tokenizer_folder=model_folder,
             scales=scales,
         )
         self.model.config.use_cache = True
@@ -170,13 +170,13 @@ class Generator(LoadedModel):
             self.model.generate(tokens, attention_mask=torch.ones_like(tokens), **how)
 
 
-def _settings(place: Path) -> PretrainedModel:
+def _settings(folder: Path) -> PretrainedModel:
     """Return the settings that load a folder as it was trained: what its config says about RoPE is kept."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that `keep` says nothing where there is no scaling
-        facts = base_facts(PretrainedModel(path=str(place), base_scaling="keep"))
+        facts = base_facts(PretrainedModel(path=str(folder), base_scaling="keep"))
     return PretrainedModel(
-        path=str(place),
+        path=str(folder),
         base_scaling="keep" if facts.scaling else None,
         base_context_length=facts.base_context_length,
     )

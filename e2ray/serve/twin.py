@@ -142,8 +142,8 @@ def _verify(
     method: FrequencyMethod | None,
 ) -> None:
     """Save a twin with a profile for each context length and verify it as an export."""
-    with tempfile.TemporaryDirectory(prefix="e2ray-") as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(prefix="e2ray-") as scratch:
+        folder = Path(scratch)
         with seeded(0, "cpu"), quietly():
             AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
         try:
@@ -209,6 +209,6 @@ def _with_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedC
 
 def _reread(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return a config as it comes back from a file, with all that its class derives."""
-    with tempfile.TemporaryDirectory(prefix="e2ray-") as place:
-        config.save_pretrained(place)
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+    with tempfile.TemporaryDirectory(prefix="e2ray-") as scratch:
+        config.save_pretrained(scratch)
+        return AutoConfig.from_pretrained(scratch, trust_remote_code=False)

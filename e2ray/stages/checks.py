@@ -17,8 +17,8 @@ from e2ray.config.compare import CompareSettings
 from e2ray.config.data import DataSettings, PretrainedTokenizer
 from e2ray.config.load import load
 from e2ray.config.model import PretrainedModel
-from e2ray.config.places import is_uri
 from e2ray.config.resolved import ResolvedConfig
+from e2ray.config.uris import is_uri
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
 from e2ray.core.model import check_adapters, check_weights, meta_model, resolve_attention
@@ -122,14 +122,14 @@ def refuse_method(run: ResolvedRun) -> None:
 
 def refuse_storage(run: ResolvedRun) -> None:
     """Raise SettingsError if the run's folder, or that of its shards, cannot be made or written to."""
-    _refuse_place(run.folder, key="storage", named=run.storage)
+    _refuse_folder(run.folder, key="storage", named=run.storage)
     shards = run.config.data.shards
     if shards is not None and to_be_made(run.config.data):
         folder = Path(shards).expanduser()
-        _refuse_place(folder, key="data.shards", named=folder)
+        _refuse_folder(folder, key="data.shards", named=folder)
 
 
-def _refuse_place(folder: Path, *, key: str, named: Path) -> None:
+def _refuse_folder(folder: Path, *, key: str, named: Path) -> None:
     """Raise SettingsError if a folder cannot be made or written to, by the first of its parents that is there."""
     try:
         parent = next(path for path in (folder, *folder.parents) if path.exists())
@@ -306,5 +306,5 @@ def source_of(run: ResolvedRun) -> str:
     data, wanted = run.config.data, checked_tokenizer(run)
     if data.shards is not None and not to_be_made(data):
         opened = ShardSet.open(data.shards, window=data.window, tokenizer_hash=wanted)
-        return f"{opened.rows:,} rows in {Folder(data.shards).place}"
+        return f"{opened.rows:,} rows in {Folder(data.shards).shown}"
     return f"{len(list_items([*data.corpus, *data.validation_corpus], limits=Limits.of(data)))} work items"

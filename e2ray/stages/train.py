@@ -6,9 +6,9 @@ from pathlib import Path
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model, PretrainedModel
-from e2ray.config.places import is_uri
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
+from e2ray.config.uris import is_uri
 from e2ray.data.made import made_otherwise
 from e2ray.data.pace import show
 from e2ray.data.prepare import prepare as prepare_shards

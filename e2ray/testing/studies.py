@@ -256,7 +256,7 @@ def made_up_records(
 
 def importances_of(space: Space) -> dict[str, float]:
     """Return shares that fall with the place in the space, summing to 1."""
-    weights = [1 / (place + 1) ** 1.5 for place in range(len(space))]
+    weights = [1 / (number + 1) ** 1.5 for number in range(len(space))]
     return {path: weight / sum(weights) for path, weight in zip(space, weights, strict=True)}
 
 

@@ -78,9 +78,9 @@ def take_along(source: Path, target: Path) -> list[str]:
             continue
         kind = "an index of weights" if name.endswith(INDEX) else kind_left_behind(name)
         if kind is None:
-            place = target / CARDS.sub(r"\1.base.md", name)  # a base that has one of its own keeps it
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, place)
+            kept = target / CARDS.sub(r"\1.base.md", name)  # a base that has one of its own keeps it
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, kept)
         else:
             told.append(f"{name}: {kind}, stays with the base model")
     for path in sorted(source.iterdir()):

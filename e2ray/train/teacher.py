@@ -67,10 +67,10 @@ def once_per_machine(model: nn.Module) -> nn.Module:
     def write() -> Path | None:
         if local_rank:
             return None
-        needed, place = _refuse_too_large(model, device=torch.device("cpu")), tempfile.gettempdir()
-        if needed > (free := shutil.disk_usage(place).free):
+        needed, scratch = _refuse_too_large(model, device=torch.device("cpu")), tempfile.gettempdir()
+        if needed > (free := shutil.disk_usage(scratch).free):
             raise SettingsError(
-                f"train.objective.distill: a teacher needs {_gib(needed)} of {place} until all workers have it, "
+                f"train.objective.distill: a teacher needs {_gib(needed)} of {scratch} until all workers have it, "
                 f"{_gib(free)} are free; set TMPDIR to a folder with more, {_OTHERWISE}"
             )
         kept.append(Path(tempfile.mkdtemp(prefix="e2ray-teacher-")))

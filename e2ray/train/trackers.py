@@ -117,8 +117,8 @@ class Mlflow:
         with _alone(file):  # several trials begin at once, and only one may make the tables
             self.client = tracking.MlflowClient(tracking_uri=settings.uri)
             known = self.client.get_experiment_by_name(settings.experiment)
-            place = None if file is None else (file.parent / "mlflow-artifacts").as_uri()
-            experiment = known.experiment_id if known else self.client.create_experiment(settings.experiment, place)
+            artifacts = None if file is None else (file.parent / "mlflow-artifacts").as_uri()
+            experiment = known.experiment_id if known else self.client.create_experiment(settings.experiment, artifacts)
         if number is None or not self._knows(number):
             number = self.client.create_run(experiment, run_name=name).info.run_id
         else:

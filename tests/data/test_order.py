@@ -72,7 +72,7 @@ def test_a_scramble_is_a_permutation_whose_places_are_known(size):
     made = Scramble(size, keys(size))
     values = [made.at(place) for place in range(size)]
     assert sorted(values) == list(range(size))
-    assert [made.place(value) for value in values] == list(range(size))
+    assert [made.index_of(value) for value in values] == list(range(size))
 
 
 def test_a_scramble_puts_each_value_at_each_place_about_equally_often():

@@ -43,7 +43,7 @@ def mixed(**changes):
 
 
 def page(tmp_path, made, rows=None):
-    write_data(tmp_path / "data.html", made, place="/shards/here", rows=rows)
+    write_data(tmp_path / "data.html", made, location="/shards/here", rows=rows)
     found = read((tmp_path / "data.html").read_text(encoding="utf-8"))
     return " ".join(" ".join(found.texts).split()), (tmp_path / "data.html").read_text(encoding="utf-8")
 
@@ -76,6 +76,6 @@ def test_sources_are_named_by_their_kinds_where_the_manifest_tells_them(tmp_path
 
 def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"data\.pdf: the report is a page; give it a name that ends in \.html"):
-        write_data(tmp_path / "data.pdf", manifest(), place="here", rows=None)
+        write_data(tmp_path / "data.pdf", manifest(), location="here", rows=None)
     with pytest.raises(SettingsError, match=r"--rows: wanted at least 1, got 0"):
-        write_data(tmp_path / "data.html", manifest(), place="here", rows=0)
+        write_data(tmp_path / "data.html", manifest(), location="here", rows=0)

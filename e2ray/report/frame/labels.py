@@ -76,8 +76,8 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, Colour]]) -> 
     points = 72 / figure.dpi
     order = sorted(ends, key=lambda end: end[1])
     wanted = [float(axis.transData.transform(end[:2])[1]) * points for end in order]
-    for (x, y, name, colour), middle, place in zip(order, wanted, spread(wanted, END_GAP), strict=True):
-        moved = place - middle
+    for (x, y, name, colour), middle, height in zip(order, wanted, spread(wanted, END_GAP), strict=True):
+        moved = height - middle
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3}
         label = axis.annotate(
             plain(name),

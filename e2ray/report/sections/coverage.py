@@ -125,8 +125,8 @@ def _draw_bars(axis: Axes, found: Coverage) -> list[BarContainer]:
     )
     height, bars = 0.2, []
     drawn = np.array([row.rows > 0 for row in found.scales])
-    for place, (label, colour, shares) in enumerate(series):
-        where = np.arange(len(shares)) + (1.5 - place) * height
+    for number, (label, colour, shares) in enumerate(series):
+        where = np.arange(len(shares)) + (1.5 - number) * height
         bars.append(axis.barh(where, shares, height=0.9 * height, color=colour, label=label))
         for row in np.flatnonzero(drawn):
             axis.text(shares[row] + 0.015, where[row], percent(shares[row]), va="center", fontsize=7, color=INK)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from e2ray.config.places import public
+from e2ray.config.uris import public
 from e2ray.report.frame.page import Column, Row, Table
 from e2ray.report.frame.text import DASH, number, printable, whole
 from e2ray.report.run_files import RunRecord

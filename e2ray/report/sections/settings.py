@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from e2ray.config.places import public
 from e2ray.config.run import FREE_ON_RESUME
+from e2ray.config.uris import public
 from e2ray.report.frame.page import Column, Part, Row, Table, Words
 from e2ray.report.frame.text import MISSING, printable, setting_text
 from e2ray.report.run_files import RunRecord

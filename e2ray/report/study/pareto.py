@@ -137,8 +137,8 @@ def _drawn_lines(results: StudyResults) -> list[tuple[float, float]]:
             points += [(x + share * noise.long, y), (x, y + share * noise.short)]
     front = [results.record(found) for found in results.front]
     if front and not asked_objectives(results):
-        at, places = np.linspace(0, len(front) - 1, 40 * len(front)), range(len(front))
-        along = (np.interp(at, places, numbers_of(front, name)) for name in ("long", "short"))
+        at, ranks = np.linspace(0, len(front) - 1, 40 * len(front)), range(len(front))
+        along = (np.interp(at, ranks, numbers_of(front, name)) for name in ("long", "short"))
         points += [(float(a), float(b)) for a, b in zip(*along, strict=True)]
     return points
 

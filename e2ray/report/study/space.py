@@ -48,8 +48,8 @@ def draw_importances(results: StudyResults) -> Figure | None:
     axis.hlines(range(len(ordered)), [100 * low for low, _ in spans], [100 * high for _, high in spans], INK, lw=1)
     most = max(1.0, *shares, *(100 * high for _, high in spans))
     for y, (share, (_, high)) in enumerate(zip(shares, spans, strict=True)):
-        place = max(share, 100 * high) + 0.01 * most
-        axis.text(place, y, f"{share:.0f} %", va="center", fontsize=9.5, color=INK)
+        x = max(share, 100 * high) + 0.01 * most
+        axis.text(x, y, f"{share:.0f} %", va="center", fontsize=9.5, color=INK)
     axis.set_yticks(range(len(ordered)), [plain(short_name(path)) for path, _ in ordered], fontsize=10)
     axis.set(ylim=(len(ordered) - 0.4, -0.6), xlim=(0, 1.1 * most))
     axis.set_xlabel("importance for being among the best quarter of the full trials (%); line: any one trial left out")
@@ -250,7 +250,7 @@ def _parallel_axis(axis: Axes, x: int, spec: SearchedSetting) -> None:
     axis.plot([x, x], [0, 1], color=GREY, linewidth=1, zorder=3)
     if spec["kind"] == "choice":
         last = max(len(spec["options"]) - 1, 1)
-        marks = [(place / last, number(option)) for place, option in enumerate(spec["options"])]
+        marks = [(index / last, number(option)) for index, option in enumerate(spec["options"])]
     else:
         marks = [(0.0, number(spec["low"])), (1.0, number(spec["high"]))]
     for y, text in marks:

@@ -74,9 +74,9 @@ NESTED = (dict, list, tuple)
 HIDDEN = "credentials-not-shown"  # passes for a name itself, so that a message may be cleaned twice
 
 
-def is_uri(place: str | Path) -> bool:
-    """Return whether a place is one of an object store or another remote file system."""
-    return _parts(str(place)) is not None
+def is_uri(location: str | Path) -> bool:
+    """Return whether a location is one of an object store or another remote file system."""
+    return _parts(str(location)) is not None
 
 
 def _parts(text: str) -> tuple[str, str] | None:
@@ -87,7 +87,7 @@ def _parts(text: str) -> tuple[str, str] | None:
 
 
 def refusal(text: str) -> str | None:
-    """Return why a text cannot be taken as a place, without what it holds; None if it can, or is no URI at all.
+    """Return why a text cannot be taken as a location, without what it holds; None if it can, or is no URI at all.
 
     Refused are credentials in any spelling: anything in front of the host that is no plain name, parameters that are
     not known to be harmless, values that do not look like theirs, and what stands where none of it belongs.
@@ -105,8 +105,8 @@ def refusal(text: str) -> str | None:
         odd = (meant and _has_pair(rest)) or (SECRET.search(decoded) and not decoded.startswith(LOCAL))
         return "holds another place, with what looks like credentials; " + _advice("") if odd else None
     scheme, rest = found
-    place, _, query = rest.partition("?")
-    problem = _place_problem(scheme, place) or _query_problem(query)
+    location, _, query = rest.partition("?")
+    problem = _location_problem(scheme, location) or _query_problem(query)
     return problem and f"{problem}; {_advice(scheme)}"
 
 
@@ -128,9 +128,9 @@ def _decoded(text: str) -> str:
     return text
 
 
-def _place_problem(scheme: str, place: str) -> str | None:
+def _location_problem(scheme: str, location: str) -> str | None:
     """Return what is wrong in front of the question mark."""
-    authority, _, path = place.partition("/")
+    authority, _, path = location.partition("/")
     authority, path = _decoded(authority), _decoded(path)
     front, mark, host = authority.rpartition("@")
     if mark and not re.fullmatch(FRONT.get(_family(scheme), r"(?!)"), front):
@@ -142,7 +142,7 @@ def _place_problem(scheme: str, place: str) -> str | None:
         return "holds another place in its path"
     if _has_pair(path) or SECRET.search(path):
         return "holds what looks like credentials in its path"
-    return "holds a #, which is written %23" if "#" in place else None
+    return "holds a #, which is written %23" if "#" in location else None
 
 
 def _has_pair(path: str) -> bool:
@@ -217,9 +217,9 @@ def public(value: object) -> object:
     return value
 
 
-def _name_of(place: str) -> str:
+def _name_of(location: str) -> str:
     """Return the last part of a path, or a URI without credentials and query."""
-    scheme, mark, rest = place.partition("?")[0].partition("://")
+    scheme, mark, rest = location.partition("?")[0].partition("://")
     if mark and scheme.lower() != "file":
         return f"{scheme}://{rest.rpartition('@')[2]}"
-    return place.rstrip("/").rpartition("/")[2] or place
+    return location.rstrip("/").rpartition("/")[2] or location

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from e2ray.config.base import SettingsError
 from e2ray.config.data import DataSettings
-from e2ray.config.places import is_uri, problems, public, refusal, without_credentials
+from e2ray.config.uris import is_uri, problems, public, refusal, without_credentials
 from e2ray.data.folder import Folder
 
 SECRET = "wJalrXUtnFEMI"  # of letters alone, so that nothing but its place tells it from a name
@@ -251,7 +251,7 @@ def test_credentials_in_odd_spellings_are_refused_and_hidden(text):
         "hdfs://user@name-node:8020/x",
     ],
 )
-def test_places_that_look_odd_and_hold_no_credentials_pass(text):
+def test_uris_that_look_odd_and_hold_no_credentials_pass(text):
     assert refusal(text) is None
 
 
