@@ -1,4 +1,4 @@
-"""The ground every settings class stands on: frozen, strict, nothing extra, nothing infinite.
+"""The base of every settings class: frozen, strict, nothing extra, nothing infinite.
 
 Strict means that a string is never read as a number and 1.5 never as an integer, so a typing slip in a
 recipe is an error with its key path and not a surprise in a run. No setting takes a URI that holds credentials, and
@@ -89,7 +89,7 @@ class Settings(BaseModel):
 
 
 def _texts(value: object) -> list[str]:
-    """Return the plain texts of a value; those of a section were its own class's to check."""
+    """Return the plain texts of a value, without those of a section, which its own class checks."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):

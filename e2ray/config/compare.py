@@ -1,4 +1,4 @@
-"""Which methods are compared, each a lane: the same loop, tokens, documents and questions for all."""
+"""The methods of a comparison, each a lane: the same loop, tokens, documents and questions for all."""
 
 import re
 from typing import TYPE_CHECKING, Literal

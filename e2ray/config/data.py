@@ -251,7 +251,7 @@ class DataSettings(Settings):
     def identity(self, *, without: Collection[str]) -> Plain:
         """Return as plain data what names the shards and bases that are made with these settings.
 
-        Settings that came after the first names count only where they are not the default, which keeps what there is.
+        Settings added later count only where they are not the default, so that existing names stay valid.
         """
         later = {"max_document_mib": MAX_DOCUMENT_MIB, "max_unpack_ratio": MAX_UNPACK_RATIO}
         dumped = self.model_dump(mode="json", exclude=set(without))

@@ -1,8 +1,8 @@
-"""Settings that change nothing beside the recipe's other ones, each told in one line that names it.
+"""Settings without effect beside the others of their recipe, each reported in one line that names it.
 
-A setting may be without effect and still be meant: a search tries one beside many others, and one file serves several
-commands. So it is told and not refused. Nothing here is guessed: `tests/test_effects.py` walks over every setting and
-wants for each that it is refused, that it changes what is made, or that its line is among these.
+A setting without effect may still be intended: a search combines it with many others, and one file serves several
+commands. So it is reported, not refused. Nothing here is guessed: `tests/config/test_effect.py` walks over every
+setting and requires that it is refused, changes what is made, or is reported here.
 """
 
 import math
@@ -35,26 +35,26 @@ HUB_ID = "it belongs to a hub id, and {path} is a folder"
 
 
 def without_effect(config: RunConfig, base_context_length: int) -> list[str]:
-    """Return one line for each setting of a recipe that changes nothing beside the others; L is of its model."""
-    told = [*_model(config), *_data(config.data)]
-    told += _positions(config.positions, config.data.window, base_context_length)
-    told += _train("train", config.train)
+    """Return one line for each setting without effect in a recipe; `base_context_length` is L of its model."""
+    lines = [*_model(config), *_data(config.data)]
+    lines += _positions(config.positions, config.data.window, base_context_length)
+    lines += _train("train", config.train)
     if config.pretrain:
-        told += _train("pretrain", config.pretrain)
+        lines += _train("pretrain", config.pretrain)
     if config.evaluate:
-        told += _evaluate(config.evaluate)
+        lines += _evaluate(config.evaluate)
         own = [lane for lane in config.evaluate.untrained if UNTRAINED[lane] == config.positions.method]
-        told += [_idle("evaluate.untrained", lane, "positions.method reads the base so anyway") for lane in own]
+        lines += [_idle("evaluate.untrained", lane, "positions.method reads the base so anyway") for lane in own]
     if config.export and config.export.scale == "paper" and config.evaluate is None:
-        told.append(_idle("export.scale", "paper", "evaluate is null, so that no other scale is measured"))
+        lines.append(_idle("export.scale", "paper", "evaluate is null, so that no other scale is measured"))
     if config.compare:
-        told += _compare(config.compare)
-        told += _own_lanes(config.compare, config.data.window, base_context_length)
+        lines += _compare(config.compare)
+        lines += _own_lanes(config.compare, config.data.window, base_context_length)
     if config.search:
-        told += _search(config.search)
+        lines += _search(config.search)
         trial = without_effect(config.trial(), base_context_length)
-        told += [f"search.trial: {line}" for line in trial if line not in told]
-    return told
+        lines += [f"search.trial: {line}" for line in trial if line not in lines]
+    return lines
 
 
 def _idle(path: str, value: object, reason: str) -> str:

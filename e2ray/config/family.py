@@ -62,7 +62,7 @@ def _placements(window: int, chunks: tuple[int, ...]) -> Space:
 
 
 def _ends_and_chunks(window: int, chunks: tuple[int, ...]) -> Space:
-    """Return the settings of placements that only longer windows, or those that can be parted, have."""
+    """Return the settings of placements that need a longer window, or one that splits into equal chunks."""
     kind, space = f"{PLACEMENT}kind", Space()
     if window >= 16:
         longest, ends = max(4, window // 4), When({kind: ("head_middle_tail", "terminal")})
@@ -74,7 +74,7 @@ def _ends_and_chunks(window: int, chunks: tuple[int, ...]) -> Space:
 
 
 def _methods() -> Space:
-    """Return what a scale does to the frequencies."""
+    """Return the settings of the method: what a scale does to the frequencies."""
     ramped = When({f"{METHOD}kind": ("yarn", "ramp_power")})  # methods with two ends and a temperature
     return {
         f"{METHOD}kind": Choice(options=("linear", "yarn", "ramp_power", "ntk")),

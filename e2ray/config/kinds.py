@@ -1,9 +1,9 @@
-"""Families whose members are named in one registry: from each class of settings to what does its work.
+"""Families of settings: one registry names, for each member's class of settings, the object that does its work.
 
-A registry is a dictionary {class of settings: dotted path of its object}. The path is a text since the object lies in
-a room to the right, which settings do not import; whoever stands there asks `made_by`. To add a member is one new file
-with the object, and one line in the registry, whose class `kind` makes out of its fields; a class that checks more than
-each field by itself is written out above the registry.
+A registry is a dictionary {class of settings: dotted path of its object}. The path is text since the object is in a
+later layer, which settings do not import; code there calls `made_by`. A new member is one file with the object and one
+line in the registry, whose class `kind` makes out of its fields; a class that checks more than single fields is written
+out above the registry.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,14 +20,14 @@ Kind = TypeVar("Kind", bound=Settings)
 
 
 def kind(base: type[Kind], name: str, words: str, **fields: Any) -> type[Kind]:
-    """Return a class of settings for a member of a family, whose own class is `base`.
+    """Return a class of settings for a member of the family with the class `base`.
 
-    `name` is what `kind` says in a recipe, `words` the docstring, which the page of settings shows; fields beside
-    `kind` are pydantic's (type, Field(default, description=...)).
+    `name` is the value of `kind` in a recipe, `words` the docstring, which the page of settings shows; `fields` are
+    pydantic's (type, Field(default, description=...)).
     """
     title = "".join(part.title() for part in name.split("_")) + base.__name__.removesuffix("Kind")
-    told: dict[str, Any] = {"kind": (Literal[name], name)} | fields
-    return create_model(title, __base__=base, __doc__=words, __module__=base.__module__, **told)
+    all_fields: dict[str, Any] = {"kind": (Literal[name], name)} | fields
+    return create_model(title, __base__=base, __doc__=words, __module__=base.__module__, **all_fields)
 
 
 def one_of(classes: Iterable[type[Settings]]) -> Any:
@@ -49,11 +49,11 @@ def _kind_of(cls: type[Settings]) -> str:
 
 
 def _tag(value: object) -> str:
-    found = value.get("kind", "") if isinstance(value, Mapping) else getattr(value, "kind", "")
-    return str(found)
+    tag = value.get("kind", "") if isinstance(value, Mapping) else getattr(value, "kind", "")
+    return str(tag)
 
 
 def made_by(registry: Mapping[type[Kind], str], settings: Kind) -> Any:
-    """Return what does the work of a member's settings: the object that the registry names."""
+    """Return the object that does the work of a member's settings, as the registry names it."""
     module, _, name = registry[type(settings)].rpartition(".")
     return getattr(import_module(module), name)

@@ -110,7 +110,7 @@ def read_recipe(path: str | Path) -> dict[str, object]:
     path = Path(path)
     try:
         with path.expanduser().open("rb") as file:
-            data = file.read(MAX_RECIPE_BYTES + 1)  # a pipe or a device tells no size
+            data = file.read(MAX_RECIPE_BYTES + 1)  # a pipe or a device has no known size
         if len(data) > MAX_RECIPE_BYTES:
             raise SettingsError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes, which no recipe is")
         text = data.decode("utf-8")
@@ -176,7 +176,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def validate(recipe: Mapping[str, object], *, source: str) -> RunConfig:
-    """Return the settings a plain mapping stands for; `source` names it in errors.
+    """Return the checked settings of a plain mapping; `source` names it in errors.
 
     Raises:
         SettingsError: One line with key path, value found and value wanted; of several errors the first.
@@ -219,8 +219,8 @@ _CHOICES = {"model", "scale", "placement", "jump", "tokenizer"}  # keys whose se
 def _key_path(location: tuple[int | str, ...], recipe: Mapping[str, object]) -> str:
     """Return an error's dotted path in the recipe.
 
-    Pydantic puts the `kind` behind a choice of classes and the type behind a choice of types, and it reports a
-    preset's scale where the preset was expanded to.
+    Pydantic puts the `kind` behind a choice of classes and the type behind a choice of types, and it reports the
+    scale of a preset at the path it was expanded to.
     """
     parts: list[str] = []
     previous: int | str | None = None
@@ -239,7 +239,7 @@ def _key_path(location: tuple[int | str, ...], recipe: Mapping[str, object]) -> 
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper that quotes what either its own loader or ours would read as no text."""
+    """PyYAML's safe dumper; it quotes text that its own loader or ours would read as something else."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         folded = any(character in data for character in "\x85\u2028\u2029")  # line breaks that plain quotes lose
@@ -262,7 +262,7 @@ def dump(config: RunConfig) -> str:
 
 
 def resolved_text(config: RunConfig) -> str:
-    """Return what a run's config.yaml holds: the resolved settings, and a last line that vouches for them."""
+    """Return what a run's config.yaml holds: the resolved settings, and a last line with their digest."""
     text = dump(config)
     return f"{text}# digest: {hashlib.sha256(text.encode()).hexdigest()}\n"
 
@@ -271,7 +271,7 @@ def read_vouched_recipe(path: str | Path) -> dict[str, object]:
     """Return the mapping that a run's config.yaml holds.
 
     Raises:
-        SettingsError: As `read_recipe`, or if it is not what the run has written there.
+        SettingsError: As `read_recipe`, or if it is not what the run wrote there.
     """
     recipe, text = read_recipe(path), Path(path).expanduser().read_bytes()
     vouched = re.fullmatch(rb"(.*\n)# digest: ([0-9a-f]{64})\n", text, re.DOTALL)
@@ -287,7 +287,7 @@ def read_resolved(path: str | Path) -> RunConfig:
     """Return the settings of a run's config.yaml.
 
     Raises:
-        SettingsError: As `load`, or if they are not those that the run has written there.
+        SettingsError: As `load`, or if they are not those that the run wrote there.
     """
     return validate(read_vouched_recipe(path), source=str(path))
 

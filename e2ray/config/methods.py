@@ -1,7 +1,7 @@
 """Every method by its name: what a scale does to the frequencies, and what is drawn, as data.
 
 A pair j of head dimensions turns by position * inv_freq[j] * F_j(g), and cosines and sines are multiplied by a
-temperature T(g). The formulas stand in `core/methods/`, one object for each class of `METHODS`. Rotations of a
+temperature T(g). The formulas are in `core/methods/`, one object for each class of `METHODS`. Rotations of a
 pair are its turns within the base context length L: r_j = L * inv_freq[j] / (2 pi).
 """
 
@@ -19,7 +19,7 @@ class MethodKind(Settings):
     """What a scale does to the frequencies; `trains` says whether rows can be drawn under it."""
 
     trains: ClassVar[bool] = True
-    if TYPE_CHECKING:  # each member has its own, which stands in recipes where that class has it
+    if TYPE_CHECKING:  # each member has its own, which recipes name where its class has one
         kind: str = ""
 
 
@@ -124,14 +124,14 @@ METHODS: dict[type[MethodKind], str] = {
     FactorsMethod: "e2ray.core.methods.listed.Factors",
     TruncatedMethod: "e2ray.core.methods.listed.Truncated",
 }
-globals().update({each.__name__: each for each in METHODS})  # by which other processes find them
+globals().update({each.__name__: each for each in METHODS})  # other processes find them by name
 if TYPE_CHECKING:
     Method = MethodKind
     UntrainedMethod = MethodKind
 else:
     Method = kinds.one_of(each for each in METHODS if each.trains)
     UntrainedMethod = kinds.one_of(METHODS)
-# What is read without any training, by the name of its lane: all that need no settings.
+# What is read without any training, by the name of its lane: all methods that need no settings.
 UNTRAINED: dict[str, UntrainedMethod] = {
     each().kind: each() for each in METHODS if not any(field.is_required() for field in each.model_fields.values())
 }
@@ -143,13 +143,13 @@ class Draws:
 
     Attributes:
         label: What tables and pictures call it.
-        source: The paper, or whose it is otherwise.
-        scale: How scales are drawn, but for the largest one.
+        source: The paper, or otherwise whose it is.
+        scale: How scales are drawn, without the largest one.
         placement: Where the jumps are.
-        more: What else `positions` says.
-        preset: Whether a recipe names it; a study tries those that are `published`.
-        lane: Whether a comparison names it.
-        published: Whether it is somebody's method.
+        more: Further settings of `positions`.
+        preset: Whether a recipe may name it; a study tries those that are `published`.
+        lane: Whether a comparison may name it.
+        published: Whether it is the method of others.
         compared: What a comparison calls it where that says more than its label.
     """
 

@@ -1,7 +1,7 @@
 """One family of position draws as data: scale distribution x placement x jump distribution x frequency method.
 
 Every published short-window method is a point of this family (a preset), so that a search can move
-between published methods and past them. The densities are written in the docstrings; `core/positions.py`
+between published methods and past them. The densities are in the docstrings; `core/positions.py`
 draws from them. G is the largest scale, T the room of a row: floor(max(0, g * L - R)) tokens for scale g,
 base context length L and window R. u is uniform on [0, 1).
 """
@@ -276,10 +276,10 @@ class PositionSettings(Settings):
         return self.scale.max_scale
 
     def serve_at(self, ratio: float) -> float:
-        """Return the scale that a model of these draws reads a text with which is `ratio`, W / L, times as long as L.
+        """Return the scale at which a model of these draws reads a text of `ratio` * L tokens.
 
-        Where few scales are drawn it is the smallest of them that reaches the text, else the largest; where one may be
-        any in a range, or is always 1, it is the paper's, W / L.
+        Where scales come from a list it is the smallest of them that reaches the text, else the largest; where they
+        come from a range, or are always 1, it is the paper's, W / L.
         """
         drawn: set[float] = set()
         if isinstance(self.scale, FixedScale):
@@ -294,17 +294,17 @@ class PositionSettings(Settings):
 
     def check_window(self, window: int) -> None:
         """Raise ValueError if the placement does not fit a window of `window` tokens."""
-        placement, wanted = self.placement, None
+        placement, requirement = self.placement, None
         match placement:
             case PrefixPlacement() if placement.prefix >= window:
-                wanted = f"prefix below the window ({window}), got {placement.prefix}"
+                requirement = f"prefix below the window ({window}), got {placement.prefix}"
             case RandomBreaksPlacement() if placement.num_breaks > window - 1:
-                wanted = f"num_breaks of at most {window - 1} (window - 1), got {placement.num_breaks}"
+                requirement = f"num_breaks of at most {window - 1} (window - 1), got {placement.num_breaks}"
             case HeadMiddleTailPlacement() if 2 * placement.tokens >= window:
-                wanted = f"2 * tokens below the window ({window}), got tokens = {placement.tokens}"
+                requirement = f"2 * tokens below the window ({window}), got tokens = {placement.tokens}"
             case TerminalPlacement() if placement.tokens >= window:
-                wanted = f"tokens below the window ({window}), got {placement.tokens}"
+                requirement = f"tokens below the window ({window}), got {placement.tokens}"
             case ChunksPlacement() if window % placement.num_chunks:
-                wanted = f"num_chunks that divides the window ({window}), got {placement.num_chunks}"
-        if wanted:
-            raise ValueError(f"{placement.kind} needs {wanted}")
+                requirement = f"num_chunks that divides the window ({window}), got {placement.num_chunks}"
+        if requirement:
+            raise ValueError(f"{placement.kind} needs {requirement}")

@@ -19,7 +19,7 @@ Schema = Mapping[str, Any]
 
 
 def page(schema: Schema) -> str:
-    """Return the page of a recipe's JSON schema, its sections in the order in which settings name them."""
+    """Return the page of a recipe's JSON schema, with sections in the order in which settings refer to them."""
     headings = {name: heading for name, heading in _sections(schema)}
     parts = [HEAD, _section("A recipe", schema, headings)]
     parts += [_section(heading, schema["$defs"][name], headings) for name, heading in headings.items()]
@@ -27,12 +27,12 @@ def page(schema: Schema) -> str:
 
 
 def _sections(schema: Schema) -> Iterator[tuple[str, str]]:
-    """Yield each definition that is reached, once, with its heading: where a recipe has it first, and its kind."""
+    """Yield each definition in use once, with its heading: the path of its first use in a recipe, and its kind."""
     seen: set[str] = set()
     waiting = [(path, part) for path, part in _properties(schema)]
     while waiting:
         path, part = waiting.pop(0)
-        found = []
+        inner_parts = []
         for name in _references(part):
             if name in seen:
                 continue
@@ -40,18 +40,18 @@ def _sections(schema: Schema) -> Iterator[tuple[str, str]]:
             made = schema["$defs"][name]
             kind = made.get("properties", {}).get("kind", {}).get("const")
             yield name, f"{path}: {kind}" if kind else path
-            found += [(f"{path}.{key}", inner) for key, inner in _properties(made)]
-        waiting = found + waiting
+            inner_parts += [(f"{path}.{key}", inner) for key, inner in _properties(made)]
+        waiting = inner_parts + waiting
 
 
 def _properties(made: Schema) -> list[tuple[str, Schema]]:
-    """Return the settings of a section; of one with several forms those of all."""
-    found: dict[str, Schema] = {}
+    """Return the settings of a section, those of all its forms if it has several."""
+    settings: dict[str, Schema] = {}
     for form in (made, *made.get("anyOf", ())):
         for key, part in form.get("properties", {}).items():
             if "const" not in part:
-                found.setdefault(key, part)
-    return list(found.items())
+                settings.setdefault(key, part)
+    return list(settings.items())
 
 
 def _references(part: object) -> list[str]:
@@ -130,7 +130,7 @@ def _range(part: Schema) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a text as a cell of a table holds it."""
+    """Return a text as one line that is safe in a table cell."""
     return " ".join(text.split()).replace("|", "\\|")
 
 

@@ -1,7 +1,7 @@
-"""A recipe in which what depends on the model is filled in, with types that say so.
+"""A recipe whose defaults that depend on the model are filled in, with types that say so.
 
 `stages/run.py:resolve` finds the values; a field that a recipe may leave out has a value in these classes. They are
-made of checked settings and checked no further, and are written into a file as the classes that they come from.
+made of checked settings, are not checked again, and are written to a file as the classes that they extend.
 """
 
 from typing import TypeVar, cast
@@ -43,7 +43,7 @@ class ResolvedConfig(RunConfig):
 
     @classmethod
     def read(cls, config: RunConfig) -> "ResolvedConfig":
-        """Return a recipe that is filled in already, such as a run's own, with the types that say so."""
+        """Return a recipe that is already filled in, such as a run's own, with the types that say so."""
         return filled(
             ResolvedConfig,
             config,
@@ -58,5 +58,5 @@ class ResolvedConfig(RunConfig):
 
 
 def filled(kind: type[Filled], settings: Settings, **values: object) -> Filled:
-    """Return settings as a class that leaves nothing out, some values put in, which count as named from now on."""
+    """Return settings as a class that leaves nothing out; `values` are put in and count as set from now on."""
     return cast(Filled, kind.model_construct(settings.model_fields_set | set(values), **(dict(settings) | values)))

@@ -1,4 +1,4 @@
-"""What is asked of a model that shall find something in a long text."""
+"""What a model is asked to find in a long text."""
 
 from typing import Literal
 

@@ -18,8 +18,8 @@ from e2ray.config.trackers import TrackerSettings
 from e2ray.config.train import AnyObjective, ClusterSettings, TrainSettings
 from e2ray.config.words import first_of
 
-RESERVED = ("shards", "bases", "tokenizers", "prompts")  # folders of storage that are no runs
-# A run may be continued with other values of these: they change where and how fast it runs and what it leaves beside
+RESERVED = ("shards", "bases", "tokenizers", "prompts")  # folders of storage that are not runs
+# A run may be continued with other values of these: they change where and how fast it runs and what it writes beside
 # the weights, not what is trained.
 FREE_ON_RESUME = (
     "cluster",
@@ -52,7 +52,7 @@ FREE_ON_RESUME = (
 )
 
 
-# Sections that say what is measured and written after training: under its name a run may be continued with others.
+# Sections on what is measured and written after training: a run may be continued under its name with others.
 MENDABLE = ("evaluate", "export")
 
 
@@ -152,20 +152,20 @@ class RunConfig(Settings):
         return self
 
     def _check_attention(self) -> None:
-        """Refuse flash attention where none of its devices and number formats is trained with."""
+        """Refuse flash attention without a GPU or without bf16 weights."""
         if self.model.attention != "flash_attention_2":
             return
         if self.cluster.use_gpu is False:
             raise ValueError("model.attention: flash_attention_2 needs a GPU, cluster.use_gpu is false; set it to auto")
         for key, settings in (("train", self.train), ("pretrain", self.pretrain)):
             if settings and (settings.precision == "fp32" or settings.zero_stage == 0):
-                found = "precision is fp32" if settings.precision == "fp32" else "zero_stage is 0, which trains in fp32"
+                cause = "precision is fp32" if settings.precision == "fp32" else "zero_stage is 0, which trains in fp32"
                 raise ValueError(
-                    f"model.attention: flash_attention_2 needs bf16 weights, {key}.{found}; set it to auto"
+                    f"model.attention: flash_attention_2 needs bf16 weights, {key}.{cause}; set it to auto"
                 )
 
     def refuse_packed(self, objective: AnyObjective, key: str) -> None:
-        """Raise ValueError if an objective's weights by distance, which are made for rows of one text, meet others."""
+        """Raise ValueError if an objective has weights by distance, made for rows of one text, and rows are packed."""
         if objective.weighs_reach and self.data.pack != "concat":
             raise ValueError(
                 f"{key}.distance_weights: are made for rows of one text, data.pack is {self.data.pack}; set it to "
@@ -223,11 +223,11 @@ class RunConfig(Settings):
             raise ValueError(f"search.space.{error}") from None
 
     def alone(self) -> "RunConfig":
-        """Return the recipe of one run: without the sections that are other commands' own, search and compare."""
+        """Return the recipe of one run: without search and compare, the sections of other commands."""
         return self.model_copy(update={"search": None, "compare": None})
 
     def trial(self) -> "RunConfig":
-        """Return the recipe that trials start from: `search.trial` put in its place, without the search."""
+        """Return the recipe that trials start from: `search.trial` applied, and without the search."""
         assert self.search is not None
         recipe = self.model_dump(mode="json", exclude={"search"})
         return RunConfig.model_validate(assign(recipe, self.search.trial, RunConfig))
@@ -246,7 +246,7 @@ class RunConfig(Settings):
 
 
 def _first(error: ValueError) -> str:
-    """Return what an error says, of pydantic's several the first."""
+    """Return the text of an error; if pydantic reports several, that of the first."""
     if not isinstance(error, ValidationError):
         return str(error)
     where, text, _ = first_of(error)
@@ -256,23 +256,23 @@ def _first(error: ValueError) -> str:
 def differences(
     old: Mapping[str, object], new: Mapping[str, object], prefix: str = "", free: Sequence[str] = FREE_ON_RESUME
 ) -> list[str]:
-    """Return one text per setting that differs and is not `free` to: `key: <old> in the run, <new> asked for`."""
-    found: list[str] = []
+    """Return one line per setting that differs and is not `free` to: `key: <old> in the run, <new> asked for`."""
+    lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         path, before, after = f"{prefix}{key}", old.get(key), new.get(key)
         if path in free or before == after:
             continue
         if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{path}.", free)
+            lines += differences(before, after, f"{path}.", free)
         else:
-            found.append(f"{path}: {before!r} in the run, {after!r} asked for")
-    return found
+            lines.append(f"{path}: {before!r} in the run, {after!r} asked for")
+    return lines
 
 
 def difference(
     old: Mapping[str, object], new: Mapping[str, object], free: Sequence[str] = FREE_ON_RESUME
 ) -> str | None:
     """Return the first of the `differences` and how many more there are; None where there are none."""
-    found = differences(old, new, free=free)
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return f"{found[0]}{more}" if found else None
+    lines = differences(old, new, free=free)
+    more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+    return f"{lines[0]}{more}" if lines else None

@@ -1,4 +1,4 @@
-"""The `search` section: which settings a study varies, what it minimises, and when it gives a trial up."""
+"""The `search` section: which settings a study varies, what it minimises, and when it stops a trial early."""
 
 from typing import Annotated, Literal
 
@@ -161,20 +161,20 @@ class SearchSettings(Settings):
         return len(self.baselines) + self.repeats - 1
 
     def rungs(self, steps: int, log_every: int) -> tuple[int, ...]:
-        """Return the steps at which a trial of `steps` updates may be stopped, ascending, its last step left out."""
+        """Return the steps at which a trial of `steps` updates may be stopped, ascending, without its last step."""
         if self.early_stopping is None:
             return ()
-        factor, found = self.early_stopping.reduction_factor, []
+        factor, rungs = self.early_stopping.reduction_factor, []
         step = self.first_rung(steps, log_every)
         while step < steps:
-            found.append(step)
+            rungs.append(step)
             step *= factor
-        return tuple(found)
+        return tuple(rungs)
 
     def first_rung(self, steps: int, log_every: int) -> int:
         """Return the first rung of a trial of `steps` updates, a multiple of `log_every`."""
         assert self.early_stopping is not None
-        wanted = self.early_stopping.min_steps
-        if wanted is not None:
-            return wanted
+        min_steps = self.early_stopping.min_steps
+        if min_steps is not None:
+            return min_steps
         return max(1, round(steps / self.early_stopping.reduction_factor**2 / log_every)) * log_every

@@ -1,7 +1,7 @@
 """From values of searched settings to a recipe, and the check of a space against the settings it names.
 
 A parameter is a dotted path into the recipe. Where a path ends in `kind`, another value makes its section another
-class: what the new class also has is kept from the recipe, the rest is dropped, and what it needs must be searched
+class: the settings that the new class shares are kept, the rest are dropped, and those it requires must be searched
 too. So the published methods and everything between them are points of one space.
 """
 
@@ -20,7 +20,7 @@ from e2ray.config.uris import LISTS
 from e2ray.config.words import first_of
 
 SHARED = ("name", "storage", "seed", "search", "cluster", "evaluate", "export", "pretrain", "data", "model")
-OWN = ("model.lora.",)  # below a shared section, and yet a trial's own
+OWN = ("model.lora.",)  # in a shared section, and still a trial's own
 UNSEARCHED = (  # the budget, by which trials are compared, and what changes no loss
     "train.steps",
     "train.batch_sequences",
@@ -41,7 +41,7 @@ SHOWN_LENGTH = 200
 
 
 def assign(recipe: Mapping[str, object], params: Mapping[str, object], root: type[Settings]) -> dict[str, object]:
-    """Return a resolved recipe, plain data without presets, with values put in their places by dotted path.
+    """Return a resolved recipe, plain data without presets, with values set by dotted path.
 
     `root`, the class of a recipe, tells what a section of another `kind` keeps.
 
@@ -65,7 +65,7 @@ def assign(recipe: Mapping[str, object], params: Mapping[str, object], root: typ
 
 
 def _copied(value: object) -> object:
-    """Return plain data that shares no section with the given one; a section that is validated stays itself."""
+    """Return plain data with all its sections copied; a section that is validated stays the same object."""
     if isinstance(value, Mapping):
         return {key: _copied(inner) for key, inner in value.items()}
     return [_copied(inner) for inner in value] if isinstance(value, LISTS) else value
@@ -202,13 +202,13 @@ def check(space: Space, recipe: Mapping[str, object], root: type[Settings]) -> N
 
 
 def _settled(recipe: Mapping[str, object], root: type[Settings], searched: set[str]) -> dict[str, object]:
-    """Return a recipe whose unsearched sections are validated, so that hundreds of points of a space repeat none."""
+    """Return a recipe whose unsearched sections are validated, once for hundreds of points of a space."""
     whole = root.model_validate(dict(recipe))
     return {name: value if name in searched else getattr(whole, name) for name, value in recipe.items()}
 
 
 def _matters(recipe: Mapping[str, object], root: type[Settings], params: Mapping[str, Value], path: str) -> bool:
-    """Return whether the recipe is sound as soon as this value is left out."""
+    """Return whether the recipe is valid without this value."""
     try:
         root.model_validate(assign(recipe, {key: value for key, value in params.items() if key != path}, root))
     except ValueError:
@@ -217,7 +217,7 @@ def _matters(recipe: Mapping[str, object], root: type[Settings], params: Mapping
 
 
 def ends(parameter: Parameter) -> list[tuple[str, Value]]:
-    """Return the values to check, with the key each one stands under."""
+    """Return the values to check, each with its key."""
     if isinstance(parameter, Choice):
         return [("options", option) for option in parameter.options]
     return [("low", parameter.low), ("high", parameter.high)]
@@ -239,8 +239,8 @@ def _check_path(path: str, root: type[Settings]) -> None:
     fields = [cls.model_fields[last] for cls in classes if last in cls.model_fields]
     if not fields:
         known = sorted({name for cls in classes for name in cls.model_fields})
-        wanted = f"{'.'.join(parents)} has {', '.join(known)}" if known else f"there is no section {'.'.join(parents)}"
-        raise ValueError(f"{path}: is no setting; {wanted}")
+        hint = f"{'.'.join(parents)} has {', '.join(known)}" if known else f"there is no section {'.'.join(parents)}"
+        raise ValueError(f"{path}: is no setting; {hint}")
     if any(_classes(field.annotation) for field in fields):
         raise ValueError(f"{path}: is a section; search its settings, e.g. {path}.kind")
 
@@ -265,20 +265,20 @@ def _check_value(
 def _contexts(space: Space, order: list[str], path: str, value: Value) -> Iterator[dict[str, Value]]:
     """Yield complete choices with `path` at `value`, one for each way its own conditions can be met.
 
-    What those depend on stands at a value that allows it, everything else at its first one.
+    Settings that those depend on take a value that allows it, all others their first one.
     """
     conditions = space[path].when
     for met in product(*conditions.values()):
         chosen = dict(zip(conditions, met, strict=True)) | {path: value}
-        wanted: dict[str, tuple[Value, ...]] = {name: (v,) for name, v in chosen.items()}
+        permitted: dict[str, tuple[Value, ...]] = {name: (v,) for name, v in chosen.items()}
         for name in reversed(order):
-            if name in wanted and name != path:
+            if name in permitted and name != path:
                 for key, values in space[name].when.items():
-                    wanted[key] = tuple(v for v in wanted.get(key, values) if v in values)
+                    permitted[key] = tuple(v for v in permitted.get(key, values) if v in values)
         params: dict[str, Value] = {}
         for name in order:
             if active(space, name, params):
-                allowed = wanted[name] if name in wanted else tuple(v for _, v in ends(space[name]))
+                allowed = permitted[name] if name in permitted else tuple(v for _, v in ends(space[name]))
                 possible = [v for v in allowed if contains(space[name], v)]
                 if possible:
                     params[name] = possible[0]

@@ -1,4 +1,4 @@
-"""Which tasks of published suites a trained model is asked."""
+"""The tasks of published suites that a trained model is given."""
 
 from typing import Literal
 
@@ -56,7 +56,7 @@ class SuiteSettings(Settings):
         return self
 
     def written_lengths(self, longest: int) -> tuple[int, ...]:
-        """Return the lengths that tasks write their prompts to, in tokens; none where `longest` is below 4096."""
+        """Return the lengths of the prompts that tasks write, in tokens; none where `longest` is below 4096."""
         if self.context_lengths is not None:
             return self.context_lengths
         return tuple(4096 * 2**power for power in range(20) if 4096 * 2**power <= min(longest, 131_072))

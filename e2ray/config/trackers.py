@@ -14,7 +14,7 @@ SQLITE = "sqlite:///"
 class TrackerKind(Settings):
     """A place that metrics go to."""
 
-    if TYPE_CHECKING:  # each member has its own, which stands in recipes where that class has it
+    if TYPE_CHECKING:  # each member has its own, which recipes name where its class has one
         kind: str = ""
 
     @property
@@ -24,11 +24,11 @@ class TrackerKind(Settings):
 
     @property
     def key(self) -> str:
-        """What a run's number there is kept by; elsewhere it has another."""
+        """Key under which a run's number at this place is kept; at another place it has another number."""
         return self.kind
 
     def located(self, storage: Path) -> "TrackerKind":
-        """Return the same with the place where it names none, in the storage of the runs."""
+        """Return the same settings; where they name no place, with one in the storage of the runs."""
         return self
 
 
@@ -50,7 +50,7 @@ class MlflowTracker(TrackerKind):
         return f"mlflow {self.uri} {self.experiment}"
 
     def located(self, storage: Path) -> "MlflowTracker":
-        """Return the same with a database in the storage of the runs where it names no server."""
+        """Return the same settings; where they name no server, with a database in the storage of the runs."""
         return self if self.uri else self.model_copy(update={"uri": f"{SQLITE}{storage / 'mlflow.db'}"})
 
 
@@ -73,12 +73,12 @@ class WandbTracker(TrackerKind):
         return f"wandb {self.entity or ''}/{self.project}"
 
 
-# Every kind once, and what opens it: called with settings, the run's folder, `name` and the `number` it has there.
+# Every kind and what opens it, called with settings, the run's folder, `name` and the `number` it has there.
 TRACKERS: dict[type[TrackerKind], str] = {
     MlflowTracker: "e2ray.train.trackers.Mlflow",
     WandbTracker: "e2ray.train.trackers.Wandb",
 }
-globals().update({each.__name__: each for each in TRACKERS})  # by which other processes find them
+globals().update({each.__name__: each for each in TRACKERS})  # other processes find them by name
 if TYPE_CHECKING:
     TrackerSettings = TrackerKind
 else:

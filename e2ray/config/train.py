@@ -1,4 +1,4 @@
-"""How training steps are made, and what the cluster gives for them."""
+"""The settings of training steps, and what the cluster provides for them."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -18,12 +18,12 @@ class ObjectiveKind(Settings):
 
     @property
     def is_taught(self) -> bool:
-        """Whether it asks the base, as it was before the training."""
+        """Whether it needs the base as it was before the training."""
         return False
 
     @property
     def weighs_reach(self) -> bool:
-        """Whether tokens weigh by the reach of their context, which only rows of one text have."""
+        """Whether tokens are weighted by the reach of their context, which only rows of one text have."""
         return False
 
 
@@ -54,7 +54,7 @@ class ObjectiveSettings(ObjectiveKind):
 
     @property
     def is_taught(self) -> bool:
-        """Whether any distillation is in it."""
+        """Whether it includes any distillation."""
         return self.distill > 0
 
     @property
@@ -63,11 +63,11 @@ class ObjectiveSettings(ObjectiveKind):
         return self.distance_weights
 
 
-# Every kind once, and what is called with settings, `teacher` and `weights`. A section without a kind is the mixture.
+# Every kind, and what is called with settings, `teacher` and `weights`. A section without a kind is the mixture.
 OBJECTIVES: dict[type[ObjectiveKind], str] = {
     ObjectiveSettings: "e2ray.train.objectives.Mixture",
 }
-globals().update({each.__name__: each for each in OBJECTIVES})  # by which other processes find them
+globals().update({each.__name__: each for each in OBJECTIVES})  # other processes find them by name
 if TYPE_CHECKING:
     AnyObjective = ObjectiveKind
 else:

@@ -1,8 +1,8 @@
-"""Places that are named by a URI, and what must not stand in one.
+"""Locations that are named by a URI, and what a URI must not hold.
 
 A recipe is copied into the run's folder, its card and its log, and error lines travel further. So a URI that holds
-credentials is refused wherever it is named, and keys belong into the environment. What a URI may hold is listed here;
-whatever else stands in it could be a key, and is neither taken nor shown.
+credentials is refused wherever it is named, and keys belong in the environment. What a URI may hold is listed here;
+anything else in it could be a key, and is neither accepted nor shown.
 """
 
 import re
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote_plus
 
-PAIR = re.compile(r"[^/]*:[^/]*@")  # a name and what opens it, within one part of a path
-TIME = re.compile(r"(^|[^\d:])\d\d:\d\d(:\d\d(\.\d+)?)?Z?@$")  # of day, nothing but it in front of the @
+PAIR = re.compile(r"[^/]*:[^/]*@")  # a name and its key, within one part of a path
+TIME = re.compile(r"(^|[^\d:])\d\d:\d\d(:\d\d(\.\d+)?)?Z?@$")  # of day, alone in front of the @
 SECRET = re.compile(
     r"[?&;]\s*[\w.-]*(secret|token|key(_?id)?|sig|signature|pass(word|wd|phrase)?|pwd|cred(ential)?s?|auth)=",
     re.IGNORECASE,
@@ -23,8 +23,8 @@ NEARLY = re.compile(rf"\s*({STORES}):(?!//).*[@?]", re.IGNORECASE | re.DOTALL)
 BUCKET = r"[\w.-]*"
 HOST = rf"({BUCKET}|\[[0-9a-f:.]+\])(:\d{{1,5}})?"
 SWITCH, WHOLE, FILE = r"true|false|0|1", r"\d+", r"[^@?]+"
-NAME = re.compile(r"[A-Za-z]{1,16}([_.-][A-Za-z]{1,16}){0,4}")  # of a parameter; a key looks otherwise
-PARAMETERS = {  # of a URI that pyarrow takes and that hold no secret, and what their values look like
+NAME = re.compile(r"[A-Za-z]{1,16}([_.-][A-Za-z]{1,16}){0,4}")  # of a parameter; a key looks different
+PARAMETERS = {  # of URIs for pyarrow that hold no secret, and the form of their values
     "allow_bucket_creation": SWITCH,
     "allow_bucket_deletion": SWITCH,
     "allow_delayed_open": SWITCH,
@@ -51,7 +51,7 @@ PARAMETERS = {  # of a URI that pyarrow takes and that hold no secret, and what 
     "tls_verify_certificates": SWITCH,
     "user": r"[\w.-]{1,64}(@[\w.-]{1,64})?",
 }
-FRONT = {  # what may stand in front of an @: a container or account, a user, or the word for no credentials at all
+FRONT = {  # what may precede an @: a container or account, a user, or the word for no credentials at all
     "abfs": r"[a-z0-9$-]{1,63}",
     "hdfs": r"[\w.-]{1,32}",
     "gs": "anonymous",
@@ -67,11 +67,11 @@ FAMILY = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "viewfs": "hdf
 SCHEME = r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}"
 IN_TEXT = re.compile(rf"({SCHEME}(?=:/)|(?<![a-z0-9])(?:{STORES})):/*(?=[^\s/])\S*", re.IGNORECASE)
 LOCAL = ("/", "./", "../", "~")  # how a path of a recipe begins
-MARKS, QUOTES = ".,:;)]}", "'\""  # that a sentence puts behind a URI
-ENCODINGS = 8  # one in the other; nobody means more
+MARKS, QUOTES = ".,:;)]}", "'\""  # that a sentence puts after a URI
+ENCODINGS = 8  # nested levels; nobody means more
 LISTS = (list, tuple)
 NESTED = (dict, list, tuple)
-HIDDEN = "credentials-not-shown"  # passes for a name itself, so that a message may be cleaned twice
+HIDDEN = "credentials-not-shown"  # a valid name itself, so that a message may be cleaned twice
 
 
 def is_uri(location: str | Path) -> bool:
@@ -80,23 +80,23 @@ def is_uri(location: str | Path) -> bool:
 
 
 def _parts(text: str) -> tuple[str, str] | None:
-    """Return the scheme of a URI in small letters, and what stands behind ://."""
+    """Return the scheme of a URI in lower case, and what follows ://."""
     before, mark, rest = text.partition("://")
     scheme = re.split(r"[^A-Za-z0-9+.-]", before)[-1].lstrip("0123456789+.-")
     return (scheme.lower(), rest) if mark and scheme and "/" not in before else None
 
 
 def refusal(text: str) -> str | None:
-    """Return why a text cannot be taken as a location, without what it holds; None if it can, or is no URI at all.
+    """Return why a text is refused as a location, without quoting it; None if it is accepted, or is no URI at all.
 
-    Refused are credentials in any spelling: anything in front of the host that is no plain name, parameters that are
-    not known to be harmless, values that do not look like theirs, and what stands where none of it belongs.
+    Refused are credentials in any spelling: anything in front of the host that is no plain name, parameters not known
+    to be harmless, values that do not have the form of their parameter, and anything out of place.
     """
     decoded = _decoded(text) if "%" in text else text
     if ":" not in decoded:
         return None
-    found = _parts(text)
-    if found is None:
+    parts = _parts(text)
+    if parts is None:
         nearly = NEARLY.match(decoded)
         if nearly:
             return f"is no URI, which begins with {nearly[1]}://; {_advice(nearly[1])}"
@@ -104,7 +104,7 @@ def refusal(text: str) -> str | None:
         meant = mark and ("/" not in before or re.search(rf"({STORES})$", before, re.IGNORECASE))
         odd = (meant and _has_pair(rest)) or (SECRET.search(decoded) and not decoded.startswith(LOCAL))
         return "holds another place, with what looks like credentials; " + _advice("") if odd else None
-    scheme, rest = found
+    scheme, rest = parts
     location, _, query = rest.partition("?")
     problem = _location_problem(scheme, location) or _query_problem(query)
     return problem and f"{problem}; {_advice(scheme)}"
@@ -120,7 +120,7 @@ def _family(scheme: str) -> str:
 
 
 def _decoded(text: str) -> str:
-    """Return a text without percent signs that stand for others, however often it was encoded."""
+    """Return a text with its percent encoding undone, `ENCODINGS` levels of it at most."""
     for _ in range(ENCODINGS):
         text, before = unquote_plus(text), text
         if text == before:
@@ -129,7 +129,7 @@ def _decoded(text: str) -> str:
 
 
 def _location_problem(scheme: str, location: str) -> str | None:
-    """Return what is wrong in front of the question mark."""
+    """Return what is wrong before the question mark."""
     authority, _, path = location.partition("/")
     authority, path = _decoded(authority), _decoded(path)
     front, mark, host = authority.rpartition("@")
@@ -147,25 +147,25 @@ def _location_problem(scheme: str, location: str) -> str | None:
 
 def _has_pair(path: str) -> bool:
     """Return whether a part of a path looks like a name and its key in front of an @; a time of day is none."""
-    both = ":" in path and "@" in path  # else each place of a long path would be begun at in vain
+    both = ":" in path and "@" in path  # else the pattern would be tried at each character of a long path
     return both and any(not TIME.search(pair[0]) for pair in PAIR.finditer(path))
 
 
 def _query_problem(query: str) -> str | None:
-    """Return what is wrong behind the question mark."""
+    """Return what is wrong after the question mark."""
     for part in filter(None, query.split("&")):
         key, mark, value = part.partition("=")
         key = _decoded(key)
         if key not in PARAMETERS:
-            told = f"the parameter {key!r}" if mark and NAME.fullmatch(key) else "a parameter (not shown)"
-            return f"has {told}, wanted only such as hold no secret: endpoint_override, region, scheme and others"
+            parameter = f"the parameter {key!r}" if mark and NAME.fullmatch(key) else "a parameter (not shown)"
+            return f"has {parameter}, wanted only such as hold no secret: endpoint_override, region, scheme and others"
         if not re.fullmatch(PARAMETERS[key], _decoded(value), re.IGNORECASE | re.ASCII):
             return f"has a value (not shown) that is none for the parameter {key!r}"
     return None
 
 
 def problems(value: object, path: str = "") -> Iterator[str]:
-    """Yield one text for each place in settings that is refused: where it stands and why."""
+    """Yield one text for each value in settings that is refused: its path and why."""
     if isinstance(value, str):
         reason = refusal(value)
         if reason:
@@ -183,25 +183,25 @@ def without_credentials(text: str) -> str:
     """Return a message in which no URI shows what it may not hold."""
     shown: list[str] = []
     begin, last_at, behind = 0, text.rfind("@"), _behind_last_at(text)
-    while found := IN_TEXT.search(text, begin):
-        word = found[0].rstrip(f"{MARKS}{QUOTES}")
+    while match := IN_TEXT.search(text, begin):
+        word = match[0].rstrip(f"{MARKS}{QUOTES}")
         if not ({"@", "?"} & set(word)) or refusal(word) is None:  # else a quote is part of a key
             word = re.split(f"[{QUOTES}]", word)[0].rstrip(MARKS)
-        end = found.start() + len(word)
-        uri = word if "://" in word else f"{found[1]}://{word[len(found[1]) + 1 :].lstrip('/')}"
+        end = match.start() + len(word)
+        uri = word if "://" in word else f"{match[1]}://{word[len(match[1]) + 1 :].lstrip('/')}"
         if refusal(uri):
             word = uri.partition("?")[0]
             if word == uri or refusal(word):
-                word, end = f"{found[1]}://{HIDDEN}", behind if last_at >= end else end
-        shown += [text[begin : found.start()], word]
+                word, end = f"{match[1]}://{HIDDEN}", behind if last_at >= end else end
+        shown += [text[begin : match.start()], word]
         begin = end
     return "".join([*shown, text[begin:]])
 
 
 def _behind_last_at(text: str) -> int:
     """Return the end of the word that holds the last @, 0 without one; a key may hold spaces and quotes."""
-    found = re.compile(r"[^\s'\"]*").match(text, text.rfind("@") + 1)
-    return found.end() if found and "@" in text else 0
+    match = re.compile(r"[^\s'\"]*").match(text, text.rfind("@") + 1)
+    return match.end() if match and "@" in text else 0
 
 
 def public(value: object) -> object:

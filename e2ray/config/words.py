@@ -29,14 +29,14 @@ def shown(value: object) -> str:
 
 
 def first_of(error: ValidationError) -> tuple[str, str, str]:
-    """Return of pydantic's first error where it stands as a dotted path, what it says, and its type."""
+    """Return the dotted path, the text and the type of pydantic's first error."""
     detail = error.errors(include_url=False)[0]
     text = str(detail.get("ctx", {}).get("error", detail["msg"]))
     return ".".join(map(str, detail["loc"])), text, detail["type"]
 
 
 def wanted(details: list[ErrorDetails]) -> str:
-    """Return what was wanted of a value, all that a choice of types would take."""
+    """Return what was wanted of a value; of a choice of types, everything it takes."""
     return " or ".join(_ours(detail["msg"]) for detail in details)
 
 
