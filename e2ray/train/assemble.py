@@ -1,4 +1,4 @@
-"""From a checkpoint to the Hugging Face folder `model/`: weights, adapters merged, and what belongs beside them."""
+"""From a checkpoint to the Hugging Face folder `model/`: weights with adapters merged, and the files beside them."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from e2ray.train.task import Task
 
 
 def write_trained(task: Task) -> list[str]:
-    """Write the model of a training that has ended, from its last checkpoint, and return what `write_model` tells."""
+    """Write the model of a finished training from its last checkpoint, and return the lines of `write_model`."""
     saved = steps.latest(RunFolder(task.folder).checkpoints)
     assert saved is not None, "a training that ends has saved its last step"
     return write_model(
@@ -52,12 +52,12 @@ def write_model(
 ) -> list[str]:
     """Write the model a checkpoint holds as a Hugging Face folder, whole or not at all.
 
-    What lies beside the base's weights travels along; returned is one line for each file that does not. `saved` is a
-    `step-<n>` folder, whose digests are verified; vocabulary and seed are those of a model built from its sizes.
+    The files beside the base's weights are copied too; one line is returned for each that is not. `saved` is a
+    `step-<n>` folder, whose digests are verified; vocabulary and seed are for a model built from its sizes.
 
     Raises:
-        SettingsError: If the checkpoint is damaged or belongs to another model, the model answers otherwise than the
-            engine that was saved, or the disk is full.
+        SettingsError: If the checkpoint is damaged or belongs to another model, the model's answers differ from those
+            of the engine that was saved, or the disk is full.
         Diverged: If a weight is not finite once merged and in `dtype`.
     """
     # Flash attention of the training cannot run on a CPU and knows no float32.
@@ -81,17 +81,17 @@ def write_model(
     refuse_other_answers(probe, forward_of(whole), hook, whole, device=whole.device, what=f"{folder}, from {saved},")
     hook.remove()
     _to(whole, dtype)
-    source, told = base_folder(settings)
-    if has_generation_settings(source):  # they travel as they are: saving them would refuse what bases do hold
+    source, lines = base_folder(settings)
+    if has_generation_settings(source):  # copied as they are: saving would refuse what real bases hold
         whole.generation_config = GenerationConfig()
     with files.atomic_folder(folder) as aside:
         whole.save_pretrained(aside)
         save_whole(tokenizer, aside)
         if source is not None:
-            told += take_along(source, aside)
+            lines += take_along(source, aside)
         made = {"step": state.step, "tokens": state.tokens, "stopped": state.stopped}
         seal(aside, probe, training=origin(state.identity).changed(**made))
-    return told
+    return lines
 
 
 def _refuse_non_finite(model: torch.nn.Module, saved: Path, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""By which files the driver and the workers of one attempt at a training hear of each other."""
+"""The files by which the driver and the workers of one training attempt learn of each other."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def refusal(folder: Path, attempt: str) -> Path:
 
 
 def leave(path: Path, error: Exception) -> None:
-    """Leave an error that no restart mends for the driver, and for the workers that Ray starts again."""
+    """Leave an error that no restart fixes, for the driver and the workers that Ray starts again."""
     files.write_json(path, {"kind": type(error).__name__, "line": str(error)})
 
 

@@ -1,7 +1,7 @@
-"""What one update sees: this rank's examples, the rows of each one behind the other, and their draws.
+"""What one update sees: this rank's examples, each one's rows in sequence, and their draws.
 
-An example is what an objective judges as a whole: one row for the next token, 1 + M rows where a chosen one is held
-against M others. Draws, micro batches and indices in the global batch are counted in examples, tokens in rows.
+An example is what an objective judges as a whole: one row for the next token, 1 + M rows where a chosen one is
+compared with M others. Draws, micro batches and indices in the global batch are counted in examples, tokens in rows.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ class Batch:
     Attributes:
         tokens: int64 [rows, window].
         draw: Each row's scale and offsets; the rows of an example share one.
-        token_index: Of each token in its document where rows are packed, int64 [rows, window]; one that only fills the
-            row has -1 - its index among these. None where a row is one text.
+        token_index: Index of each token in its document where rows are packed, int64 [rows, window]; padding has
+            -1 - its index among the padding. None where a row is one text.
         ids: The rows' numbers among all rows, int64 [rows]; None where nobody knows them.
         rows_per_example: Rows of one example.
         token_weight: What one predicted token weighs in the loss where rows are packed.
@@ -37,7 +37,7 @@ class Batch:
     token_weight: float = 1.0
 
     def parts(self, examples: int) -> Iterator["Batch"]:
-        """Yield so many examples at a time, in order."""
+        """Yield the batch in order, `examples` at a time."""
         rows = examples * self.rows_per_example
         for start in range(0, len(self.tokens), rows):
             part = slice(start, start + rows)
@@ -57,15 +57,15 @@ class Batch:
 
     @property
     def given(self) -> dict[str, Tensor]:
-        """What a forward is told beside the tokens.
+        """Arguments of a forward beside the tokens.
 
-        The ids of packed rows restart with every document, by which transformers keeps documents apart
+        Position ids of packed rows restart with every document, and so transformers keeps documents apart
         (`core/proof.py` proves it).
         """
         return {} if self.token_index is None else {"position_ids": plain_ids(self.token_index)}
 
     def total(self, values: Float[Tensor, "rows predictions"]) -> Float[Tensor, ""]:
-        """Return what a figure of each predicted token adds to the loss."""
+        """Return what one figure per predicted token adds to the loss."""
         return values.mean(dim=1).mean() if self.token_index is None else values.sum() * self.token_weight
 
     def by_row(self, values: Float[Tensor, "rows predictions"]) -> Float[Tensor, " rows"]:

@@ -1,8 +1,8 @@
 """Training after training in this process, without Ray: a bench that loads the base model and the shards once.
 
-The engine is kept too, as long as trainings differ in nothing it is built from: each begins with the base's weights and
-an optimizer that has seen nothing. The losses equal those of `jobs/train.py` with the same settings in every bit at
-the same number of threads, since engine, rows, draws and loop are the same.
+The engine is kept too, as long as trainings agree in all that it is built from: each begins with the base's weights and
+a fresh optimizer. The losses equal those of `jobs/train.py` bit for bit with the same settings and number of threads,
+since engine, rows, draws and loop are the same.
 """
 
 import copy
@@ -63,7 +63,7 @@ def tried(task: Task, config: RunConfig, *, name: str, folder: Path) -> Task:
 
 
 def one_rank(device: torch.device) -> None:
-    """Make this process a group of its own, as DeepSpeed wants one."""
+    """Make this process a group of one rank, since DeepSpeed needs a group."""
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed demands it
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -138,23 +138,23 @@ class Bench:
         self.trackers = trackers_of(task, 0, self.gauges(task.name) if self.gauges else None)
 
     def _engine_for(self, task: Task) -> None:
-        """Make the engine one that has trained nothing: the last one's put back, or where it differs a new one."""
+        """Prepare an untrained engine: the last one with its state reset, or a new one if it is built otherwise."""
         seeded = task.model.lora is not None or isinstance(task.model, LlamaModel)  # weights that follow the seed
-        wanted = (
+        key = (
             task.model,
             task.seed if seeded else None,
             task.train.model_dump(include=BUILT_FROM),
             task.positions.method,
             None if task.train.objective.is_plain else (task.train.objective, task.positions),
         )
-        if self.engine is not None and self._built == wanted:
+        if self.engine is not None and self._built == key:
             self.engine.load(iter(self._fresh), optimizer_step=0)
             return
         self.end()
         model = self._model(task)
         assert self._base is not None, "a model is made of it"
         self.engine = begin(task, device=self.device, model=model, base=self._base[1])
-        self._built, self._fresh = wanted, list(self.engine.fresh_states())
+        self._built, self._fresh = key, list(self.engine.fresh_states())
 
     def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -165,8 +165,8 @@ class Bench:
         """Train until a measurement finds `cells`, or to the end, and return that step's metrics.
 
         Args:
-            measure: Called with the engine, each logged step and what returns the seconds so far; its numbers join the
-                step's metrics. None trains to the end; what was trained stays on the bench.
+            measure: Called with the engine, each logged step and a function for the seconds so far; its numbers
+                join the step's metrics. None trains to the end; what was trained stays on the bench.
 
         Returns:
             The metrics of the step; or `failed` (the reason), `step`, `tokens` and `trial_seconds` where the loss or an
@@ -209,7 +209,7 @@ class Bench:
         except (Diverged, DivergedWeights) as error:
             rows = self.taken * self.task.train.batch_sequences * self.task.rows_per_example
             spoilt = {"step": self.taken, "tokens": rows * self.task.window, "trial_seconds": spent()}
-            self.end()  # nothing of it is put back
+            self.end()  # its engine is not used again
             return {"failed": str(error), **spoilt}
         self.tokens = last[0].tokens
         self.seconds = (last[0].model_extra or {})["trial_seconds"] if measure is not None else spent()

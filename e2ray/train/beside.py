@@ -1,8 +1,8 @@
-"""What lies beside the weights of a base model and travels with what was trained from it.
+"""The files beside a base model's weights, which are copied to what is trained from it.
 
-Licences, notices, use policies, generation settings, files of other programs: all but weights, code and pickles, and
-but what is written anew (the config and the tokenizer). The base's card becomes `README.base.md`, and its fields enter
-the card of an export.
+Licences, notices, use policies, generation settings, files of other programs: all but weights, code, pickles, and what
+is written anew (the config and the tokenizer). The base's card becomes `README.base.md`, and its fields enter the card
+of an export.
 """
 
 import re
@@ -45,9 +45,9 @@ def base_name(model: Model) -> str | None:
 
 
 def base_folder(model: Model) -> tuple[Path | None, list[str]]:
-    """Return the folder of a base model's small files, and one line where not all could be had.
+    """Return the folder of a base model's small files, and one line if not all could be fetched.
 
-    Those of a hub id are fetched now or were before; None for a model built from its sizes.
+    Those of a hub id are fetched now or were before; the folder is None for a model built from its sizes.
     """
     if not isinstance(model, PretrainedModel):
         return None, []
@@ -56,7 +56,7 @@ def base_folder(model: Model) -> tuple[Path | None, list[str]]:
     unwanted = [f"*{suffix}" for suffix in sorted(ANY_WEIGHTS | CODE | PICKLES)]
     try:
         return Path(snapshot_download(model.path, revision=model.revision, ignore_patterns=unwanted)), []
-    except (HfHubHTTPError, OSError, ValueError) as error:  # offline in each of its ways
+    except (HfHubHTTPError, OSError, ValueError) as error:  # all the ways of being offline
         config = cached_file(model.path, CONFIG_NAME, revision=model.revision)
         assert config is not None, "a model that was loaded has a config"
         return Path(config).parent, [
@@ -66,13 +66,13 @@ def base_folder(model: Model) -> tuple[Path | None, list[str]]:
 
 
 def take_along(source: Path, target: Path) -> list[str]:
-    """Copy what lies beside a base model's weights, and return one line per file that stays behind.
+    """Copy the files beside a base model's weights, and return one line per file that stays behind.
 
-    The new model's config and tokenizer lie in its folder already.
+    The new model's config and tokenizer are in its folder already.
     """
     ours = OF_AN_EXPORT if (source / RECORD).is_dir() else frozenset()
     written = {CONFIG_NAME, *tokenizer_files(source), *weight_files(source), *INDEXES}
-    told = []
+    lines = []
     for name in files_below(source):
         if name in written or name.split("/")[0] in ours:
             continue
@@ -82,13 +82,13 @@ def take_along(source: Path, target: Path) -> list[str]:
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, kept)
         else:
-            told.append(f"{name}: {kind}, stays with the base model")
+            lines.append(f"{name}: {kind}, stays with the base model")
     for path in sorted(source.iterdir()):
         if path.name.startswith("."):
-            told.append(f"{path.name}: hidden, stays with the base model")
+            lines.append(f"{path.name}: hidden, stays with the base model")
         elif path.is_symlink() and path.is_dir():
-            told.append(f"{path.name}: a link to a folder, stays with the base model")
-    return told
+            lines.append(f"{path.name}: a link to a folder, stays with the base model")
+    return lines
 
 
 def has_generation_settings(source: Path | None) -> bool:
@@ -99,7 +99,7 @@ def has_generation_settings(source: Path | None) -> bool:
 def card_fields(folder: Path) -> tuple[dict[str, object], str | None]:
     """Return the fields at the head of a base model's card that hold for what was trained from it; none without one.
 
-    `take_along` has put the card into the model folder. With them comes a line where its head cannot be read.
+    `take_along` has put the card into the model folder. If its head cannot be read, the second value says so.
     """
     path = folder / BASE_CARD
     text = path.read_text(encoding="utf-8", errors="replace").lstrip("\ufeff \r\n") if path.is_file() else ""
@@ -107,11 +107,11 @@ def card_fields(folder: Path) -> tuple[dict[str, object], str | None]:
         return {}, None
     head, closing, _ = text.removeprefix("---").partition("\n---")
     try:
-        found = yaml.safe_load(head) if closing else None
+        fields = yaml.safe_load(head) if closing else None
     except yaml.YAMLError:
-        found = None
-    if closing and found is None and not head.strip("\r\n "):
+        fields = None
+    if closing and fields is None and not head.strip("\r\n "):
         return {}, None
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         return {}, f"{path}: its head is no YAML between two lines of ---, so its fields do not enter the card"
-    return {key: value for key, value in found.items() if key not in OF_THE_BASE}, None
+    return {key: value for key, value in fields.items() if key not in OF_THE_BASE}, None

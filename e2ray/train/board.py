@@ -1,7 +1,7 @@
 """Scalars for TensorBoard, written at once by the thread that asks.
 
-TensorBoard's own writer hands them to a thread, which prints a traceback where a disk is full; here it is an error of
-the one who writes.
+TensorBoard's own writer hands them to a thread, which prints a traceback when the disk is full; here the caller gets
+the error.
 """
 
 import os
@@ -19,7 +19,7 @@ class Board:
     """A file of TensorBoard events."""
 
     def __init__(self, folder: Path, *, purge_step: int | None) -> None:
-        """Begin a file; earlier ones in the folder stay, of which steps from `purge_step` on are no longer shown.
+        """Begin a file; earlier ones in the folder stay, but their steps from `purge_step` on are no longer shown.
 
         Raises:
             SettingsError: If it cannot be written.

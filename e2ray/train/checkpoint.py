@@ -1,7 +1,7 @@
 """Checkpoints in our own format: safetensors and JSON, no pickle, no world size, no ZeRO stage.
 
 `checkpoints/step-<n>/` holds `part-<k>.safetensors` (per trainable parameter the fp32 weight and Adam's two
-moments), `state.json` (step, counters, what the training is, where each parameter lies), `probe.safetensors` (what the
+moments), `state.json` (step, counters, what the training is, where each parameter is), `probe.safetensors` (what the
 engine answers to fixed tokens) and `manifest.json` (bytes and sha256 of every file). The ranks write their parts in
 parallel into a folder aside, which is flushed and renamed when all of them are done; `checkpoints/latest` then names
 it. Damage is found before anything is loaded, and so is a checkpoint of another training.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # what reads a checkpoint needs no engine
 
 PROBE = CheckpointFolder.probe.name
 PART_BYTES = 2 * 2**30
-BEGINNING = CheckpointState(format=FORMAT, step=0, parameters={})  # where no checkpoint stands yet
+BEGINNING = CheckpointState(format=FORMAT, step=0, parameters={})  # where there is no checkpoint yet
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 T = TypeVar("T")
 
@@ -118,21 +118,21 @@ def save(engine: "Engine", folder: Path, *, step: int, facts: Mapping[str, objec
 def refuse_non_finite(engine: "Engine", *, step: int, folder: Path | None = None) -> None:
     """Raise Diverged on every rank if a trainable weight or one of its moments is not finite; all must call this.
 
-    Where a run has a folder `checkpoints`, its newest stays what it continues from.
+    With `folder`, a run's `checkpoints`, the error names the newest one, which the run then continues from.
     """
-    found = engine.non_finite()
-    if found:
+    name = engine.non_finite()
+    if name:
         kept = steps.latest(folder) if folder else None
         last = f"; {kept} is the last good checkpoint and stays" if kept else ""
         raise Diverged(
-            f"step {step}: the {found} is not finite behind the last update, so the state is not saved{last}; lower "
+            f"step {step}: the {name} is not finite behind the last update, so the state is not saved{last}; lower "
             "train.lr or train.weight_decay, or set train.clip_norm"
         )
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What one rank has written: its files, and where each of its parameters lies."""
+    """What one rank has written: its files, and where each of its parameters is."""
 
     files: dict[str, Fingerprint]
     parameters: dict[str, Parameter]
@@ -161,7 +161,7 @@ def _writer(engine: "Engine", aside: Path) -> Callable[[], _Written]:
                         kind, parameter = key.split("/", 1)
                         if kind == "weight":
                             parameters[parameter] = Parameter(file=path.name, shape=tuple(value.shape))
-            except Exception as error:  # safetensors has one of its own for a failed write
+            except Exception as error:  # safetensors has its own error for a failed write
                 failure = error
             held.clear()
 
@@ -200,7 +200,7 @@ def read_state(checkpoint: Path, *, verify: range | None = None) -> CheckpointSt
 
     Raises:
         DamagedError: Naming the missing, truncated or changed file.
-        SettingsError: If it is whole, and another version's.
+        SettingsError: If it is whole but of another version.
     """
     here = CheckpointFolder(checkpoint)
     try:
@@ -212,11 +212,11 @@ def read_state(checkpoint: Path, *, verify: range | None = None) -> CheckpointSt
     names = list(manifest.files)
     read = names if verify is None else [names[index] for index in verify if index < len(names)]
     try:
-        found = files.damage(checkpoint, manifest.files, read=read)
+        damage = files.damage(checkpoint, manifest.files, read=read)
     except OSError as error:
-        found = f"{checkpoint}: cannot be read: {error.strerror}"
-    if found:
-        raise DamagedError(found)
+        damage = f"{checkpoint}: cannot be read: {error.strerror}"
+    if damage:
+        raise DamagedError(damage)
     state = CheckpointState.read(here.state)
     if checkpoint.name != f"step-{state.step}":
         raise DamagedError(f"{checkpoint}: holds the state after {state.step} updates")
@@ -234,30 +234,30 @@ def read_parameters(checkpoint: Path, state: CheckpointState) -> Iterator[Parame
 
 
 def refuse_other_training(checkpoint: Path, state: CheckpointState, identity: Plain) -> None:
-    """Raise SettingsError naming the first difference if a checkpoint is not of the training that would go on from it.
+    """Raise SettingsError naming the first difference if a checkpoint is not of the training that continues from it.
 
-    The identity is all that a training's weights follow from, as `Task.identity` gives it.
+    The identity is all that determines a training's weights, as `Task.identity` gives it.
     """
-    if told := difference(completed(state.identity), identity, free=()):
-        raise SettingsError(f"{checkpoint}: is of another training: {told}; remove it, or choose another name")
+    if mismatch := difference(completed(state.identity), identity, free=()):
+        raise SettingsError(f"{checkpoint}: is of another training: {mismatch}; remove it, or choose another name")
 
 
 def load(engine: "Engine", checkpoint: Path, *, identity: Plain) -> CheckpointState:
     """Make a new engine continue from a checkpoint and return its state.json; every rank must call this.
 
-    Where it is damaged the newest whole one before it is taken, and told.
+    A damaged one is reported, and the newest whole one before it is taken.
 
     Raises:
-        SettingsError: On every rank, if none is whole, it belongs to another model or training, or the engine answers
-            otherwise than the one that wrote it.
+        SettingsError: On every rank, if none is whole, it belongs to another model or training, or the engine's
+            answers differ from those of the one that wrote it.
     """
     newest = int(checkpoint.name.removeprefix("step-"))
     candidates = [checkpoint, *(path for step, path in steps.step_folders(checkpoint.parent) if step < newest)]
     complaints: list[str] = []
     for candidate in candidates:
-        found = together(partial(_whole, engine, candidate), doing="reading the checkpoint")
-        complaint = next((each for each in found if isinstance(each, str)), None)
-        state = found[engine.rank]
+        outcomes = together(partial(_whole, engine, candidate), doing="reading the checkpoint")
+        complaint = next((each for each in outcomes if isinstance(each, str)), None)
+        state = outcomes[engine.rank]
         if isinstance(state, CheckpointState) and complaint is None:
             _take_over(engine, candidate, state, identity)
             return state

@@ -92,15 +92,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def telling(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return the loss; where it is no finite number its gradient is none either, by which every rank hears of it."""
+    """Return the loss; if it is not finite, neither is its gradient, and so every rank notices."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
 class SkippingAdamW(torch.optim.AdamW):
     """AdamW that leaves weights, moments and its counter alone where the gradient's norm is beyond float32.
 
-    The norm is what `norm` returns, or its square, which the second moment would hold. In ZeRO stages 1 to 3 DeepSpeed
-    skips most such updates itself; stage 3 lets norms pass whose square is infinite, and stage 0 all of them.
+    `norm` returns it; its square counts too, since the second moment would hold it. In ZeRO stages 1 to 3 DeepSpeed
+    skips most such updates itself, but stage 3 lets norms pass whose square is infinite, and stage 0 all of them.
     """
 
     norm: Callable[[], Tensor | float]
@@ -129,7 +129,7 @@ class Engine:
     ) -> None:
         """Wrap `model` (its weights in `dtype`); torch.distributed must be initialised.
 
-        The method is linear where none is given; every other one asks for L, `base_context_length`, in tokens.
+        Without a method it is linear; every other one needs L, `base_context_length`, in tokens.
         """
         self.settings = settings
         self.device = device
@@ -138,7 +138,7 @@ class Engine:
         self.micro_sequences, self.accumulation = micro_batch(settings, self.num_workers)
         self.names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
         self.hook = RotaryHook(model, method, base_context_length=base_context_length)
-        self.objective: Objective | None = None  # what is descended; None: the next token's NLL
+        self.objective: Objective | None = None  # what is minimised; None: the next token's NLL
         self.figures: dict[str, Tensor] = {}  # of the last update, beside the NLL: [rows] each
         self._norm: Tensor | None = None
         self._adam = SkippingAdamW(
@@ -173,7 +173,7 @@ class Engine:
     def logits(
         self, input_ids: Int[Tensor, "batch length"], position_ids: Int[Tensor, "batch length"] | None = None
     ) -> Float[Tensor, "batch length vocabulary"]:
-        """Return the logits of a forward in the mode training has, without a graph."""
+        """Return the logits of a forward in the module's current mode, without a graph."""
         given = {} if position_ids is None else {"position_ids": position_ids}
         with torch.no_grad():
             return self.ds(input_ids=input_ids, use_cache=False, **given).logits
@@ -184,7 +184,7 @@ class Engine:
             return ask(forward, hook, vocab_size=vocab_size, dtype=dtype, device=self.device)
 
     def refuse_other_answers(self, probe: Probe, *, what: str) -> None:
-        """Raise SettingsError if the model answers otherwise than one whose probe this is; every rank must call this.
+        """Raise SettingsError if the model's answers differ from the probe's; every rank must call this.
 
         `what` is what errors name.
         """
@@ -195,7 +195,7 @@ class Engine:
     def _quiet(self) -> Iterator[tuple[Forward, RotaryHook, int, torch.dtype]]:
         """Give (forward, hook, tokens of the vocabulary, dtype of the weights) of the model in evaluation mode.
 
-        The hook is linear whatever the method, since whoever asks a written model knows none.
+        The hook is linear whatever the method, since a written model is probed without one.
         """
         embeddings = self.ds.module.get_input_embeddings().weight
         hook = RotaryHook(self.ds.module)
@@ -224,7 +224,7 @@ class Engine:
             with self.hook.applied(there.draw.scale, there.draw.offsets):
                 outcome = objective(self._forward, there)
                 self.ds.backward(telling(outcome.loss))
-            if self.settings.zero_stage == 0:  # DeepSpeed tells no norm without ZeRO
+            if self.settings.zero_stage == 0:  # DeepSpeed reports no norm without ZeRO
                 self._norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters() if p.grad is not None])
             self.ds.step()
             outcomes.append(outcome)
@@ -236,7 +236,7 @@ class Engine:
     def untouched_logits(
         self, input_ids: Int[Tensor, "rows window"], **given: Tensor
     ) -> Float[Tensor, "rows window vocabulary"]:
-        """Return the logits of the base that adapters lie on, at scale 1 without a shift or dropout; no gradient."""
+        """Return the logits of the base under the adapters, at scale 1 without shift or dropout; no gradient."""
         self.ds.eval()
         try:
             with torch.no_grad(), self.hook.applied(1.0), self.ds.module.disable_adapter():
@@ -258,7 +258,7 @@ class Engine:
     def _norm_of_this_update(self) -> Tensor | float:
         """Return the gradient's norm over all ranks while AdamW makes its step."""
         norm = self._norm if self.settings.zero_stage == 0 else self.ds.optimizer._global_grad_norm
-        return 0.0 if norm is None else norm  # of a throw-away update
+        return 0.0 if norm is None else norm  # None in a throw-away update
 
     @property
     def skipped(self) -> bool:
@@ -304,7 +304,7 @@ class Engine:
             yield ParameterState(name, *(value.detach().reshape(shape).cpu().clone() for value in full))
 
     def fresh_states(self) -> Iterator[ParameterState]:
-        """Yield each trainable parameter as it is now, with moments of zero: `load` puts a used engine back to it."""
+        """Yield each trainable parameter as it is now, with moments of zero: `load` resets a used engine to it."""
         for name, parameter in self.parameters():
             full = parameter.detach() if self.settings.zero_stage == 0 else safe_get_full_fp32_param(parameter)
             shape = getattr(parameter, "ds_shape", parameter.shape)
@@ -312,7 +312,7 @@ class Engine:
             yield ParameterState(name, full.detach().float().reshape(shape).cpu().clone(), zeros, zeros)
 
     def load(self, states: Iterator[ParameterState], *, optimizer_step: int) -> None:
-        """Take over every trainable parameter's state, in a new engine or one that stands between two updates.
+        """Take over every trainable parameter's state, in a new engine or one between two updates.
 
         States come in the order of `parameters`; `optimizer_step` is Adam's own counter, the updates made so far.
         """
@@ -324,10 +324,10 @@ class Engine:
         self._set_adam_step(optimizer_step)
 
     def _link_moments(self) -> None:
-        """Make every parameter know where its moments lie.
+        """Link every parameter to its moments.
 
-        ZeRO 1 and 2 do this once, after the first parameter group's first update, when the groups behind it have
-        no moments yet; they would never be found.
+        ZeRO 1 and 2 do this once, after the first parameter group's first update, when the later groups have no
+        moments yet; theirs would never be found.
         """
         zero = self.ds.optimizer
         for low, high in (
@@ -382,18 +382,18 @@ class Engine:
         """Return what holds a number that is not finite, as `weight of <parameter>`; None where nothing does.
 
         Every rank must call this and gets the same answer. Each looks at its own share of the fp32 weights and moments,
-        which AdamW's state holds after the first update; only where one finds something are they gathered, since what
-        fills up a share counts for nothing.
+        which AdamW's state holds after the first update; they are gathered only where a rank finds something, since
+        a share's padding does not count.
         """
         shares = [value for weight, state in self._adam.state.items() for value in (weight, *map(state.get, MOMENTS))]
         if not self.any(not all(bool(share.isfinite().all()) for share in shares)):
             return None
-        found = None
+        first = None
         for state in self.states():
             for kind in ("weight", *MOMENTS):
-                if found is None and not bool(getattr(state, kind).isfinite().all()):
-                    found = f"{kind} of {state.name}"
-        return found
+                if first is None and not bool(getattr(state, kind).isfinite().all()):
+                    first = f"{kind} of {state.name}"
+        return first
 
     def _set_adam_step(self, step: int) -> None:
         for state in self._adam.state.values():

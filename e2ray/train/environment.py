@@ -1,4 +1,4 @@
-"""What a process runs on: versions, commit and hardware for environment.json, and the memory that it has held."""
+"""What a process runs on: versions, commit and hardware for environment.json, and its peak memory."""
 
 import os
 import platform
@@ -35,8 +35,8 @@ def environment() -> Environment:
 def write_environment(folder: Path) -> None:
     """Write environment.json of a run that begins or goes on; what it says of the training stays."""
     facts = training_facts(folder)
-    found = environment().changed(training=facts) if facts else environment()
-    found.write(RunFolder(folder).environment)
+    record = environment().changed(training=facts) if facts else environment()
+    record.write(RunFolder(folder).environment)
 
 
 def _version(package: str) -> str | None:
@@ -47,7 +47,7 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout the package lies in, with `-dirty` for changes; None outside of one."""
+    """Return the commit of the package's checkout, with `-dirty` for changes; None outside of one."""
     root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
@@ -60,7 +60,7 @@ def git_commit() -> str | None:
 def peak_memory_mib(device: torch.device) -> float | None:
     """Return the most memory this process has held so far, in MiB: of its GPU, or on CPUs resident.
 
-    None where the system does not tell.
+    None where the system does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

@@ -1,8 +1,8 @@
-"""What a training worker leaves while it lives: which phase it is in and how often it has got to another one.
+"""What a training worker writes while it lives: which phase it is in and how many phases it has begun.
 
-The driver reads it (`train/watch.py`) to find workers that stand still. The training only says a word at each phase; a
-thread writes it down once a second, into a file of fixed size that is written in place, so that a full disk does not
-make a worker look dead.
+The driver reads it (`train/watch.py`) to find workers that stand still. The training only marks each phase; a thread
+writes that once a second, into a file of fixed size that is written in place, so that a full disk does not make a
+worker look dead.
 """
 
 import faulthandler
@@ -31,8 +31,8 @@ WRITE_S = 1.0
 STACK_SIGNAL = signal.SIGUSR1  # a worker that gets it writes the stacks of its threads into its `stack_file`
 _OPEN: list[TextIO] = []
 STARTING = "starting"  # the phase a worker begins with: model, proof, checkpoint
-MEASURING = "measuring"  # a phase that now does nothing, now a whole evaluation
-RESTING = "resting"  # the phase of one that has nothing to do, for as long as it takes
+MEASURING = "measuring"  # a phase that does nothing at one step, a whole evaluation at another
+RESTING = "resting"  # the phase of a worker without work, however long
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Beat:
     name: str  # of the worker, unique among those of a folder
     label: str  # what a person calls it
     pid: int
-    born: float  # when the process started, s since 1970: a pid may be given to another one
-    thread: int  # that trains, as Python's and faulthandler's ident
+    born: float  # when the process started, s since 1970: its pid may be reused
+    thread: int  # the one that trains, as Python's and faulthandler's ident
     host: str
     node: str  # Ray's id of the node, "" outside of Ray
     phase: str
@@ -53,7 +53,7 @@ class Beat:
 
 
 def beat_file(folder: Path, name: str) -> Path:
-    """Return where a worker's state stands."""
+    """Return the file of a worker's state."""
     return folder / f"{name}.json"
 
 
@@ -64,18 +64,18 @@ def stack_file(folder: Path, name: str) -> Path:
 
 def read_beats(folder: Path) -> list[Beat]:
     """Return the state of each worker that has begun and not ended; one that is just being written is left out."""
-    found = []
+    beats = []
     for path in sorted(folder.glob("*.json")):
         with suppress(OSError, ValueError, TypeError):
-            found.append(Beat(**json.loads(path.read_text(encoding="ascii"))))
-    return found
+            beats.append(Beat(**json.loads(path.read_text(encoding="ascii"))))
+    return beats
 
 
 class Heartbeat:
     """A worker's side; begins in the phase STARTING."""
 
     def __init__(self, folder: Path, name: str, *, label: str, node: str = "") -> None:
-        """Begin to write into a folder that driver and workers share, which is made.
+        """Begin to write into a folder that driver and workers share; it is created.
 
         `name` is this worker's own in the folder, `label` what the driver calls it, `node` Ray's id of where it is.
 
@@ -99,7 +99,7 @@ class Heartbeat:
             folder.mkdir(parents=True, exist_ok=True)
             stacks = self._stacks.open("w", encoding="utf-8")
             faulthandler.register(STACK_SIGNAL, stacks, all_threads=True)
-            _OPEN.append(stacks)  # for good: the signal may still come when the worker has ended its work
+            _OPEN.append(stacks)  # never closed: the signal may still come when the worker has ended its work
             self._path.write_text(self._record(), encoding="ascii")
         except OSError as error:
             raise named_write_error(error, self._path) from error
@@ -122,7 +122,7 @@ class Heartbeat:
         self._put()
 
     def around(self, items: Iterator[Item], *, waiting: str, working: str, step: int) -> Iterator[Item]:
-        """Yield the item of each update, the first one behind `step` updates; waiting and working are phases."""
+        """Yield the item of each update, the first one after `step` updates; waiting and working are phases."""
         self.mark(waiting, step)
         for done, item in enumerate(items, step):
             self.mark(working, done)
@@ -132,7 +132,7 @@ class Heartbeat:
     def marking(self, function: Callable[P, R], during: str, after: Callable[P, str] | None = None) -> Callable[P, R]:
         """Return a function that runs in a phase of its own, `during`.
 
-        `after` returns from the function's arguments the phase behind it; None where the next one says it itself.
+        `after` returns the next phase from the function's arguments; None where that is marked elsewhere.
         """
 
         def marked(*arguments: P.args, **options: P.kwargs) -> R:

@@ -49,8 +49,8 @@ class Job:
         config: The recipe that it trains with; None without training.
         max_scale: G.
         asked: The retrieval grid, or None.
-        out: The file that it leaves.
-        own: Whether the recipe says what the lane is, and not its name.
+        out: The file that it writes.
+        own: Whether the recipe, not its name, says what the lane is.
     """
 
     lane: str
@@ -70,8 +70,8 @@ class Job:
         if self.config is None or not (self.own or self.lane == "best"):
             return None
         train = self.config.train
-        told = {"positions": self.config.positions, "objective": train.objective}
-        plain: Plain = {name: section.model_dump(mode="json") for name, section in told.items()}
+        sections = {"positions": self.config.positions, "objective": train.objective}
+        plain: Plain = {name: section.model_dump(mode="json") for name, section in sections.items()}
         return plain if self.own else plain | {"lr": train.lr}  # an own lane's rate is the recipe's
 
     def served(self, window: int) -> float:
@@ -94,16 +94,16 @@ def left(job: Job) -> Lane:
     Raises:
         SettingsError: If it is not what the job has written.
     """
-    found = Lane.read(job.out)
-    if (found.lane, found.seed) != (job.lane, job.seed):
-        name = f"{found.lane}, seed {found.seed}"
+    lane = Lane.read(job.out)
+    if (lane.lane, lane.seed) != (job.lane, job.seed):
+        name = f"{lane.lane}, seed {lane.seed}"
         raise SettingsError(f"{job.out}: is of the job {name}, wanted {job.lane}, seed {job.seed}; {Lane.anew}")
-    if found.told != job.told:
+    if lane.told != job.told:
         raise SettingsError(
             f"{job.out}: was made when compare.{'own' if job.own else 'best'} said something else of {job.lane}; "
             f"{Lane.anew}{', or give the lane another name' if job.own else ''}"
         )
-    return found
+    return lane
 
 
 def is_done(job: Job) -> bool:
@@ -137,12 +137,12 @@ def run_job(job: Job, use_gpu: bool) -> None:
         result = result.changed(failed="it does not fit into memory")
     job.out.parent.mkdir(parents=True, exist_ok=True)
     result.changed(seconds=time.perf_counter() - began).write(job.out)
-    said = result.failed or f"{result.tokens:,} tokens in {result.train_s:.0f} s"
-    print(f"{job.lane}, seed {job.seed}: {said}", flush=True)
+    outcome = result.failed or f"{result.tokens:,} tokens in {result.train_s:.0f} s"
+    print(f"{job.lane}, seed {job.seed}: {outcome}", flush=True)
 
 
 def _base_model(job: Job, device: torch.device) -> tuple[nn.Module, RotaryHook]:
-    """Return the base and a hook that reads it as the lane's untrained method does, as it is without one."""
+    """Return the base and a hook of the lane's untrained method; without one the base is read as it is."""
     loaded = LoadedModel(
         job.task.model,
         device=device,
@@ -205,7 +205,7 @@ def _measured(job: Job, model: nn.Module, hook: RotaryHook, device: torch.device
         if window in windows:
             sums += _window_sums(job, model, hook, documents, window, device, missing)
         if window in lengths and job.asked:
-            said: list[str] = []
+            notes: list[str] = []
             with _noted(missing, window):
                 rows += accuracy(
                     model,
@@ -218,9 +218,9 @@ def _measured(job: Job, model: nn.Module, hook: RotaryHook, device: torch.device
                     device=device,
                     scale=job.read_at(window),
                     kept=kept,
-                    progress=said.append,
+                    progress=notes.append,
                 )
-                missing += [line for line in said if line.startswith("left out")]
+                missing += [line for line in notes if line.startswith("left out")]
     return {"sums": sums, "retrieval": rows, "missing": missing}
 
 
@@ -236,9 +236,9 @@ def _window_sums(
     """Return the rows of one window at the scales it is read with; one that has none leaves a line in `missing`."""
     served = job.served(window)
     scales = [job.read_at(window)] if job.config is None else sorted({1.0, served})
-    found: list[Sums] = []
+    rows: list[Sums] = []
     for scale in scales:
-        said: list[str] = []
+        notes: list[str] = []
         with _noted(missing, window):
             sums = document_sums(
                 model,
@@ -250,11 +250,11 @@ def _window_sums(
                 batch_tokens=job.evaluate.batch_tokens,
                 device=device,
                 name=job.lane,
-                progress=said.append,
+                progress=notes.append,
             )
-            found += sums
-            missing += [line for line in said if "left out" in line] if not sums else []
-    return [_row(each, served if job.config is None else each.scale, served) for each in found]
+            rows += sums
+            missing += [line for line in notes if "left out" in line] if not sums else []
+    return [_row(each, served if job.config is None else each.scale, served) for each in rows]
 
 
 def _row(sums: Sums, scale: float, served: float) -> LaneSums:

@@ -64,26 +64,26 @@ def resources(settings: ClusterSettings) -> Resources:
         total = ray.cluster_resources()
         use_gpu = total.get("GPU", 0) > 0 if settings.use_gpu == "auto" else settings.use_gpu
         cpus = settings.cpus_per_worker or (1.0 if use_gpu else 0.5)
-        wanted = Resources(settings.num_workers, use_gpu, cpus)
-        missing = shortage(wanted, total)
+        request = Resources(settings.num_workers, use_gpu, cpus)
+        missing = shortage(request, total)
         if not missing:
-            return wanted
+            return request
         if time.monotonic() >= deadline:
             raise SettingsError(missing)
         time.sleep(min(5.0, max(0.1, deadline - time.monotonic())))
 
 
-def shortage(wanted: Resources, total: dict[str, float]) -> str | None:
-    """Return one line that says what the cluster lacks, or None; the readers of the data are counted too."""
-    needs = {"CPU": wanted.num_workers * (wanted.cpus_per_worker + READER_CPUS)}
-    if wanted.use_gpu:
-        needs["GPU"] = float(wanted.num_workers)
+def shortage(request: Resources, total: dict[str, float]) -> str | None:
+    """Return one line on what the cluster lacks, or None; data readers are counted too."""
+    needs = {"CPU": request.num_workers * (request.cpus_per_worker + READER_CPUS)}
+    if request.use_gpu:
+        needs["GPU"] = float(request.num_workers)
     for kind, need in needs.items():
         if need > total.get(kind, 0.0):
-            fits = math.floor(total.get(kind, 0.0) / need * wanted.num_workers)
+            fits = math.floor(total.get(kind, 0.0) / need * request.num_workers)
             return (
-                f"cluster.num_workers: {wanted.num_workers} workers need {need:g} {kind}s (data readers included), the "
-                f"cluster has {total.get(kind, 0.0):g}, enough for {fits}; lower cluster.num_workers or add nodes"
+                f"cluster.num_workers: {request.num_workers} workers need {need:g} {kind}s (data readers included), "
+                f"the cluster has {total.get(kind, 0.0):g}, enough for {fits}; lower cluster.num_workers or add nodes"
             )
     return None
 
@@ -93,7 +93,7 @@ def train(task: Task, settings: ClusterSettings) -> None:
 
     Raises:
         SettingsError: If a setting, a path or data is wrong, with the worker's one line.
-        Diverged: If the numbers are finite no more; it is not tried again.
+        Diverged: If the numbers are no longer finite; it is not tried again.
         RuntimeError: If the workers failed more often than `cluster.max_failures`.
     """
     with _bar(task) if not task.show_progress else nullcontext():
@@ -115,7 +115,7 @@ def try_out(task: Task, settings: ClusterSettings, watch: Watch, callbacks: list
 def _fit(
     task: Task, settings: ClusterSettings, watch: Watch | None = None, callbacks: list[UserCallback] | None = None
 ) -> None:
-    wanted = resources(settings)
+    request = resources(settings)
     if watch is not None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a trial that is cut off begins anew
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
@@ -129,13 +129,13 @@ def _fit(
             task=task,
             attempt=attempt,
             watch=watch,
-            # other trials may stand on the same machine: each keeps to what it reserved
-            threads=max(1, int(wanted.cpus_per_worker)) if watch else None,
+            # other trials may run on the same machine: each keeps to what it reserved
+            threads=max(1, int(request.cpus_per_worker)) if watch else None,
         ),
         scaling_config=ScalingConfig(
-            num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=wanted.per_worker()
+            num_workers=request.num_workers, use_gpu=request.use_gpu, resources_per_worker=request.per_worker()
         ),
-        torch_config=TorchConfig(backend="nccl" if wanted.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if request.use_gpu else "gloo"),
         run_config=RunConfig(
             name=f"{task.name}-{attempt}",
             storage_path=str(task.folder / "ray"),
@@ -147,9 +147,9 @@ def _fit(
     failure: Exception | None = None
     beats_folder = beats(task.folder, attempt)
     watchman = watchman_of(beats_folder, settings)
-    told = _show if task.show_progress and watch is None else None
+    show = _show if task.show_progress and watch is None else None
     try:
-        with Pace(told, f"{task.name}, workers start", total=task.train.steps, unit="updates") as pace:
+        with Pace(show, f"{task.name}, workers start", total=task.train.steps, unit="updates") as pace:
             watchman.heard = partial(_hear, pace, task.name)
             with watched(watchman), _own_interrupt():
                 trainer.fit()
@@ -177,11 +177,11 @@ def _own_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _hear(pace: Pace, name: str, found: list[Beat]) -> None:
-    """Let a training's pace be what its first worker does; the worker itself tells of updates."""
-    if found:
-        pace.what = f"{name}, {found[0].phase}"
-        pace.reach(found[0].step)
+def _hear(pace: Pace, name: str, workers: list[Beat]) -> None:
+    """Set a training's pace to the phase and step of its first worker, which prints updates itself."""
+    if workers:
+        pace.what = f"{name}, {workers[0].phase}"
+        pace.reach(workers[0].step)
 
 
 def _show(line: str) -> None:
@@ -189,7 +189,7 @@ def _show(line: str) -> None:
 
 
 def watchman_of(folder: Path, settings: ClusterSettings) -> Watchman:
-    """Return who looks after the workers of the connected cluster whose heartbeats lie in a folder."""
+    """Return the watchman of the connected cluster's workers whose heartbeats are in a folder."""
     return Watchman(folder, Vigil(hang_s=settings.hang_s), on_node=_on_node, show=_show)
 
 
@@ -208,7 +208,7 @@ def _on_node(beat: Beat, function: Callable[P, R], *arguments: P.args, **options
 
 
 def _cause(error: TrainingFailedError, hung: str | None) -> Exception:
-    """Return the error to show for a failed training: the workers' own where there is one, else who stood still."""
+    """Return the error to show for a failed training: the workers' own if there is one, else who stood still."""
     failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     for failure in failures:
         inner = getattr(failure, "cause", None) or failure

@@ -1,10 +1,10 @@
 """The ledger of a run: which row every rank trained on in every step, and with which draw, for audits.
 
 Each rank writes what it handed to the loop, as it came out of the data path, one Arrow file for each stretch between
-two checkpoints: `ledger/steps-<first>-<behind the last>-rank-<rank>-<digest of its bytes>.arrow`. A stretch is written
-before its checkpoint, and what lies behind the checkpoint that a restart continues from is removed, so the files
-together tell the steps that the weights have seen, each once, whatever was killed in between. Steps that changed
-nothing are among them; a run's skipped.jsonl names those.
+two checkpoints: `ledger/steps-<first>-<last + 1>-rank-<rank>-<digest of its bytes>.arrow`. A stretch is written before
+its checkpoint, and what comes after the checkpoint that a restart continues from is removed, so the files together list
+the steps that the weights have seen, each once, whatever was killed in between. Steps that changed nothing are among
+them; a run's skipped.jsonl names those.
 """
 
 import hashlib
@@ -41,10 +41,10 @@ SCHEMA = pa.schema(
 
 
 class Ledger:
-    """One rank's hand on the ledger."""
+    """One rank's part of the ledger."""
 
     def __init__(self, folder: Path, *, rank: int, start_step: int) -> None:
-        """Begin behind the `start_step` updates of a checkpoint; rank 0 removes what all ranks noted of later steps.
+        """Begin after the `start_step` updates of a checkpoint; rank 0 removes what all ranks noted of later steps.
 
         Raises:
             SettingsError: If the folder cannot be written.
@@ -55,8 +55,8 @@ class Ledger:
             for left in self.folder.glob(f"{files.TEMPORARY}*"):
                 left.unlink()
             for path in _files(self.folder):
-                found = NAME.fullmatch(path.name)
-                if found and int(found[2]) > start_step:
+                match = NAME.fullmatch(path.name)
+                if match and int(match[2]) > start_step:
                     path.unlink()
 
     def add(self, step: int, indices: range, rows: Rows, draw: Draw) -> None:
@@ -90,7 +90,7 @@ class Ledger:
 
 
 def jumps(offsets: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return where in a row the shift changes, and to how many tokens; `replayed` is the way back.
+    """Return where in a row the shift changes, and to how many tokens; `replayed` is the inverse.
 
     Offsets are those of one row's draw, int64 [window].
     """
@@ -100,7 +100,7 @@ def jumps(offsets: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
 
 
 def rows_of(ids: Int[Tensor, " rows"], draw: Draw, nll: Float[Tensor, " rows"]) -> list[SkippedRow]:
-    """Return what skipped.jsonl tells of each row of a batch.
+    """Return what skipped.jsonl says of each row of a batch.
 
     `ids` are the rows' numbers among all, int64 [rows], draws on the CPU, `nll` the mean of each row, [rows].
     """
@@ -126,8 +126,8 @@ def read_ledger(folder: Path) -> pa.Table:
     """
     tables = []
     for path in _files(folder / FOLDER):
-        content, found = path.read_bytes(), NAME.fullmatch(path.name)
-        if found is None or found[4] not in (None, _digest(content)):
+        content, match = path.read_bytes(), NAME.fullmatch(path.name)
+        if match is None or match[4] not in (None, _digest(content)):
             raise SettingsError(f"{path}: is damaged, its name tells another digest; put it back from a copy")
         try:
             tables.append(pa.ipc.open_file(pa.BufferReader(content)).read_all())
@@ -138,7 +138,7 @@ def read_ledger(folder: Path) -> pa.Table:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files of a ledger in order; what a killed writer left of one is none."""
+    """Return the files of a ledger in order, without what killed writers left half-written."""
     return sorted(path for path in folder.glob("*.arrow") if not path.name.startswith(files.TEMPORARY))
 
 

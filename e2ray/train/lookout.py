@@ -1,4 +1,4 @@
-"""Looking on while a model trains: NLL of a few held-out documents at L and at longer windows, and what L has cost.
+"""Looks at a model while it trains: NLL of a few held-out documents at L and at longer windows, and the price at L.
 
 Every window scores the same last tokens of the same documents, read at the scale that the draws serve it at. The price
 is NLL at L minus that of the untouched model, before its first step and at scale 1.
@@ -26,7 +26,7 @@ NLL, PRICE = "watch_nll", "price_at_base"
 
 
 def watched_windows(base_context_length: int, max_scale: float) -> tuple[int, ...]:
-    """Return L, the longest window that is trained for, and one half-way between them in powers."""
+    """Return L, the longest window that is trained for, and their geometric mean."""
     ends = (1.0, max_scale**0.5, max_scale)
     return tuple(sorted({round(base_context_length * scale) for scale in ends}))
 
@@ -48,12 +48,12 @@ class Lookout:
         """
         self.engine, self.task = engine, task
         lengths = [len(document) for document in documents]
-        wanted = watched_windows(task.base_context_length, task.positions.max_scale)
-        self.windows = tuple(window for window in wanted if window <= max(lengths, default=0))
+        windows = watched_windows(task.base_context_length, task.positions.max_scale)
+        self.windows = tuple(window for window in windows if window <= max(lengths, default=0))
         if not self.windows:
             raise SettingsError(
                 f"train.watch_every: the longest held-out document has {max(lengths, default=0)} tokens, wanted the "
-                f"{wanted[0]} of L at least; name longer ones in data.validation_corpus, or set it to null"
+                f"{windows[0]} of L at least; name longer ones in data.validation_corpus, or set it to null"
             )
         chosen = select_documents(
             documents, minimum_tokens=self.windows[-1], limit=task.train.watch_documents, cut=self.windows[-1]
@@ -119,7 +119,7 @@ class Lookout:
         return FirstLook(nll=nll, window=self.windows[0], scored=self.scored, documents=self.digest)
 
     def resume(self, watched: Watched | None) -> None:
-        """Take up what a checkpoint has kept.
+        """Continue from what a checkpoint has kept.
 
         Raises:
             SettingsError: If it was made without a look at this text before the first step.
@@ -134,11 +134,11 @@ class Lookout:
     def metrics(self, step: int) -> dict[str, object]:
         """Return what joins a logged step's metrics: `watch_nll` by window, and `price_at_base` in nats per token."""
         assert self.base is not None, "the first look is before the first step"
-        found, before = self.look(), self.base.nll
-        here = found[str(self.windows[0])]
+        nll, before = self.look(), self.base.nll
+        here = nll[str(self.windows[0])]
         price = None if here is None or before is None else here - before
-        self.last = Look(step=step, watch_nll=found, price_at_base=price)
-        return {NLL: found, PRICE: price}
+        self.last = Look(step=step, watch_nll=nll, price_at_base=price)
+        return {NLL: nll, PRICE: price}
 
     def watched(self) -> Watched:
         """Return what a checkpoint keeps."""
@@ -146,7 +146,7 @@ class Lookout:
 
 
 def lookout_of(engine: Engine, task: Task) -> Lookout | None:
-    """Return what a training is watched with, None where it is not."""
+    """Return the lookout of a training, None where it is not watched."""
     if task.train.watch_every is None:
         return None
     opened = ShardSet.open(task.shards, window=task.window, tokenizer_hash=task.tokenizer_hash)
@@ -154,7 +154,7 @@ def lookout_of(engine: Engine, task: Task) -> Lookout | None:
 
 
 def pays_too_much(settings: TrainSettings, line: MetricsLine | Look, base_context_length: int) -> str | None:
-    """Return what to say where a step's line ends a training by `train.stop`, None where it does not."""
+    """Return one line if a step's metrics end a training by `train.stop`, else None."""
     price = line.price_at_base
     if settings.stop is None or price is None or price <= settings.stop.price_at_base:
         return None

@@ -1,4 +1,4 @@
-"""The training loop, free of Ray, of files and of the cluster: it runs with a list and small functions.
+"""The training loop, free of Ray, files and the cluster: it runs with a list of batches and small functions.
 
 A search trial and a training job are this same function, so that the same settings give the same losses.
 """
@@ -99,7 +99,7 @@ class Meter:
         self.since, self.waited, self.steps, self.skipped, self.rows = time.perf_counter(), 0.0, 0, 0, 0
 
     def add(self, batch: Batch, nll: Float[Tensor, " rows"], waited: float, *, skipped: bool = False) -> None:
-        """Count one update's rows; `waited` is the time in s that its data were waited for.
+        """Count one update's rows; `waited` is the time in s spent waiting for its data.
 
         A row without a finite NLL enters no mean.
         """
@@ -124,8 +124,8 @@ class Meter:
     def line(self, *, step: int, lr: float) -> MetricsLine:
         """Return the metrics since the last line over all ranks, and start anew; every rank must call this.
 
-        Means are over the rows with a finite NLL. None stands for what is no finite number: the means where there was
-        no such row, and the norm of a step that was skipped.
+        Means are over the rows with a finite NLL. None stands for a number that is not finite: the means where there
+        was no such row, and the norm of a step that was skipped.
         """
         sums = self.engine.total(self.sums).cpu()
         figures = {name: self.engine.total(self.figures[name]).tolist() for name in sorted(self.figures)}
@@ -177,8 +177,8 @@ def fit(
         evaluate: Called with each logged step; its numbers, if any, join that step's metrics.
         progress: Called after every update with the number of updates made.
         note_skipped: Called on every rank with a skipped step's number (from 1), its batch and each row's NLL.
-        skips: What was skipped before; it is counted on.
-        tokens: Tokens that were read before, those of skipped steps among them.
+        skips: Steps skipped before; new ones are added.
+        tokens: Tokens read before, those of skipped steps included.
 
     Raises:
         Diverged: If as many steps in a row as `settings.max_skipped_steps` were skipped.
@@ -212,7 +212,7 @@ def fit(
 
 
 def _next(source: Iterator[Batch]) -> tuple[Batch, float]:
-    """Return the next batch and the seconds that it was waited for."""
+    """Return the next batch and how long the wait for it was, in s."""
     asked = time.perf_counter()
     batch = next(source)
     return batch, time.perf_counter() - asked
@@ -223,5 +223,5 @@ def _line(meter: Meter, step: int, lr: float, evaluate: Callable[[int], Mapping[
     metrics = meter.line(step=step, lr=lr)
     if evaluate:
         metrics = metrics.changed(**files.finite(dict(evaluate(step))))
-        meter.since = time.perf_counter()  # what it took is none of the training's
+        meter.since = time.perf_counter()  # its time is not the training's
     return metrics

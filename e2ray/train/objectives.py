@@ -1,7 +1,7 @@
-"""What a training descends: a forward and a batch in, a loss and figures of each row out.
+"""What a training minimises: a forward and a batch in, a loss and figures of each row out.
 
-The engine knows none of them; one that needs more than the forward, such as a teacher, is made with it. The loss is
-what one micro batch adds to the mean over all rows and ranks.
+The engine knows no particular one; one that needs more than the forward, such as a teacher, is made with it. The loss
+is what one micro batch adds to the mean over all rows and ranks.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,11 +22,11 @@ Forward = Callable[..., Float[Tensor, "rows window vocabulary"]]  # of input_ids
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an objective found.
+    """What an objective returns.
 
     Attributes:
-        nll: float32 [rows], each row's mean NLL over what it predicts, whatever is descended.
-        loss: What is descended.
+        nll: float32 [rows], each row's mean NLL over what it predicts, whatever is minimised.
+        loss: What is minimised.
         figures: Further means of each row, float32 [rows], by the name they are logged under.
     """
 
@@ -39,7 +39,7 @@ class Objective(Protocol):
     """One thing to train for."""
 
     def __call__(self, forward: Forward, batch: Batch) -> Outcome:
-        """Return what the examples of one forward show."""
+        """Return the outcome of one forward's examples."""
 
 
 def next_token(forward: Forward, batch: Batch) -> Outcome:
@@ -59,8 +59,8 @@ class Mixture:
     """Next token and self-distillation, mixed by weights, each token by how rare its reach is.
 
     The teacher is the base reading the same row at scale 1 without a shift: the row is short, so it knows the answer.
-    Per token KL(teacher || student). Relatives of the first are arXiv:2604.14339 and arXiv:2604.06070; the weights are
-    in the manner of EXACT (arXiv:2605.10544), over drawn distances.
+    Per token KL(teacher || student). Related distillations are arXiv:2604.14339 and arXiv:2604.06070; the weights
+    follow EXACT (arXiv:2605.10544), over drawn distances.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class Mixture:
             with torch.no_grad():
                 taught = self.teacher(batch.tokens, **batch.given)
         logits = forward(batch.tokens, **batch.given)
-        wanted = None if batch.token_index is None else predicted(batch.token_index)
+        mask = None if batch.token_index is None else predicted(batch.token_index)
         weights = self._weights(batch)
         nll = token_nll(logits, batch.tokens)
-        nll = nll if wanted is None else nll * wanted
+        nll = nll if mask is None else nll * mask
         loss = self.settings.next_token * batch.total(nll * weights)
         figures = {}
         if taught is not None:
             apart = token_kl(logits, taught)
-            apart = apart if wanted is None else apart * wanted
+            apart = apart if mask is None else apart * mask
             loss = loss + self.settings.distill * batch.total(apart * weights)
             figures["distill_loss"] = batch.by_row(apart)
         return Outcome(batch.by_row(nll), loss, figures)
@@ -105,5 +105,5 @@ class Mixture:
 
 
 def objective_of(*, packed: bool) -> Objective:
-    """Return the next-token objective of such rows, which trainings descend unless told otherwise."""
+    """Return the next-token objective of such rows, the default of a training."""
     return packed_next_token if packed else next_token

@@ -1,4 +1,4 @@
-"""What a written model was trained from: its settings and its base, kept with the model and held against what is asked.
+"""What a written model was trained from: its settings and its base, kept with it and compared with what is asked for.
 
 A folder `model/` under a run's name may be another run's, or the run's own under settings that have changed since; and
 the base it is compared with may have been replaced.
@@ -34,22 +34,22 @@ def origin(identity: Plain) -> ModelTraining:
 
 
 def refuse_other_training(task: Task, *, by_rows: bool = True) -> None:
-    """Raise SettingsError if the model that stands in a training's folder is none of it.
+    """Raise SettingsError if the model in a training's folder is of another training.
 
-    Nothing is said of models that keep no record of their training, nor of other rows unless `by_rows`.
+    Models without a record of their training pass; other rows count only if `by_rows`.
     """
-    known, wanted = training_of(RunFolder(task.folder).model), origin(task.identity(None, None))
+    known, expected = training_of(RunFolder(task.folder).model), origin(task.identity(None, None))
     free = () if by_rows else ("data.rows",)
-    told = difference(completed(known.settings), wanted.settings, free) if known else None
-    if told:
+    mismatch = difference(completed(known.settings), expected.settings, free) if known else None
+    if mismatch:
         raise SettingsError(
-            f"{task.folder / 'model'}: is of another training: {told}; take the recipe that it was trained "
+            f"{task.folder / 'model'}: is of another training: {mismatch}; take the recipe that it was trained "
             "with, choose another name, or remove the folder to train anew"
         )
 
 
 def ended_early(task: Task) -> str | None:
-    """Return a line where the model that stands in a training's folder is of fewer steps, ended by `train.stop`."""
+    """Return a line if the model in a training's folder is of fewer steps, ended by `train.stop`, else None."""
     known = training_of(RunFolder(task.folder).model)
     if known is None or not known.stopped:
         return None
@@ -62,17 +62,17 @@ def ended_early(task: Task) -> str | None:
 def refuse_other_base(folder: Path, base: Model) -> None:
     """Raise SettingsError if a base is not the one that the model of a folder was trained from.
 
-    Weights of a hub id that are not on this machine yet are not looked at.
+    Weights of a hub id that are not on this machine yet are not checked.
     """
     known = training_of(folder)
     if known is None:
         return
     weights, config = base_identity(base)
-    for what, found, told in (
+    for what, current, recorded in (
         ("weights", weights, known.base_weights),
         ("settings in config.json", config, known.base_config),
     ):
-        if found is not None and told != found:
+        if current is not None and recorded != current:
             raise SettingsError(
                 f"model.path {getattr(base, 'path', '')}: has other {what} than the base that {folder} was trained "
                 "from, so they cannot be compared; put the base back as it was"

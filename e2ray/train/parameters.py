@@ -21,7 +21,7 @@ class ParameterState:
 def precision_of(settings: TrainSettings, device: torch.device) -> torch.dtype:
     """Return the dtype of weights in the forward pass: bfloat16 or float32."""
     if settings.precision == "auto":
-        wanted = "bf16" if device.type == "cuda" and settings.zero_stage > 0 else "fp32"
+        precision = "bf16" if device.type == "cuda" and settings.zero_stage > 0 else "fp32"
     else:
-        wanted = settings.precision
-    return torch.bfloat16 if wanted == "bf16" else torch.float32
+        precision = settings.precision
+    return torch.bfloat16 if precision == "bf16" else torch.float32

@@ -23,8 +23,8 @@ from e2ray.train.worker import run, use_cores
 def work(config: Work) -> None:
     """Run one Ray Train worker.
 
-    A wrong setting, damaged data and numbers that diverge do not get better by a restart: the line is left in a file,
-    and the workers that Ray starts again find it and end, so that the driver can tell it. Numbers diverge on all ranks
+    A restart does not help against a wrong setting, damaged data and numbers that diverge: the line is left in a file,
+    and the workers that Ray starts again find it and end, so that the driver can show it. Numbers diverge on all ranks
     alike, so that none needs to be started again.
     """
     logging.getLogger().setLevel(logging.WARNING)  # else Ray prints a line per report; LoggingConfig misses its logger
@@ -46,10 +46,10 @@ def work(config: Work) -> None:
         return "saving" if due else "updating"
 
     def report(metrics: MetricsLine) -> None:
-        told = metrics.plain()
-        logged.update({key: told[key] for key in logged if key in told})
-        if watch and "cells" in told:  # nobody hears the others, and each waits for the controller to look by
-            ray.train.report(told)
+        values = metrics.plain()
+        logged.update({key: values[key] for key in logged if key in values})
+        if watch and "cells" in values:  # nobody reads the others, and each waits for the controller
+            ray.train.report(values)
 
     try:
         run(
@@ -64,7 +64,7 @@ def work(config: Work) -> None:
     except (Diverged, DivergedWeights) as error:
         if watch is None:
             leave(refused, error)
-            return  # every rank does: none waits for another, and Ray starts none again
+            return  # every rank does, so that none waits for another and Ray starts none again
         ray.train.report({"failed": str(error)} | logged)  # the same on every rank
     except SettingsError as error:
         leave(refused, error)

@@ -1,4 +1,4 @@
-"""What a worker asks of the Ray that it runs under: its gauges, and the node that its heartbeat tells."""
+"""What a worker needs from the Ray that it runs under: gauges, and the node for its heartbeat."""
 
 from collections.abc import Mapping
 from functools import lru_cache

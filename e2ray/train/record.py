@@ -1,8 +1,8 @@
 """What a run leaves while it trains: metrics.jsonl, skipped.jsonl, status.json and progress lines.
 
 Only rank 0 of the workers and the driver write here. A line of a jsonl file is flushed when it is written; lines
-behind the checkpoint that a restart continues from, and a line torn by a kill, are removed when it starts; each carries
-a seal (`e2ray.records.sealed`). What is no finite number is null in them and has no place in trackers.
+after the checkpoint that a restart continues from, and a line torn by a kill, are removed when it starts; each carries
+a seal (`e2ray.records.sealed`). A number that is not finite is null in them and left out of trackers.
 """
 
 import json
@@ -38,7 +38,7 @@ def write_status(folder: Path, **changes: object) -> None:
     """Update status.json: `state`, `step`, `error`, `started_at`, `ended_at`, and a `result` line at the end.
 
     Raises:
-        SettingsError: If the file that is there is none of a run's, or it cannot be written.
+        SettingsError: If the present file is not of a run, or it cannot be written.
     """
     (read_status(folder) or _new_status()).changed(**changes).write(folder / STATUS)
 
@@ -48,9 +48,9 @@ def _new_status() -> Status:
 
 
 def end_status(folder: Path, state: State, error: object) -> None:
-    """Write how a run ended, whatever the file system still takes: it is called where an error is on its way already.
+    """Write how a run ended as far as the file system allows, without an error: one is on its way already.
 
-    Where there is no room for a new file, the old one is overwritten in place, whose room is its own.
+    Where there is no room for a new file, the old one is overwritten in place.
     """
     changes = {"state": state, "error": brief(" ".join(str(error).split())), "ended_at": now()}
     try:
@@ -69,7 +69,7 @@ def read_status(folder: Path) -> Status | None:
     """Return status.json of a run, or None where there is none.
 
     Raises:
-        SettingsError: If it cannot be read, or is none of a run's.
+        SettingsError: If it cannot be read, or is not of a run.
     """
     return Status.find(folder / STATUS)
 
@@ -111,8 +111,8 @@ def prune_lines(path: Path, step: int) -> End:
     """
     if not path.exists():
         return End()
-    lines, found = LINES[path.name].lines(path)
-    kept = [value for line, value in zip(lines, found.values, strict=True) if line.step <= step]
+    lines, whole = LINES[path.name].lines(path)
+    kept = [value for line, value in zip(lines, whole.values, strict=True) if line.step <= step]
     text, end = sealed([json.dumps(value) for value in kept])
     files.write_text(path, text)
     return end
@@ -128,7 +128,7 @@ def read_metrics(folder: Path) -> list[MetricsLine]:
 
 
 def newest_metrics(folder: Path) -> MetricsLine | None:
-    """Return the last whole line of metrics.jsonl for a person who looks on, whatever its seal; None without one.
+    """Return the last whole line of metrics.jsonl for display, whatever its seal; None without one.
 
     Only the end of the file is read, since a long run's is large.
     """
@@ -178,7 +178,7 @@ def note_skipped(folder: Path, step: int, rows: Sequence[SkippedRow]) -> str:
 
 
 class Recorder:
-    """Rank 0's hand on the run's files."""
+    """Rank 0's writer of the run's files."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What can be seen of a worker that stands still, and its end; everything here runs on the worker's own machine."""
+"""Looks at a worker that stands still, and ends it; everything here runs on the worker's own machine."""
 
 import json
 import os
@@ -62,14 +62,14 @@ def _process(beat: Beat) -> psutil.Process | None:
 
 
 def stack(folder: Path, beat: Beat) -> list[str]:
-    """Return where the worker's training thread stands, innermost frame first, or a line that says why it is unknown.
+    """Return the stack of the worker's training thread, innermost frame first, or a line on why it is unknown.
 
-    A process that runs writes it itself, which needs no rights; one that is stopped has to be looked into by py-spy.
+    A process that runs writes it itself, which needs no rights; that of a stopped one is read by py-spy.
     """
-    found = condition(beat)
-    if found == "gone":
+    state = condition(beat)
+    if state == "gone":
         return ["it has ended by itself"]
-    frames = [] if found == "stopped" else _written(stack_file(folder, beat.name), beat)
+    frames = [] if state == "stopped" else _written(stack_file(folder, beat.name), beat)
     return (frames or _looked_into(beat))[:FRAMES]
 
 

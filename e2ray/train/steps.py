@@ -1,7 +1,7 @@
-"""The folder `checkpoints/` by names alone: which `step-<n>` stand there and which one `latest` names.
+"""The folder `checkpoints/` by names alone: which `step-<n>` there are and which one `latest` names.
 
-`latest` is written before the first checkpoint too (`step-0`: from the beginning), so that a missing one beside
-checkpoints says that it was lost, and a training never begins anew on top of them.
+`latest` is written before the first checkpoint too (`step-0`: from the beginning), so that checkpoints without it mean
+that it was lost, and a training never begins anew on top of them.
 """
 
 import re
@@ -18,9 +18,9 @@ LONGEST_POINTER = 64  # bytes that are read of it
 
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) of every committed checkpoint, the newest first; other names are none."""
-    found = [(int(name[1]), path) for path in folder.glob("step-*") if (name := NAME.fullmatch(path.name))]
-    return sorted((step, path) for step, path in found if CheckpointFolder(path).manifest.is_file())[::-1]
+    """Return (step, folder) of every committed checkpoint, the newest first; other names are ignored."""
+    candidates = [(int(name[1]), path) for path in folder.glob("step-*") if (name := NAME.fullmatch(path.name))]
+    return sorted((step, path) for step, path in candidates if CheckpointFolder(path).manifest.is_file())[::-1]
 
 
 def begin(folder: Path) -> None:
@@ -30,7 +30,7 @@ def begin(folder: Path) -> None:
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the folder of the checkpoint that `latest` names, or None where the training stands at its beginning.
+    """Return the folder of the checkpoint that `latest` names, or None where the training is at its beginning.
 
     Raises:
         SettingsError: If `latest` is lost, unreadable or names what is not there.

@@ -1,4 +1,4 @@
-"""What one training is told. It travels through processes that train nothing, so this module loads little."""
+"""What one training is given. It passes through processes that train nothing, so this module loads little."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def _free(section: str) -> set[str]:
-    """Return the settings of a section that a run may be continued with other values of."""
+    """Return the settings of a section that may change when a run is continued."""
     return {path.partition(".")[2] for path in FREE_ON_RESUME if path.startswith(f"{section}.")}
 
 
 def completed(identity: Plain) -> Plain:
-    """Return what a training was with what earlier versions left unsaid: linear scales, the NLL of single rows."""
+    """Return an identity with what earlier versions left out of it: linear scales, the NLL of single rows."""
     unsaid: dict[str, Plain] = {
         "data": {"rows_per_example": 1},
         "positions": {"method": LinearMethod().model_dump(mode="json")},
@@ -60,14 +60,14 @@ class Task:
     keep: bool = True  # whether checkpoints are written
     ledger: bool = False  # whether each rank notes its rows and draws
     trackers: tuple[TrackerSettings, ...] = ()  # beside TensorBoard and gauges
-    rows_per_example: int = 1  # rows that an objective judges together and that share a draw; they follow each other
-    tokenizer: Path | None = None  # its folder, where the shards are a URI; else it lies among them
+    rows_per_example: int = 1  # adjacent rows that an objective judges together and that share a draw
+    tokenizer: Path | None = None  # its folder, where the shards are a URI; else it is among them
 
     def identity(self, base_weights: str | None, base_config: str | None) -> Plain:
-        """Return what this training is, plain data: all that its weights follow from, by names of the recipe.
+        """Return what this training is, plain data: all that determines its weights, by names of the recipe.
 
-        Digests of the weights that it starts from, which count in place of their path, and of their config as it is
-        trained are None where they follow from the seed.
+        Digests of the weights that it starts from, which replace their path, and of their config as trained are None
+        where the seed makes them.
         """
         model = self.model.model_dump(mode="json", exclude={"path", "revision", *_free("model")})
         return {
@@ -97,7 +97,7 @@ class Watch(Protocol):
     """Measures a training at the steps it chooses; travels to the workers."""
 
     def open(self, device: "torch.device") -> "Callable[[Engine, int], Mapping[str, object]]":
-        """Return what is called with the engine and each logged step, on a worker."""
+        """Return a function of the engine and a logged step, for a worker to call."""
 
 
 class Work(TypedDict):

@@ -1,7 +1,7 @@
-"""The teacher of a self-distillation: the base, as it was before the training, reading a row as it stands.
+"""The teacher of a self-distillation: the base, as it was before the training, at scale 1 without a shift.
 
 Where adapters alone are trained they are switched off for it, so that it costs no memory. Else a copy of the base is
-kept: on each GPU in bf16; on CPUs once per machine, in a file that all its workers map and that has no name any more.
+kept: on each GPU in bf16; on CPUs once per machine, in an unlinked file that all its workers map.
 """
 
 import copy
@@ -34,8 +34,8 @@ def adapters_alone(model: nn.Module) -> bool:
 def frozen(model: nn.Module, *, device: torch.device, copied: bool) -> Forward:
     """Return the forward of a base that stays as it is, without a gradient; every rank must call this.
 
-    The model is the base before the training, on the CPU, unhooked; nothing of it is changed, and it is copied where it
-    will be trained. The teacher reads on `device`.
+    The model is the base before the training, on the CPU, unhooked; its values are not changed. `copied` says that it
+    will be trained, so that the teacher has to be a copy. The teacher reads on `device`.
 
     Raises:
         SettingsError: If there is no memory for it.
@@ -58,7 +58,7 @@ def frozen(model: nn.Module, *, device: torch.device, copied: bool) -> Forward:
 
 
 def once_per_machine(model: nn.Module) -> nn.Module:
-    """Return a copy of a model on the CPU whose parameters stand in this machine's memory once, for all its workers."""
+    """Return a copy of a model on the CPU whose parameters are in this machine's memory once, for all its workers."""
     local_rank = int(os.environ["LOCAL_RANK"])
     named = dict(model.named_parameters())
 

@@ -1,8 +1,8 @@
 """Where a run's metrics go beside metrics.jsonl: TensorBoard, Ray's gauges, MLflow, Weights & Biases.
 
-Rank 0 alone logs. A tracker that fails, when it is opened or later, is told once and asked no more: none stops a run.
-MLflow and wandb are optional and are imported here alone. A run that goes on goes on in the same MLflow and wandb run,
-whose number stands in the run's folder.
+Rank 0 alone logs. A tracker that fails, when it is opened or later, is reported once and dropped: none stops a run.
+MLflow and wandb are optional and are imported here alone. A run that goes on continues the same MLflow and wandb run,
+whose number is kept in the run's folder.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ from e2ray.train.board import Board
 
 FINISH_S = 60  # that the end of a run waits for what wandb has not sent yet
 GROUPS = ("loss_by_scale", "watch_nll")  # metrics with a name for each number
-QUIET = {  # nothing goes where nobody asked for it, and a server that is gone holds no run up for long
+QUIET = {  # no telemetry, and a server that is gone delays no run for long
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -61,10 +61,10 @@ def numbers(metrics: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     """Yield each finite number of a logged step under `train/<name>`, of a group under `<group>/<name>`."""
     for name, value in metrics.items():
         if name in GROUPS and isinstance(value, Mapping):
-            told = [(f"{name}/{key}", part) for key, part in value.items()]
+            pairs = [(f"{name}/{key}", part) for key, part in value.items()]
         else:
-            told = [(name if "/" in name else f"train/{name}", value)]
-        for tag, number in told:
+            pairs = [(name if "/" in name else f"train/{name}", value)]
+        for tag, number in pairs:
             if isinstance(number, int | float) and math.isfinite(number) and name != "step":
                 yield tag, number
 
@@ -135,15 +135,15 @@ class Mlflow:
     def log(self, metrics: Mapping[str, object], step: int) -> None:
         """Log all numbers of a step at once."""
         now = round(time.time() * 1000)
-        found = [self._metric(tag.replace("/", "."), value, now, step) for tag, value in numbers(metrics)]
-        self.client.log_batch(self.number, metrics=found)
+        entries = [self._metric(tag.replace("/", "."), value, now, step) for tag, value in numbers(metrics)]
+        self.client.log_batch(self.number, metrics=entries)
 
     def log_artifact(self, path: Path) -> None:
         """Put a copy of the file among the run's artifacts."""
         self.client.log_artifact(self.number, str(path))
 
     def close(self, *, failed: bool = False) -> None:
-        """Tell that the run has ended; one that goes on says so."""
+        """Mark the run as ended; one that goes on is marked as running again."""
         self.client.set_terminated(self.number, "FAILED" if failed else "FINISHED")
 
 
@@ -180,24 +180,24 @@ class Wandb:
         self.number: str = self.run.id
 
     def log(self, metrics: Mapping[str, object], step: int) -> None:
-        """Log all numbers of a step at once; of a step that lies behind the newest one, into the run's summary."""
-        found = dict(numbers(metrics))
-        if step < self.run.step:  # wandb would leave it out without a word
-            self.run.summary.update(found)
+        """Log all numbers of a step at once; those of a step before the newest one go into the run's summary."""
+        values = dict(numbers(metrics))
+        if step < self.run.step:  # wandb would drop it silently
+            self.run.summary.update(values)
         else:
-            self.run.log(found, step=step)
+            self.run.log(values, step=step)
 
     def log_artifact(self, path: Path) -> None:
         """Put a copy of the file among the run's files."""
         self.run.save(str(path), base_path=str(path.parent), policy="now")
 
     def close(self, *, failed: bool = False) -> None:
-        """End the run; one that goes on is taken up by its number."""
+        """End the run; one that goes on is continued by its number."""
         self.run.finish(exit_code=int(failed))
 
 
 class Trackers:
-    """Several places at once; one that fails is told and left out from then on."""
+    """Several trackers as one; one that fails is reported and left out from then on."""
 
     def __init__(
         self, openers: Iterable[tuple[str, Callable[[], Tracker]]], *, show: Callable[[str], None] | None = print
@@ -230,11 +230,11 @@ class Trackers:
     def _try(self, name: str, work: Callable[[], object]) -> None:
         try:
             work()
-        except Exception as error:  # a library of others: whatever it is, the training is not to end by it
+        except Exception as error:  # of a foreign library: none may end the training
             self.open.pop(name, None)
             if self.show:
-                told = brief(" ".join(f"{type(error).__name__}: {error}".split()))
-                self.show(f"warning: {name}: logs no more, {told}; the run goes on without it")
+                reason = brief(" ".join(f"{type(error).__name__}: {error}".split()))
+                self.show(f"warning: {name}: logs no more, {reason}; the run goes on without it")
 
 
 def located(settings: Sequence[TrackerSettings], storage: Path) -> tuple[TrackerSettings, ...]:
@@ -255,8 +255,8 @@ def configured(
 
 def _opened(settings: TrackerSettings, folder: Path, *, name: str, continued: bool) -> Tracker:
     path = RunFolder(folder).trackers
-    found = TrackerNumbers.find(path) if continued else None
-    known = dict((found.model_extra or {}) if found else {})
+    record = TrackerNumbers.find(path) if continued else None
+    known = dict((record.model_extra or {}) if record else {})
     made: NumberedTracker = made_by(TRACKERS, settings)(settings, folder, name=name, number=known.get(settings.key))
     if continued and made.number != known.get(settings.key):
         TrackerNumbers.model_validate(known | {settings.key: made.number}).write(path)

@@ -1,7 +1,7 @@
-"""The driver's eye on its workers: one that stands still is told with its stack, and ended when it does so for long.
+"""The driver's watch over its workers: one that stands still is reported with its stack, and ended if it stays so.
 
-`Vigil` decides from what the workers say and a clock, and knows neither processes nor Ray. Time is the driver's own
-and counts from the last news of a worker, so that clocks of machines need not agree.
+`Vigil` decides from heartbeats and a clock, and knows neither processes nor Ray. Time is the driver's own and counts
+from the last news of a worker, so that clocks of machines need not agree.
 """
 
 import time
@@ -18,9 +18,9 @@ from e2ray.train.heartbeat import MEASURING, RESTING, STARTING, Beat, read_beats
 LOOK_S = 1.0
 NOTICE_S = 50.0  # a minute, less what looking takes
 AGAIN = 0.1  # of the notice's time between two looks at one process
-PATIENCE = 1.5  # times the longest one of its kind before a phase is told
+PATIENCE = 1.5  # times the longest one of its kind before a phase is reported
 LIMIT = 3.0  # times the longest one of its kind before a phase is ended, where that is more than hang_s
-FIRST = 6.0  # times hang_s for a phase that tells nothing yet: loading, compiling, the first checkpoint, an evaluation
+FIRST = 6.0  # times hang_s for a phase of unknown length: loading, compiling, the first checkpoint, an evaluation
 ASLEEP = 0.02  # of one core, below which a process does nothing
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,7 +39,7 @@ class _Seen:
     beat: Beat
     since: float
     looked: float = float("-inf")
-    told: bool = False
+    reported: bool = False
     left: bool = False  # ended, by us or by itself
     first_cpu: tuple[float, float] | None = None  # time in s and CPU seconds taken, when it was first looked at
     asleep: bool = False  # it has done nothing since then
@@ -56,7 +56,7 @@ class Vigil:
         self._shown = 0
 
     def hear(self, beats: list[Beat], now: float) -> None:
-        """Take what the workers say at a time in s."""
+        """Take the workers' heartbeats as read at a time in s."""
         beats = [beat for beat in beats if beat.phase != RESTING]
         for beat in beats:
             for phase, seconds in beat.longest.items():
@@ -69,26 +69,26 @@ class Vigil:
             del self._seen[name]  # it has ended its work
 
     def quiet(self, now: float) -> list[Beat]:
-        """Return who has said nothing for so long that its process is to be looked at, now and then."""
-        found = []
+        """Return the workers that have been silent so long that their processes are due for a look."""
+        beats = []
         for seen in self._seen.values():
             since_look = now - max(seen.looked, seen.since)
             due = self.notice_s if seen.looked < seen.since else AGAIN * self.notice_s
             if not seen.left and since_look >= due:
                 seen.looked = now
-                found.append(seen.beat)
-        return found
+                beats.append(seen.beat)
+        return beats
 
     def idle(self, beat: Beat, now: float) -> float:
-        """Return for how long, in s, a worker has said nothing."""
+        """Return for how long, in s, a worker has been silent."""
         return now - self._seen[beat.name].since
 
     def lost(self, beat: Beat) -> None:
-        """Take it that a worker's process is no more: Ray Train sees to it."""
+        """Note that a worker's process has ended; Ray Train handles that."""
         self._seen[beat.name].left = True
 
     def note_cpu(self, beat: Beat, now: float, seconds: float | None) -> None:
-        """Take the CPU time in s that a quiet worker's process has used; None where it cannot be told."""
+        """Take the CPU time in s that a quiet worker's process has used; None where it is unknown."""
         seen = self._seen[beat.name]
         if seconds is None:
             seen.first_cpu, seen.asleep = None, False
@@ -99,11 +99,11 @@ class Vigil:
             seen.asleep = abs(seconds - used) < ASLEEP * (now - since)
 
     def is_new(self, beat: Beat, now: float, *, stopped: bool) -> bool:
-        """Return whether a quiet worker is to be told, once a standstill: at once if stopped, else beyond the usual."""
+        """Return whether to report a quiet worker, once a standstill: at once if stopped, else beyond the usual."""
         seen = self._seen[beat.name]
         usual = PATIENCE * self._longest.get(beat.phase, 0.0)
-        new = not seen.told and (stopped or now - seen.since >= max(self.notice_s, usual))
-        seen.told = seen.told or new
+        new = not seen.reported and (stopped or now - seen.since >= max(self.notice_s, usual))
+        seen.reported = seen.reported or new
         return new
 
     def shows_stack(self) -> bool:
@@ -126,7 +126,7 @@ class Vigil:
 
 
 class Watchman:
-    """Looks after the workers whose beats lie in a folder, and keeps what it has ended."""
+    """Looks after the workers whose heartbeats are in a folder, and remembers which ones it has ended."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Watchman:
         show: Callable[[str], None],
         heard: Callable[[list[Beat]], None] = lambda beats: None,
     ) -> None:
-        """Take what runs on a worker's machine, what prints a line, and what is told each time what the workers do."""
+        """Take what runs a function on a worker's machine, prints a line, and gets the heartbeats at each look."""
         self.folder, self.vigil, self.on_node, self.show, self.heard = folder, vigil, on_node, show, heard
         self.replaced: list[str] = []
         self._round: dict[str, str] = {}
@@ -154,23 +154,23 @@ class Watchman:
         self.vigil.hear(beats, now)
         self.heard(beats)
         conditions = {beat.name: (beat, self._condition(beat)) for beat in self.vigil.quiet(now)}
-        for beat, found in sorted(conditions.values(), key=lambda each: (each[1] != "stopped", each[0].ticks)):
-            stopped = found == "stopped"
-            if found == "gone":
+        for beat, state in sorted(conditions.values(), key=lambda each: (each[1] != "stopped", each[0].ticks)):
+            stopped = state == "stopped"
+            if state == "gone":
                 self.vigil.lost(beat)
                 continue
-            cpu = self.on_node(beat, standstill.cpu_seconds, beat) if found == "alive" else None
+            cpu = self.on_node(beat, standstill.cpu_seconds, beat) if state == "alive" else None
             self.vigil.note_cpu(beat, now, cpu)
             if self.vigil.is_new(beat, now, stopped=stopped):
-                self._tell(beat, found, self.vigil.idle(beat, now))
+                self._tell(beat, state, self.vigil.idle(beat, now))
             if self.vigil.is_hung(beat, now, stopped=stopped):
                 self._replace(beat, self.vigil.idle(beat, now))
 
     def _condition(self, beat: Beat) -> str:
         return self.on_node(beat, standstill.condition, beat) or "out of reach"
 
-    def _tell(self, beat: Beat, found: str, idle: float) -> None:
-        lines = [f"warning: {_named(beat)}: no progress for {idle:.0f} s, its process is {found}; {_phase(beat)}"]
+    def _tell(self, beat: Beat, state: str, idle: float) -> None:
+        lines = [f"warning: {_named(beat)}: no progress for {idle:.0f} s, its process is {state}; {_phase(beat)}"]
         if self.vigil.shows_stack():
             frames = self.on_node(beat, standstill.stack, self.folder, beat) or ["its machine does not answer"]
             lines += [f"    {frame}" for frame in frames]

@@ -81,7 +81,7 @@ def drawn(
 def begin(task: Task, *, device: torch.device, model: nn.Module | None = None, base: nn.Module | None = None) -> Engine:
     """Return the engine of a task, its positions proven on the loaded model.
 
-    torch.distributed is initialised with a backend for the device. A model that is loaded already stands on the CPU,
+    torch.distributed is initialised with a backend for the device. A model that is loaded already is on the CPU,
     and the engine takes it over; `base`, the same without adapters, stays as it is and teaches a distillation.
 
     Raises:
@@ -112,9 +112,9 @@ def begin(task: Task, *, device: torch.device, model: nn.Module | None = None, b
 
 
 def set_out(engine: Engine, task: Task, *, teacher: Forward | None = None) -> None:
-    """Prove a task's positions on an engine that has trained nothing, and set what it descends.
+    """Prove a task's positions on an untrained engine, and set its objective.
 
-    A distillation's teacher is None where adapters lie on it.
+    A distillation without `teacher` is taught by the base under the adapters.
 
     Raises:
         SettingsError: If a proof fails.
@@ -139,8 +139,8 @@ def set_out(engine: Engine, task: Task, *, teacher: Forward | None = None) -> No
 def refuse_flash_of_rows(engine: Engine) -> None:
     """Raise SettingsError if documents of several packed rows would go through flash attention together.
 
-    transformers finds documents by their position ids for flash attention in a forward of one row alone; in several it
-    would let them see each other.
+    For flash attention, transformers finds documents by their position ids only in a forward of one row; in several
+    rows they would see each other.
     """
     attention = {
         module.config.get_text_config()._attn_implementation
@@ -168,7 +168,7 @@ def run(
 
     torch.distributed is initialised with a backend for the device. `open_rows` is called with (first step, step behind
     the last) and returns this rank's rows of each step. Each logged step goes to `report` on every rank, which may
-    answer "stop", and to `gauges` on rank 0; what `evaluate` finds at it joins it. `looking` is put around the looks of
+    answer "stop", and to `gauges` on rank 0; what `evaluate` returns for it joins it. `looking` wraps the looks of
     `train.watch_every`, which may take long.
 
     Raises:
@@ -177,15 +177,15 @@ def run(
     """
     engine = begin(task, device=device)
     identity = together(partial(_identity, task, engine), doing="reading the base model")[0] or {}
-    found = steps.latest(RunFolder(task.folder).checkpoints)
-    state = checkpoint.load(engine, found, identity=identity) if found else checkpoint.BEGINNING
+    latest = steps.latest(RunFolder(task.folder).checkpoints)
+    state = checkpoint.load(engine, latest, identity=identity) if latest else checkpoint.BEGINNING
     if engine.rank == 0:
         _tell(task, engine)
     last = state.watched.last if state.watched else None
     if state.stopped and last and pays_too_much(task.train, last, task.base_context_length):
         return state.step
     lookout = lookout_of(engine, task)
-    if lookout is not None and found:
+    if lookout is not None and latest:
         lookout.resume(state.watched)
     elif lookout is not None:
         looking(lookout.begin)(state.step)
@@ -194,7 +194,7 @@ def run(
 
 
 class _Training:
-    """This rank's part of a training that has been set out: what the loop calls, and what it keeps in between."""
+    """This rank's part of a training: what the loop calls, and what it keeps in between."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class _Training:
         if task.keep and engine.rank == 0:
             steps.begin(RunFolder(task.folder).checkpoints)
         if engine.rank == 0:
-            self.recorder = _recorder(task, self.start, gauges)  # the last that could fail: it is closed
+            self.recorder = _recorder(task, self.start, gauges)  # last, so that no failure leaves it open
         try:
             return fit(
                 engine,
@@ -264,11 +264,11 @@ class _Training:
         return "stop"
 
     def _look(self, step: int) -> dict[str, object]:
-        told = {} if self.evaluate is None else dict(self.evaluate(self.engine, step))
+        numbers = {} if self.evaluate is None else dict(self.evaluate(self.engine, step))
         settings = self.task.train
         if self.lookout is not None and (step % (settings.watch_every or 1) == 0 or step == settings.steps):
-            told |= self.looking(self.lookout.metrics)(step)
-        return told
+            numbers |= self.looking(self.lookout.metrics)(step)
+        return numbers
 
     def _note_skipped(self, step: int, batch: Batch, nll: Tensor) -> None:
         assert batch.ids is not None
