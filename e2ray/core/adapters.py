@@ -1,7 +1,7 @@
 """Low-rank adapters on a model, and tensors trained in full beside them.
 
-A tensor that several modules share (tied embeddings) is no place for an adapter of peft: it would act in the module it
-is put on, and once merged in all of them, which is another model than the one trained. Such a tensor is trained itself.
+A tensor that several modules share (tied embeddings) gets no adapter of peft: it would act in the one module it is
+put on, but once merged in all of them, which is not the model that was trained. Such a tensor is trained itself.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from e2ray.core.weights import first_line
 
 
 def with_adapters(model: PreTrainedModel, settings: LoraSettings) -> PreTrainedModel | PeftModel:
-    """Return a model of which the adapters and what stands beside them are trained, and nothing else.
+    """Return a model of which only the adapters and the modules beside them are trained.
 
     Args:
         model: Changed in place.
@@ -25,7 +25,7 @@ def with_adapters(model: PreTrainedModel, settings: LoraSettings) -> PreTrainedM
             warning says; so is a module of `trainable`.
 
     Raises:
-        SettingsError: If a named module is not there, or is none that peft knows how to put an adapter on.
+        SettingsError: If a named module is missing, or is of a kind for which peft has no adapter.
     """
     targets = _matches(model, settings.targets, key="targets")
     trainable = _matches(model, settings.trainable, key="trainable")
@@ -36,18 +36,18 @@ def with_adapters(model: PreTrainedModel, settings: LoraSettings) -> PreTrainedM
     sharing = shared_modules(model)
     shared = [name for name in targets if name in sharing]
     if shared:
-        told = ", ".join(f"{name} (with {sharing[name]})" for name in shared[:3])
+        names = ", ".join(f"{name} (with {sharing[name]})" for name in shared[:3])
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
         warnings.warn(
-            f"model.lora.targets: {told}{more} share a weight with another module, so the weight itself is trained in "
+            f"model.lora.targets: {names}{more} share a weight with another module, so the weight itself is trained in "
             "full and gets no adapter",
             stacklevel=2,
         )
     inside = [name for name in targets if any(_lies_in(name, other) for other in trainable)]
     if inside:
-        told, more = ", ".join(inside[:3]), f" and {len(inside) - 3} more" if len(inside) > 3 else ""
+        names, more = ", ".join(inside[:3]), f" and {len(inside) - 3} more" if len(inside) > 3 else ""
         warnings.warn(
-            f"model.lora.targets: {told}{more} lie in model.lora.trainable, so they are trained in full and get no "
+            f"model.lora.targets: {names}{more} lie in model.lora.trainable, so they are trained in full and get no "
             "adapter",
             stacklevel=2,
         )
@@ -68,7 +68,7 @@ def _lies_in(name: str, other: str) -> bool:
 
 
 def shared_modules(model: nn.Module) -> dict[str, str]:
-    """Return the modules that hold a parameter which another one holds too, each with the name of such another."""
+    """Return the modules that share a parameter with another module, each with the name of one such other."""
     holders: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -81,15 +81,15 @@ def shared_modules(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _matches(model: nn.Module, wanted: Sequence[str], *, key: str) -> list[str]:
-    """Return the full names of the modules whose names end with one of those wanted.
+def _matches(model: nn.Module, targets: Sequence[str], *, key: str) -> list[str]:
+    """Return the full names of the modules whose names end with one of `targets`.
 
     Raises:
-        SettingsError: If one matches nothing.
+        SettingsError: If a target matches nothing.
     """
     names = [name for name, _ in model.named_modules()]
-    found: dict[str, None] = {}
-    for target in wanted:
+    matched: dict[str, None] = {}
+    for target in targets:
         matching = [name for name in names if name == target or name.endswith(f".{target}")]
         if not matching:
             linear = {name.rsplit(".")[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
@@ -97,8 +97,8 @@ def _matches(model: nn.Module, wanted: Sequence[str], *, key: str) -> list[str]:
                 f"model.lora.{key}: {type(model).__name__} has no module {target!r}; its linear modules are "
                 f"{', '.join(sorted(linear))}"
             )
-        found.update(dict.fromkeys(matching))
-    return list(found)
+        matched.update(dict.fromkeys(matching))
+    return list(matched)
 
 
 def _with_peft(
@@ -118,5 +118,5 @@ def _with_peft(
         warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`", UserWarning)
         try:
             return get_peft_model(model, config, autocast_adapter_dtype=False)
-        except (TypeError, ValueError) as error:  # a module of a kind that it has no adapter for
+        except (TypeError, ValueError) as error:  # a kind of module that it has no adapter for
             raise SettingsError(f"model.lora.targets: {first_line(error)}; name linear modules or embeddings") from None

@@ -39,7 +39,7 @@ class BaseFacts:
         base_context_length: L in tokens.
         rope_parameters: The checkpoint's own, flat or per layer type.
         scaling: Rope type of the scaling the checkpoint carries; None without one.
-        base_scaling: Whether that scaling is kept or replaced by none; None without one.
+        base_scaling: Whether that scaling is kept or removed (`replace`); None without one.
         factor: Of that scaling; None without one.
         ignored: One line for each setting of the model that is without effect.
     """
@@ -85,13 +85,13 @@ def trained_config(settings: PretrainedModel) -> PreTrainedConfig:
 
 
 def config_digest(config: PreTrainedConfig) -> str:
-    """Return 64 hexadecimal digits that name what a config says of a model, not where it is from or how it is run.
+    """Return a digest of what a config says about a model, not where it is from or how it is run: 64 hex digits.
 
-    What a class's defaults say is left out, so that those of a later version of transformers change nothing.
+    Values that equal the class's defaults are left out, so that new defaults of transformers change nothing.
     """
     known = set(vars(type(config)())) - HARMLESS
-    told = {key: value for key, value in config.to_diff_dict().items() if key in known or key == "rope_parameters"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    values = {key: value for key, value in config.to_diff_dict().items() if key in known or key == "rope_parameters"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def plain_rope(base_frequency: float) -> Rope:
@@ -100,7 +100,7 @@ def plain_rope(base_frequency: float) -> Rope:
 
 
 def location(path: str, *, key: str) -> str:
-    """Return the folder or hub id to load from; a folder has to be there."""
+    """Return the folder or hub id to load from; a folder must exist."""
     if not PretrainedModel(path=path).is_folder:
         return path
     folder = Path(path).expanduser()
@@ -199,7 +199,7 @@ def _is_scaled(part: Rope) -> bool:
 
 
 def _unscaled(rope_parameters: Rope) -> Rope:
-    """Return rope parameters with the scaling of the global layers removed; what else they say is kept."""
+    """Return rope parameters with the scaling of the global layers removed; all other keys are kept."""
     plain = {}
     for key, part in _global_parts(rope_parameters).items():
         kept = {name: part[name] for name in ("rope_theta", "partial_rotary_factor") if part.get(name) is not None}

@@ -12,11 +12,11 @@ count is therefore kept twice: over all pairs, and over the pairs of two ordinar
 of the row are left out.
 
 Seen is not learned: a row whose tokens are all torn apart shows every distance (RandPos, whose perplexity is poor), but
-the text in it no longer follows on. So the share of neighbours that stay neighbours stands beside what is shown.
+its text is no longer contiguous. So the share of neighbours that stay neighbours is given beside what is shown.
 
-Every pair of every drawn row is counted, none is sampled. A distance is below x exactly if the earlier token stands
+Every pair of every drawn row is counted, none is sampled. A distance is below x exactly if the earlier position is
 above the later one minus x, which is one search in the row's ascending positions; so the work is tokens * bins per
-row whatever the scale, and windows too long for that in seconds are given fewer rows (`num_draws`).
+row whatever the scale, and fewer rows are drawn of windows for which that takes too long (`_num_draws`).
 """
 
 import math
@@ -177,7 +177,7 @@ def measure(
     per_step = 1 if shared else batch_sequences
     counts = _Counts(served, edges, window, leading)
     for step, num in _steps(_num_draws(window, steps * per_step), per_step):
-        found = draw(
+        drawn = draw(
             settings,
             seed=seed,
             step=step,
@@ -185,7 +185,7 @@ def measure(
             window=window,
             base_context_length=base_context_length,
         )
-        for scale, offsets in zip(found.scale.tolist(), found.offsets.numpy(), strict=True):
+        for scale, offsets in zip(drawn.scale.tolist(), drawn.offsets.numpy(), strict=True):
             counts.add(scale, offsets + np.arange(window))
     return counts.coverage(
         base_context_length, run_rows=steps * batch_sequences, rows_per_draw=batch_sequences if shared else 1
@@ -198,7 +198,7 @@ def _num_draws(window: int, available: int) -> int:
 
 
 def _steps(num: int, per_step: int) -> Iterator[tuple[int, int]]:
-    """Yield (step, draws wanted of it) until `num` draws are named."""
+    """Yield (step, number of draws from it) until there are `num` draws."""
     for step in range(math.ceil(num / per_step)):
         yield step, min(per_step, num - step * per_step)
 
@@ -225,17 +225,17 @@ class _Counts:
         self.neighbours = np.zeros(len(scales), dtype=np.int64)
         self.farthest = np.zeros((len(scales), 2))
 
-    def add(self, scale: float, stands: Int64[np.ndarray, " window"]) -> None:
+    def add(self, scale: float, positions: Int64[np.ndarray, " window"]) -> None:
         """Count the pairs of one row: its scale, and its positions before scaling, ascending."""
         nearest = int(np.abs(self.log_scales - math.log(scale)).argmin())
         limits = np.ceil(self.edges * scale).astype(np.int64)  # whole tokens: D / g < x exactly if D < ceil(x * g)
-        below = pairs_below(stands, np.append(limits, self.window), self.leading)
+        below = pairs_below(positions, np.append(limits, self.window), self.leading)
         self.draws[nearest] += 1
         self.below[nearest] += below[:, :-1]
         self.near[nearest] += below[0, -1]
-        self.neighbours[nearest] += np.count_nonzero(np.diff(stands) == 1)
+        self.neighbours[nearest] += np.count_nonzero(np.diff(positions) == 1)
         first = min(self.leading, self.window - 1)
-        widest = (stands[-1] - stands[[0, first]]) / scale
+        widest = (positions[-1] - positions[[0, first]]) / scale
         self.farthest[nearest] = np.maximum(self.farthest[nearest], widest)
 
     def coverage(self, base_context_length: int, *, run_rows: int, rows_per_draw: int) -> Coverage:
@@ -280,28 +280,28 @@ class _Counts:
 
 
 def pairs_below(
-    stands: Int64[np.ndarray, " window"], limits: Int64[np.ndarray, " limits"], leading: int
+    positions: Int64[np.ndarray, " window"], limits: Int64[np.ndarray, " limits"], leading: int
 ) -> Int64[np.ndarray, "2 limits"]:
-    """Return how many pairs of a row lie nearer than each limit: of all tokens, and of those behind `leading`.
+    """Return how many pairs of a row are nearer than each limit: of all tokens, and of those after `leading`.
 
     Args:
-        stands: Strictly ascending positions before scaling, in tokens.
+        positions: Strictly ascending positions before scaling, in tokens.
         limits: Whole tokens >= 0; a pair counts if later minus earlier is below the limit.
         leading: First tokens of the row that take part in no ordinary pair.
     """
     below = np.zeros((2, len(limits)), dtype=np.int64)
-    wide = np.maximum(limits, 1)[:, None]  # none stand nearer than 1 token; a limit of 0 would count a token itself
-    for start in range(0, len(stands), PIECE):
-        later = stands[start : start + PIECE]
+    wide = np.maximum(limits, 1)[:, None]  # no pair is nearer than 1 token; a limit of 0 would count a token itself
+    for start in range(0, len(positions), PIECE):
+        later = positions[start : start + PIECE]
         index = np.arange(start, start + len(later))
-        first = np.searchsorted(stands, later - wide, side="right")  # [limits, tokens], first earlier token near enough
+        first = np.searchsorted(positions, later - wide, side="right")  # [limits, tokens], first token near enough
         below[0] += (index - first).sum(axis=1)
         below[1] += np.maximum(index - np.maximum(first, leading), 0).sum(axis=1)
     return below
 
 
 def text_below(context_length: int, limits: Shaped[np.ndarray, " limits"]) -> Float64[np.ndarray, " limits"]:
-    """Return the share of the pairs of a text of W tokens nearer than each limit; W - k of them lie k tokens apart.
+    """Return the share of the pairs of a text of W tokens nearer than each limit; W - k of them are k tokens apart.
 
     Args:
         context_length: W >= 2, tokens.

@@ -35,7 +35,7 @@ def is_for_people(name: str) -> bool:
 
 
 def is_of_a_tokenizer(name: str, more: Iterable[str] = ()) -> bool:
-    """Return whether a file belongs to a tokenizer, a chat template for example; `more` are names of its own class."""
+    """Return whether a file belongs to a tokenizer, as a chat template does; `more` are names of its own class."""
     path = PurePath(name)
     if path.parts[0] == TEMPLATES:
         return path.suffix == ".jinja"
@@ -43,20 +43,20 @@ def is_of_a_tokenizer(name: str, more: Iterable[str] = ()) -> bool:
 
 
 def is_loaded(name: str) -> bool:
-    """Return whether programs read a file of a model folder without being told to."""
+    """Return whether programs read a file of a model folder unasked."""
     path = PurePath(name)
     loaded = path.suffix in WEIGHTS or name in CONFIGS or name.endswith(INDEX)
     return is_of_a_tokenizer(name) or (loaded and len(path.parts) == 1)
 
 
 def kind_left_behind(name: str) -> str | None:
-    """Return what a file is that does not travel with a model, None for one that does."""
+    """Return what kind of file is left behind when a model is copied, None for a file that is copied."""
     suffix = PurePath(name).suffix.lower()
     kinds = (("weights or an archive", ANY_WEIGHTS), ("code", CODE), ("a pickle", PICKLES))
     return next((kind for kind, suffixes in kinds if suffix in suffixes), None)
 
 
 def files_below(folder: Path) -> list[str]:
-    """Return the names of all files of a folder, in order, those in hidden folders and hidden ones left out."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts))
+    """Return the sorted names of all files below a folder, without hidden files and those in hidden folders."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(name.as_posix() for name in paths if not any(part.startswith(".") for part in name.parts))

@@ -1,8 +1,8 @@
 """Next-token losses in float32 that never hold whole logits in float32.
 
 With a vocabulary of 150k tokens a float32 copy of a batch's logits, its softmax and its gradient outweigh the
-model. Here a chunk of predictions at a time is cast up, in the backward pass again, so that beside the logits
-only their gradient, in their own dtype, is held whole.
+model. Here one chunk of predictions at a time is cast to float32, and again in the backward pass, so that beside
+the logits only their gradient, in their own dtype, is held whole.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,10 +36,10 @@ def next_token_nll(
 
 
 def predicted(token_index: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch predictions"]:
-    """Return which tokens behind each row's first are predicted: all but documents' first ones and what fills a row.
+    """Return which tokens after each row's first are predicted: all but the first of a document and padding.
 
     Args:
-        token_index: A token's index in its document; below 0 for one that only fills the row.
+        token_index: A token's index in its document; below 0 for padding.
 
     Returns:
         bool [batch, tokens - 1].
@@ -50,8 +50,8 @@ def predicted(token_index: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch p
 def plain_ids(token_index: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
     """Return the position ids a model is given for packed rows: they restart at 0 with every document.
 
-    What fills a row is a document of its own. transformers sees a new document wherever an id does not follow the one
-    before, and lets no token see another document's.
+    Padding is a document of its own. transformers sees a new document wherever an id does not follow the one before,
+    and masks each document from the others.
     """
     return torch.where(token_index < 0, -1 - token_index, token_index)
 
@@ -103,7 +103,7 @@ def token_kl(
 
 
 def _descent(logits: Tensor, gradient: Tensor, less: Callable[[Tensor, Chunk], Tensor]) -> Tensor:
-    """Return the gradient in the logits: softmax(logits) less what is wanted, times that of each prediction."""
+    """Return the gradient in the logits: softmax(logits) minus the target, times that of each prediction."""
     result = torch.empty_like(logits)
     result[:, -1] = 0
     for chunk in _chunks(logits):
@@ -123,24 +123,24 @@ def _chunks(logits: Tensor) -> Iterator[Chunk]:
 
 
 class _TokenNll(torch.autograd.Function):
-    """Cross-entropy by chunks; its gradient, softmax(logits) - onehot(wanted), is computed in the backward pass."""
+    """Cross-entropy by chunks; its gradient, softmax(logits) - onehot(targets), is computed in the backward pass."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, wanted: Tensor) -> Tensor:
-        nll = torch.empty(wanted.shape, dtype=torch.float32, device=logits.device)
+    def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
+        nll = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
         for chunk in _chunks(logits):
             part = logits[chunk].float().flatten(0, 1)
-            nll[chunk] = F.cross_entropy(part, wanted[chunk].flatten(), reduction="none").view_as(nll[chunk])
-        ctx.save_for_backward(logits, wanted)
+            nll[chunk] = F.cross_entropy(part, targets[chunk].flatten(), reduction="none").view_as(nll[chunk])
+        ctx.save_for_backward(logits, targets)
         return nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        logits, wanted = ctx.saved_tensors  # type: ignore[attr-defined]
+        logits, targets = ctx.saved_tensors  # type: ignore[attr-defined]
 
         def less_onehot(probabilities: Tensor, chunk: Chunk) -> Tensor:
-            index = wanted[chunk].unsqueeze(-1)
+            index = targets[chunk].unsqueeze(-1)
             return probabilities.scatter_(-1, index, probabilities.gather(-1, index) - 1)
 
         return _descent(logits, gradient, less_onehot), None
@@ -153,8 +153,8 @@ class _TokenKl(torch.autograd.Function):
     def forward(ctx: FunctionCtx, logits: Tensor, teacher: Tensor) -> Tensor:
         apart = torch.empty(*logits.shape[:1], logits.shape[1] - 1, dtype=torch.float32, device=logits.device)
         for chunk in _chunks(logits):
-            student, wanted = logits[chunk].float().log_softmax(dim=-1), teacher[chunk].float().log_softmax(dim=-1)
-            apart[chunk] = (wanted.exp() * (wanted - student)).sum(dim=-1)
+            student, target = logits[chunk].float().log_softmax(dim=-1), teacher[chunk].float().log_softmax(dim=-1)
+            apart[chunk] = (target.exp() * (target - student)).sum(dim=-1)
         ctx.save_for_backward(logits, teacher)
         return apart
 

@@ -61,7 +61,7 @@ def build_model(
         untouched: Leave a checkpoint its own scaling, whatever `base_scaling` says.
 
     Raises:
-        SettingsError: If the checkpoint is not there or not whole, or the attention or a module named for LoRA is not.
+        SettingsError: If the checkpoint is missing or incomplete, or has not the attention or a module named for LoRA.
     """
     attention = resolve_attention(
         settings, device if runs_on is None else runs_on, dtype=dtype, kind=model_class(settings)
@@ -80,7 +80,7 @@ def build_model(
 
 
 def known_probe(settings: Model) -> Probe | None:
-    """Return what the model of a folder has to answer as it is loaded, None where nothing is known of it.
+    """Return the probe that the model of a folder must pass when it is loaded, None where the folder has none.
 
     Raises:
         SettingsError: If the folder is damaged.
@@ -91,7 +91,7 @@ def known_probe(settings: Model) -> Probe | None:
 
 
 def _refuse_other_answers(model: PreTrainedModel, settings: ModelSettings, probe: Probe) -> None:
-    """Raise SettingsError if a loaded model, which stands where it will run, is not the one that was trained."""
+    """Raise SettingsError if a loaded model, on the device where it will run, is not the one that was trained."""
     hook, training = RotaryHook(model), model.training
     model.eval()
     what = f"model.path {getattr(settings, 'path', '')}"
@@ -101,15 +101,15 @@ def _refuse_other_answers(model: PreTrainedModel, settings: ModelSettings, probe
 
 
 def made_ready(model: PreTrainedModel, settings: Model, *, seed: int) -> PreTrainedModel | PeftModel:
-    """Return a loaded model with what a training adds to it: gradient checkpointing and adapters.
+    """Return a loaded model with what training adds to it: gradient checkpointing and adapters.
 
     Args:
         model: Changed in place where adapters are added.
-        settings: Say what to add.
+        settings: Name what to add.
         seed: Of the adapters' weights; the global random state is left as it was.
 
     Raises:
-        SettingsError: If a module named for LoRA is not there.
+        SettingsError: If a module named for LoRA is missing.
     """
     if settings.gradient_checkpointing:
         _enable_checkpointing(model)
@@ -120,7 +120,7 @@ def made_ready(model: PreTrainedModel, settings: Model, *, seed: int) -> PreTrai
 
 
 def meta_model(settings: Model) -> PreTrainedModel:
-    """Return a model of the same modules without any weights, made from its config alone; nothing can be computed.
+    """Return a model of the same modules without weights, made from the config alone; it cannot compute anything.
 
     Raises:
         SettingsError: If there is no usable config, or transformers knows no causal language model of its type.
@@ -139,22 +139,22 @@ def meta_model(settings: Model) -> PreTrainedModel:
 
 
 def check_adapters(settings: Model) -> list[str]:
-    """Return one line for each thing that LoRA does otherwise than asked for; the model's weights are not read.
+    """Return one line for each thing that LoRA does differently than asked for; the model's weights are not read.
 
     Raises:
-        SettingsError: If LoRA names a module that the model has not, or that can have no adapter.
+        SettingsError: If LoRA names a module that the model does not have, or that cannot have an adapter.
     """
     if settings.lora is None:
         return []
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", r"model\.lora\.", UserWarning)
         with_adapters(meta_model(settings), settings.lora)
-    return [str(each.message) for each in told]
+    return [str(each.message) for each in caught]
 
 
 def model_class(settings: Model) -> type[PreTrainedModel]:
-    """Return the class that transformers makes a causal language model of these settings with.
+    """Return the transformers class of the causal language model that the settings describe.
 
     Raises:
         SettingsError: If there is no usable config, or transformers knows no causal language model for it.
@@ -162,21 +162,21 @@ def model_class(settings: Model) -> type[PreTrainedModel]:
     if isinstance(settings, LlamaModel):
         return LlamaForCausalLM
     config = load_config(settings)
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if found is None:
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
         raise SettingsError(
             f"model.path {settings.path}: transformers has no causal language model for {config.model_type}; choose a "
             "checkpoint of one"
         )
-    return found
+    return kind
 
 
 def check_attention(settings: ModelSettings, kind: type[PreTrainedModel]) -> None:
-    """Raise SettingsError if the attention that is asked for is none that a class of models can compute."""
-    wanted = settings.attention
-    if wanted != "auto" and wanted not in _attentions(kind):
+    """Raise SettingsError if a class of models cannot compute the attention that is asked for."""
+    attention = settings.attention
+    if attention != "auto" and attention not in _attentions(kind):
         raise SettingsError(
-            f"model.attention: {wanted} is none that {kind.__name__} can compute, wanted one of "
+            f"model.attention: {attention} is none that {kind.__name__} can compute, wanted one of "
             f"{', '.join(_attentions(kind))}; set it to auto or {_attentions(kind)[-1]}"
         )
 
@@ -193,8 +193,8 @@ def resolve_attention(
     Args:
         settings: `attention: auto` leaves the choice to this function.
         device: Where the model will run.
-        dtype: Of its parameters; flash_attention_2 knows no float32. None means a half precision.
-        kind: Class of the model; not every one can compute every attention.
+        dtype: Of its parameters; flash_attention_2 does not take float32. None means a half precision.
+        kind: Class of the model; not every class can compute every attention.
 
     Raises:
         SettingsError: If an attention is asked for and cannot run.
@@ -219,8 +219,8 @@ def resolve_attention(
 def _attentions(kind: type[PreTrainedModel]) -> list[str]:
     """Return the attentions a class of models can compute, fastest first.
 
-    A class that lists its flash implementations is given another one of them by transformers where flash_attention_2
-    is not among them, so that counts as none.
+    Where a class lists its flash implementations without flash_attention_2, transformers takes another of them, so it
+    counts as having none.
     """
     listed = getattr(kind, "_compatible_flash_implementations", None)
     flash = kind._supports_flash_attn and (listed is None or "flash_attention_2" in listed)
@@ -286,10 +286,10 @@ def _load_checkpoint(
 
 
 def check_weights(settings: Model, *, vocab_size: int | None) -> None:
-    """Raise SettingsError if a checkpoint's weights are not whole, by names and shapes alone: no values are read.
+    """Raise SettingsError if a checkpoint's weights are incomplete, by names and shapes alone: no values are read.
 
     Args:
-        settings: A model to build has none.
+        settings: A model that is built from sizes has no weights to check.
         vocab_size: Tokens of the tokenizer, None where it is not known yet.
     """
     if not isinstance(settings, PretrainedModel):

@@ -1,7 +1,7 @@
-"""What is known of a model folder that was written here: `e2ray/manifest.json`, the digests of its files, and
-`e2ray/probe.safetensors`, what the model answers to fixed tokens.
+"""The record of a model folder that was written here: `e2ray/manifest.json`, the digests of its files, and
+`e2ray/probe.safetensors`, the model's answers to fixed tokens.
 
-Both lie in a subfolder, since servers load every `*.safetensors` beside the weights. A folder without it came from
+Both are in a subfolder, since servers load every `*.safetensors` beside the weights. A folder without it came from
 somewhere else, and nothing is known of it. Weights, configs, tokenizers and serving profiles are read only as they were
 written; texts and pictures for people may be edited.
 """
@@ -33,7 +33,7 @@ METHODS: TypeAdapter[Method] = TypeAdapter(Method)
 
 
 def seal(folder: Path, probe: Probe | None, *, training: ModelTraining | None = None) -> None:
-    """Write the record of a model folder whose files are all there; call it before the folder gets its name.
+    """Write the record of a model folder that is complete; call it before the folder gets its name.
 
     Args:
         folder: Of the model.
@@ -49,9 +49,9 @@ def seal(folder: Path, probe: Probe | None, *, training: ModelTraining | None = 
 
 
 def refuse_damaged(folder: Path, *, only: Iterable[str] | None = None) -> None:
-    """Raise SettingsError naming the first file of a model folder that is not what was written, or was put there since.
+    """Raise SettingsError naming the first file of a model folder that was changed, or added, after it was written.
 
-    Nothing is said of a folder without a record.
+    A folder without a record is not checked.
 
     Args:
         folder: Of the model.
@@ -62,11 +62,11 @@ def refuse_damaged(folder: Path, *, only: Iterable[str] | None = None) -> None:
         return
     manifest = record.files
     advice = "restore it, or remove the folder and write it anew with the command that made it"
-    wanted = {name: entry for name, entry in manifest.items() if not is_for_people(name)}
+    expected = {name: entry for name, entry in manifest.items() if not is_for_people(name)}
     if only is not None:
-        wanted = {name: entry for name, entry in wanted.items() if name in set(only)}
-    if found := files.damage(folder, wanted):
-        raise SettingsError(f"{found}; {advice}")
+        expected = {name: entry for name, entry in expected.items() if name in set(only)}
+    if problem := files.damage(folder, expected):
+        raise SettingsError(f"{problem}; {advice}")
     for name in files_below(folder):
         if name not in manifest and not name.startswith(f"{RECORD}/") and is_loaded(name):
             raise SettingsError(
@@ -90,10 +90,10 @@ def probe_of(folder: Path) -> Probe | None:
 
 
 def weights_identity(path: str, revision: str | None, *, is_folder: bool) -> str | None:
-    """Return 64 hexadecimal digits that name a checkpoint's weights to the last bit, None where none are there yet.
+    """Return a digest of a checkpoint's weights to the last bit, 64 hex digits; None where there are no weights yet.
 
     Args:
-        path: Folder, or hub id of what was fetched before.
+        path: Folder, or hub id of a checkpoint that was fetched before.
         revision: Branch, tag or commit of a hub id.
         is_folder: Whether `path` is a folder.
     """
@@ -106,30 +106,30 @@ def weights_identity(path: str, revision: str | None, *, is_folder: bool) -> str
     names = weight_files(folder)
     if not names:
         return None
-    found = files.fingerprints(folder, names) if record is None else {name: record.files[name] for name in names}
-    return files.digest({name: each.model_dump() for name, each in found.items()})
+    fingerprints = files.fingerprints(folder, names) if record is None else {name: record.files[name] for name in names}
+    return files.digest({name: each.model_dump() for name, each in fingerprints.items()})
 
 
 def training_of(folder: Path) -> ModelTraining | None:
-    """Return what the training was that made the model of a folder, None where nothing is known of it.
+    """Return the training that made the model of a folder, None where it is not known.
 
-    Nothing is known of models whose record holds a digest of their settings alone, as the first records did.
+    It is not known of models whose record holds only a digest of their settings, as the first records did.
     """
     record = _record(folder)
     return record.training if record else None
 
 
 def trained_method(folder: Path) -> Method:
-    """Return what a scale meant in the training of a folder's model; linear where nothing is known of it."""
+    """Return the frequency method that a folder's model was trained under; linear where it is not known."""
     training = training_of(folder)
     positions = training.settings.get("positions") if training else None
-    told = positions.get("method") if isinstance(positions, dict) else None  # None: none other than linear was known
-    if told is None:
+    method = positions.get("method") if isinstance(positions, dict) else None  # None: of when there was linear alone
+    if method is None:
         return LinearMethod()
     try:
-        return METHODS.validate_python(told)
+        return METHODS.validate_python(method)
     except ValidationError:
-        kind = told.get("kind") if isinstance(told, dict) else told
+        kind = method.get("kind") if isinstance(method, dict) else method
         raise SettingsError(
             f"{ModelFolder(folder).record}: was trained under the frequency method {kind!r}, which this version does "
             "not know; take a newer one"
@@ -139,7 +139,7 @@ def trained_method(folder: Path) -> Method:
 def weight_files(folder: Path) -> list[str]:
     """Return the names of the files that a folder's weights are loaded from: one, or those that an index lists.
 
-    Without either of the names that loaders look for, all that may hold weights.
+    Where there is no file that loaders look for, all files that may hold weights.
 
     Raises:
         SettingsError: If the index cannot be read.
@@ -154,15 +154,15 @@ def weight_files(folder: Path) -> list[str]:
             return [whole]
         if (folder / index).is_file():
             listed = files.read_json(folder / index, wanted="an index of weights")
-            found = listed.get("weight_map") if isinstance(listed, dict) else None
-            if not isinstance(found, dict):
+            weight_map = listed.get("weight_map") if isinstance(listed, dict) else None
+            if not isinstance(weight_map, dict):
                 raise SettingsError(f"{folder / index}: is damaged, wanted weight_map, the file of each parameter")
-            return sorted({str(name) for name in found.values() if (folder / str(name)).is_file()})
+            return sorted({str(name) for name in weight_map.values() if (folder / str(name)).is_file()})
     return sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS and path.is_file())
 
 
 def _record(folder: Path) -> ModelRecord | None:
-    """Return what vouches for a folder, None where nothing does.
+    """Return the record of a folder, None where it has none.
 
     Raises:
         SettingsError: If the record is damaged.

@@ -1,8 +1,8 @@
-"""Position draws: one scale per training row, and where each of its tokens claims to stand.
+"""Position draws: one scale per training row, and the position that each of its tokens claims to have.
 
 Every published short-window method splits the window into segments, moves each on by a non-decreasing jump
 and divides by a scale. This module draws such rows from the family in `config/positions.py`, whose docstrings
-name the densities. A draw is a pure function of (seed, step, index in the global batch): the number of
+give the densities. A draw is a pure function of (seed, step, index in the global batch): the number of
 workers, the size of a micro batch and a restart change nothing. RoPE sees only differences of positions, so
 a jump common to all tokens of a row has no effect.
 """
@@ -67,7 +67,7 @@ class Draw:
         return Draw(self.scale.to(device, non_blocking=True), self.offsets.to(device, non_blocking=True))
 
     def repeated(self, times: int) -> "Draw":
-        """Return each row's draw so many times, one behind the other."""
+        """Return the draw with each row repeated, one copy after the other."""
         if times == 1:
             return self
         return Draw(self.scale.repeat_interleave(times), self.offsets.repeat_interleave(times, dim=0))
@@ -92,7 +92,7 @@ def draw(
         settings: The distributions to draw from.
         seed: Seed of the run, >= 0.
         step: Step the rows belong to, >= 0.
-        indices: Places of the rows in the global batch, each >= 0; a row's draw depends on no other row.
+        indices: Of the rows in the global batch, each >= 0; a row's draw depends on no other row.
         window: Tokens of a row, R >= 2.
         base_context_length: Tokens the base model was pretrained with, L.
 
@@ -139,14 +139,14 @@ def _generator(*key: int) -> np.random.Generator:
 def _row(
     rng: np.random.Generator, settings: PositionSettings, window: int, base_context_length: int
 ) -> tuple[np.float32, Offsets]:
-    """Return the scale and the offsets of one row; the room follows from the scale as float32 holds it."""
+    """Return the scale and the offsets of one row; the room is that of the scale rounded to float32."""
     scale = np.float32(1.0 if rng.random() < settings.scale.native_share else _scale(rng, settings.scale))
     tokens = room(float(scale), base_context_length, window)
     return scale, _offsets(rng, settings.placement, window, tokens)
 
 
 def _scale(rng: np.random.Generator, scale: Scale) -> float:
-    """Return one scale of the distribution, `native_share` aside."""
+    """Return one scale of the distribution, without regard to `native_share`."""
     match scale:
         case FixedScale():
             return scale.max_scale
@@ -215,13 +215,13 @@ def _offsets(rng: np.random.Generator, placement: Placement, window: int, tokens
 def _steps(
     window: int, breaks: Sequence[int] | Int64[np.ndarray, " jumps"], jumps: Sequence[int] | Int64[np.ndarray, " jumps"]
 ) -> Offsets:
-    """Return offsets that are 0 in front of the first break and `jumps[i]` from `breaks[i]` on; both ascend."""
+    """Return offsets that are 0 before the first break and `jumps[i]` from `breaks[i]` on; both ascend."""
     lengths = np.diff(np.concatenate(([0], breaks, [window])))
     return np.repeat(np.concatenate(([0], jumps)), lengths)
 
 
 def _sorted_random(rng: np.random.Generator, placement: SortedRandomPlacement, window: int, tokens: int) -> Offsets:
-    """Return offsets to `window` sorted integers out of {0, ..., window + tokens - 1}, ends pinned on demand."""
+    """Return offsets to `window` sorted integers out of {0, ..., window + tokens - 1}, with ends pinned if asked."""
     first, last = int(placement.pin_first), int(placement.pin_last)
     stands = np.empty(window, dtype=np.int64)
     stands[0], stands[-1] = 0, window + tokens - 1
@@ -243,9 +243,9 @@ def _truncated_gaussian(u: float, tokens: int, sigma: float) -> int:
 
 
 def _chunks(rng: np.random.Generator, num_chunks: int, window: int, tokens: int) -> Offsets:
-    """Return offsets of equal chunks, each uniform over the places that keep it in its own n-th of window + tokens.
+    """Return offsets of n equal chunks, each placed uniformly within its own n-th of window + tokens.
 
-    Source: LOGO (arXiv:2410.18533), continuous chunks; each chunk keeps to its own stretch, as in its code.
+    Source: LOGO (arXiv:2410.18533), continuous chunks; each chunk stays in its own stretch, as in LOGO's code.
     """
     length = window // num_chunks
     bounds = np.arange(num_chunks + 1) * (window + tokens) // num_chunks

@@ -1,11 +1,11 @@
-"""What a model answers to a few fixed tokens, kept beside its weights: another model gives other answers.
+"""A model's answers to a few fixed tokens, kept beside its weights: another model gives other answers.
 
-Files can be whole and still hold another model than the one trained: an adapter that was merged twice, a base that
+Files can be intact and still hold another model than the one trained: an adapter that was merged twice, a base that
 changed, a checkpoint of another run. So the engine's own logits, under no draw and under one with a scale and a shift,
-go with every checkpoint, and whoever loads weights that came out of it compares. What rounding alone explains is
-measured on the very model: every module's output is moved by one rounding step of the coarser dtype at random, and the
-logits may differ by a small multiple of what that does to them. Weights that differ by less than that pass: in bf16 an
-adapter after a few small updates is not told from its base. Bits are the digests' affair (`core/model_folder.py`).
+go with every checkpoint, and are compared whenever its weights are loaded. What rounding alone explains is measured on
+the loaded model: every module's output is moved by one rounding step of the coarser dtype at random, and the logits may
+differ by a small multiple of the effect. Weights that differ by less pass: in bf16 an adapter after a few small updates
+cannot be told from its base. Digests compare the bits (`core/model_folder.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -25,9 +25,9 @@ from e2ray.core.proof import seeded
 from e2ray.core.rope import RotaryHook
 
 TOKENS, PREFIX, SCALE = 24, 4, 4.0
-PLACES = (3, 7, 11, 15, 19, 23)  # whose logits are kept, over the whole vocabulary
+PLACES = (3, 7, 11, 15, 19, 23)  # of the tokens whose logits are kept, over the whole vocabulary
 ROUNDING_STEPS = 8.0  # logits may differ by this multiple of what one rounding step in every module does
-ROUNDINGS = 3  # of which the one that does most counts
+ROUNDINGS = 3  # of which the one with the largest effect counts
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # as configs call their number
 Forward = Callable[[Int[Tensor, "one tokens"]], Float[Tensor, "one tokens vocabulary"]]
 
@@ -78,7 +78,7 @@ def ask(forward: Forward, hook: RotaryHook, *, vocab_size: int, dtype: torch.dty
         hook: The model's hook.
         vocab_size: Tokens to choose from.
         dtype: Of the model's weights.
-        device: Where `forward` wants its tokens.
+        device: Where `forward` takes its tokens.
     """
     tokens = torch.randint(vocab_size, (TOKENS,), generator=torch.Generator().manual_seed(0))
     offsets = torch.zeros(2, TOKENS, dtype=torch.int64)
@@ -91,43 +91,43 @@ def ask(forward: Forward, hook: RotaryHook, *, vocab_size: int, dtype: torch.dty
 def _answers(
     forward: Forward, hook: RotaryHook, tokens: Tensor, scale: Tensor, offsets: Tensor, device: torch.device
 ) -> Float[Tensor, "two places vocabulary"]:
-    found = []
+    logits = []
     for draw in range(len(scale)):
         with hook.applied(scale[draw : draw + 1].to(device), offsets[draw : draw + 1].to(device)):
-            found.append(forward(tokens[None].to(device))[0, list(PLACES)].detach().float().cpu())
-    return torch.stack(found)
+            logits.append(forward(tokens[None].to(device))[0, list(PLACES)].detach().float().cpu())
+    return torch.stack(logits)
 
 
 def refuse_other_answers(
     probe: Probe, forward: Forward, hook: RotaryHook, model: nn.Module, *, device: torch.device, what: str
 ) -> None:
-    """Raise SettingsError if a model answers otherwise than the one whose probe this is, beyond rounding.
+    """Raise SettingsError if a model's answers differ from its probe by more than rounding explains.
 
     Args:
         probe: Of the model that it should be.
         forward: As for `ask`.
         hook: The model's hook, cleared afterwards.
         model: The module that `forward` runs.
-        device: Where `forward` wants its tokens.
+        device: Where `forward` takes its tokens.
         what: What errors name, e.g. `~/e2ray/demo/model`.
     """
 
     def answers() -> Float[Tensor, "two places vocabulary"]:
         return _answers(forward, hook, probe.tokens, probe.scale, probe.offsets, device)
 
-    found = answers()
-    if found.shape != probe.logits.shape:
+    logits = answers()
+    if logits.shape != probe.logits.shape:
         raise SettingsError(
-            f"{what}: embeds {found.shape[2]} tokens, the model that was trained {probe.logits.shape[2]}; these are "
+            f"{what}: embeds {logits.shape[2]} tokens, the model that was trained {probe.logits.shape[2]}; these are "
             "other weights"
         )
     dtypes = {probe.dtype, *(str(each.dtype).removeprefix("torch.") for each in model.parameters())}
     step, noises = 2.0**-8 if "bfloat16" in dtypes else 2.0**-23, []
     for seed in range(ROUNDINGS):
         with _rounded(model, step), seeded(seed, device):
-            noises.append(answers() - found)
+            noises.append(answers() - logits)
     for name, measure in (TYPICAL if "bfloat16" in dtypes and has_router(model) else WHOLE).items():
-        differs, allowed = measure(found - probe.logits), ROUNDING_STEPS * max(map(measure, noises))
+        differs, allowed = measure(logits - probe.logits), ROUNDING_STEPS * max(map(measure, noises))
         if not differs <= allowed:
             raise SettingsError(
                 f"{what}: answers otherwise than the model that was trained: the {name} difference of its logits is "
@@ -136,7 +136,7 @@ def refuse_other_answers(
 
 
 def has_router(model: nn.Module) -> bool:
-    """Return whether tokens of a model are sent to experts, which rounding may turn elsewhere."""
+    """Return whether a model routes tokens to experts; rounding may route them to others."""
     configs = [module.config.get_text_config() for module in model.modules() if isinstance(module, PreTrainedModel)]
     return any(getattr(config, key, None) for config in configs for key in EXPERTS)
 
@@ -150,7 +150,7 @@ def _largest(values: Tensor) -> float:
 
 
 def _typical(values: Float[Tensor, "two places vocabulary"]) -> float:
-    """Return the root mean square over the vocabulary, the median over the places, of the draw where it is larger."""
+    """Return the root mean square over the vocabulary, its median over places, and of the two draws the larger."""
     return float(values.double().square().mean(dim=2).sqrt().median(dim=1).values.max())
 
 
@@ -160,7 +160,7 @@ TYPICAL = {"typical": _typical}  # in bf16, whose rounding alone sends tokens to
 
 @contextmanager
 def _rounded(model: nn.Module, step: float) -> Iterator[None]:
-    """Move what every module without parts gives by up to `step` of itself, at random, within the block."""
+    """Change the output of every leaf module by a random share of up to `step` within the block."""
 
     def move(module: nn.Module, given: object, output: object) -> object:
         if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -177,7 +177,7 @@ def _rounded(model: nn.Module, step: float) -> Iterator[None]:
 
 
 def forward_of(model: nn.Module) -> Forward:
-    """Return the forward that a probe asks of a loaded model, which must be in evaluation mode."""
+    """Return the forward pass that a probe needs, of a loaded model in evaluation mode."""
 
     def forward(ids: Int[Tensor, "one tokens"]) -> Float[Tensor, "one tokens vocabulary"]:
         with torch.no_grad():

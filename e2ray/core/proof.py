@@ -1,8 +1,8 @@
 """The proof that positions are what a draw says, run on the loaded model before a run's first step.
 
 A wrong position does not stop a training: the loss still falls while attention is cut, angles are rounded or the
-scale goes nowhere. So the very forward pass that is trained, engine and checkpointing included, has to show that it
-does what the draws ask for.
+scale has no effect. So the very forward pass that is trained, engine and checkpointing included, has to show that
+it does what the draws ask for.
 """
 
 from collections.abc import Callable, Iterator
@@ -84,7 +84,7 @@ def prove(
 
 
 def _shift(tokens: int, device: str | torch.device) -> Int[Tensor, "one tokens"]:
-    """Return offsets that move all behind the prefix by four times the text."""
+    """Return offsets that move every token after the prefix by four times the length of the text."""
     shift = torch.zeros(1, tokens, dtype=torch.int64, device=device)
     shift[:, PROOF_PREFIX:] = 4 * tokens
     return shift
@@ -145,7 +145,7 @@ def prove_apart(
 
 @contextmanager
 def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
-    """Seed torch within the block and give the global random state back afterwards."""
+    """Seed torch within the block and restore the global random state afterwards."""
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs that are not forked too
@@ -168,7 +168,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 
 def _proof_tokens(model: nn.Module, vocab_size: int, tokens: int) -> Int[Tensor, "one tokens"]:
-    """Return fixed random tokens, few enough that every layer sees the first from the last."""
+    """Return fixed random tokens, few enough that every layer sees the first one from the last."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             for key in ("sliding_window", "attention_chunk_size"):

@@ -1,9 +1,9 @@
 """The rotary hook: gives every row of a batch its own scaled and shifted positions in any RoPE model.
 
 Scaled or shifted `position_ids` must never be passed to a model of transformers: without a mask and a cache,
-the state of training, its attention reads any step other than 1 as the start of another packed document and
+as in training, its attention reads any step other than 1 as the start of another packed document and
 silently hides the tokens before it. So the model gets plain integer ids (or none), and a forward pre-hook on
-its rotary module replaces them, behind the mask code, by (id + offset) / scale in float32. The model's own
+its rotary module replaces them, after the mask code, by (id + offset) / scale in float32. The model's own
 code stays as it is, so this works under gradient checkpointing, packing, adapters and DeepSpeed engines.
 """
 
@@ -22,7 +22,7 @@ from e2ray.core.methods.linear import Linear
 
 # Layers with this type see nearby tokens only and have frequencies of their own; context extension leaves them alone.
 LOCAL_LAYER_TYPE = "sliding_attention"
-# What rope parameters hold for the frequencies and the attention factor; any other key is read by other layers.
+# Keys of rope parameters for the frequencies and the attention factor; other layers read the other keys.
 FREQUENCY_KEYS = frozenset(
     "rope_type type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor "
     "beta_fast beta_slow mscale mscale_all_dim truncate short_factor long_factor short_mscale long_mscale "
@@ -49,7 +49,7 @@ class RotaryHook:
         Args:
             model: Holds the rotary modules.
             method: What a scale does to the frequencies; None: linear, which divides positions.
-            base_context_length: L in tokens, which every other method asks for.
+            base_context_length: L in tokens, which every method but linear needs.
 
         Raises:
             SettingsError: If the model has no rotary module that takes position ids, or cannot carry the method.
@@ -80,7 +80,7 @@ class RotaryHook:
         Args:
             scale: >= 1; a number or a 0-dimensional tensor for all rows, or float32 [batch] with one per row.
             offsets: int64 [batch, window], indexed by a token's position id within its document; None moves
-                nothing, the state of evaluation and generation. Tensors on the model's device cost no copy.
+                nothing, as in evaluation and generation. Tensors on the model's device cost no copy.
 
         Raises:
             ValueError: If shapes or dtypes do not fit each other, or a scale known to the CPU is below 1.
@@ -105,12 +105,12 @@ class RotaryHook:
         self._rows.clear()
 
     def clear(self) -> None:
-        """Leave positions alone again."""
+        """Leave positions unchanged again."""
         self._scale = self._offsets = None
         self._rows.clear()
 
     def remove(self) -> None:
-        """Take the hook off the model for good."""
+        """Remove the hook from the model for good."""
         self.clear()
         for handle in self._handles:
             handle.remove()
@@ -119,7 +119,7 @@ class RotaryHook:
     def applied(
         self, scale: Float[Tensor, "*batch"] | float, offsets: Int[Tensor, "batch window"] | None = None
     ) -> Iterator[None]:
-        """Use these scales and offsets within the block (see `set`), then what was set before it."""
+        """Use these scales and offsets within the block (see `set`), then those that were set before."""
         before = self._scale, self._offsets
         self.set(scale, offsets)
         try:
@@ -130,20 +130,20 @@ class RotaryHook:
 
     @torch.no_grad()
     def wanted_frequencies(self, buffer: Float[Tensor, " pairs"], scale: float) -> Float[Tensor, " pairs"]:
-        """Return the inverse frequencies, float64, that a module's own ones are to act as at a scale."""
+        """Return the inverse frequencies, float64, that replace a module's own at a scale."""
         whole = torch.tensor(float(scale), dtype=torch.float64, device=buffer.device)
         return buffer.double() * self.method.factors(buffer.double(), whole, self._length)
 
     def wanted_attention(self, factor: float, scale: float) -> float:
-        """Return what a module of this attention factor multiplies cosines and sines by at a scale, of float32."""
+        """Return what a module with this attention factor multiplies cosines and sines by at a scale, float32."""
         turned = self.method.temperature(torch.tensor(float(scale), dtype=torch.float64))
         return float((turned * factor).float())
 
     @contextmanager
     def in_place(self, scale: float) -> Iterator[None]:
-        """Write a scale's frequencies and temperature into the modules within the block, and leave positions alone.
+        """Write a scale's frequencies and temperature into the modules within the block; positions stay unchanged.
 
-        This is what rope parameters in a model's config do: the reference for what `set` does row by row.
+        Rope parameters in a model's config do the same: the reference for what `set` does row by row.
         """
         before = self._scale, self._offsets
         self.clear()
@@ -202,7 +202,7 @@ class RotaryHook:
         setattr(module, temperature, turned)
 
     def _give_back(self, module: nn.Module, args: object, output: object) -> None:
-        """Put a module's own frequencies and temperature back behind a call, however it ended."""
+        """Put a module's own frequencies and temperature back after a call, however it ended."""
         if self._before and self._before[-1][0] is module:
             _, name, base, temperature, attention = self._before.pop()
             setattr(module, name, base)
@@ -211,15 +211,15 @@ class RotaryHook:
     def _positions(self, ids: Int[Tensor, "rows tokens"], num_rows: int) -> Float[Tensor, "batch tokens"]:
         """Return (id + offset) / scale in float32 for a batch of `num_rows` rows; `ids` may be one row for all.
 
-        Undivided where a method acts on the frequencies.
+        Positions are not divided where a method acts on the frequencies.
 
         Values of ids are compared with the window only on the CPU, where that needs no synchronisation.
         """
         assert self._scale is not None
         if not isinstance(ids, Tensor) or ids.ndim != 2:
-            found = list(ids.shape) if isinstance(ids, Tensor) else ids
+            shape = list(ids.shape) if isinstance(ids, Tensor) else ids
             raise SettingsError(
-                f"the model's rotary module is given position ids of shape {found}, wanted [batch, tokens]; "
+                f"the model's rotary module is given position ids of shape {shape}, wanted [batch, tokens]; "
                 "multimodal positions cannot be scaled, choose a text model"
             )
         if ids.is_floating_point():
@@ -241,22 +241,22 @@ class RotaryHook:
 
 
 def _refuse_deaf(module: nn.Module) -> None:
-    """Raise SettingsError if a rotary module makes its angles of something else than the frequencies that it holds."""
+    """Raise SettingsError if a rotary module computes its angles from other frequencies than those it holds."""
     ids = torch.arange(4, device=next(module.buffers()).device)[None]
     hidden = torch.zeros(1, 1, 1, device=ids.device)
     for name, buffer in frequency_buffers(module).items():
         if buffer.device.type == "meta":
             continue
         kind = {"layer_type": name.removesuffix("_inv_freq")} if name != "inv_freq" else {}
-        told = []
+        outputs = []
         try:
             for factor in (1.0, 0.5):
                 setattr(module, name, buffer * factor)
-                found = module(hidden, ids, **kind)
-                told.append(torch.view_as_real(found) if isinstance(found, Tensor) else torch.stack(list(found)))
+                output = module(hidden, ids, **kind)
+                outputs.append(torch.view_as_real(output) if isinstance(output, Tensor) else torch.stack(list(output)))
         finally:
             setattr(module, name, buffer)
-        if torch.equal(*told):
+        if torch.equal(*outputs):
             raise SettingsError(
                 f"{type(module).__name__} computes its frequencies anew in each call, so they cannot be changed row by "
                 "row; take method linear, or another model"
@@ -264,24 +264,24 @@ def _refuse_deaf(module: nn.Module) -> None:
 
 
 def other_keys(part: Rope) -> Rope:
-    """Return what rope parameters say to other layers than the rotary module, such as Ministral's query scale.
+    """Return the rope parameters that other layers than the rotary module read, such as Ministral's query scale.
 
-    With such a key goes the length it is measured by.
+    With such a key comes the length that it refers to.
     """
-    told = {key: value for key, value in part.items() if key not in FREQUENCY_KEYS}
+    others = {key: value for key, value in part.items() if key not in FREQUENCY_KEYS}
     length = "original_max_position_embeddings"
-    return {**told, length: part[length]} if told and part.get(length) is not None else told
+    return {**others, length: part[length]} if others and part.get(length) is not None else others
 
 
 def refuse_scaled(model: nn.Module, lane: str) -> None:
     """Raise SettingsError if layers that see far carry a scaling already, which an untrained one would add to."""
     for module in find_rotary_modules(model):
-        told = getattr(module, "rope_type", None)
-        kinds = told if isinstance(told, dict) else {"": told}
-        found = [each for kind, each in kinds.items() if kind != LOCAL_LAYER_TYPE and each != "default"]
-        if found:
+        rope_type = getattr(module, "rope_type", None)
+        kinds = rope_type if isinstance(rope_type, dict) else {"": rope_type}
+        scaled = [each for kind, each in kinds.items() if kind != LOCAL_LAYER_TYPE and each != "default"]
+        if scaled:
             raise SettingsError(
-                f"untrained {lane}: the model's rope is {found[0]}, wanted plain RoPE in all layers that see far; "
+                f"untrained {lane}: the model's rope is {scaled[0]}, wanted plain RoPE in all layers that see far; "
                 f"leave {lane} out"
             )
 
@@ -292,21 +292,21 @@ def find_rotary_modules(model: nn.Module) -> list[nn.Module]:
     Raises:
         SettingsError: If there is none, as in models with learned positions or ALiBi.
     """
-    found = [
+    modules = [
         module
         for module in model.modules()
         if frequency_buffers(module) and "position_ids" in inspect.signature(type(module).forward).parameters
     ]
-    if not found:
+    if not modules:
         raise SettingsError(
             f"{type(model).__name__} has no rotary module that takes position ids, so its positions cannot be "
             "scaled; choose a RoPE model such as Llama, Qwen, Mistral or Gemma"
         )
-    return found
+    return modules
 
 
 def frequency_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Return the inverse frequencies a module itself holds, by name; those of local layers and backups left out."""
+    """Return the inverse frequencies that a module itself holds, by name, without those of local layers and backups."""
     return {
         name: buffer
         for name, buffer in module.named_buffers(recurse=False)

@@ -1,6 +1,6 @@
-"""From a context length to a scale: W / L as in the paper, and what draws, lanes and measurements say otherwise.
+"""From a context length to a scale: W / L as in the paper, unless draws, lanes or measurements say otherwise.
 
-W is the length of what is read and L the base context length, both in tokens. Nothing else divides one by the other.
+W is the length of the text that is read and L the base context length, both in tokens. No other module divides them.
 """
 
 import math
@@ -19,41 +19,41 @@ def paper_scale(window: int, base_context_length: int) -> float:
 def reaching_scale(context_length: int, base_context_length: int) -> float:
     """Return W / L, at least 1, rounded up so that scale * L reaches W in floating point.
 
-    Servers compare W with that product and would refuse a context length one rounding too long.
+    Servers compare W with that product and would refuse a context length that is too long by rounding alone.
     """
     scale = paper_scale(context_length, base_context_length)
     return scale if scale * base_context_length >= context_length else math.nextafter(scale, math.inf)
 
 
 def drawn_scale(positions: PositionSettings, window: int, base_context_length: int) -> float:
-    """Return the scale that a model trained with these draws reads a window with; see `PositionSettings.serve_at`."""
+    """Return the scale at which a model trained with these draws reads a window; see `PositionSettings.serve_at`."""
     return positions.serve_at(window / base_context_length)
 
 
 def lane_scale(lane: str, window: int, base_context_length: int, max_scale: float) -> float:
-    """Return the scale that a lane reads a window with: 1 for the untouched base, G where it trained for G alone."""
+    """Return the scale at which a lane reads a window: 1 for the untouched base, G where it trained for G alone."""
     if lane == UNTOUCHED:
         return 1.0
     return max_scale if lane in FIXED_SCALE else paper_scale(window, base_context_length)
 
 
 def untrained_scale(lane: str, window: int, base_context_length: int, max_scale: float) -> float:
-    """Return the scale that a lane without training reads a window at, which for dynamic NTK is made of G and W."""
+    """Return the scale at which an untrained lane reads a window, which for dynamic NTK depends on G and W."""
     if lane == "dynamic_ntk":
         return DynamicNtk.scale_of(max_scale, window, base_context_length)
     return lane_scale(lane, window, base_context_length, max_scale)
 
 
 def row_scale(row: ScaleRow) -> float:
-    """Return the scale that a row of scales.json serves its length with.
+    """Return the scale at which a row of scales.json serves its length.
 
-    Files made when `served` was the best of the scales measured without W / L among them are read as W / L, too.
+    In older files `served` may be the best of several scales without W / L among them; they are read as W / L.
     """
     return row.served if row.paper_scale is None or row.paper_nll is not None else row.paper_scale
 
 
 def served_at(scales: Scales, context_length: int) -> float:
-    """Return the scale a request of `context_length` tokens is read with: that of the next longer measured length.
+    """Return the scale at which a request of `context_length` tokens is read: that of the next longer measured length.
 
     Beyond the longest measured length it is W / L, as in the paper.
     """
@@ -64,7 +64,7 @@ def served_at(scales: Scales, context_length: int) -> float:
 
 
 def request_scale(num_tokens: int, base_context_length: int, scales: Scales | None) -> float:
-    """Return the scale a request of prompt and answer is read with: that of scales.json if there is one, else W / L."""
+    """Return the scale at which a prompt and its answer are read: that of scales.json if there is one, else W / L."""
     if scales is not None:
         return served_at(scales, num_tokens)
     return paper_scale(num_tokens, base_context_length)

@@ -1,8 +1,8 @@
 """How far back a model's layers see, read from its config as the mask code of transformers reads it.
 
-A layer with a sliding window of w tokens attends to the nearest w, itself included; one with chunked attention to those
-of its own chunk. No scale of positions changes that. Through n sliding layers a token still depends on what stands up
-to n * (w - 1) tokens before it, a window at a time, and on nothing farther back; chunks never hand anything on.
+In a layer with a sliding window of w tokens a token attends to the nearest w, itself included; with chunked attention
+to those of its own chunk. No scale of positions changes that. Through n sliding layers a token still depends on tokens
+up to n * (w - 1) before it, a window at a time, and on none farther back; chunks pass nothing on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ ONE_MASK = (
     "mistral",
     "ministral3",
     "minimax",
-)  # model types whose mask asks the window alone, whatever layer_types say
+)  # model types whose mask depends on the window alone, whatever layer_types say
 SLIDING, CHUNKED = "sliding_attention", "chunked_attention"
 
 
@@ -46,7 +46,7 @@ class Sight:
 
 
 def sight(config: PreTrainedConfig) -> Sight:
-    """Return what the layers of a model see; a field that its config's class does not know is not read by it either."""
+    """Return what the layers of a model see; fields unknown to its config's class are ignored, as by the model."""
 
     def known(name: str) -> int | None:
         return getattr(config, name, None) if hasattr(type(config), name) else None
@@ -61,7 +61,7 @@ def sight(config: PreTrainedConfig) -> Sight:
 
 
 def check_sight(path: str, config: PreTrainedConfig, lengths: Mapping[str, Sequence[int]]) -> str | None:
-    """Return one line where some or all layers see less than a context length, None where that is no matter.
+    """Return one line where some or all layers see less than a context length, None where all see all of it.
 
     Args:
         path: Of the model, for the line.
@@ -69,28 +69,28 @@ def check_sight(path: str, config: PreTrainedConfig, lengths: Mapping[str, Seque
         lengths: Context lengths in tokens by the setting that asks for them.
 
     Raises:
-        SettingsError: If no layer sees everything and all of them together do not reach over a context length.
+        SettingsError: If no layer sees everything and all layers together do not reach across a context length.
     """
-    found = sight(config)
+    seen = sight(config)
     longest, asked = max((max(each), name) for name, each in lengths.items() if each)
-    if not found.limits or longest <= min(found.limits):
+    if not seen.limits or longest <= min(seen.limits):
         return None
-    limits = sorted(set(found.limits))
+    limits = sorted(set(seen.limits))
     window = f"{limits[0]:,}" if len(limits) == 1 else f"{limits[0]:,} to {limits[-1]:,}"
-    layers = f"the nearest {window} tokens" if not found.chunked else f"chunks of {window} tokens"
-    if found.reach is None:
-        whole = len(found.windows) - len(found.limits)
+    layers = f"the nearest {window} tokens" if not seen.chunked else f"chunks of {window} tokens"
+    if seen.reach is None:
+        whole = len(seen.windows) - len(seen.limits)
         return (
-            f"model.path {path}: {len(found.limits)} of its {len(found.windows)} layers see {layers} only, whatever "
+            f"model.path {path}: {len(seen.limits)} of its {len(seen.windows)} layers see {layers} only, whatever "
             f"the scale; what is farther back in a context of {longest:,} reaches the other {whole} alone"
         )
-    if longest > found.reach:
+    if longest > seen.reach:
         raise SettingsError(
-            f"model.path {path}: each of its {len(found.windows)} layers sees {layers} only, so nothing beyond "
-            f"{found.reach:,} tokens can change its logits, and {asked} asks for {longest:,}; keep to {found.reach:,} "
+            f"model.path {path}: each of its {len(seen.windows)} layers sees {layers} only, so nothing beyond "
+            f"{seen.reach:,} tokens can change its logits, and {asked} asks for {longest:,}; keep to {seen.reach:,} "
             "or choose a checkpoint with full attention"
         )
     return (
-        f"model.path {path}: each of its {len(found.windows)} layers sees {layers} only, whatever the scale; what is "
-        f"farther back is handed on from layer to layer, over {found.reach:,} tokens at most"
+        f"model.path {path}: each of its {len(seen.windows)} layers sees {layers} only, whatever the scale; what is "
+        f"farther back is handed on from layer to layer, over {seen.reach:,} tokens at most"
     )

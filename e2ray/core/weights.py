@@ -1,8 +1,8 @@
 """The weights of a checkpoint, loaded whole or refused.
 
-transformers fills what it does not find with random numbers and drops what it has no place for, and says so in a log
-at most. Both are another model than the one on the disk, so its own account of a loading is read here, and everything
-that lies beside the weights and would be loaded with them is looked at before.
+transformers fills missing weights with random numbers and drops those it has no place for, and says so in a log at
+most. Either way the model is not the one on the disk, so its own report of a loading is read here, and files beside the
+weights that would be loaded with them are checked before.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,9 +23,9 @@ from e2ray.files import read_json
 def load_weights(
     where: str, *, key: str, config: PreTrainedConfig, revision: str | None, **options: object
 ) -> PreTrainedModel:
-    """Return a causal language model of which every parameter, and nothing else, came out of a checkpoint.
+    """Return a causal language model whose parameters are exactly those of a checkpoint.
 
-    Parameters that the config ties to others need not be there. Where a file holds a tied parameter with values of its
+    Parameters that the config ties to others may be missing. Where a file holds a tied parameter with values of its
     own the model is not tied, and its config says so afterwards.
 
     Args:
@@ -37,19 +37,19 @@ def load_weights(
 
     Raises:
         SettingsError: If weights are missing, left over, of other shapes or unreadable, if an index names files outside
-            of its folder, or if adapters lie beside the weights.
+            of its folder, or if there are adapters beside the weights.
     """
     _refuse_adapters(where, key, revision)
     _refuse_strange_index(where, key, revision)
     try:
         with quietly():  # its report would say that left over weights can be ignored
-            model, told = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 where,
                 config=config,
                 revision=revision,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told below, with the name that the error of transformers lacks
+                ignore_mismatched_sizes=True,  # refused below, with the name that the error of transformers lacks
                 **options,
             )
     except Exception as error:  # missing or damaged files, no causal head: each its own exception
@@ -59,10 +59,10 @@ def load_weights(
         ) from None
     _refuse_partial(
         key,
-        missing=sorted(told["missing_keys"]),
-        left_over=sorted(told["unexpected_keys"]),
-        mismatched=sorted(told["mismatched_keys"]),
-        errors=told["error_msgs"],
+        missing=sorted(report["missing_keys"]),
+        left_over=sorted(report["unexpected_keys"]),
+        mismatched=sorted(report["mismatched_keys"]),
+        errors=report["error_msgs"],
     )
     _untie_config(model)
     return model
@@ -76,10 +76,10 @@ def first_line(error: Exception) -> str:
 
 def _refuse_adapters(where: str, key: str, revision: str | None) -> None:
     try:
-        found = find_adapter_config_file(where, revision=revision)
+        config = find_adapter_config_file(where, revision=revision)
     except OSError:
-        return  # no hub answers; the loading itself will say so
-    if found is not None:
+        return  # the hub does not answer; loading will report it
+    if config is not None:
         raise SettingsError(
             f"{key}: holds adapter_config.json, and transformers would put that adapter on the weights; merge it into "
             "them, or move it out of the folder"
@@ -120,16 +120,16 @@ def _refuse_partial(
     mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]],
     errors: Sequence[str],
 ) -> None:
-    """Raise SettingsError naming one parameter if a loading was not whole, by transformers' own account of it."""
+    """Raise SettingsError naming one parameter if a loading was incomplete, by transformers' own report of it."""
     if prefix := _wrapper(missing, left_over):
         name = next(each for each in left_over if each.removeprefix(prefix) in missing)
         raise SettingsError(
             f"{key}: the names of its weights begin with {prefix!r}, {name} among them, wanted "
             f"{name.removeprefix(prefix)}; save the model that the wrapper holds"
         )
-    for name, found, wanted in mismatched:
+    for name, shape, expected in mismatched:
         raise SettingsError(
-            f"{key}: {name} has the shape {list(found)}, its config.json wants {list(wanted)}; mend its config.json"
+            f"{key}: {name} has the shape {list(shape)}, its config.json wants {list(expected)}; mend its config.json"
         )
     for names, what, advice in (
         (missing, "missing", "name a complete checkpoint, or mend its config.json"),
@@ -142,12 +142,12 @@ def _refuse_partial(
 
 
 def _wrapper(missing: Sequence[str], left_over: Sequence[str]) -> str | None:
-    """Return what stands in front of all names where nothing but that is wrong with them, e.g. `_orig_mod.`."""
+    """Return the prefix of all names if it is the only thing wrong with them, e.g. `_orig_mod.`."""
     known = set(left_over)
     for name in missing[:2]:  # the first may be one that the config ties to another, which no file holds
-        for found in left_over:
-            prefix = found.removesuffix(name)
-            if prefix != found and prefix.endswith(".") and len(known & {prefix + each for each in missing}) > 1:
+        for full_name in left_over:
+            prefix = full_name.removesuffix(name)
+            if prefix != full_name and prefix.endswith(".") and len(known & {prefix + each for each in missing}) > 1:
                 return prefix
     return None
 
@@ -160,7 +160,7 @@ def _untie_config(model: PreTrainedModel) -> None:
 
 
 def refuse_vocabulary(model: PreTrainedModel, vocab_size: int | None, *, key: str) -> None:
-    """Raise SettingsError if a tokenizer of so many tokens has some that a model does not embed."""
+    """Raise SettingsError if a tokenizer of `vocab_size` tokens has some that a model does not embed."""
     known = model.get_input_embeddings().weight.shape[0]
     if vocab_size is not None and vocab_size > known:
         raise SettingsError(
@@ -177,13 +177,13 @@ def non_finite(model: nn.Module, dtype: torch.dtype) -> str | None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep transformers from drawing bars and telling of unknown keys; what was set before holds again afterwards."""
-    drawn, told = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    """Keep transformers from showing progress bars and warnings within the block; restore its settings afterwards."""
+    drawn, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(told)
+        transformers_logging.set_verbosity(verbosity)
         if drawn:
             transformers_logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""What every frequency method can be asked."""
+"""What every frequency method provides."""
 
 import math
 from abc import ABC, abstractmethod
@@ -30,7 +30,7 @@ class FrequencyMethod(ABC):
         label: What tables and pictures call it.
         source: Paper or program it is from.
         needs_length: Whether its frequencies depend on the length of a text.
-        num_pairs: Of heads that it is made for, None where it fits any.
+        num_pairs: Of the heads that it is made for, None where it fits any.
     """
 
     label: ClassVar[str]
@@ -60,7 +60,7 @@ class FrequencyMethod(ABC):
         return torch.ones_like(scale)
 
     def refuse_pairs(self, *pairs: int) -> None:
-        """Raise SettingsError if the method does not fit rotary modules of so many pairs each."""
+        """Raise SettingsError if the method does not fit rotary modules with these numbers of pairs."""
         for count in pairs:
             if self.num_pairs not in (None, count):
                 raise SettingsError(
@@ -93,12 +93,12 @@ class FrequencyMethod(ABC):
             base_context_length: L in tokens.
 
         Raises:
-            SettingsError: If no rope type of transformers can say it.
+            SettingsError: If no rope type of transformers can express it.
         """
         return self.to_longrope(rope, base, scale, base_context_length)
 
     def to_longrope(self, rope: Rope, base: Float[Tensor, " pairs"], scale: float, base_context_length: int) -> Rope:
-        """Return the same as a `longrope`: a factor per pair for short texts and long ones, and an attention factor.
+        """Return the same as `longrope`: factors per pair for short texts and for long ones, and an attention factor.
 
         Some classes, Phi-3 among them, know no other type. Arguments and errors are those of `to_transformers`.
         """
@@ -135,7 +135,7 @@ class TemperedMethod(FrequencyMethod, Generic[Tempered]):
 
 
 def kept_of(rope: Rope) -> Rope:
-    """Return what rope parameters say beside their type: base frequency, and the share of a head that turns."""
+    """Return the rope parameters beside the type: base frequency, and the share of a head that is rotated."""
     return {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if rope.get(key) is not None}
 
 
@@ -154,17 +154,17 @@ def rotations(base: Float[Tensor, " pairs"], base_context_length: int) -> Float[
 
 
 def pair_of(base: Float[Tensor, " pairs"], turns: float, base_context_length: int) -> float:
-    """Return the place among the pairs, counted from 0, at which one would turn so often within L.
+    """Return the index, real and counted from 0, at which a pair would turn `turns` times within L.
 
-    Logarithms of rotations fall along a straight line over the pairs of plain RoPE; between the pairs of another, and
-    beyond its ends, the line of the nearest two counts.
+    The logarithm of the rotations is linear in the pair's index for plain RoPE; between the pairs of another, and
+    beyond its ends, the line through the nearest two is taken.
     """
     logs = rotations(base, base_context_length).log()
-    wanted = math.log(turns)
+    log_turns = math.log(turns)
     last = len(logs) - 1
     if not last:
-        return 0.0 if wanted <= float(logs[0]) else -1.0
-    below = int((logs > wanted).sum())  # pairs that turn more often
+        return 0.0 if log_turns <= float(logs[0]) else -1.0
+    below = int((logs > log_turns).sum())  # pairs that turn more often
     start = min(max(below - 1, 0), last - 1)
     step = float(logs[start] - logs[start + 1])
-    return start + float(logs[start] - wanted) / step
+    return start + float(logs[start] - log_turns) / step

@@ -1,4 +1,4 @@
-"""Methods that say for each pair what becomes of it: LongRoPE's searched lists and Giraffe's truncated basis."""
+"""Methods that name a factor for each pair: LongRoPE's searched lists and Giraffe's truncated basis."""
 
 import math
 
@@ -27,7 +27,7 @@ class Factors(TemperedMethod[FactorsMethod]):
         """Return the list to the power that makes it whole at its own scale.
 
         Raises:
-            SettingsError: If it is not as long as there are pairs.
+            SettingsError: If its length is not the number of pairs.
         """
         self.refuse_pairs(len(base))
         listed = torch.tensor(self.settings.factors, dtype=torch.float64, device=base.device)
@@ -41,7 +41,7 @@ class Truncated(FrequencyMethod):
     source = "Giraffe (arXiv:2308.10882), as its code has it"
 
     def factors(self, base: Float[Tensor, " pairs"], scale: Scales, base_context_length: int) -> Frequencies:
-        """Return 1, what brings a pair to 1/16 rotation, or 0."""
+        """Return 1, the factor that brings a pair to 1/16 rotation, or 0."""
         turns = rotations(base, base_context_length)
         slow = torch.where(turns >= LEAST, SLOWEST / turns, torch.zeros_like(turns))
         kept = torch.where(turns >= 1, torch.ones_like(turns), slow)

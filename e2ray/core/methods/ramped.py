@@ -19,7 +19,7 @@ class Yarn(TemperedMethod[YarnMethod]):
     def factors(self, base: Float[Tensor, " pairs"], scale: Scales, base_context_length: int) -> Frequencies:
         """Return the ramp between 1 and 1 / g.
 
-        Its ends are whole places among the pairs, rounded outwards and kept within the head, as transformers has it.
+        Its ends are whole indices of pairs, rounded outwards and kept within the head, as in transformers.
         """
         first = max(math.floor(pair_of(base, self.settings.fast, base_context_length)), 0)
         last = min(math.ceil(pair_of(base, self.settings.slow, base_context_length)), 2 * len(base) - 1)

@@ -1,4 +1,4 @@
-"""From the settings of a frequency method to the object that knows it, and what lanes and methods are called."""
+"""From the settings of a frequency method to its object, and the labels of lanes and methods."""
 
 from e2ray.config.compare import UNTOUCHED
 from e2ray.config.kinds import made_by
