@@ -1,8 +1,8 @@
-"""What Ray Tune starts for a trial: an actor that runs one after the other, or a driver of a Ray Train.
+"""What Ray Tune starts for a trial: an actor that runs trials one after the other, or the driver of a Ray Train.
 
 Nothing heavy is imported before the first trial begins, and what a trial needs arrives packed: Tune takes back an
-actor that is still starting once another one is free, so one that needs longer to start than a trial to run would
-never come to stand.
+actor that is still starting once another one is free, so one that takes longer to start than a trial takes to run
+would never be ready.
 """
 
 import logging
@@ -29,7 +29,7 @@ class TrialConfig(TypedDict):
     plan: bytes
     cluster: bytes
     threads: int
-    beats: str  # folder where it says that it lives
+    beats: str  # folder of its heartbeats
 
 
 def packed(what: object) -> bytes:
@@ -69,12 +69,12 @@ class TrialActor(tune.Trainable):
             self.heart.begin(label)
             self.bench.begin(opened(self.given["plan"]))
             self.started = True
-        found = self.bench.advance()
+        result = self.bench.advance()
         self.heart.mark(RESTING)
-        return found | {"done": "failed" in found or bool(found["complete"])}
+        return result | {"done": "failed" in result or bool(result["complete"])}
 
     def _open(self, label: str) -> "Workbench":
-        """Return the bench, with all that trials share, and begin to say that this process lives."""
+        """Return the bench, with all that trials share, and begin this process's heartbeat."""
         with loading():
             import torch
 

@@ -56,14 +56,14 @@ class Examiner:
         """Each window at every scale of the recipe, beside those served."""
         return self.served | set(itertools.product({self.length, *self.windows}, self.settings.scales))
 
-    def cells(self, model: nn.Module, hook: RotaryHook, wanted: set[tuple[int, float]]) -> list[Cell]:
-        """Return what each wanted (window, scale) reads, ascending.
+    def cells(self, model: nn.Module, hook: RotaryHook, pairs: set[tuple[int, float]]) -> list[Cell]:
+        """Return the cell of each (window, scale), ascending.
 
         Raises:
             DivergedWeights: If an NLL is no finite number.
         """
         rows = []
-        for window, scale in sorted(wanted):
+        for window, scale in sorted(pairs):
             rows += document_sums(
                 model,
                 hook,
@@ -75,7 +75,7 @@ class Examiner:
                 device=self.device,
                 name="tuned",
             )
-        if len(rows) < len(wanted):
+        if len(rows) < len(pairs):
             raise SettingsError(f"evaluation: a window of {max(self.windows)} tokens: {OUT_OF_MEMORY}")
         return [
             Cell(
@@ -91,7 +91,7 @@ class Examiner:
         ]
 
     def asked(self, model: nn.Module, hook: RotaryHook) -> dict[str, float | None]:
-        """Return the objectives of the retrieval grid, None each where the study does not ask.
+        """Return the objectives of the retrieval grid, each None where the study does not ask for them.
 
         `retrieval` is the share of passkeys that the model finds, `answer_nll` the mean NLL of their tokens.
         """
@@ -130,7 +130,7 @@ class Examiner:
 def measure(
     examiner: Examiner, engine: Engine, plan: Plan, step: int, seconds: Callable[[], float]
 ) -> dict[str, object]:
-    """Return what a trial is at a step: empty but at its rungs and at its end; `seconds` tells how long it took so far.
+    """Return what is measured of a trial at a step: nothing but at its rungs and its end; `seconds` returns its time.
 
     Raises:
         Diverged: If its state is not finite, where the documents need not show it.
@@ -140,5 +140,5 @@ def measure(
     if not last and step not in plan.rungs:
         return {}
     checkpoint.refuse_non_finite(engine, step=step)
-    found = examiner.examine(engine, plan, last=last)
-    return found | {"trial_seconds": seconds(), "complete": last}
+    result = examiner.examine(engine, plan, last=last)
+    return result | {"trial_seconds": seconds(), "complete": last}

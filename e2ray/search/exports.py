@@ -159,8 +159,8 @@ def write_recipes(
 ) -> None:
     """Write the recipes a study proposes: best-<role>.yaml, best.yaml (the balanced one), front/<number>.yaml.
 
-    Each is the study's own recipe without its `search`, with its full budget, and the trial's settings in their places.
-    Those of an earlier export that are proposed no more are removed. The evaluation of the new run leaves out
+    Each is the study's own recipe without its `search`, with its full budget and the trial's settings put in.
+    Those of an earlier export that are no longer proposed are removed. The evaluation of the new run leaves out
     `skip_documents`, held-out ones that the study chose by; None if there are no others: the recipe's own setting
     stays.
 

@@ -27,14 +27,14 @@ def importances(records: Iterable[TrialRecord], space: Space) -> dict[str, float
 def spread(records: Iterable[TrialRecord], space: Space) -> dict[str, tuple[float, float]]:
     """Return the lowest and the highest importance of each parameter when any one trial is left out.
 
-    An interval of what a single trial decides, no confidence interval; the true uncertainty is larger. A parameter
-    that falls out of the computation without a trial has 0 there.
+    This shows what a single trial decides and is no confidence interval; the true uncertainty is larger. A parameter
+    that drops out of the computation without a trial counts as 0 there.
     """
     trials = _comparable(records)
     whole = _shares(trials, space)
     left_out = [_shares(trials[:index] + trials[index + 1 :], space) for index in range(len(trials))]
-    found = {path: [shares.get(path, 0.0) for shares in [whole, *left_out]] for path in whole}
-    return {path: (min(shares), max(shares)) for path, shares in found.items()}
+    samples = {path: [shares.get(path, 0.0) for shares in [whole, *left_out]] for path in whole}
+    return {path: (min(shares), max(shares)) for path, shares in samples.items()}
 
 
 def _comparable(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -53,8 +53,8 @@ def _shares(records: Sequence[TrialRecord], space: Space) -> dict[str, float]:
     with warnings.catch_warnings():  # it warns of settings that one trial alone has used, as conditional ones are
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        found = optuna.importance.get_param_importances(made, evaluator=evaluator)
-    return {path: float(share) for path, share in found.items() if math.isfinite(share)}
+        scores = optuna.importance.get_param_importances(made, evaluator=evaluator)
+    return {path: float(share) for path, share in scores.items() if math.isfinite(share)}
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:

@@ -1,10 +1,10 @@
 """The journal's file: every line sealed, so that damage is named and never read as other trials or as an empty study.
 
 `study.journal` is an Optuna journal whose lines carry number and seal (`e2ray.records.sealed`), which Optuna's own
-readers pass over. `study.journal.end` beside it holds the last line's, so that lines missing at the end are known, too.
+readers ignore. `study.journal.end` beside it holds those of the last line, so that missing last lines are noticed, too.
 A line is written first and the end after it: what a killed process leaves is a torn last line, or one that the end does
-not know yet; both are mended. A journal of an earlier version has no seals: it is told, and gets them with its next
-line.
+not know yet; both are mended. A journal of an earlier version has no seals: this is reported, and it gets them with its
+next line.
 """
 
 import json
@@ -26,9 +26,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def mend(path: Path) -> None:
-    """Take off what a killed process left on a journal: a torn last line, and Optuna's lock.
+    """Remove what a killed process left of a journal: a torn last line, and Optuna's lock.
 
-    The next line would be appended to the torn one, and both be lost.
+    Else the next line would be appended to the torn one, and both be lost.
 
     Raises:
         SettingsError: If the file cannot be read or written.
@@ -71,28 +71,28 @@ def verified(path: Path) -> Lines:
         again = f"keep its first {kept} lines, remove {beside.name}, and what came behind is run again"
         return f"{copies}, or {again if kept else 'choose another name'}"
 
-    found = read(path, advice=advice, must_be_sealed=known is not None and known.lines > 0)
-    lines = len(found.values)
+    content = read(path, advice=advice, must_be_sealed=known is not None and known.lines > 0)
+    lines = len(content.values)
     if known is None:
         if not lines and path.read_bytes()[:1] != b"{":  # else a torn first line
             raise SettingsError(f"{path}: is empty, its trials are lost; {copies}, or remove it to begin anew")
-        return found
+        return content
     if lines < known.lines:
-        torn = f" and a part of line {lines + 1}" if found.torn else ""
+        torn = f" and a part of line {lines + 1}" if content.torn else ""
         raise SettingsError(
             f"{path}: holds {lines} lines{torn}, {known.lines} were written: its end is missing; {copies}, or remove "
             f"{beside.name}, and what came behind is run again"
         )
-    if known.lines and found.ends[known.lines - 1] != known:
+    if known.lines and content.ends[known.lines - 1] != known:
         raise SettingsError(
             f"{beside}: is of another copy, line {known.lines} of {path.name} has another seal; {copies}, or "
             f"remove {beside.name} to go on with the {lines} lines that are there"
         )
-    return found
+    return content
 
 
 class Journal:
-    """A journal in the hands of the one process that appends to it; what Optuna calls a backend."""
+    """A journal, held by the one process that appends to it; what Optuna calls a backend."""
 
     def __init__(self, path: Path) -> None:
         """Open a journal, or begin it, after mending what a killed process left.
@@ -100,12 +100,12 @@ class Journal:
         Raises:
             SettingsError: If it is damaged, or cannot be read or written.
         """
-        found = verified(path)
+        content = verified(path)
         mend(path)
         self.path = path
-        self._logs = found.values
-        self._end = found.end
-        self._unsealed = bool(found.values) and not found.sealed
+        self._logs = content.values
+        self._end = content.end
+        self._unsealed = bool(content.values) and not content.sealed
         if self._unsealed:
             _LOG.warning(
                 "%s: is of an earlier version, whose lines carry no seals: damage in its %d lines could not be told; "
@@ -131,8 +131,8 @@ class Journal:
         """Append lines and flush them to the disk.
 
         Raises:
-            SettingsError: If the disk is full or the file cannot be written; nothing is appended then. If the end
-                cannot be noted beside it, the lines stand.
+            SettingsError: If the disk is full or the file cannot be written; nothing is appended then. If only the end
+                cannot be written, the lines stay.
         """
         if self._unsealed:
             self._seal_all()
@@ -162,7 +162,7 @@ class Journal:
         self._unsealed = False
 
     def _note_end(self) -> None:
-        """Overwrite the end in place: always as many bytes, so a full disk takes it and half of it never stands."""
+        """Overwrite the end in place: always as many bytes, so a full disk takes it, and never one half."""
         path = end_path(self.path)
         with files.naming(path), path.open("rb+", buffering=0) as file:
             file.write(_end_text(self._end).encode())
@@ -174,7 +174,7 @@ def _end_text(end: End) -> str:
 
 
 def _read_end(path: Path) -> End | None:
-    """Return what is noted as the end of a journal, None where nothing is."""
+    """Return the recorded end of a journal, None where there is none."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:

@@ -23,7 +23,7 @@ def cell_nll(cells: Sequence[Cell], window: int, scale: float) -> float:
 
 
 def long_windows(measured: Sequence[int], base_context_length: int) -> tuple[int, ...]:
-    """Return the windows of the long objective among those that are measured: beyond L, all where none is."""
+    """Return the windows of the long objective among those measured: those beyond L, or all where none is."""
     return tuple(window for window in measured if window > base_context_length) or tuple(measured)
 
 
@@ -37,7 +37,7 @@ def long_of(cells: Sequence[Cell], windows: Sequence[int], base_context_length: 
     return float(np.mean(nll))
 
 
-def minimised(objective: str, found: float | None) -> float:
+def minimised(objective: str, value: float | None) -> float:
     """Return an objective as a number that is better the lower it is."""
-    assert found is not None
-    return 1 - found if objective == "retrieval" else found
+    assert value is not None
+    return 1 - value if objective == "retrieval" else value

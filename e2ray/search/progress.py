@@ -31,7 +31,7 @@ def positions_in_words(positions: Mapping[str, JsonValue]) -> str:
         text += f" {jump['kind']}{_arguments(jump, ())}"
     text += ", per step" if positions["per"] == "step" else ""
     method = section(positions, "method")
-    if method.get("kind", "linear") == "linear":  # studies knew none other
+    if method.get("kind", "linear") == "linear":  # earlier studies had no other
         return text
     heat = section(method, "temperature")
     degree = {"log": f" T {heat.get('coefficient', 0):.2g}", "none": " T 0"}.get(str(heat.get("kind")), "")
@@ -84,7 +84,7 @@ def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
 
 
 def table(records: Sequence[TrialRecord], facts: StudyFacts, *, elapsed_s: float) -> str:
-    """Return the state of a study as a table: how many trials are where, the best ones, and when it will end."""
+    """Return the state of a study as a table: its trials by state, the time so far, and the best ones."""
     counts = Counter(record.state for record in records)
     done = sum(counts[state] for state in ("complete", "pruned", "failed"))
     title = (
@@ -151,7 +151,7 @@ class Progress:
         return time.monotonic() - self.began
 
     def told(self, number: int) -> None:
-        """Show what was written down about a trial."""
+        """Show what the journal now says of a trial."""
         records = self.records()
         best = best_of(records)
         self.show(line_of(records[number], self.facts, best))

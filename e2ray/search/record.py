@@ -18,7 +18,7 @@ State = Literal["waiting", "running", "complete", "pruned", "failed"]
 
 
 class Cell(TypedDict):
-    """A window read at a scale, as `records.study.CurveRow` says it."""
+    """A window read at a scale, with the fields of `records.study.CurveRow`."""
 
     window: int
     scale: float
@@ -30,13 +30,13 @@ class Cell(TypedDict):
 
 
 class CurveCell(Cell):
-    """The same of a trial, behind so many updates."""
+    """A cell of a trial after `step` updates."""
 
     step: int
 
 
 class YarnRead(TypedDict, total=False):
-    """The untouched base read by YaRN: windows at scale W / L, and what is asked."""
+    """The untouched base read by YaRN: windows at scale W / L, and the objectives of the retrieval grid."""
 
     cells: list[Cell]
     retrieval: float | None
@@ -44,7 +44,7 @@ class YarnRead(TypedDict, total=False):
 
 
 class SearchedSetting(TypedDict, total=False):
-    """A setting of a space: a range from `low` to `high`, or one of `options`; it applies beside values in `when`."""
+    """A setting of a space: a range from `low` to `high`, or one of `options`; it applies where `when` holds."""
 
     kind: Literal["float", "int", "choice"]
     low: float
@@ -55,7 +55,7 @@ class SearchedSetting(TypedDict, total=False):
 
 
 def searched(parameter: Parameter) -> SearchedSetting:
-    """Return what is searched of a setting, as plain data."""
+    """Return a setting's searched range or options, as plain data."""
     when = {path: list(values) for path, values in parameter.when.items()}
     if isinstance(parameter, Choice):
         return {"kind": "choice", "options": list(parameter.options), "when": when}
@@ -83,8 +83,8 @@ TrialSettings = TypedDict("TrialSettings", {"positions": Plain, "train.lr": floa
 
 def section(settings: Mapping[str, JsonValue], name: str) -> Plain:
     """Return a section of plain settings, empty where it is not there."""
-    found = settings.get(name)
-    return found if isinstance(found, dict) else {}
+    value = settings.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class TrialRecord:
     """One trial of a study.
 
     Attributes:
-        number: Its number in the study, from 0; exports and the progress lines call it by that.
+        number: Its number in the study, from 0, which exports and progress lines use.
         state: `complete` ran all its steps, `pruned` was stopped at a rung, `failed` died or returned NaN.
         baseline: The published method it repeats (a preset's name), or None for a sampled trial.
         repeat: 0, 1, ... for the paper's preset under several seeds, which is how noise is measured; else None.
@@ -101,7 +101,7 @@ class TrialRecord:
             Empty for a baseline that the space cannot express.
         settings: The trial's `positions` section and learning rate, resolved.
         steps: Updates it would make in full.
-        step: Updates behind the numbers below; less than `steps` for a pruned trial.
+        step: Updates made before the numbers below; less than `steps` for a pruned trial.
         long: Mean NLL over the windows beyond L, each read at scale W / L, nats per token.
         short: NLL at W = L and scale 1 minus the base model's, nats per token.
         retrieval: Share of passkeys found, 0 to 1, or None where the study does not weigh it.
@@ -112,7 +112,7 @@ class TrialRecord:
         curves: Cells of every evaluation it made: at each rung the windows at scale W / L, at the last step the whole
             surface where the study asks for it and no full trial was as good on both objectives when this one began.
         values: Weighted number at each rung reached, by step.
-        answer_nll: Mean NLL of the tokens of a passkey behind its question, nats, or None where it is not weighed.
+        answer_nll: Mean NLL of the tokens of a passkey after its question, nats, or None where it is not weighed.
     """
 
     number: int
@@ -142,7 +142,7 @@ class TrialRecord:
 
 
 def numbers_of(records: Iterable[TrialRecord], path: str) -> list[float]:
-    """Return the values that trials have of a setting that is a number."""
+    """Return the trials' values of a numeric setting."""
     return [value for record in records if isinstance(value := record.params.get(path), int | float)]
 
 
@@ -155,7 +155,7 @@ class StudyFacts:
         trials: Trials asked for.
         base_context_length: L, tokens.
         window: R, tokens of a training row.
-        windows: W in tokens, the context lengths read by the long objective: beyond L, where any is.
+        windows: W in tokens, the context lengths read by the long objective: those beyond L, if any.
         max_scale: G of the recipe.
         steps: Updates of a trial in full.
         batch_sequences: Rows of an update.

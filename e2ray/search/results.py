@@ -62,8 +62,8 @@ def results(
 
 def compared(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the trials that compete with each other, by number: the complete ones without the repeats above 0."""
-    found = [record for record in records if record.state == "complete" and not record.repeat]
-    return sorted(found, key=lambda record: record.number)
+    competing = [record for record in records if record.state == "complete" and not record.repeat]
+    return sorted(competing, key=lambda record: record.number)
 
 
 def noise(records: Iterable[TrialRecord]) -> StudyNoise:
@@ -111,10 +111,8 @@ def weighted(record: TrialRecord, weights: Mapping[str, float]) -> float:
     """Return a complete trial's weighted number, see `config.search.Weights`."""
     assert record.long is not None and record.short is not None, f"trial {record.number} is not complete"
     value = weights["long"] * record.long + weights["short"] * record.short
-    known = {name: getattr(record, name) for name in ASKED}
-    return value + sum(
-        weights[name] * minimised(name, found) for name, found in known.items() if found is not None and name in weights
-    )
+    known = {name: getattr(record, name) for name in ASKED if name in weights}
+    return value + sum(weights[name] * minimised(name, number) for name, number in known.items() if number is not None)
 
 
 def base_long(facts: StudyFacts) -> float | None:
@@ -125,10 +123,10 @@ def base_long(facts: StudyFacts) -> float | None:
     """
     best = []
     for window in facts.windows:
-        found = [_base_nll(facts, window, scale) for scale in (1.0, max(1.0, window / facts.base_context_length))]
-        if None in found:
+        nlls = [_base_nll(facts, window, scale) for scale in (1.0, max(1.0, window / facts.base_context_length))]
+        if None in nlls:
             return None
-        best.append(min(nll for nll in found if nll is not None))
+        best.append(min(nll for nll in nlls if nll is not None))
     return statistics.fmean(best) if best else None
 
 
@@ -169,7 +167,7 @@ def choose(records: Iterable[TrialRecord], facts: StudyFacts, front: Sequence[in
 def _past_the_paper(by_number: Mapping[int, TrialRecord], points: list[TrialRecord]) -> list[TrialRecord]:
     """Return the points that beat the paper's preset, on the same rows, in both objectives; or all of them.
 
-    Where passkeys were asked for, it must be as good at them.
+    Where passkeys were asked for, a point must be as good at them, too.
     """
     paper = next((r for r in by_number.values() if r.repeat == 0 and r.state == "complete"), None)
     if paper is None or paper.long is None or paper.short is None:
@@ -192,7 +190,7 @@ def ranges(
     """Return for each searched setting what the good trials have in common.
 
     Good are the competing trials whose weighted number is within one noise standard deviation of the best one's. A
-    setting is undetermined that fewer than `MIN_TRIALS` of them have; whole numbers are rounded outwards.
+    setting that fewer than `MIN_TRIALS` of them have is undetermined; whole numbers are rounded outwards.
     """
     candidates = [record for record in compared(records) if record.value is not None]
     best = min(candidates, key=_value, default=None)
@@ -220,14 +218,14 @@ def surrogate(records: Iterable[TrialRecord], facts: StudyFacts, noise: StudyNoi
     """
     if noise.value is None:
         return None
-    told = [record for record in records if record.state in ("complete", "pruned") and not record.repeat]
+    candidates = [record for record in records if record.state in ("complete", "pruned") and not record.repeat]
     known = [
         Trial(
             record.params,
             record.value if record.state == "complete" else None,
             {step / record.steps: value for step, value in record.values.items() if step < record.steps},
         )
-        for record in sorted(told, key=lambda record: record.number)
+        for record in sorted(candidates, key=lambda record: record.number)
         if record.params and record.value is not None
     ]
     return intervals(facts.space, known, within=noise.value)
@@ -260,8 +258,8 @@ def central(values: Sequence[float], *, log: bool, whole: bool) -> tuple[float, 
     """
     numbers = np.asarray(values, dtype=np.float64)
     shares = ((1 - CENTRAL_SHARE) / 2, (1 + CENTRAL_SHARE) / 2)
-    found = np.exp(np.quantile(np.log(numbers), shares)) if log else np.quantile(numbers, shares)
-    low, high = (float(end) for end in np.clip(found, numbers.min(), numbers.max()))  # exp(log(x)) may miss x
+    ends = np.exp(np.quantile(np.log(numbers), shares)) if log else np.quantile(numbers, shares)
+    low, high = (float(end) for end in np.clip(ends, numbers.min(), numbers.max()))  # exp(log(x)) may miss x
     if not whole:
         return low, high
     return math.floor(low + ROUNDING * abs(low)), math.ceil(high - ROUNDING * abs(high))
@@ -277,10 +275,10 @@ def correlations(records: Iterable[TrialRecord], facts: StudyFacts) -> list[Rung
 
     `spearman` of `trials`; `sampled_spearman` of the `sampled_trials` among them, without the published methods, whose
     wide differences are easy to rank. Each is None under `MIN_RANKED` trials, or where all values are equal. Trials
-    that were stopped have no final number, so this speaks for those that were let through.
+    that were stopped have no final number, so this holds for those that were let through.
     """
     complete = [record for record in compared(records) if record.value is not None]
-    found = []
+    rows = []
     for step in facts.rungs:
         at_rung = [record for record in complete if step in record.values]
         sampled = [record for record in at_rung if record.baseline is None]
@@ -291,8 +289,8 @@ def correlations(records: Iterable[TrialRecord], facts: StudyFacts) -> list[Rung
             sampled_spearman=_ranked(sampled, step),
             sampled_trials=len(sampled),
         )
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def _ranked(records: Sequence[TrialRecord], step: int) -> float | None:

@@ -1,4 +1,4 @@
-"""What all trials of a study have in common, as it travels to whoever runs one."""
+"""What all trials of a study have in common, as it is sent to the processes that run them."""
 
 from dataclasses import dataclass
 from pathlib import Path

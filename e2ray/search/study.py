@@ -1,12 +1,12 @@
-"""A study in Optuna's hands: what to try next, what came of it, and a journal from which all of it is rebuilt.
+"""A study under Optuna: what to try next, what came of it, and a journal from which all of it is rebuilt.
 
 The journal is the only memory. Whatever a killed driver had not yet written is done again under the same trial
 number: a trial that was running keeps its parameters and runs anew, so no trial is lost or counted twice, and the
 rungs that others reached are still there to be compared with. A trial's proposal is a function of the study's seed,
 its number and the trials finished before it.
 
-A trial stopped at a rung is told to Optuna as PRUNED at that step; one that died or returned NaN as FAIL, with the
-reason. The published methods are asked for first and run to their end.
+Optuna hears of a trial stopped at a rung as PRUNED at that step, of one that died or returned NaN as FAIL, with the
+reason. The published methods are proposed first and run to their end.
 """
 
 import math
@@ -48,7 +48,7 @@ _COPY = "put it back from a copy, or choose another name"
 
 
 class _Backend(Journal, BaseJournalBackend):
-    """Our journal as Optuna wants it."""
+    """Our journal as a backend of Optuna's."""
 
 
 class Study:
@@ -120,14 +120,14 @@ class Study:
             )
 
     def _enqueue_baselines(self) -> None:
-        """Put the published methods and the paper's repeats in front, those that a killed driver left out too."""
+        """Enqueue the published methods and the paper's repeats first, also those that a killed driver left out."""
         known = {
             (trial.user_attrs.get("baseline"), trial.user_attrs.get("repeat"))
             for trial in self._optuna.get_trials(deepcopy=False)
         }
-        wanted: list[tuple[str, int | None]] = [(PAPER, repeat) for repeat in range(self.search.repeats)]
-        wanted += [(name, None) for name in self.search.baselines if name != PAPER]
-        for name, repeat in wanted:
+        baselines: list[tuple[str, int | None]] = [(PAPER, repeat) for repeat in range(self.search.repeats)]
+        baselines += [(name, None) for name in self.search.baselines if name != PAPER]
+        for name, repeat in baselines:
             if (name, repeat) not in known:
                 params = {} if repeat else self._express(name)
                 attributes = {"baseline": name, "repeat": repeat, "in_space": bool(params)}
@@ -144,7 +144,7 @@ class Study:
     def next(self) -> Plan | None:
         """Return the next trial to run, or None when all that were asked for exist.
 
-        A proposal that makes no recipe is a failed trial, and the one behind it is returned.
+        A proposal that makes no recipe is a failed trial, and the next one is returned.
         """
         while True:
             if self._again:
@@ -165,7 +165,7 @@ class Study:
     def _propose(self, trials: Sequence[FrozenTrial]) -> None:
         """Let Optuna choose all values of a new trial, and put them into the journal in one line.
 
-        They are chosen on a copy of the study, since asked for one by one a kill would leave some of them.
+        They are chosen on a copy of the study: if the study were asked for each, a kill would leave only some of them.
         """
         copy = optuna.create_study(directions=self._optuna.directions, sampler=self._sampler(len(trials)))
         copy.add_trials(trials)
@@ -191,15 +191,15 @@ class Study:
         return Plan(trial.number, config, rungs, baseline, repeat, params, known)
 
     def _front(self) -> tuple[tuple[float, float], ...]:
-        """Return (long, NLL at L) of the full trials that no other one beats on both; of none where more is weighed."""
+        """Return (long, NLL at L) of the full trials that no other one beats on both; empty where more is weighed."""
         if self.search.weights.asks or not self.base:
             return ()
         base, records = cell_nll(self.base, self.base_context_length, 1.0), self.records()
-        found = [records[number] for number in front(records)]
-        return tuple((r.long, r.short + base) for r in found if r.long is not None and r.short is not None)
+        best = [records[number] for number in front(records)]
+        return tuple((r.long, r.short + base) for r in best if r.long is not None and r.short is not None)
 
     def _suggested(self, trial: Trial) -> dict[str, Value]:
-        """Return the values that Optuna has for a trial, each behind those that it depends on."""
+        """Return the values that Optuna has for a trial, each after those that it depends on."""
         params: dict[str, Value] = {}
         for path in self.order:
             if active(self.space, path, params):
@@ -222,7 +222,7 @@ class Study:
     ) -> None:
         """Keep the untouched base model's cells, which the short objective is measured against, and what it answers.
 
-        Cells are at every window and scale. `yarn` is both of the base read by YaRN; None where it carries a scaling.
+        Cells are at every window and scale. `yarn` has both for the base read by YaRN; None where it carries a scaling.
 
         Raises:
             ValueError: If a window of the objectives is not among them.
@@ -253,23 +253,23 @@ class Study:
         weights = self.search.weights
         value = weights.long * long + weights.short * short
         asked = {name: self._weighed(reached, name) for name in ASKED}
-        for name, found in asked.items():
-            if found is not None:
-                value += getattr(weights, name) * minimised(name, found)
+        for name, number in asked.items():
+            if number is not None:
+                value += getattr(weights, name) * minimised(name, number)
         if not math.isfinite(value):
             raise ValueError(f"the objective is {value} (long {long}, short {short})")
         return {"long": long, "short": short, **asked, "value": value}
 
     def _weighed(self, asked: Mapping[str, object], name: str) -> float | None:
-        """Return what was found of an objective that has a weight, None of one that has none."""
-        found = asked.get(name)
-        return found if isinstance(found, int | float) and getattr(self.search.weights, name) else None
+        """Return the measured number of an objective that has a weight, None of one that has none."""
+        value = asked.get(name)
+        return value if isinstance(value, int | float) and getattr(self.search.weights, name) else None
 
     @property
     def windows(self) -> tuple[int, ...]:
         """W in tokens: the windows of the long objective, those beyond L; all that are measured where none is longer.
 
-        L itself is the short objective's: counted in both, a gain at L would pass for one at long windows.
+        L itself is the short objective's: if it counted in both, a gain at L would pass for one at long windows.
         """
         assert self.start.evaluate is not None and self.start.evaluate.windows is not None
         return long_windows(self.start.evaluate.windows, self.base_context_length)

@@ -1,13 +1,12 @@
 """What a study says of settings between its trials: a surrogate of its weighted number, and the intervals it gives.
 
 A Gaussian process (scikit-learn) is fitted to all trials, its noise at least that of a trial. A trial that was stopped
-at a rung tells of its settings, too: how much of the training lies behind a number is a coordinate of its own, and
-what is asked for is the number at the end. The process knows which settings are active: a choice is a coordinate for
-each of its options, and a conditional setting that does not apply stands still at one place, so that it tells no two
-trials apart. For each setting, all others as in the best
-trial that it fits, its interval is where the prediction stays within one noise of the lowest. Left out one by one,
-trials say how far that can be believed: whether what was measured lies where the others predict it, in which order, and
-how often the interval of the others holds the best place of all.
+at a rung counts, too: the share of the training done before a number is a coordinate of its own, and what is predicted
+is the number at the end. The process knows which settings are active: a choice is a coordinate for each of its options,
+and a conditional setting that does not apply has a constant coordinate, so that it distinguishes no trials. For each
+setting, all others as in the best trial that has it, its interval is where the prediction stays within one noise of the
+lowest. Leaving trials out one by one shows how far that can be believed: whether the measured number is where the
+others predict it, whether their order is right, and how often the interval of the others holds the best place of all.
 """
 
 import math
@@ -33,7 +32,7 @@ PLACES = 65  # of a range at which the surrogate is asked
 WIDEST = 0.5  # share of a range that a determined interval has at most
 COVERED = 0.8  # of left-out trials inside their prediction's interval, and of refits that hold the best place
 DEVIATIONS = 1.645  # standard deviations on either side of a prediction: nine of ten measurements
-IDLE = 0.5  # where a setting that does not apply stands, on the way from 0 to 1
+IDLE = 0.5  # coordinate, 0 to 1, of a setting that does not apply
 
 Space = Mapping[str, SearchedSetting]
 Params = Mapping[str, Value]
@@ -47,7 +46,7 @@ class Trial:
     Attributes:
         params: The values of a trial's active settings.
         value: Its weighted number at the end; None where it was stopped.
-        rungs: Its weighted number at each rung, by the share of the training that lies behind it, above 0 and below 1.
+        rungs: Its weighted number at each rung, by the share of the training done by then, above 0 and below 1.
     """
 
     params: Params
@@ -67,14 +66,14 @@ class Surrogate:
     def __init__(self, space: Space, trials: Sequence[Trial], *, noise: float) -> None:
         """Fit to trials, at least `FEWEST_TRIALS` of them in full.
 
-        `noise` is the standard deviation of a trial's number, which the process takes for noise at least.
+        `noise` is the standard deviation of a trial's number, the least noise that the process assumes.
         """
         self.space, self.trials = space, list(trials)
         self.columns = [(path, option) for path in space for option in _options(space[path])]
-        told = [(n, share, value) for n, trial in enumerate(trials) for share, value in trial.numbers]
-        self.owners = np.array([number for number, _, _ in told])
-        self.points = np.array([self.point(trials[number].params, share) for number, share, _ in told])
-        self.values = np.array([value for _, _, value in told])
+        rows = [(n, share, value) for n, trial in enumerate(trials) for share, value in trial.numbers]
+        self.owners = np.array([number for number, _, _ in rows])
+        self.points = np.array([self.point(trials[number].params, share) for number, share, _ in rows])
+        self.values = np.array([value for _, _, value in rows])
         self.centre, self.spread = float(self.values.mean()), float(self.values.std()) or 1.0
         kernel = ConstantKernel(1.0, (0.05, 50.0)) * Matern([1.0] * self.points.shape[1], (0.1, 50.0), nu=2.5)
         least = max((noise / self.spread) ** 2, 1e-4)
@@ -82,7 +81,7 @@ class Surrogate:
         self.process = _fitted(process, self.points, (self.values - self.centre) / self.spread)
 
     def point(self, params: Params, share: float = 1.0) -> list[float]:
-        """Return the coordinates of a trial, 0 to 1 each; the last one is the share of the training behind it."""
+        """Return the coordinates of a trial, 0 to 1 each; the last one is the share of the training done."""
         return [*(_coordinate(self.space[path], option, params.get(path)) for path, option in self.columns), share]
 
     @property
@@ -95,7 +94,7 @@ class Surrogate:
         return np.asarray(self.process.predict(points)) * self.spread + self.centre
 
     def deviation(self, points: Points) -> Float64[np.ndarray, " trials"]:
-        """Return the standard deviation of a measurement at some coordinates, as the surrogate sees it."""
+        """Return the predicted standard deviation of a measurement at some coordinates."""
         return np.asarray(self.process.predict(points, return_std=True)[1]) * self.spread
 
     def without(self, left_out: int) -> "Surrogate":
@@ -123,10 +122,10 @@ class Surrogate:
         """
         having = [trial for trial in self.trials if trial.params.get(path) == value]
         best = _best(having).params if having else {}
-        found = {**best, **start, path: value}
-        while dropped := [name for name in found if name in self.space and not _applies(self.space[name], found)]:
-            found = {name: known for name, known in found.items() if name not in dropped}
-        return found
+        settings = {**best, **start, path: value}
+        while dropped := [name for name in settings if name in self.space and not _applies(self.space[name], settings)]:
+            settings = {name: known for name, known in settings.items() if name not in dropped}
+        return settings
 
 
 def _best(trials: Sequence[Trial]) -> Trial:
@@ -155,7 +154,7 @@ def _values(parameter: SearchedSetting) -> Sequence[Value]:
 
 
 def _coordinate(parameter: SearchedSetting, option: Value, value: Value) -> float:
-    """Return where a value stands on its coordinate, 0 to 1."""
+    """Return the coordinate of a value, 0 to 1."""
     if parameter["kind"] == "choice":
         return 0.0 if value is None else float(value == option)
     if value is None:
@@ -171,14 +170,14 @@ def grid(parameter: SearchedSetting) -> list[float]:
     """Return the places of a numeric setting's range at which a surrogate is asked, ascending, ends included."""
     low, high = parameter["low"], parameter["high"]
     shares = np.linspace(0, 1, PLACES)
-    found = low * (high / low) ** shares if parameter.get("log") else low + (high - low) * shares
+    values = low * (high / low) ** shares if parameter.get("log") else low + (high - low) * shares
     if parameter["kind"] == "int":
-        return sorted({round(value) for value in found})
-    return [float(value) for value in np.clip(found, low, high)]
+        return sorted({round(value) for value in values})
+    return [float(value) for value in np.clip(values, low, high)]
 
 
 def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> SurrogateFound | None:
-    """Return what a surrogate says of each setting; None with too few trials or none of any difference.
+    """Return what a surrogate says of each setting; None with too few full trials or if all have one number.
 
     Args:
         space: Searched settings by dotted path.
@@ -186,7 +185,7 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> Surrog
         within: One noise of a trial, in terms of the weighted number.
 
     Returns:
-        Of each setting where the prediction stays within or no trial was; it is `determined` with a `share` of at most
+        For each setting where the prediction stays within or no trial was; it is `determined` with a `share` of at most
         `WIDEST`, `held`, `narrow` and `coverage` of at least `COVERED`, at least `FEWEST_TRIALS` that have it, and
         left-out trials ordered better than by chance.
     """
@@ -197,20 +196,20 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> Surrog
     whole = Surrogate(space, trials, noise=within)
     starts = {path: start for path in space if (start := _start(whole, path)) is not None}
     others: dict[str, list[list[int]]] = {path: [] for path in starts}
-    told: list[tuple[float, float, float]] = []  # of each full trial what it came to, what is predicted, how surely
+    checks: list[tuple[float, float, float]] = []  # of each full trial its number, the prediction, its deviation
     for number, trial in enumerate(trials):  # one refit at a time: each holds a matrix
         refit = whole.without(number)
         for path, start in starts.items():
             others[path].append(_good(refit, path, start, within)[0])
         if trial.value is not None:
             point = np.array([whole.point(trial.params)])
-            told.append((trial.value, float(refit.predict(point)[0]), DEVIATIONS * float(refit.deviation(point)[0])))
-    ranks = spearman([predicted for _, predicted, _ in told], [value for value, _, _ in told])
-    coverage = sum(abs(value - predicted) <= most for value, predicted, most in told) / len(told)
-    believed = coverage >= COVERED and ranks is not None and ranks > chance_correlation(len(told))
+            checks.append((trial.value, float(refit.predict(point)[0]), DEVIATIONS * float(refit.deviation(point)[0])))
+    ranks = spearman([predicted for _, predicted, _ in checks], [value for value, _, _ in checks])
+    coverage = sum(abs(value - predicted) <= most for value, predicted, most in checks) / len(checks)
+    believed = coverage >= COVERED and ranks is not None and ranks > chance_correlation(len(checks))
     return SurrogateFound(
         trials=len(trials),
-        full=len(told),
+        full=len(checks),
         left_out_spearman=ranks,
         coverage=coverage,
         parameters={
@@ -223,7 +222,7 @@ def intervals(space: Space, trials: Sequence[Trial], *, within: float) -> Surrog
 
 
 def _fewer(trials: Sequence[Trial]) -> list[Trial]:
-    """Return at most `MOST_TRIALS`: a process takes the cube of their number."""
+    """Return at most `MOST_TRIALS`: the time of a fit grows with the cube of their number."""
     if len(trials) <= MOST_TRIALS:
         return list(trials)
     ranked = sorted(trials, key=lambda trial: (-trial.numbers[-1][0], trial.numbers[-1][1]))
@@ -233,7 +232,7 @@ def _fewer(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _start(whole: Surrogate, path: str) -> Params | None:
-    """Return the settings of the best full trial that has a setting, which all others stay at; None where none has."""
+    """Return the settings of the best full trial that has a setting, at which all others are held; None if none has."""
     having = [whole.trials[number] for number in whole.full if path in whole.trials[number].params]
     return _best(having).params if having else None
 
@@ -254,9 +253,9 @@ def _interval(
     narrow = sum(_share(parameter, other) <= WIDEST for other in others) / len(others)
     tried = sum(path in trial.params for trial in whole.trials)
     determined = believed and tried >= FEWEST_TRIALS and share <= WIDEST and min(held, narrow) >= COVERED
-    found = Interval(trials=tried, share=share, held=held, narrow=narrow, determined=determined)
+    interval = Interval(trials=tried, share=share, held=held, narrow=narrow, determined=determined)
     values = [_values(parameter)[number] for number in chosen]
-    return found.changed(
+    return interval.changed(
         **{"kinds": values} if parameter["kind"] == "choice" else {"low": values[0], "high": values[-1]}
     )
 
@@ -268,7 +267,7 @@ def _good(fit: Surrogate, path: str, start: Params, within: float) -> tuple[list
 
 
 def _share(parameter: SearchedSetting, chosen: Sequence[int]) -> float:
-    """Return the share of a range or of the options that some of its places are."""
+    """Return the share of a range or of the options that the chosen places cover."""
     if parameter["kind"] == "choice":
         return len(chosen) / len(parameter["options"])
     points = grid(parameter)
@@ -276,7 +275,7 @@ def _share(parameter: SearchedSetting, chosen: Sequence[int]) -> float:
 
 
 def _tried(whole: Surrogate, path: str) -> np.ndarray:
-    """Return at which places of a setting trials say something: options of some, or all between the outermost values.
+    """Return which places of a setting trials cover: options that enough have, or all between the outermost values.
 
     Elsewhere a process predicts the mean of all, which is worse than the best and yet no finding.
     """
@@ -295,7 +294,7 @@ def _lowest(curve: Float64[np.ndarray, " places"], tried: np.ndarray) -> int:
 def _within(curve: Float64[np.ndarray, " places"], within: float, tried: np.ndarray, kind: str) -> list[int]:
     """Return the places where a curve is within some distance of its least, or nothing was tried.
 
-    All of a choice, else those that hang together with the least.
+    All of a choice, else those connected to the least.
     """
     best = _lowest(curve, tried)
     good = (curve <= curve[best] + within) | ~tried

@@ -1,7 +1,7 @@
 """One trial without Ray: trained on a bench by the same engine and loop as a run, measured at its rungs.
 
-A `Workbench` stands in a process that runs trial after trial: the base model, the rows and the held-out documents are
-loaded once. A trial's losses equal those of `jobs/train.py` with its settings in every bit.
+A `Workbench` serves a process that runs trial after trial: the base model, the rows and the held-out documents are
+loaded once. A trial's losses equal those of `jobs/train.py` with its settings bit for bit.
 """
 
 import time
@@ -35,7 +35,7 @@ class Rungs:
     plan: Plan
 
     def open(self, device: torch.device) -> Callable[[Engine, int], Mapping[str, object]]:
-        """Return what the loop calls at each logged step."""
+        """Return the function that the loop calls at each logged step."""
         examiner = Examiner(self.shared, ShardSet.open(self.shared.task.shards), device)
         began = time.perf_counter()
         return lambda engine, step: measure(examiner, engine, self.plan, step, lambda: time.perf_counter() - began)

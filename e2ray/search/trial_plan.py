@@ -1,6 +1,6 @@
-"""What goes between a study and the processes of its trials: what to try, and what was found.
+"""What passes between a study and the processes of its trials: what to try, and what was measured.
 
-Knows neither Optuna nor what a study makes of its trials, which those processes would load for nothing.
+Knows neither Optuna nor the study's own modules, which those processes would load for nothing.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from e2ray.search.record import Cell
 class Plan:
     """One trial to run: the recipe it trains with and the steps at which it is measured.
 
-    `front` holds what the full trials so far found, (long, NLL at L) of each that no other beats on both.
+    `front` is the Pareto front of the full trials so far: (long, NLL at L) of each that no other beats on both.
     """
 
     number: int
@@ -35,7 +35,7 @@ class Plan:
 
 
 class Reached(TypedDict, total=False):
-    """A trial at a rung or its end as its worker tells it: what was measured there, or why it failed."""
+    """A trial at a rung or its end as its worker reports it: what was measured there, or why it failed."""
 
     step: int  # updates made
     tokens: int  # trained on so far

@@ -34,7 +34,7 @@ from e2ray.train.watch import watched
 
 DRIVER_CPUS = 0.01  # of a trial whose workers ask for their own
 DEAD_AT_START = 3  # workers that die before any trial was measured end the study
-DEAD_IN_A_ROW = 10  # and so many one after the other at any time
+DEAD_IN_A_ROW = 10  # and so do this many in a row at any time
 TOLD = {  # to Tune, by its environment
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study has its own exports
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # and its own lines
@@ -50,44 +50,44 @@ QUIET = ("ray.tune.execution.tune_controller", "ray.tune.tune", "ray.tune.analys
 class Room:
     """What one trial asks of the cluster, and how many trials it holds at once."""
 
-    wanted: launch.Resources
+    request: launch.Resources
     trials: int
 
 
 def room(settings: ClusterSettings, most: int | None) -> Room:
     """Return how many trials run at once on the connected cluster.
 
-    A worker is counted where a node has room for it whole. On a cluster that adds nodes by itself what stands now says
+    A worker counts if one node has room for all of it. On a cluster that adds nodes by itself the present ones say
     little: there `most`, what the recipe allows, is taken as it is.
 
     Raises:
         SettingsError: If the cluster is too small for one trial.
     """
     if settings.num_workers > 1:
-        wanted = launch.resources(settings)
-        need = wanted.cpus_per_worker + launch.READER_CPUS + DRIVER_CPUS
+        request = launch.resources(settings)
+        need = request.cpus_per_worker + launch.READER_CPUS + DRIVER_CPUS
     else:
         need = settings.cpus_per_worker or 1.0
         if settings.autoscaling:
             launch.resources(settings.model_copy(update={"cpus_per_worker": need}))
         use_gpu = ray.cluster_resources().get("GPU", 0) > 0 if settings.use_gpu == "auto" else settings.use_gpu
-        wanted = launch.Resources(1, use_gpu, need)
-    needs = {"CPU": need} | ({"GPU": 1.0} if wanted.use_gpu else {})
+        request = launch.Resources(1, use_gpu, need)
+    needs = {"CPU": need} | ({"GPU": 1.0} if request.use_gpu else {})
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     workers = sum(min(math.floor(node.get(kind, 0.0) / n + 1e-9) for kind, n in needs.items()) for node in nodes)
-    holds = workers // wanted.num_workers
+    holds = workers // request.num_workers
     if settings.autoscaling and most:
-        return Room(wanted, most)
+        return Room(request, most)
     if holds < 1:
         short = " and ".join(
             f"{amount:g} {kind}s on one node (the largest has {max(node.get(kind, 0.0) for node in nodes):g})"
             for kind, amount in needs.items()
         )
         raise SettingsError(
-            f"cluster: is too small for one trial: each of its {wanted.num_workers} workers needs {short}; lower "
+            f"cluster: is too small for one trial: each of its {request.num_workers} workers needs {short}; lower "
             "cluster.num_workers or cluster.cpus_per_worker, or add nodes"
         )
-    return Room(wanted, min(holds, most or holds))
+    return Room(request, min(holds, most or holds))
 
 
 class _Proposals(Searcher):
@@ -113,9 +113,9 @@ class _Proposals(Searcher):
 class _Verdicts(FIFOScheduler):
     """Tells the study what trials found, and Tune which of them stop.
 
-    A trial whose worker died is told as failed when another one has been measured after it: where all die, it is no
-    property of the trials, and they can run again when the cause is mended. An error of this process (a full disk) is
-    kept, ends the study, and is raised behind Tune, which would wrap it.
+    A trial whose worker died is reported as failed when another one has been measured after it: if all die, it is not
+    the trials' fault, and they can run again when the cause is fixed. An error of this process (a full disk) is kept,
+    ends the study, and is raised after Tune, which would wrap it.
     """
 
     def __init__(self, study: Study, told: Callable[[int], None]) -> None:
@@ -126,12 +126,12 @@ class _Verdicts(FIFOScheduler):
         self.error: BaseException | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what Tune writes down, which nobody reads: without what belongs to this process alone."""
+        """Return the state that Tune saves and nobody reads, without what belongs to this process alone."""
         return self.__dict__ | {"told": None}
 
     @contextmanager
     def kept_error(self) -> Iterator[None]:
-        """Keep an error of the block for behind Tune."""
+        """Keep an error of the block until Tune has ended."""
         try:
             yield
         except Exception as error:
@@ -181,7 +181,7 @@ class _Verdicts(FIFOScheduler):
             self.told(number)
 
     def end(self) -> None:
-        """Tell the study of what is still to be told, or raise what ended the trials.
+        """Report the trials that are still unreported to the study, or raise what ended the trials.
 
         Raises:
             RuntimeError: If workers died whatever the trial.
@@ -201,7 +201,7 @@ class _Verdicts(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: Reached) -> None:
         number = trial.config["number"]
-        self._take(trial, result)  # Tune shows the last result, the one with `done`, here alone
+        self._take(trial, result)  # Tune passes the last result, the one with `done`, only here
         with self.kept_error():
             if self.error is None and self.study.is_running(number):
                 self.study.fail(number, "it ended before its last step")
@@ -210,7 +210,7 @@ class _Verdicts(FIFOScheduler):
 
 
 def _reason(trial: Trial) -> str:
-    """Return in one line why Tune gave a trial up: the worker's own error where it left one."""
+    """Return in one line why Tune gave up a trial: the worker's own error where it left one."""
     path = trial.pickled_error_file
     if path is None or not Path(path).exists():
         return "its worker died"
@@ -252,19 +252,19 @@ def run(
         SettingsError: If the cluster is too small for one trial.
         RuntimeError: If workers die whatever the trial.
     """
-    found = room_of or room(settings, study.search.concurrency)
-    os.environ |= TOLD | {"TUNE_MAX_PENDING_TRIALS_PG": str(found.trials)}  # actors start side by side
+    capacity = room_of or room(settings, study.search.concurrency)
+    os.environ |= TOLD | {"TUNE_MAX_PENDING_TRIALS_PG": str(capacity.trials)}  # actors start side by side
     beats = shared.folder / f".heartbeats-{uuid.uuid4().hex[:8]}"
     given: dict[str, object] = {
         "beats": str(beats),
         "study": study.name,
         "shared": packed(shared),
         "cluster": packed(settings),
-        "threads": max(1, int(found.wanted.cpus_per_worker)),
+        "threads": max(1, int(capacity.request.cpus_per_worker)),
     }
     verdicts = _Verdicts(study, told)
     alone = settings.num_workers == 1 and share_actors
-    tuner = _tuner(_Proposals(verdicts, given), verdicts, found, shared.folder / "ray", alone=alone)
+    tuner = _tuner(_Proposals(verdicts, given), verdicts, capacity, shared.folder / "ray", alone=alone)
     try:
         with _quiet(), watched(launch.watchman_of(beats, settings)):
             tuner.fit()
@@ -273,18 +273,18 @@ def run(
     verdicts.end()
 
 
-def _tuner(proposals: _Proposals, verdicts: _Verdicts, found: Room, folder: Path, *, alone: bool) -> tune.Tuner:
-    """Return what runs a study's trials; `alone` are those of one worker, which share actors."""
+def _tuner(proposals: _Proposals, verdicts: _Verdicts, capacity: Room, folder: Path, *, alone: bool) -> tune.Tuner:
+    """Return the tuner of a study's trials; `alone` are those of one worker, which share actors."""
     name = verdicts.study.name
     return tune.Tuner(
         tune.with_resources(
-            TrialActor if alone else distributed, found.wanted.per_worker() if alone else {"CPU": DRIVER_CPUS}
+            TrialActor if alone else distributed, capacity.request.per_worker() if alone else {"CPU": DRIVER_CPUS}
         ),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
             scheduler=verdicts,
             num_samples=-1,
-            max_concurrent_trials=found.trials,
+            max_concurrent_trials=capacity.trials,
             reuse_actors=alone,
             trial_name_creator=lambda trial: f"{name}-{trial.config['number']}",
             trial_dirname_creator=lambda trial: f"{trial.config['number']}-{trial.trial_id}",
