@@ -26,8 +26,8 @@ from e2ray.config.base import Plain, SettingsError, brief
 
 TEMPORARY = ".tmp-"
 READERS = 8  # files whose digests are computed at a time
-DIGEST = "digest"  # of a sealed object, under this key
-LOCK_PATIENCE_S = 0.5  # somebody who only asks whether a lock is held has it for a moment
+DIGEST = "digest"  # key of a sealed object's digest
+LOCK_PATIENCE_S = 0.5  # asking whether a lock is held takes it for a moment
 _FULL = {
     errno.ENOSPC: "no space left on the device; free some or choose another storage",
     errno.EDQUOT: "the disk quota is used up; free some of it, have it raised or choose another storage",
@@ -78,7 +78,7 @@ def finite(value: Mapping[str, object]) -> dict[str, object]: ...
 @overload
 def finite(value: object) -> object: ...
 def finite(value: object) -> object:
-    """Return plain data with None for every NaN and infinity, which JSON has no word for."""
+    """Return plain data with None for every NaN and infinity, which JSON cannot express."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -129,7 +129,7 @@ def commit_folder(aside: Path, folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Raise what the file system refuses in the block as one line that names the file.
+    """Turn what the file system refuses in the block into a one-line error that names the file.
 
     Raises:
         SettingsError: If the disk is full, a quota or a limit is reached, or the folder cannot be written to.
@@ -183,7 +183,7 @@ class Fingerprint(BaseModel):
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Return what names a file's content."""
+    """Return the fingerprint of a file's content."""
     return Fingerprint(bytes=path.stat().st_size, sha256=sha256(path))
 
 
@@ -194,21 +194,21 @@ def fingerprints(folder: Path, names: Iterable[str]) -> dict[str, Fingerprint]:
         return dict(zip(names, pool.map(fingerprint, [folder / name for name in names]), strict=True))
 
 
-def damage(folder: Path, wanted: Mapping[str, Fingerprint], *, read: Collection[str] | None = None) -> str | None:
-    """Return one line that names the first file which is not what its fingerprint says, or None where all are.
+def damage(folder: Path, expected: Mapping[str, Fingerprint], *, read: Collection[str] | None = None) -> str | None:
+    """Return one line that names the first file that does not match its fingerprint, or None where all match.
 
     Args:
         folder: Of the files.
-        wanted: Their fingerprints by name.
+        expected: Their fingerprints by name.
         read: Names of those whose content is read; of the others only the size counts. None: all.
     """
-    for name, entry in wanted.items():
+    for name, entry in expected.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry.bytes:
             return f"{path}: is missing or truncated (wanted {entry.bytes} bytes)"
-    chosen = [name for name in wanted if read is None or name in read]
-    for name, found in fingerprints(folder, chosen).items():
-        if found.sha256 != wanted[name].sha256:
+    chosen = [name for name in expected if read is None or name in read]
+    for name, actual in fingerprints(folder, chosen).items():
+        if actual.sha256 != expected[name].sha256:
             return f"{folder / name}: is damaged, its sha256 is not the one written"
     return None
 
@@ -257,7 +257,7 @@ def parse_json(content: bytes | str, *, where: str, wanted: str) -> JsonValue:
 
 
 def read_object(path: str | Path, *, wanted: str) -> Plain:
-    """Return the object of a JSON file, as `read_json`; any other value is refused with its errors."""
+    """Return the object in a JSON file; any other value is refused, with the errors of `read_json`."""
     value = read_json(path, wanted=wanted)
     if not isinstance(value, dict):
         raise SettingsError(f"{path}: holds {kind_of(value)}; wanted {wanted}")
@@ -271,7 +271,7 @@ def kind_of(value: object) -> str:
 
 
 def write_sealed(path: str | Path, value: Mapping[str, object]) -> None:
-    """Write a JSON object with its digest in it, whole or not at all; `read_told` finds every change of it."""
+    """Write a JSON object with its digest in it, whole or not at all; `read_told` detects every change of it."""
     assert DIGEST not in value, "the digest is put in here"
     write_json(path, {**value, DIGEST: digest(value)})
 
@@ -290,33 +290,33 @@ def vouched(value: JsonValue, path: str | Path, wanted: str) -> tuple[JsonValue,
     """Return a JSON value without its digest, and whether it had one."""
     if not isinstance(value, dict) or not value:
         return value, False
-    told = DIGEST in value
-    last = next(reversed(value))  # where the digest stands
-    damaged = not told and _is_one_bit_off(last, DIGEST)
-    if told:
+    is_vouched = DIGEST in value
+    last = next(reversed(value))  # the digest comes last
+    damaged = not is_vouched and _is_one_bit_off(last, DIGEST)
+    if is_vouched:
         damaged = not is_digest(value.pop(DIGEST), value)
     if damaged:
         raise SettingsError(f"{path}: is damaged, its digest does not match; wanted {wanted}")
-    return value, told
+    return value, is_vouched
 
 
-def is_digest(said: object, value: object) -> bool:
-    """Return whether what a file says is the digest of a value."""
+def is_digest(written: object, value: object) -> bool:
+    """Return whether `written`, which a file gives, is the digest of a value."""
     try:
-        return bool(said == digest(value))
-    except ValueError:  # NaN, or half of a surrogate pair, which nobody writes
+        return bool(written == digest(value))
+    except ValueError:  # NaN, or half of a surrogate pair, which is never written
         return False
 
 
-def _is_one_bit_off(name: str, wanted: str) -> bool:
-    """Return whether a name is another one with one bit changed."""
-    pairs = zip(name.encode(errors="surrogatepass"), wanted.encode(), strict=False)
-    return len(name) == len(wanted) and sum((one ^ other).bit_count() for one, other in pairs) == 1
+def _is_one_bit_off(name: str, expected: str) -> bool:
+    """Return whether a name differs from the expected one in one bit."""
+    pairs = zip(name.encode(errors="surrogatepass"), expected.encode(), strict=False)
+    return len(name) == len(expected) and sum((one ^ other).bit_count() for one, other in pairs) == 1
 
 
 @contextmanager
 def lock(path: str | Path, *, what: str) -> Iterator[None]:
-    """Hold an exclusive lock file for the block; it is free again when the process ends, however it ends.
+    """Hold an exclusive lock file for the block; it is released when the process ends, however it ends.
 
     Raises:
         SettingsError: If another process holds it (`what` says what that process is doing), or the folder cannot
@@ -338,7 +338,7 @@ def lock(path: str | Path, *, what: str) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Return whether a process holds a lock file; None where nobody can tell, since it is not there or unreadable."""
+    """Return whether a process holds a lock file; None where it cannot be told, since it is missing or unreadable."""
     try:
         with path.open("rb") as file:
             return not _taken(file, fcntl.LOCK_SH)

@@ -1,4 +1,4 @@
-"""Modules loaded quickly: most of what Python does while it loads torch and transformers need not be done."""
+"""Faster imports: most of what Python does while it loads torch and transformers is not needed."""
 
 import gc
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Look for no garbage in the block: imports make hardly any, and looking for it takes a fifth of their time."""
+    """Turn garbage collection off in the block: imports leave hardly any, and the search takes a fifth of their time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

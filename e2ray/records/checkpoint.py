@@ -1,4 +1,4 @@
-"""What stands in a checkpoint beside its tensors: state.json and manifest.json."""
+"""The files of a checkpoint beside its tensors: state.json and manifest.json."""
 
 from pathlib import Path
 from typing import Self
@@ -64,11 +64,11 @@ class CheckpointState(Record):
 
     @classmethod
     def parse(cls, value: object, *, where: str | Path) -> Self:
-        """Return what a value of JSON stands for; of another format it is refused by name."""
-        told = value.get("format") if isinstance(value, dict) else None
-        if isinstance(told, int) and told != FORMAT:
+        """Return the state that a value of JSON holds; one of another format is refused by name."""
+        given = value.get("format") if isinstance(value, dict) else None
+        if isinstance(given, int) and given != FORMAT:
             raise SettingsError(
-                f"{where}: has format {told}, this version reads {FORMAT}; finish the run with the version that began "
+                f"{where}: has format {given}, this version reads {FORMAT}; finish the run with the version that began "
                 "it, or choose another name"
             )
         return super().parse(value, where=where)
@@ -84,13 +84,13 @@ class CheckpointManifest(Record):
 
     @classmethod
     def read_told(cls, path: str | Path) -> tuple[Self, bool]:
-        """Return what a file holds; its digest always vouches for it, in one without a version for the files alone."""
+        """Return what a file holds; it must have a digest, which without a version covers the files alone."""
         value = files.read_json(path, wanted=cls.wanted())
         if isinstance(value, dict) and VERSION not in value:
-            told = files.is_digest(value.pop(files.DIGEST, None), value.get("files"))
+            is_vouched = files.is_digest(value.pop(files.DIGEST, None), value.get("files"))
         else:
-            value, told = files.vouched(value, path, cls.wanted())
+            value, is_vouched = files.vouched(value, path, cls.wanted())
         manifest = cls.parse(value, where=path)
-        if not told:
+        if not is_vouched:
             raise cls.damaged(path, "its digest does not match")
         return manifest, True

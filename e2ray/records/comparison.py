@@ -1,4 +1,4 @@
-"""What a comparison leaves: a file per lane and seed, and comparison.json."""
+"""The files of a comparison: one per lane and seed, and comparison.json."""
 
 from pydantic import Field
 

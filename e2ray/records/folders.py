@@ -1,6 +1,6 @@
-"""The folders that e2ray leaves: the name of every file in them, what it is for, and the class of what it holds.
+"""The folders that e2ray leaves: the name of every file in them, what it is for, and the class of its content.
 
-`RunFolder(path).evaluation` is the path of a run's evaluation.json; a name with parts in it is a function of them:
+`RunFolder(path).evaluation` is the path of a run's evaluation.json; a name with placeholders is a function of them:
 `ComparisonFolder(path).lane(lane="pose", seed=0)`.
 """
 
@@ -29,7 +29,7 @@ from e2ray.records.suites import Sample, Suites
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or folder of a folder: its name, what it is for, and what it holds."""
+    """A file or folder in a folder: its name, what it is for, and what it holds."""
 
     name: str
     use: str
@@ -38,27 +38,27 @@ class Entry:
 
 @dataclass(frozen=True)
 class File(Entry):
-    """One that has one name; of a folder at hand it is its path."""
+    """An entry with one name; as an attribute of a folder it is its path."""
 
     @overload
     def __get__(self, folder: None, owner: type) -> Self: ...
     @overload
     def __get__(self, folder: "Folder", owner: type) -> Path: ...
     def __get__(self, folder: "Folder | None", owner: type) -> Self | Path:
-        """Return the path in a folder, or the entry itself of a class."""
+        """Return the path in a folder; as an attribute of the class, the entry itself."""
         return self if folder is None else folder.path / self.name
 
 
 @dataclass(frozen=True)
 class Files(Entry):
-    """Several whose names differ in a part, as `lanes/{lane}-{seed}.json`; of a folder it is a function of that."""
+    """Entries whose names differ in parts, as `lanes/{lane}-{seed}.json`; of a folder it is a function of these."""
 
     @overload
     def __get__(self, folder: None, owner: type) -> Self: ...
     @overload
     def __get__(self, folder: "Folder", owner: type) -> Callable[..., Path]: ...
     def __get__(self, folder: "Folder | None", owner: type) -> Self | Callable[..., Path]:
-        """Return what makes a path in a folder, or the entry itself of a class."""
+        """Return the function that makes a path in a folder; as an attribute of the class, the entry itself."""
         return self if folder is None else partial(self._path, folder.path)
 
     def _path(self, folder: Path, **parts: object) -> Path:
@@ -66,7 +66,7 @@ class Files(Entry):
 
 
 class Folder:
-    """A folder by its path; a subclass names what lies in it."""
+    """A folder by its path; a subclass names what is in it."""
 
     where: str
 
@@ -76,9 +76,9 @@ class Folder:
 
     @classmethod
     def entries(cls) -> Iterator[Entry]:
-        """Yield what lies in such a folder, in order."""
+        """Yield the entries of such a folder, in order."""
         for kind in reversed(cls.__mro__):
-            yield from (found for found in vars(kind).values() if isinstance(found, Entry))
+            yield from (entry for entry in vars(kind).values() if isinstance(entry, Entry))
 
 
 class CheckpointFolder(Folder):

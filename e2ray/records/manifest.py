@@ -1,6 +1,6 @@
 """manifest.json of a folder of shards: what is in it, what made it, and what every file's bytes must be.
 
-There is one spelling of a manifest, its digest included; any other text of it is not read.
+A manifest has exactly one spelling, its digest included; any other text of it is refused.
 """
 
 import json
@@ -102,12 +102,12 @@ class Manifest(Record):
 
     @classmethod
     def read_told(cls, path: str | Path) -> tuple[Self, bool]:
-        """Return what a file holds; its digest always vouches for it."""
+        """Return what a file holds; it must have a digest."""
         return cls.of_text(Path(path).read_bytes(), where=path), True
 
     @classmethod
     def of_text(cls, content: bytes, *, where: str | Path) -> Self:
-        """Return the manifest that a file's content is; `where` names it in errors.
+        """Return the manifest in a file's content; `where` names it in errors.
 
         Raises:
             SettingsError: If it was changed or damaged since it was written, or is of a newer e2ray.

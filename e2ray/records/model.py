@@ -1,4 +1,4 @@
-"""e2ray/manifest.json of a model folder: what names its files, and what training made it."""
+"""e2ray/manifest.json of a model folder: the digests of its files, and the training that made it."""
 
 from pathlib import Path
 from typing import Self
@@ -32,15 +32,15 @@ class ModelRecord(Record):
 
     @classmethod
     def read_told(cls, path: str | Path) -> tuple[Self, bool]:
-        """Return what a file holds; its digest always vouches for it."""
-        record, told = super().read_told(path)
-        if not told:
+        """Return what a file holds; it must have a digest."""
+        record, is_vouched = super().read_told(path)
+        if not is_vouched:
             raise cls.damaged(path, "it lacks its digest")
-        return record, told
+        return record, is_vouched
 
     @classmethod
     def of_older(cls, fields: Plain) -> Plain:
-        """Return the fields without a training of which a digest alone is told, as the first records did."""
+        """Return the fields without a training that is given by a digest alone, as in the first records."""
         training = fields.get("training")
         if isinstance(training, dict) and not isinstance(training.get("settings"), dict):
             return {key: value for key, value in fields.items() if key != "training"}

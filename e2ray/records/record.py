@@ -1,7 +1,7 @@
-"""The ground of every file that e2ray leaves and reads again: a frozen class of its fields, and how it is kept on disk.
+"""The base of every file that e2ray leaves and reads again: a frozen class of its fields, and how it is kept on disk.
 
 A file says by `schema_version` how it is written; one without is of an earlier e2ray and read as today's where its
-fields allow. What is not as it was written, or was written by a newer e2ray, is told in one line, with the next move.
+fields allow. A file that was changed, or written by a newer e2ray, is refused in one line, with the next move.
 """
 
 import json
@@ -63,7 +63,7 @@ class Part(BaseModel):
         return self.model_dump(mode="json")
 
     def changed(self, **changes: object) -> Self:
-        """Return the same with other values of some fields."""
+        """Return a copy with other values of some fields."""
         known = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self).model_validate(known | changes)
 
@@ -93,7 +93,7 @@ class Record(Part):
 
     @classmethod
     def wanted(cls) -> str:
-        """Return what an error says was wanted, and the next move."""
+        """Return what errors say was wanted, and the next move."""
         return f"{cls.what}; {cls.anew}"
 
     @classmethod
@@ -109,8 +109,8 @@ class Record(Part):
     @classmethod
     def read_told(cls, path: str | Path) -> tuple[Self, bool]:
         """Return what a file holds, and whether a digest vouches for it: earlier versions wrote none."""
-        value, told = files.read_told(path, wanted=cls.wanted())
-        return cls.parse(value, where=path), told
+        value, is_vouched = files.read_told(path, wanted=cls.wanted())
+        return cls.parse(value, where=path), is_vouched
 
     @classmethod
     def find(cls, path: str | Path) -> Self | None:
@@ -119,7 +119,7 @@ class Record(Part):
 
     @classmethod
     def parse(cls, value: object, *, where: str | Path) -> Self:
-        """Return what a value of JSON stands for; `where` names it in errors.
+        """Return the record that a value of JSON holds; `where` names it in errors.
 
         Raises:
             SettingsError: As `read`.
@@ -145,7 +145,7 @@ class Record(Part):
 
     @classmethod
     def of_older(cls, fields: Plain) -> Plain:
-        """Return the fields of a file without a version by the names of today."""
+        """Return the fields of a file without a version under today's names."""
         return fields
 
     @classmethod
@@ -154,7 +154,7 @@ class Record(Part):
         return SettingsError(f"{where}: is damaged, {how}; wanted {cls.wanted()}")
 
     def content(self) -> Plain:
-        """Return what the file holds, but for its digest."""
+        """Return what the file holds, without its digest."""
         return {VERSION: self.schema_version, **self.plain()}
 
     def write(self, path: str | Path) -> None:
@@ -173,7 +173,7 @@ class Line(Record):
 
     @classmethod
     def lines(cls, path: Path) -> tuple[list[Self], sealed.Lines]:
-        """Return the whole lines of a file, none where there is no file, and the same as they stand there.
+        """Return the complete lines of a file, none where there is no file, as records and as they are in the file.
 
         Raises:
             SettingsError: If a line is not what was written.

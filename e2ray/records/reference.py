@@ -1,4 +1,4 @@
-"""What every file that e2ray leaves holds, as JSON schemas and as the page docs/run-folder.md, from the classes."""
+"""The content of every file that e2ray leaves, from its class: as JSON schemas and as the page docs/run-folder.md."""
 
 import re
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ PAGE = "run-folder"
 
 def records() -> dict[str, type[Part]]:
     """Return the class of every file by its name here, as `metrics-line`."""
-    found = {entry.record for folder in FOLDERS for entry in folder.entries() if entry.record}
-    return {name_of(record): record for record in sorted(found, key=lambda record: record.__name__)}
+    classes = {entry.record for folder in FOLDERS for entry in folder.entries() if entry.record}
+    return {name_of(record): record for record in sorted(classes, key=lambda record: record.__name__)}
 
 
 def name_of(record: type[Part]) -> str:
@@ -78,7 +78,7 @@ def page() -> str:
 
 
 def _folder(folder: type[Folder]) -> Iterator[str]:
-    """Yield what lies in a folder."""
+    """Yield the page's section on a folder."""
     yield f"## `{folder.where}`\n\n{_words(folder.__doc__)}\n"
     yield "| name | what it is for | fields |\n| --- | --- | --- |"
     for entry in folder.entries():

@@ -1,4 +1,4 @@
-"""What a run leaves while it goes: status.json, environment.json, the lines of metrics.jsonl and skipped.jsonl."""
+"""The files of a run while it goes: status.json, environment.json, the lines of metrics.jsonl and skipped.jsonl."""
 
 from typing import Literal
 

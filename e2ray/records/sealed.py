@@ -1,9 +1,9 @@
-"""Files of JSON lines that tell for certain whether a line was changed, lost, doubled or moved.
+"""Files of JSON lines that show reliably whether a line was changed, lost, doubled or moved.
 
 Every line is a JSON object that ends with its number, from 1, and a seal: a digest of itself and of the seal before it.
-So each byte of each line is accounted for, and each line vouches for all before it. What a file alone cannot tell is
-whether lines are missing at its end; who has to know keeps the last number and seal (`End`) elsewhere. Programs that
-know nothing of seals read such lines as they always did, with two keys more.
+So each byte of each line is covered, and each line vouches for all before it. A file alone cannot show whether lines
+are missing at its end; code that has to know keeps the last number and seal (`End`) elsewhere. Programs that know
+nothing of seals read such lines as they always did, with two keys more.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ class Lines:
 
     Attributes:
         values: One per whole line, without number and seal.
-        ends: The end of the file behind each of them.
-        torn: Bytes behind the last line break: a line that is just being written, or that a kill has torn.
+        ends: The end of the file after each of them.
+        torn: Bytes after the last line break: of a line that is being written, or that a kill has cut off.
         sealed: Whether seals vouch for the lines; False for those of an earlier version, and where there are none.
     """
 
@@ -46,12 +46,12 @@ class Lines:
 
     @property
     def end(self) -> End:
-        """The end behind all lines."""
+        """The end after all lines."""
         return self.ends[-1] if self.ends else End()
 
 
 def seal(text: str, end: End) -> tuple[str, End]:
-    """Return a line, its line break included, and the end behind it.
+    """Return a line, its line break included, and the end after it.
 
     Args:
         text: Of a JSON object of at least one key, on one line.
@@ -59,12 +59,12 @@ def seal(text: str, end: End) -> tuple[str, End]:
     """
     body = text.removesuffix("}")
     number = end.lines + 1
-    found = _seal(body.encode(), number, end.seal)
-    return f'{body},"line":{number},"seal":"{found}"}}\n', End(number, found)
+    own_seal = _seal(body.encode(), number, end.seal)
+    return f'{body},"line":{number},"seal":"{own_seal}"}}\n', End(number, own_seal)
 
 
 def sealed(texts: Sequence[str], end: End = End()) -> tuple[str, End]:
-    """Return several lines behind an end, and the end behind them."""
+    """Return several lines that follow an end, and the end after them."""
     lines = []
     for text in texts:
         line, end = seal(text, end)
@@ -81,7 +81,7 @@ def read(path: Path, *, advice: Callable[[int], str], must_be_sealed: bool = Fal
         must_be_sealed: Whether lines without any seal are damaged, too.
 
     Raises:
-        SettingsError: If a line is not what was written there, by its number, or the file cannot be read.
+        SettingsError: If a line, named by its number, is not what was written, or the file cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -117,7 +117,7 @@ def without_seal(value: Plain) -> Plain:
 
 
 def _is_nearly_sealed(line: bytes) -> bool:
-    """Return whether a line ends with number and seal but for one byte, as a lone line with a flipped bit may."""
+    """Return whether a line ends with number and seal except for one byte, as a lone line with a flipped bit may."""
     for digits in range(1, 13):
         end = [*b',"line":', *[DIGITS] * digits, *b',"seal":"', *[HEXADECIMAL] * 32, *b'"}']
         tail = line[-len(end) :]
@@ -130,7 +130,7 @@ def _is_nearly_sealed(line: bytes) -> bool:
 
 
 def _damage(match: re.Match[bytes] | None, before: End) -> str | None:
-    """Return what is wrong with a line behind an end, or None."""
+    """Return what is wrong with a line that follows an end, or None."""
     if match is None:
         return "is damaged, it does not end with its number and its seal"
     if int(match[2]) != before.lines + 1:

@@ -1,4 +1,4 @@
-"""What stands in serving/<context length>/ of an export beside its README."""
+"""The file in serving/<context length>/ of an export beside its README."""
 
 from pydantic import ConfigDict, Field
 

@@ -1,4 +1,4 @@
-"""What a study exports for programs: pareto.json and ranges.json, and the rows of its tables."""
+"""The files that a study exports for programs: pareto.json and ranges.json, and the rows of its tables."""
 
 from typing import Literal
 

@@ -19,12 +19,12 @@ TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
 def schema_of(row: type[Part]) -> pa.Schema:
-    """Return the columns of a table of such rows, one per field."""
+    """Return the schema of a table of such rows, one column per field."""
     fields = []
     for name, field in row.model_fields.items():
-        told = field.annotation
-        is_union = isinstance(told, types.UnionType) or typing.get_origin(told) is typing.Union
-        members = typing.get_args(told) if is_union else (told,)
+        annotation = field.annotation
+        is_union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+        members = typing.get_args(annotation) if is_union else (annotation,)
         kinds = {typing.get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in members}
         (kind,) = kinds - {types.NoneType}
         fields.append(pa.field(name, TYPES[kind], nullable=types.NoneType in kinds))
@@ -44,8 +44,8 @@ def write_table(path: Path, table: pa.Table) -> None:
         table: Columns of numbers, texts and truth values; its schema's metadata is replaced.
     """
     with atomic_path(path) as aside:
-        told = {DIGEST: _digest(table), VERSION: str(WRITTEN).encode()}
-        pq.write_table(table.replace_schema_metadata(told), aside)
+        metadata = {DIGEST: _digest(table), VERSION: str(WRITTEN).encode()}
+        pq.write_table(table.replace_schema_metadata(metadata), aside)
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -57,10 +57,10 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """
     try:
         table = pq.read_table(path)
-        told = table.schema.metadata or {}
+        metadata = table.schema.metadata or {}
         table = table.replace_schema_metadata(None)
-        found = _digest(table)
-        version = int(told.get(VERSION, b"1"))
+        digest = _digest(table)
+        version = int(metadata.get(VERSION, b"1"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SettingsError(f"{path}: is damaged ({' '.join(str(error).split())})") from None
     if version > WRITTEN:
@@ -70,12 +70,12 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         )
     if not table.schema.equals(schema):
         raise SettingsError(f"{path}: holds the columns {table.column_names}, wanted {schema.names}")
-    if told.get(DIGEST) not in (None, found):  # None: of an earlier version, or another program's
+    if metadata.get(DIGEST) not in (None, digest):  # None: of an earlier version, or another program's
         raise SettingsError(f"{path}: is damaged, its rows are not those that were written")
     return table
 
 
 def _digest(table: pa.Table) -> bytes:
-    """Return what names a table's columns and values, whatever its chunks and whatever stands below its nulls."""
+    """Return a digest of a table's columns and values, whatever its chunks and the bytes under its nulls."""
     content = json.dumps([[field.name, str(field.type)] for field in table.schema] + [table.to_pydict()])
     return hashlib.sha256(content.encode()).hexdigest().encode()
