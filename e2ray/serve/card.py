@@ -24,7 +24,7 @@ PICTURE = ExportFolder.picture.name
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the model card tells about a run.
+    """What the model card says about a run.
 
     Attributes:
         name: Of the run; the title of the card and the name served.
@@ -88,16 +88,16 @@ def model_card(
 def command_blocks(lines: Mapping[str, str]) -> str:
     """Return the lines that start each server, as Markdown."""
     llama_cpp = lines["llama.cpp"]
-    told = f" {llama_cpp}" if llama_cpp.startswith("cannot") else f"\n\n```sh\n{llama_cpp}\n```"
+    block = f" {llama_cpp}" if llama_cpp.startswith("cannot") else f"\n\n```sh\n{llama_cpp}\n```"
     return (
         f"transformers 5 or newer:\n\n```python\n{lines['transformers']}```\n\n"
         f"vLLM:\n\n```sh\n{lines['vllm']}\n```\n\nSGLang:\n\n```sh\n{lines['sglang']}\n```\n\n"
-        f"llama.cpp, with a GGUF file that its converter made of this folder:{told}\n"
+        f"llama.cpp, with a GGUF file that its converter made of this folder:{block}\n"
     )
 
 
 def serving_notes(profile: Profile, base_context_length: int) -> str:
-    """Return what to mind when a profile is served, as Markdown."""
+    """Return what to heed when a profile is served, as Markdown."""
     length = profile.server_override.get("max_position_embeddings", base_context_length)
     rope = profile.override["rope_parameters"]
     if rope.get("rope_type") in ("linear", "proportional"):

@@ -1,8 +1,8 @@
 """From a trained model folder to a folder people serve: weights, one profile per context length, the evidence.
 
-A profile is nothing but rope parameters, since the weights know no scale (`profiles.py`). Nothing is believed: every
-one is read back from the disk with plain transformers and compared with the rotary hook, which the model was trained
-with, before the folder appears under its name.
+A profile is nothing but rope parameters, since the weights know no scale (`profiles.py`). None is trusted: every one
+is read back from the disk with plain transformers and compared with the rotary hook, which the model was trained with,
+before the folder appears under its name.
 """
 
 import io
@@ -55,7 +55,7 @@ def export(
     scales: Scales | None = None,
     progress: Progress | None = None,
 ) -> list[Check]:
-    """Write a Hugging Face folder with a profile per context length and a card; return what loading each has shown.
+    """Write a Hugging Face folder with a profile per context length and a card; return the check of each profile.
 
     Args:
         model_folder: Safetensors, config and tokenizer as the trainer saved them; weights are linked, not rewritten.
@@ -112,7 +112,7 @@ def _written(
     base_context_length: int,
     progress: Progress | None,
 ) -> list[Check]:
-    """Write the profiles of an export, and return what loading each of them back has shown."""
+    """Write the profiles of an export, and return the check of each, loaded back."""
     for profile in profiles:
         _write_profile(aside, profile, name, base_context_length)
     scales = {profile.context_length: profile.scale for profile in profiles}
@@ -151,17 +151,17 @@ def _read_config(folder: Path) -> PreTrainedConfig:
 
 
 def _take_files(model_folder: Path, out_folder: Path) -> list[str]:
-    """Link the weights, copy what else a model folder was written with, and return one line per file left behind."""
+    """Link the weights, copy the other files a model was written with, and return one line per file left behind."""
     if not any(model_folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{model_folder}: holds no *.safetensors; wanted the model folder of a finished run")
-    written, told = recorded(model_folder), []
+    written, lines = recorded(model_folder), []
     for name in files_below(model_folder):
         if name.startswith(f"{RECORD}/"):
             continue
         weights = "/" not in name and name.endswith(".safetensors")
         kind = None if weights else kind_left_behind(name)
         if kind is not None or (written is not None and name not in written):
-            told.append(f"{model_folder / name}: {kind or 'put there by somebody else'}, is left out of the export")
+            lines.append(f"{model_folder / name}: {kind or 'put there by somebody else'}, is left out of the export")
             continue
         (out_folder / name).parent.mkdir(parents=True, exist_ok=True)
         if weights:
@@ -171,25 +171,25 @@ def _take_files(model_folder: Path, out_folder: Path) -> list[str]:
             except OSError:  # another file system, or one without links
                 pass
         shutil.copyfile(model_folder / name, out_folder / name)
-    return told
+    return lines
 
 
 def _mend_configs(folder: Path, base_context_length: int, longest: int) -> None:
-    """Take out of a base's small configs where it lay on its owner's disk, and let text be as long as is served."""
+    """Remove the paths of its owner's disk from a base's small configs, and allow text as long as is served."""
     for name in ("tokenizer_config.json", GENERATION_CONFIG_NAME):
         path = folder / name
         known = read_json(path, wanted="settings of a base model") if path.is_file() else None
         if not isinstance(known, dict):
             continue
-        told = {key: _without_paths(item) for key, item in known.items() if not _is_path(key, item)}
-        if name == GENERATION_CONFIG_NAME and told.get("max_length") == base_context_length:
-            told["max_length"] = longest
-        if told != known:
-            write_json(path, told)
+        config = {key: _without_paths(item) for key, item in known.items() if not _is_path(key, item)}
+        if name == GENERATION_CONFIG_NAME and config.get("max_length") == base_context_length:
+            config["max_length"] = longest
+        if config != known:
+            write_json(path, config)
 
 
 def _without_paths(value: JsonValue) -> JsonValue:
-    """Return settings without those that name a file or folder of somebody's disk, at any depth."""
+    """Return settings without those that name a local file or folder, at any depth."""
     if isinstance(value, list):
         return [_without_paths(item) for item in value]
     if not isinstance(value, dict):

@@ -123,8 +123,8 @@ class Generator(LoadedModel):
         """Yield the text that continues a prompt, piece by piece; leaving the loop ends the generation.
 
         Args:
-            prompt: The text; what the tokenizer puts before a text is put before it, unless it begins with it already.
-                An empty one is just that, or where there is none the end-of-text token.
+            prompt: The text; the tokenizer's prefix is put before it, unless it begins with that already. An empty
+                prompt is the prefix alone, or where there is none the end-of-text token.
             max_new_tokens: Tokens added at most, at least 1; they count towards the scale.
             scale: g >= 1 for the whole request; None chooses it by `scale_of`.
             temperature: 0 (below 1e-5) takes the likeliest token, above it samples.
@@ -173,7 +173,7 @@ class Generator(LoadedModel):
 def _settings(folder: Path) -> PretrainedModel:
     """Return the settings that load a folder as it was trained: what its config says about RoPE is kept."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that `keep` says nothing where there is no scaling
+        warnings.simplefilter("ignore")  # that `keep` has no effect where there is no scaling
         facts = base_facts(PretrainedModel(path=str(folder), base_scaling="keep"))
     return PretrainedModel(
         path=str(folder),
@@ -191,24 +191,24 @@ def _agreed(settings: PretrainedModel, folder: Path, scales: Scales) -> Pretrain
     Raises:
         SettingsError: If the run, or a model without one, says otherwise.
     """
-    measured, said = scales.base_context_length, settings.base_context_length
+    measured, configured = scales.base_context_length, settings.base_context_length
     where, recipe = ModelFolder(settings.path).config, RunFolder(folder).config
-    if measured != said and recipe.is_file():
+    if measured != configured and recipe.is_file():
         where = recipe
         model = read_vouched_recipe(where).get("model")
-        said = (model.get("base_context_length") if isinstance(model, dict) else None) or said
+        configured = (model.get("base_context_length") if isinstance(model, dict) else None) or configured
     elif scales.weights_digest is not None:
-        said = measured
-    if measured != said:
+        configured = measured
+    if measured != configured:
         raise SettingsError(
-            f"{folder / SCALES}: was measured for a base context length of {measured} tokens, {where} says {said}; run "
-            "`e2ray evaluate` again"
+            f"{folder / SCALES}: was measured for a base context length of {measured} tokens, "
+            f"{where} says {configured}; run `e2ray evaluate` again"
         )
     return settings.model_copy(update={"base_context_length": measured})
 
 
 class _Left(StoppingCriteria):
-    """Stops where nobody listens any more."""
+    """Stops once nobody reads the text any more."""
 
     def __init__(self, left: threading.Event) -> None:
         self.left = left

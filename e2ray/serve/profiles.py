@@ -1,6 +1,6 @@
 """What a served context length is: rope parameters for each program that serves, and the command lines.
 
-The method that the model was trained with says what a scale is to transformers. Where the base carries a scaling of its
+The method that the model was trained with gives the rope parameters of a scale. Where the base carries a scaling of its
 own, which other rope types would replace and not stack on, and in classes that know no other type, a profile is
 `longrope` with one factor per pair of head dimensions.
 """
@@ -68,8 +68,8 @@ def make_profile(
         method: What a scale meant in training; None: linear.
 
     Raises:
-        SettingsError: If the config's scaling contradicts the choice or cannot be stacked on, or no rope type says
-            what the method does.
+        SettingsError: If the config's scaling contradicts the choice or cannot be stacked on, or no rope type
+            expresses the method.
     """
     paper = reaching_scale(context_length, base_context_length)
     scale = paper if scale is None or math.isclose(scale, paper, rel_tol=1e-6) else scale
@@ -132,10 +132,10 @@ def _scaled(
     """
     kind, plain = part["rope_type"], isinstance(method, Linear)
     if plain and kind in (*DIVIDED, "proportional"):
-        told = method.to_transformers(part, torch.empty(0), float(part.get("factor", 1.0)) * scale, base_context_length)
-        told |= other_keys(part) | ({"rope_type": kind} if kind == "proportional" else {})
-        if kind == "proportional" or _takes(config, layer_type, told):
-            return told
+        rope = method.to_transformers(part, torch.empty(0), float(part.get("factor", 1.0)) * scale, base_context_length)
+        rope |= other_keys(part) | ({"rope_type": kind} if kind == "proportional" else {})
+        if kind == "proportional" or _takes(config, layer_type, rope):
+            return rope
     if kind not in (*DIVIDED, *PER_PAIR):
         if kind == "proportional":
             raise SettingsError(
@@ -148,12 +148,12 @@ def _scaled(
         )
     inv_freq, attention_factor = _frequencies(config, layer_type, part)
     if kind == "default":
-        told = method.to_transformers(part, inv_freq, scale, base_context_length) | other_keys(part)
+        rope = method.to_transformers(part, inv_freq, scale, base_context_length) | other_keys(part)
         # vLLM serves a yarn up to its scale times the original length, whatever max_position_embeddings says.
-        too_short = told["rope_type"] == "yarn" and scale * base_context_length < context_length
-        if too_short or not _takes(config, layer_type, told):
-            told = method.to_longrope(part, inv_freq, scale, base_context_length) | other_keys(part)
-        return told
+        too_short = rope["rope_type"] == "yarn" and scale * base_context_length < context_length
+        if too_short or not _takes(config, layer_type, rope):
+            rope = method.to_longrope(part, inv_freq, scale, base_context_length) | other_keys(part)
+        return rope
     return _per_pair(part, inv_freq, attention_factor, scale, base_context_length, method)
 
 
@@ -166,20 +166,20 @@ def _per_pair(
     method: FrequencyMethod,
 ) -> Rope:
     """Return a `longrope` of a method on top of frequencies that a kept scaling makes."""
-    told = method.to_longrope(part, inv_freq, scale, base_context_length)  # refuses pairs that stand still
-    # Readers compute the powers in float32: with the same roundings in here, they cancel.
+    longrope = method.to_longrope(part, inv_freq, scale, base_context_length)  # refuses pairs that do not rotate
+    # Readers compute the powers in float32: with the same roundings here, they cancel.
     powers = float(part["rope_theta"]) ** (torch.arange(len(inv_freq), dtype=torch.float32) / len(inv_freq))
     kept = powers.double() * inv_freq.double()  # what the base's own scaling multiplies
     if isinstance(method, Linear):
         factors = (scale / kept).tolist()
     else:
-        factors = (torch.tensor(told["long_factor"], dtype=torch.float64) / kept).tolist()
+        factors = (torch.tensor(longrope["long_factor"], dtype=torch.float64) / kept).tolist()
     softmax = {key: part[key] for key in ("mscale_all_dim",) if part.get(key)}  # of DeepSeek's layers, with the factor
-    return told | {
+    return longrope | {
         "factor": float(part["factor"]) if softmax else scale,
         "short_factor": factors,
         "long_factor": factors,
-        "attention_factor": float(attention_factor) * told["attention_factor"],
+        "attention_factor": float(attention_factor) * longrope["attention_factor"],
         **softmax,
         **other_keys(part),
     }
@@ -190,27 +190,27 @@ def _frequencies(config: PreTrainedConfig, layer_type: str, part: Rope) -> tuple
     kind = part["rope_type"]
     if kind == "default":  # transformers keeps no function of it; linear by 1 is the same
         config, kind = copy.deepcopy(config), "linear"
-        told = {**part, "rope_type": kind, "factor": 1.0}
-        config.rope_parameters = {**config.rope_parameters, layer_type: told} if layer_type else told
-    found: tuple[Tensor, float] = ROPE_INIT_FUNCTIONS[kind](config, "cpu", layer_type=layer_type or None)
-    return found
+        rope = {**part, "rope_type": kind, "factor": 1.0}
+        config.rope_parameters = {**config.rope_parameters, layer_type: rope} if layer_type else rope
+    result: tuple[Tensor, float] = ROPE_INIT_FUNCTIONS[kind](config, "cpu", layer_type=layer_type or None)
+    return result
 
 
 def _takes(config: PreTrainedConfig, layer_type: str, rope: Rope) -> bool:
     """Return whether a config's class takes rope parameters of this type; Phi-3's knows longrope alone."""
-    told = {**config.rope_parameters, layer_type: dict(rope)} if layer_type else dict(rope)
+    parameters = {**config.rope_parameters, layer_type: dict(rope)} if layer_type else dict(rope)
     try:
-        read = type(config).from_dict({**config.to_dict(), "rope_parameters": told}).rope_parameters
+        read = type(config).from_dict({**config.to_dict(), "rope_parameters": parameters}).rope_parameters
     except (KeyError, ValueError, StrictDataclassError):
         return False
-    found = read[layer_type] if layer_type else read
-    return bool(found["rope_type"] == rope["rope_type"])  # Phi-3 renames some
+    part = read[layer_type] if layer_type else read
+    return bool(part["rope_type"] == rope["rope_type"])  # Phi-3 renames some
 
 
 def commands(profile: Profile, *, model: str, name: str) -> dict[str, str]:
     """Return the command lines that serve a profile: a Python snippet, and one shell line per server.
 
-    For llama.cpp, whose GGUF files are written by its own converter, it is the options that go with one, or a line that
+    For llama.cpp, whose GGUF files are written by its own converter, these are options for such a file, or a line that
     says why there are none.
 
     Args:
@@ -245,18 +245,18 @@ def commands(profile: Profile, *, model: str, name: str) -> dict[str, str]:
 
 
 def _usual_attention(rope: Rope) -> float:
-    """Return the attention factor that programs give a yarn by themselves: 0.1 ln(factor) + 1."""
+    """Return the attention factor that programs give a yarn by default: 0.1 ln(factor) + 1."""
     return 0.1 * math.log(rope["factor"]) + 1
 
 
 def _of_sglang(profile: Profile) -> Override:
     """Return what SGLang reads: it multiplies yarn's usual attention factor by `attn_factor` and ignores ours."""
-    told: Override = json.loads(json.dumps(profile.server_override))
-    rope = told["rope_parameters"]
+    override: Override = json.loads(json.dumps(profile.server_override))
+    rope = override["rope_parameters"]
     for part in [rope] if "rope_type" in rope else [each for each in rope.values() if isinstance(each, dict)]:
         if part.get("rope_type") == "yarn":
             part["attn_factor"] = part["attention_factor"] / _usual_attention(part)
-    return told
+    return override
 
 
 def _of_llama_cpp(profile: Profile, name: str) -> str:

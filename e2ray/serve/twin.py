@@ -2,7 +2,7 @@
 
 How a config becomes a computation does not depend on the weights. So a twin stands in for the model: its class and its
 config with one layer of each kind, few heads of the same size, few tokens, narrow feed-forward layers and random
-weights. The export's own verification is run on it, in fp32, and what it says about the twin it would say after the
+weights. The export's own verification is run on it, in fp32, and finds on the twin what it would find after the
 training.
 """
 
@@ -54,7 +54,7 @@ def check_base(
         method: What a scale means in the training; None: linear.
 
     Returns:
-        Lines a user has to know: what the layers do not see, and where no twin can be made of the model, so that its
+        Lines for the user: on what the layers do not see, and on a model of which no twin can be made, so that its
         profiles are proven after the training only.
 
     Raises:
@@ -63,7 +63,7 @@ def check_base(
     """
     check_attention(settings, model_class(settings))
     config = trained_config(settings)
-    told = [check_sight(settings.path, config, lengths)]
+    notes = [check_sight(settings.path, config, lengths)]
     try:
         whole = _skeleton(config)
     except Exception as error:  # sizes that do not fit each other: each class raises its own
@@ -74,17 +74,17 @@ def check_base(
     if served := lengths.get(EXPORTED):
         small = cut_down(config, whole)
         if small is None:
-            told.append(
+            notes.append(
                 f"model.path {settings.path}: no small twin can be made of {config.model_type}, so its serving "
                 "profiles are proven after the training only"
             )
         else:
             _verify(small, settings, served, base_context_length, method)
-    return [line for line in told if line]
+    return [line for line in notes if line]
 
 
 def cut_down(config: PreTrainedConfig, whole: PreTrainedModel) -> PreTrainedConfig | None:
-    """Return a config with one layer of each kind and little of what positions do not touch; None where none can be.
+    """Return a config with one layer of each kind and little of what positions do not touch; None if none works.
 
     Args:
         config: As the model is trained.
@@ -93,7 +93,7 @@ def cut_down(config: PreTrainedConfig, whole: PreTrainedModel) -> PreTrainedConf
     kinds = _layer_kinds(whole)
     first = sorted({kinds.index(kind) for kind in kinds})
     in_a_row = list(range(max(first, default=0) + 1))
-    # Not every class takes any choice of layers, or few heads; the twin is the first one that is of the whole's kind.
+    # Not every class takes any choice of layers, or few heads; the twin is the first one of the whole model's kinds.
     for layers, narrow in itertools.product((first, in_a_row), (True, False)):
         try:
             with quietly():
@@ -119,7 +119,7 @@ def _frequency_shapes(model: PreTrainedModel) -> list[dict[str, torch.Size]]:
 
 
 def _narrow(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return a copy of a config with one head of keys and values, of the same size; the width goes with the heads."""
+    """Return a copy of a config with one head of keys and values, of the same size; the width shrinks along."""
     small = copy.deepcopy(config)
     heads = config.num_attention_heads
     small.num_attention_heads = min(HEADS, heads // (getattr(config, "num_key_value_heads", None) or heads))
@@ -156,10 +156,10 @@ def _verify(
                 folder, base_context_length=base_context_length, context_lengths=lengths, method=method, tokens=TOKENS
             )
         except Exception as error:  # the model's own code, given rope parameters that it does not expect
-            found = str(error) if isinstance(error, SettingsError) else f"{type(error).__name__}: {first_line(error)}"
+            reason = str(error) if isinstance(error, SettingsError) else f"{type(error).__name__}: {first_line(error)}"
             raise SettingsError(
                 f"model.path {settings.path}: its training could not be served, as a small model of its class shows: "
-                f"{found}; {_way_out(settings)}"
+                f"{reason}; {_way_out(settings)}"
             ) from None
 
 
@@ -170,7 +170,7 @@ def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _layer_kinds(model: PreTrainedModel) -> list[tuple[str | None, tuple[str, ...]]]:
-    """Return what tells a model's decoder layers apart as far as positions go, feed-forward parts left out."""
+    """Return the kind of each decoder layer as far as positions matter, feed-forward parts left out."""
     count = model.config.num_hidden_layers
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     types = list(getattr(model.config, "layer_types", None) or [None] * count)
@@ -179,12 +179,12 @@ def _layer_kinds(model: PreTrainedModel) -> list[tuple[str | None, tuple[str, ..
 
 def _traits(layer: nn.Module) -> tuple[str, ...]:
     """Return classes and plain attributes of a layer's attention modules."""
-    found = [type(layer).__name__]
+    traits = [type(layer).__name__]
     for name, module in layer.named_modules():
         if "attention" in type(module).__name__.lower():
             plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | str | type(None))}
-            found.append(f"{name} {type(module).__name__} {sorted(plain.items(), key=str)}")
-    return tuple(found)
+            traits.append(f"{name} {type(module).__name__} {sorted(plain.items(), key=str)}")
+    return tuple(traits)
 
 
 def _with_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:

@@ -1,14 +1,14 @@
 """Does a serving profile give the model that was trained? Loaded back from the disk and compared, in fp32.
 
-A profile is a few numbers in a JSON file, and servers read such numbers each in its own way: a missing key falls
-back to a default without a word. So every profile of an export is loaded with plain transformers, as its users
-will, and compared with the rotary hook that the model was trained with.
+A profile is a few numbers in a JSON file, and each server reads such numbers in its own way: a missing key silently
+falls back to a default. So every profile of an export is loaded with plain transformers, as its users will, and
+compared with the rotary hook that the model was trained with.
 
-Hook and profile round differently, since one divides positions and the other frequencies, and a deep model makes much
-of little; a router may even choose other experts, for all tokens that follow. So what is judged is judged where nothing
-is left to round: frequencies in float64 against the unit in the last place (ulp) of float32, the attention factor
-exactly, and layers and logits with the trained model's own angles put into the served one. How far the logits as they
-are served lie from the trained model's is told beside what one ulp in the angles makes of them.
+Hook and profile round differently, since one divides positions and the other frequencies, and a deep model amplifies
+small differences; a router may even choose other experts, for all tokens that follow. So the checks are made where
+rounding plays no part: frequencies in float64 against the unit in the last place (ulp) of float32, the attention factor
+exactly, and layers and logits with the trained model's own angles put into the served one. How far the served logits
+are from the trained model's is reported beside the difference that one ulp in the angles makes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,12 +33,12 @@ from e2ray.records.folders import ExportFolder
 COMPARED_TOKENS = 512  # of a forward; positions between are compared at the rotary modules
 POSITIONS_PER_CHUNK = 65_536
 ULP = 2.0**-23  # of float32, relative
-FREQUENCY_ULPS = 3  # a frequency comes about by three roundings of half an ulp, and a power
+FREQUENCY_ULPS = 3  # a frequency takes three roundings of half an ulp, and a power
 # Angles of both sides are float32: some six roundings of 2**-24 each, relative to the angle itself.
 ROTARY_TOLERANCE = 2e-6
 ANGLE_TOLERANCE = 5e-7
 EQUAL_ULPS = 8  # of the largest number compared, where both sides compute the same
-LOGITS_STRIDE = 4  # logits of every fourth token are compared, at a large vocabulary a quarter of a GB as it is
+LOGITS_STRIDE = 4  # logits of every fourth token are compared, with a large vocabulary a quarter of a GB already
 
 Outputs = dict[str, Float[Tensor, "tokens width"]]
 
@@ -53,7 +53,7 @@ class Check:
         tokens: Random tokens of a forward pass, at the beginning of the context and at its end.
         max_logit_difference: Largest absolute difference of logits, fp32.
         logit_difference: Largest difference of one token's logits, the median over the tokens.
-        logit_noise: The same number as one ulp in the angles makes it.
+        logit_noise: The same number for a change of one ulp in the angles.
         max_rotary_difference: Largest difference of cosines and sines over all positions 0 to W - 1.
     """
 
@@ -67,7 +67,7 @@ class Check:
 
     @property
     def line(self) -> str:
-        """What is told of it."""
+        """What is printed of it."""
         return (
             f"serving/{self.context_length}: scale {self.scale:g}, logits equal to the hook's within "
             f"{self.logit_difference:.1e}, where one ulp in the angles makes {self.logit_noise:.1e}"
@@ -105,9 +105,9 @@ def verify(
     """Load every profile of an export back with plain transformers and compare it with the rotary hook, in fp32.
 
     Compared are: the inverse frequencies of each rotary module in float64 and its attention factor, at every power of
-    two of positions up to W; its cosines and sines at positions 0 to W - 1; and of random tokens at both ends of W the
+    two of positions up to W; its cosines and sines at positions 0 to W - 1; and for random tokens at both ends of W the
     outputs of the first layer of each type, of two at least, and the logits, under the very same angles. The logits
-    under the profile's own are measured.
+    under the profile's own angles are measured.
 
     Args:
         folder: An export; its files are what is checked.
@@ -133,7 +133,7 @@ def verify(
         if wrong := non_finite(model, torch.float32):
             raise SettingsError(f"{folder}: {wrong} holds numbers that are not finite; export a model that is whole")
         hook = RotaryHook(model, method, base_context_length=base_context_length)
-        wanted = {
+        texts = {
             length: _wanted(model, hook, length, chosen[length], min(tokens, length), seed)
             for length in context_lengths
         }
@@ -143,7 +143,7 @@ def verify(
             with _refusing(length, "load"):
                 served = _load(Path(folder), override)
             with _refusing(length, "run"):
-                check = _compare(served, hook, length, chosen[length], wanted[length])
+                check = _compare(served, hook, length, chosen[length], texts[length])
             checks.append(check)
             if progress is not None:
                 progress(check.line)
@@ -153,7 +153,7 @@ def verify(
 
 @contextmanager
 def _refusing(length: int, doing: str) -> Iterator[None]:
-    """Raise what a model's own code stumbles over in the block as a SettingsError that names the profile."""
+    """Turn an error of the model's own code in the block into a SettingsError that names the profile."""
     where = f"serving/{length}: "
     try:
         yield
@@ -167,7 +167,7 @@ def _refusing(length: int, doing: str) -> Iterator[None]:
 
 def _wanted(model: PreTrainedModel, hook: RotaryHook, length: int, scale: float, count: int, seed: int) -> list[Wanted]:
     """Return what the hooked model makes of random tokens at the beginning of a context length and at its end."""
-    found = []
+    texts = []
     for start in sorted({0, length - count}):
         tokens = _random_tokens(model.config.vocab_size, count, seed)
         positions = torch.arange(start, start + count)[None]
@@ -175,16 +175,16 @@ def _wanted(model: PreTrainedModel, hook: RotaryHook, length: int, scale: float,
             outputs = _outputs(model, tokens, positions)
             with _one_ulp(hook.rotary_modules, seed):
                 moved = _outputs(model, tokens, positions)
-        found.append(Wanted(tokens, positions, outputs, _typical(moved["logits"], outputs["logits"])))
-    return found
+        texts.append(Wanted(tokens, positions, outputs, _typical(moved["logits"], outputs["logits"])))
+    return texts
 
 
 @contextmanager
 def _one_ulp(modules: Sequence[nn.Module], seed: int) -> Iterator[None]:
-    """Move each position's angles by one ulp of float32 within the block, up or down as chance has it.
+    """Move each position's angles by one ulp of float32 within the block, up or down at random.
 
-    Rounding is another one at each position. A frequency that is off by an ulp at all positions alike cancels out of
-    neighbours' scores and would make far less of it.
+    Rounding differs from position to position. A frequency off by an ulp at all positions alike would cancel out of
+    neighbours' scores and change them far less.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -208,8 +208,8 @@ def _one_ulp(modules: Sequence[nn.Module], seed: int) -> Iterator[None]:
             handle.remove()
 
 
-def _compare(served: PreTrainedModel, hook: RotaryHook, length: int, scale: float, wanted: Sequence[Wanted]) -> Check:
-    """Return what a served model has shown.
+def _compare(served: PreTrainedModel, hook: RotaryHook, length: int, scale: float, texts: Sequence[Wanted]) -> Check:
+    """Return the check of a served model.
 
     Raises:
         SettingsError: If it is not the trained model at this scale.
@@ -222,10 +222,10 @@ def _compare(served: PreTrainedModel, hook: RotaryHook, length: int, scale: floa
             rotary = max(rotary, _rotary_difference(module, reference, hook, length, scale))
     where = f"differ from the trained model's at scale {scale:g} by"
     largest = typical = noise = 0.0
-    for text in wanted:
+    for text in texts:
         with hook.applied(scale), _angles_of(hook.rotary_modules, modules):
             same = _outputs(served, text.tokens, text.positions)
-        for name in ("logits", *same):  # the logits first, which a reader knows
+        for name in ("logits", *same):  # the logits first: users know them
             difference = _difference(same[name], text.outputs[name])
             allowed = EQUAL_ULPS * ULP * float(text.outputs[name].abs().max())
             if not difference <= allowed:
@@ -237,7 +237,7 @@ def _compare(served: PreTrainedModel, hook: RotaryHook, length: int, scale: floa
         largest = max(largest, _difference(logits, text.outputs["logits"]))
         typical = max(typical, _typical(logits, text.outputs["logits"]))
         noise = max(noise, text.noise)
-    return Check(length, scale, wanted[0].tokens.shape[1], largest, typical, noise, rotary)
+    return Check(length, scale, texts[0].tokens.shape[1], largest, typical, noise, rotary)
 
 
 @contextmanager
@@ -260,9 +260,9 @@ def _angles_of(references: Sequence[nn.Module], modules: Sequence[nn.Module]) ->
 
 @torch.no_grad()
 def _same_frequencies(served: nn.Module, reference: nn.Module, hook: RotaryHook, length: int, scale: float) -> None:
-    """Demand that a served module's frequencies are the trained ones over `scale`, and its attention factor theirs.
+    """Check that a served module's frequencies are the trained ones over `scale`, and its attention factor the same.
 
-    Asked for at every power of two of positions, since some types choose their frequencies by the longest position.
+    It checks at every power of two of positions, since some types choose their frequencies by the longest position.
 
     Raises:
         SettingsError: If a frequency is off by more than a few ulps, or an attention factor at all.
@@ -275,13 +275,13 @@ def _same_frequencies(served: nn.Module, reference: nn.Module, hook: RotaryHook,
         ids = torch.tensor([[0, reach - 1]])
         for kind in _layer_types(served):
             with hook.applied(scale):
-                wanted = _turns(reference, ids, kind)[0][0]
-            found = _turns(served, ids, kind)[0][0]
-            if not torch.equal(found, wanted):  # the cosine of position 0 is 1 times the attention factor
+                expected = _turns(reference, ids, kind)[0][0]
+            actual = _turns(served, ids, kind)[0][0]
+            if not torch.equal(actual, expected):  # the cosine of position 0 is 1 times the attention factor
                 raise SettingsError(
                     f"serving/{length}: loaded back, its attention factor differs from the trained model's at scale "
-                    f"{scale:g} by {_difference(found, wanted):.2g} ({float(found.max()):g} instead of "
-                    f"{float(wanted.max()):g}); refused"
+                    f"{scale:g} by {_difference(actual, expected):.2g} ({float(actual.max()):g} instead of "
+                    f"{float(expected.max()):g}); refused"
                 )
         for name, buffer in _frequencies(served).items():
             off = (buffer.double() - trained[name]).abs()
@@ -295,7 +295,7 @@ def _same_frequencies(served: nn.Module, reference: nn.Module, hook: RotaryHook,
 
 
 def _frequencies(module: nn.Module) -> dict[str, Tensor]:
-    """Return all inverse frequencies a rotary module reads with, by name, those of local layers too."""
+    """Return all inverse frequencies that a rotary module uses, by name, those of local layers too."""
     return {
         name: buffer
         for name, buffer in module.named_buffers(recurse=False)
@@ -304,7 +304,7 @@ def _frequencies(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _layer_types(module: nn.Module) -> list[dict[str, str]]:
-    """Return the keywords of a rotary module's calls, one for each layer type it tells apart."""
+    """Return the keywords of a rotary module's calls, one for each layer type it distinguishes."""
     kinds = getattr(module, "layer_types", None) or ()
     return [{"layer_type": kind} for kind in kinds] or [{}]
 
@@ -312,8 +312,8 @@ def _layer_types(module: nn.Module) -> list[dict[str, str]]:
 @torch.no_grad()
 def _turns(module: nn.Module, ids: Int[Tensor, "one tokens"], kind: Mapping[str, str]) -> list[Tensor]:
     """Return cosines and sines of positions, float32 [tokens, width] each; some modules give complex numbers."""
-    found = module(torch.zeros(1, 1), ids, **kind)
-    parts = (found.real, found.imag) if isinstance(found, Tensor) else found
+    output = module(torch.zeros(1, 1), ids, **kind)
+    parts = (output.real, output.imag) if isinstance(output, Tensor) else output
     return [part[0] for part in parts]
 
 
@@ -324,8 +324,8 @@ def _rotary_difference(served: nn.Module, reference: nn.Module, hook: RotaryHook
         SettingsError: If they differ by more than float32 angles explain.
     """
     largest = 0.0
-    wanted = [(hook.wanted_frequencies(each, scale), each) for each in frequency_buffers(reference).values()]
-    fastest = max(float((frequencies / each.max()).max()) for frequencies, each in wanted)
+    pairs = [(hook.wanted_frequencies(each, scale), each) for each in frequency_buffers(reference).values()]
+    fastest = max(float((frequencies / each.max()).max()) for frequencies, each in pairs)
     for start in range(0, length, POSITIONS_PER_CHUNK):
         ids = torch.arange(start, min(length, start + POSITIONS_PER_CHUNK))[None]
         allowed = ROTARY_TOLERANCE + ANGLE_TOLERANCE * ids[0, :, None] * fastest
@@ -365,12 +365,12 @@ def _outputs(
     model: PreTrainedModel, tokens: Int[Tensor, "one tokens"], positions: Int[Tensor, "one tokens"]
 ) -> Outputs:
     """Return what the compared layers and the head make of a text, by name, in float32."""
-    told = model(input_ids=tokens, position_ids=positions, use_cache=False, output_hidden_states=True)
+    result = model(input_ids=tokens, position_ids=positions, use_cache=False, output_hidden_states=True)
     outputs = {
-        f"outputs of layer {number + 1}": told.hidden_states[number + 1][0].float()
+        f"outputs of layer {number + 1}": result.hidden_states[number + 1][0].float()
         for number in compared_layers(model.config)
     }
-    return outputs | {"logits": told.logits[0, ::LOGITS_STRIDE].float().clone()}
+    return outputs | {"logits": result.logits[0, ::LOGITS_STRIDE].float().clone()}
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
