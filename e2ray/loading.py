@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Turn garbage collection off in the block: imports leave hardly any, and the search takes a fifth of their time."""
+    """Turn garbage collection off in the block: imports leave hardly any, and searching takes a fifth of their time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -27,11 +27,11 @@ from e2ray.records.manifest import CorpusRows, DocumentLengths, Manifest
 
 LISTED_SKIPS = 1000
 PROGRESS_S = 2.0
-TRAINING_PLACES = 256  # of the corpus, that text for a byte-level BPE is taken from
+TRAINING_PLACES = 256  # of the corpus from which text for a byte-level BPE is taken
 
 
 class Build:
-    """The state of one `prepare`: what was counted, and the writers."""
+    """The state of one `prepare`: its counts and its writers."""
 
     def __init__(
         self,
@@ -112,13 +112,13 @@ class Build:
 
     def add(self, items: list[Item], source: Source, *, held_out: bool) -> None:
         """Tokenise a source's `items` and write their documents; all of them to validation if `held_out`."""
-        before, found, reported = self.num_documents, 0, time.monotonic()
+        before, num_rows, reported = self.num_documents, 0, time.monotonic()
         behind = self.pace.done
         left_out = self._left_out()
         chosen = not isinstance(source, PasskeySource)
         self.started = self.started or reported
         for table in self._tokenised(items):
-            found += table.num_rows
+            num_rows += table.num_rows
             for name, row, reason in _documents(table):
                 if reason is not None:
                     self._skip(reason)
@@ -135,14 +135,14 @@ class Build:
             self._report()
         elif source.weight is None:
             self._tell_unread({reason: count - left_out[reason] for reason, count in self._left_out().items()})
-        if not found:
+        if not num_rows:
             places = getattr(source, "paths", None) or [getattr(source, "path", source.kind)]
             self.progress(f"prepare: warning: data source {', '.join(places)}: holds no document")
         if source.weight is not None:
             self._end_corpus(source)
 
     def _left_out(self) -> dict[str, int]:
-        """Return how many documents gave nothing so far, by the reason."""
+        """Return how many documents were left out so far, by reason."""
         return {
             "skipped": self.num_skipped,
             "shorter than min_tokens": self.num_short,
@@ -151,7 +151,7 @@ class Build:
         }
 
     def _tell_unread(self, left_out: dict[str, int]) -> None:
-        """Say that the source just read gives nothing, and why; that none does is refused in the end."""
+        """Report that the source just read gives nothing, and why; if none does, `finish` refuses it."""
         if not any(left_out.values()):
             return
         num_corpus, number = len(self.settings.corpus), self.sources - 1
@@ -174,7 +174,7 @@ class Build:
             keeper.add(table)
             yield table
         if self.sources < len(self.settings.corpus) + len(self.settings.validation_corpus):
-            keeper.finish(len(items))  # behind the last source the shards themselves are next
+            keeper.finish(len(items))  # after the last source come the shards themselves
 
     def _end_corpus(self, source: Source) -> None:
         """Close the rows of a source that is a corpus of its own."""
@@ -198,7 +198,7 @@ class Build:
                 shard_rows=self.settings.shard_rows,
                 tokens=tokens,
                 padded_tokens=padded,
-                parts=0,  # shared out once all are known
+                parts=0,  # set once all corpora are known
             )
         )
 
@@ -272,7 +272,7 @@ class Build:
         )
 
     def _shared_out(self) -> tuple[CorpusRows, ...]:
-        """Return what the manifest says of each corpus, the share of its rows in a run among it."""
+        """Return the manifest's entry of each corpus, which includes the share of its rows in a run."""
         per_row = [corpus.tokens / corpus.rows for corpus in self.corpora]
         try:
             parts = shares([corpus.weight for corpus in self.corpora], per_row)
@@ -315,7 +315,7 @@ def _documents(table: pa.Table) -> Iterator[tuple[str, Tokens, str | None]]:
 
 
 def _lengths(lengths: list[int]) -> DocumentLengths:
-    """Return what the manifest says about document lengths in tokens, without a number per document."""
+    """Return the manifest's summary of document lengths in tokens, without a number per document."""
     if not lengths:
         return DocumentLengths(count=0, tokens=0)
     values = np.array(lengths)

@@ -1,9 +1,9 @@
-"""Documents out of the sources a recipe names.
+"""Documents from the sources that a recipe names.
 
 `list_items` turns sources into small, picklable work items without reading a document; `read_item` reads the
-documents of one item, in any process. A document that cannot be used comes out as a `BadDocument` and never as
-an exception, so the caller alone decides whether it stops the run or is counted. Names do not depend on where a
-corpus lies on the disk, since the validation split is drawn from them.
+documents of one item, in any process. A document that cannot be used is a `BadDocument` and never an exception, so
+the caller alone decides whether it stops the run or is counted. Names do not depend on where a corpus is on the
+disk, since the validation split is drawn from them.
 """
 
 import glob
@@ -43,7 +43,7 @@ UTF8_MARK = "\ufeff"
 
 @dataclass(frozen=True)
 class Document:
-    """One text; `name` says which, wherever the corpus lies."""
+    """One text; `name` says which, wherever the corpus is."""
 
     name: str
     text: str
@@ -73,7 +73,7 @@ class Item:
 
     `start` and `stop` count bytes of a JSONL file (lines that begin in [start, stop)), row groups (whose first row is
     `first`), documents that are made, or what `hub.pieces` says; `bytes` is the size on the disk where it is known, and
-    `column` is empty for files of plain text. `source` is that of documents that no file alone says.
+    `column` is empty for files of plain text. `source` is set for documents that do not follow from a file alone.
     """
 
     kind: Literal["text", "jsonl", "parquet", "dataset", "passkey"]
@@ -95,11 +95,11 @@ def list_items(
     Args:
         sources: Settings of the sources.
         without: Real paths of files that are left out, e.g. because they are held out for validation.
-        limits: Of what may be unpacked.
+        limits: On what is unpacked.
 
     Raises:
         SettingsError: If a path or glob matches no file, names a folder, or a Parquet file or dataset has no such
-            column of text, carries extension types (reading those can run code that lies in the file) or is a bomb.
+            column of text, has extension types (reading those can run code in the file) or is a decompression bomb.
     """
     items: list[Item] = []
     for source in sources:
@@ -114,9 +114,9 @@ def list_items(
                 for file in files:
                     items += _parquet_items(file, source.column, limits)
             case HuggingFaceSource():
-                found = hub.pieces(source)
+                ranges = hub.pieces(source)
                 items += [
-                    Item("dataset", (), size, source.column, start, stop, source=source) for start, stop, size in found
+                    Item("dataset", (), size, source.column, start, stop, source=source) for start, stop, size in ranges
                 ]
             case PasskeySource():
                 items += _passkey_items(files, source)
@@ -124,7 +124,7 @@ def list_items(
 
 
 def source_files(source: Source) -> list[SourceFile]:
-    """Return the files of a source in a fixed order, each once; a dataset's are its library's own affair.
+    """Return the files of a source in a fixed order, each once; none of a dataset, whose library knows them.
 
     Raises:
         SettingsError: If a path or glob matches no file or names a folder.
@@ -135,11 +135,11 @@ def source_files(source: Source) -> list[SourceFile]:
         return []
     if isinstance(source, PasskeySource):
         return source_files(source.text)
-    found: dict[str, SourceFile] = {}
+    by_path: dict[str, SourceFile] = {}
     for pattern in source.paths:
         for file in _matches(pattern):
-            found.setdefault(os.path.realpath(file.path), file)
-    return list(found.values())
+            by_path.setdefault(os.path.realpath(file.path), file)
+    return list(by_path.values())
 
 
 def _matches(pattern: str) -> list[SourceFile]:
@@ -186,14 +186,14 @@ def _stdlib_files() -> list[SourceFile]:
 
 def _text_items(files: list[SourceFile]) -> list[Item]:
     least, most = TEXT_GROUP_BYTES
-    wanted = min(max(sum(file.bytes for file in files) // 256, least), most)
+    group_bytes = min(max(sum(file.bytes for file in files) // 256, least), most)
     items: list[Item] = []
     group: list[SourceFile] = []
     size = 0
     for file in files:
         group.append(file)
         size += file.bytes
-        if size >= wanted:
+        if size >= group_bytes:
             items.append(Item("text", tuple(group), size))
             group, size = [], 0
     if group:
@@ -230,10 +230,10 @@ def _parquet_items(file: SourceFile, column: str, limits: Limits) -> list[Item]:
 
 
 def read_item(item: Item) -> Iterator[Document | BadDocument]:
-    """Yield the documents of one item in their order; what cannot be used comes as a `BadDocument`.
+    """Yield the documents of one item in their order; what cannot be used is a `BadDocument`.
 
-    Bad are: a file that cannot be read or unpacked or unpacks to more than it may, bytes that are no UTF-8, text that
-    is empty, only white space or larger than a document may be, a JSON line that is no object with text under the
+    Bad are: a file that cannot be read or unpacked or unpacks to more than it may, bytes that are not UTF-8, text that
+    is empty, only white space or larger than a document may be, a JSON line that is not an object with text under the
     column, a row without text.
     """
     if item.kind == "text":
@@ -289,18 +289,18 @@ def _checked(name: str, where: str, text: object, limits: Limits | None = None) 
 
 def _read_jsonl(item: Item) -> Iterator[Document | BadDocument]:
     (file,) = item.files
-    first = None if item.start else 1  # number of the stretch's first line; the lines in front cost a look at them
+    first = None if item.start else 1  # number of the stretch's first line; counting the lines before it takes time
     try:
         for offset, count, line in unpack.lines(file.path, item.start, item.stop, item.limits):
             if line is not None and line.isspace():
                 continue
             name = f"{file.name}@{offset}"
-            found = item.limits.too_large if line is None else _parse_line(name, line, item.column)
-            if isinstance(found, Document):
-                yield found
+            parsed = item.limits.too_large if line is None else _parse_line(name, line, item.column)
+            if isinstance(parsed, Document):
+                yield parsed
                 continue
             first = unpack.line_number(file.path, offset) - count if first is None else first
-            yield BadDocument(name, f"{file.path} line {first + count}: {found}")
+            yield BadDocument(name, f"{file.path} line {first + count}: {parsed}")
     except (OSError, pa.ArrowException) as error:
         yield BadDocument(file.name, f"{file.path}: cannot be read ({one_line(error)})")
     except UnusableError as error:
@@ -319,8 +319,8 @@ def _parse_line(name: str, line: bytes, column: str) -> Document | str:
         return f"holds {type(value).__name__}, wanted an object with the key {column!r}"
     if column not in value:
         return f"has no key {column!r}, found {list(value)[:8]}"
-    found = _checked(name, "", value[column])
-    return found if isinstance(found, Document) else found.reason.removeprefix(": ")
+    checked = _checked(name, "", value[column])
+    return checked if isinstance(checked, Document) else checked.reason.removeprefix(": ")
 
 
 def _read_parquet(item: Item) -> Iterator[Document | BadDocument]:
@@ -349,7 +349,7 @@ def _read_dataset(item: Item) -> Iterator[Document | BadDocument]:
     try:
         for name, value in hub.read(item.source, item.start, item.stop):
             yield _checked(printable(name), f"{where} row {name.rpartition('@')[2]}", value, item.limits)
-    except Exception as error:  # whatever a loader raises, a lost network among it
+    except Exception as error:  # whatever a loader raises, for a lost network too
         yield BadDocument(name, f"{where}: cannot be read on behind {name} ({one_line(error)})")
 
 
@@ -358,22 +358,22 @@ def _make_passkeys(item: Item) -> Iterator[Document | BadDocument]:
     sizes = np.array([file.bytes for file in item.files])
     read = lru_cache(maxsize=int(min(max(PASSKEY_BYTES // sizes.max(), 1), 256)))(_read_text)
     for number in range(item.start, item.stop):
-        found = read(item.files[passkey.file_of(item.source, number, sizes)], item.limits)
-        if isinstance(found, Document):
-            found = Document(f"passkey-{item.source.seed}@{number}", passkey.document(item.source, number, found.text))
-        yield found
+        made = read(item.files[passkey.file_of(item.source, number, sizes)], item.limits)
+        if isinstance(made, Document):
+            made = Document(f"passkey-{item.source.seed}@{number}", passkey.document(item.source, number, made.text))
+        yield made
 
 
 def fingerprint(sources: Iterable[Source]) -> list[list[object]]:
-    """Return what tells one state of the sources from another: [path, bytes, modified_ns] per file.
+    """Return what distinguishes states of the sources: [path, bytes, modified_ns] per file.
 
     Raises:
         SettingsError: If a source matches no file, or a dataset cannot be asked for its state.
     """
-    found: list[list[object]] = []
+    states: list[list[object]] = []
     for source in sources:
         if isinstance(source, HuggingFaceSource):
-            found.append(hub.identity(source))
+            states.append(hub.identity(source))
         else:
-            found += [[printable(file.path), file.bytes, file.modified_ns] for file in source_files(source)]
-    return found
+            states += [[printable(file.path), file.bytes, file.modified_ns] for file in source_files(source)]
+    return states

@@ -1,9 +1,9 @@
 """Documents that nearly repeat an earlier one, found by MinHash.
 
-Two documents are as alike as the share of their five-token shingles that both have (Jaccard). It is estimated from 128
-minima of hashes (Broder, "On the resemblance and containment of documents", 1997), to about 0.05; an index of bands
-finds the few earlier documents that are worth a comparison. Of several alike, the first in the corpus is kept, held-out
-documents among them, so that no training document nearly repeats a held-out one.
+The similarity of two documents is the share of their five-token shingles that both have (Jaccard). It is estimated from
+128 minima of hashes (Broder, "On the resemblance and containment of documents", 1997), to about 0.05; an index of bands
+finds the few earlier documents that are worth a comparison. Of several similar ones the first in the corpus is kept,
+held-out documents included, so that no training document nearly repeats a held-out one.
 """
 
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ class NearDuplicates:
             similarity: Jaccard similarity from which on a document counts as a repetition, 0 to 1.
 
         Raises:
-            SettingsError: If the package that does it is not installed.
+            SettingsError: If the package for it is not installed.
         """
         try:
             datasketch = library("datasketch")
@@ -67,7 +67,7 @@ class NearDuplicates:
 
 
 def shingles(tokens: Tokens) -> npt.NDArray[np.uint64]:
-    """Return a 32-bit hash of every stretch of five tokens, each once, ascending; of the whole where it is shorter."""
+    """Return a 32-bit hash of every shingle of five tokens, each once, ascending; of all tokens if there are fewer."""
     length = min(SHINGLE, len(tokens))
     powers = [pow(MULTIPLIER, power + 1, 2**64) for power in range(length)]
     hashes = np.zeros(len(tokens) - length + 1, np.uint64)

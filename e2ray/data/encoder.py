@@ -27,9 +27,9 @@ class Encoder:
         return self.arrays(self.encodings(texts))
 
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
-        """Return what the library makes of each text; other threads of Python run meanwhile."""
+        """Return the library's encoding of each text; other Python threads run meanwhile."""
         return list(self.backend.encode_batch_fast(list(texts), add_special_tokens=False))
 
     def arrays(self, encodings: Sequence[Encoding]) -> list[npt.NDArray[np.int32]]:
-        """Return the tokens of what `encodings` has returned, as `encode` does."""
+        """Return the tokens of encodings from `encodings`, as `encode` does."""
         return [np.array([*self.prefix, *encoding.ids, self.end], dtype=np.int32) for encoding in encodings]

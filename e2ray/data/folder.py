@@ -1,9 +1,9 @@
 """A folder of shards, on a file system of this machine or in an object store, read the same way.
 
-A place is a path, or a URI of any file system that pyarrow knows: s3://bucket/folder, gs://bucket/folder,
-abfss://..., hdfs://... Credentials come from the environment; where and how the store is reached may stand in the URI's
-query (s3://bucket/folder?endpoint_override=http://host:9000&scheme=http). Files of this machine are mapped into
-memory; of others just the stretches are fetched that are asked for.
+A location is a path, or a URI of any file system that pyarrow knows: s3://bucket/folder, gs://bucket/folder,
+abfss://..., hdfs://... Credentials come from the environment; the URI's query may say where and how the store is
+reached (s3://bucket/folder?endpoint_override=http://host:9000&scheme=http). Files of this machine are mapped into
+memory; of others only the stretches that are asked for are fetched.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ CHUNK_BYTES = 8 * 2**20
 
 
 class Folder:
-    """The files that lie directly in one folder."""
+    """The files of one folder."""
 
     def __init__(self, location: str | Path) -> None:
         """Name the folder; nothing is read.
 
         Raises:
-            SettingsError: If the URI holds credentials, or is none of a file system that pyarrow knows.
+            SettingsError: If the URI holds credentials, or is not of a file system that pyarrow knows.
         """
         self.local = None if is_uri(location) else Path(location).expanduser()
         self.uri = str(location)
@@ -60,11 +60,11 @@ class Folder:
                 if not self.local.is_dir():
                     return {}
                 return {path.name: path.stat().st_size for path in self.local.iterdir() if path.is_file()}
-            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-            return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
+            infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+            return {info.base_name: info.size for info in infos if info.type == fs.FileType.File}
 
     def names(self) -> list[str]:
-        """Return the files of the folder and of those inside it, by their paths below it.
+        """Return the paths, below the folder, of its files and those of the folders inside it.
 
         Raises:
             SettingsError: If the folder cannot be read.
@@ -75,8 +75,8 @@ class Folder:
                     path.relative_to(self.local).as_posix() for path in self.local.rglob("*") if path.is_file()
                 )
             selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
-            found = self.filesystem.get_file_info(selector)
-            inside = [info.path for info in found if info.type == fs.FileType.File]
+            infos = self.filesystem.get_file_info(selector)
+            inside = [info.path for info in infos if info.type == fs.FileType.File]
             return sorted(path[len(self.path.rstrip("/")) + 1 :] for path in inside)
 
     def read(self, file: str) -> bytes:
@@ -114,7 +114,7 @@ class Folder:
                 return Stretches(self, file, remote=self.filesystem.open_input_file(f"{self.path}/{file}"))
             with (self.local / file).open("rb") as opened:
                 if not os.fstat(opened.fileno()).st_size:
-                    return Stretches(self, file, local=b"")  # nothing cannot be mapped
+                    return Stretches(self, file, local=b"")  # an empty file cannot be mapped
                 return Stretches(self, file, local=mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
 
     def fetch(self, below: str, target: Path) -> None:
@@ -140,7 +140,7 @@ class Folder:
 
     @contextmanager
     def named(self, file: str) -> Iterator[None]:
-        """Raise what the file system refuses in one line that names the file."""
+        """Turn what the file system refuses in the block into a one-line error that names the file."""
         try:
             yield
         except (OSError, pa.ArrowException) as error:
@@ -155,7 +155,7 @@ class Stretches:
     def __init__(
         self, folder: Folder, file: str, *, local: mmap.mmap | bytes = b"", remote: pa.NativeFile | None = None
     ) -> None:
-        """Take an open file, of which one is given."""
+        """Take an open file, either a remote or a local one."""
         self.folder, self.file, self.local, self.remote = folder, file, local, remote
 
     @property
@@ -164,7 +164,7 @@ class Stretches:
         return len(self.local) if self.remote is None else int(self.remote.size())
 
     def whole(self) -> pa.NativeFile | pa.Buffer:
-        """Return what Arrow opens as a random-access file."""
+        """Return the file in a form that Arrow opens for random access."""
         return self.remote if self.remote is not None else pa.py_buffer(self.local)
 
     def read(self, begin: int, end: int) -> pa.Buffer:
@@ -176,11 +176,11 @@ class Stretches:
         if self.remote is None:
             return pa.py_buffer(self.local).slice(begin, end - begin)
         with self.folder.named(self.file):
-            found = self.remote.read_at(end - begin, begin)
-        return pa.py_buffer(found)
+            content = self.remote.read_at(end - begin, begin)
+        return pa.py_buffer(content)
 
 
 def short_line(error: BaseException) -> str:
-    """Return the message of an error on one line, its end cut off where it is long."""
+    """Return the message of an error on one line, cut where it is long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} ..."

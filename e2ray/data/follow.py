@@ -1,4 +1,4 @@
-"""Something done again and again in a thread beside the work of a block."""
+"""A function called repeatedly in a thread while a block runs."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 def following(look: Callable[[], None], *, every_s: float, failed: Callable[[Exception], None]) -> Iterator[None]:
     """Call `look` each `every_s` seconds in a daemon thread while the block runs.
 
-    An exception of `look` ends the calls, not the block: `failed` is told of it once.
+    An exception of `look` ends the calls, not the block: `failed` is called with it once.
     """
     ended = threading.Event()
 
@@ -17,7 +17,7 @@ def following(look: Callable[[], None], *, every_s: float, failed: Callable[[Exc
         try:
             while not ended.wait(every_s):
                 look()
-        except Exception as error:  # the work goes on without the looking
+        except Exception as error:  # the work goes on without these calls
             failed(error)
 
     thread = threading.Thread(target=follow, name="e2ray follower", daemon=True)

@@ -1,6 +1,6 @@
 """Datasets of the Hugging Face library, from a folder that `save_to_disk` wrote or streamed from the hub.
 
-A folder is read in ranges of rows, the hub in the files a dataset is made of; both in any process.
+A folder is read in ranges of rows, the hub in the files of a dataset; both in any process.
 """
 
 import json
@@ -31,30 +31,30 @@ def pieces(source: HuggingFaceSource) -> list[tuple[int, int, int]]:
     Raises:
         SettingsError: If the dataset cannot be loaded, has no such split, or its column holds no text.
     """
-    found = _open(source)
+    dataset = _open(source)
     if not source.is_folder:
-        return [(number, found.num_shards, 0) for number in range(found.num_shards)]
-    size = int(found.data.nbytes)
+        return [(number, dataset.num_shards, 0) for number in range(dataset.num_shards)]
+    size = int(dataset.data.nbytes)
     count = max(-(-size // RANGE_BYTES), 1)
-    rows = len(found)
+    rows = len(dataset)
     borders = [rows * number // count for number in range(count + 1)]
     return [(start, stop, size // count) for start, stop in pairwise(borders) if start < stop]
 
 
 def read(source: HuggingFaceSource, start: int, stop: int) -> Iterator[tuple[str, object]]:
-    """Yield (name, value) of each row of a piece; a value that is no text is the caller's to refuse.
+    """Yield (name, value) of each row of a piece; the caller refuses a value that is no text.
 
     Raises:
         SettingsError: If the dataset cannot be loaded.
     """
-    found = _open(source).select_columns([source.column])
+    dataset = _open(source).select_columns([source.column])
     title = f"{Path(source.path).name}/{source.split}"
     if source.is_folder:
-        at_a_time = max(min(RANGE_BYTES * len(found) // max(int(found.data.nbytes), 1), BATCH_ROWS), 1)
-        for offset, value in enumerate(_values(found.select(range(start, stop)), source.column, at_a_time)):
+        at_a_time = max(min(RANGE_BYTES * len(dataset) // max(int(dataset.data.nbytes), 1), BATCH_ROWS), 1)
+        for offset, value in enumerate(_values(dataset.select(range(start, stop)), source.column, at_a_time)):
             yield f"{title}@{start + offset}", value
     else:
-        for offset, value in enumerate(_values(found.shard(num_shards=stop, index=start), source.column, BATCH_ROWS)):
+        for offset, value in enumerate(_values(dataset.shard(num_shards=stop, index=start), source.column, BATCH_ROWS)):
             yield f"{title}@{start}.{offset}", value
 
 
@@ -64,7 +64,7 @@ def _values(rows: "Dataset | IterableDataset", column: str, at_a_time: int) -> I
 
 
 def identity(source: HuggingFaceSource) -> list[object]:
-    """Return what tells one state of a dataset from another: its files, or the hub's commit.
+    """Return what distinguishes states of a dataset: its files, or the hub's commit.
 
     Raises:
         SettingsError: If there is no such folder, or the hub cannot be asked.
@@ -96,27 +96,27 @@ def _open(source: HuggingFaceSource) -> "Dataset | IterableDataset":
     datasets.disable_progress_bars()
     try:
         if source.is_folder:
-            found = _saved(datasets, source)
+            dataset = _saved(datasets, source)
         else:
-            found = datasets.load_dataset(
+            dataset = datasets.load_dataset(
                 source.path, source.name, split=source.split, revision=source.revision, streaming=True
             )
     except SettingsError:
         raise
     except Exception as error:  # whatever a loader raises
         raise SettingsError(f"data source {source.path}: cannot be loaded ({short_line(error)})") from None
-    columns = found.column_names  # None where the hub's files have not been looked into
+    columns = dataset.column_names  # None where the hub's files were not opened yet
     if columns is not None and source.column not in columns:
         raise SettingsError(
             f"data source {source.path}: has no column {source.column!r}, found {columns}; set the source's column"
         )
-    feature = (found.features or {}).get(source.column)
+    feature = (dataset.features or {}).get(source.column)
     kind = getattr(feature, "dtype", None) or type(feature).__name__
     if feature is not None and kind not in TEXTS:
         raise SettingsError(
             f"data source {source.path}: column {source.column!r} holds {kind}, wanted text; set the source's column"
         )
-    return found
+    return dataset
 
 
 def _saved(datasets: ModuleType, source: HuggingFaceSource) -> "Dataset":

@@ -1,4 +1,4 @@
-"""What names a folder of shards before it is made, and what its rows can hold."""
+"""The digest that names a folder of shards before it is made, and what its rows can hold."""
 
 import hashlib
 import platform
@@ -25,9 +25,9 @@ def is_held_out(name: str, *, seed: int, share: float) -> bool:
 
 
 def shards_digest(settings: DataSettings, *, tokenizer_source: TokenizerSource) -> str:
-    """Return 64 hexadecimal digits that name the shards these settings give from the sources as they are now.
+    """Return a digest that names the shards these settings give from the sources as they are now: 64 hex digits.
 
-    They cover everything the rows are made of: settings, the path, size and age of each source file, the
+    It covers everything the rows are made of: settings, the path, size and age of each source file, the
     tokenizer's files, and the Python version.
 
     Raises:
@@ -50,7 +50,7 @@ def _tokenizer_identity(source: TokenizerSource) -> Mapping[str, object]:
         folder = Path(source.path).expanduser()
         names = [*TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
         if not (folder / "tokenizer.json").is_file():
-            names.append("merges.txt")  # else it stands in there
+            names.append("merges.txt")  # else tokenizer.json holds it
         digests = {name: files.sha256(folder / name) for name in names if (folder / name).is_file()}
         if not digests:
             raise SettingsError(f"tokenizer {source.path}: not found, wanted a folder with tokenizer.json")
@@ -59,7 +59,7 @@ def _tokenizer_identity(source: TokenizerSource) -> Mapping[str, object]:
 
 
 def refuse_short_rows(window: int, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise SettingsError if what a tokenizer puts before a text leaves a row of `window` tokens no room for text."""
+    """Raise SettingsError if a tokenizer's prefix leaves a row of `window` tokens no room for text."""
     size = len(tokenizers.prefix_tokens(tokenizer))
     if size >= window:
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""A folder of shards as a person asks about it: what is in it, and whether it is what `prepare` wrote."""
+"""A folder of shards for people: what is in it, and whether it is as `prepare` wrote it."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ BAR = 40  # characters of the longest bar of a histogram
 
 
 def verify(location: str | Path, *, show: Callable[[str], None]) -> None:
-    """Compare every file of a folder of shards with its manifest; tell each one that differs on a line of its own.
+    """Compare every file of a folder of shards with its manifest; report each one that differs in one line.
 
     Args:
         location: Where `prepare` put the shards, or a URI of where they were copied to.
@@ -35,30 +35,30 @@ def verify(location: str | Path, *, show: Callable[[str], None]) -> None:
         if size is None:
             return f"{path}: missing shard"
         try:
-            found = folder.sha256(entry.file)
+            sha256 = folder.sha256(entry.file)
         except SettingsError as error:
             return str(error)
-        if found == entry.sha256:
+        if sha256 == entry.sha256:
             return None
-        if found in owners:
-            return f"{path}: swapped, holds what {owners[found]} should hold"
+        if sha256 in owners:
+            return f"{path}: swapped, holds what {owners[sha256]} should hold"
         if size != entry.bytes:
             return f"{path}: damaged shard, {size} bytes, wanted {entry.bytes}"
         return f"{path}: damaged shard, its sha256 does not match"
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = [line for line in pool.map(problem, entries) if line]
+        damage = [line for line in pool.map(problem, entries) if line]
     known = {entry.file for entry in entries}
-    found += [
+    damage += [
         f"{folder.name(name)}: extra shard that the manifest does not name"
         for name in sorted(sizes)
         if name.endswith(".arrow") and name not in known
     ]
-    for line in found:
+    for line in damage:
         show(line)
-    if found:
+    if damage:
         raise SettingsError(
-            f"{folder.shown}: {len(found)} of {len(entries)} files are not what prepare wrote; remove the folder and "
+            f"{folder.shown}: {len(damage)} of {len(entries)} files are not what prepare wrote; remove the folder and "
             "rerun prepare, or remove what is extra"
         )
     size = sum(entry.bytes for entry in entries)
@@ -66,7 +66,7 @@ def verify(location: str | Path, *, show: Callable[[str], None]) -> None:
 
 
 def info(location: str | Path) -> list[str]:
-    """Return what a folder of shards holds, in lines; the manifest alone is read.
+    """Return lines on what a folder of shards holds; only the manifest is read.
 
     Raises:
         SettingsError: If the manifest is missing or damaged.
@@ -100,7 +100,7 @@ def info(location: str | Path) -> list[str]:
 
 
 def _mixture(manifest: Manifest) -> list[str]:
-    """Return one line for each corpus of a mixture: how much of a run is of it, and what it has."""
+    """Return one line for each corpus of a mixture: its share of a run, and what it holds."""
     corpora = manifest.corpora or ()
     drawn = [corpus.parts * corpus.tokens / corpus.rows for corpus in corpora]
     return [

@@ -1,14 +1,14 @@
-"""Which row of the corpus stands where in which batch, free of the number of workers.
+"""Which row of the corpus is where in which batch, independent of the number of workers.
 
 The position of a row in the run is n = step * batch_sequences + i, with i its index in the global batch. Every row of
 the run follows from n and the seed alone, so any (step, i) is known without knowing what came before, at the same
-cost wherever it stands and however many shards there are; a batch may span two epochs, and nothing is dropped.
+cost for any position and any number of shards; a batch may span two epochs, and nothing is dropped.
 
 Corpora are mixed by a fixed pattern of `PARTS` rows, in which each has its share, spread as evenly as whole rows can
-be: among the first n rows of a run, any n, a corpus has its share to less than one row. Row k of a corpus is number
+be: among the first n rows of a run, for any n, a corpus has its share to within one row. Row k of a corpus is number
 k % rows of its epoch k // rows. An epoch is shuffled on two levels: the shards of the corpus are put in a random order
 and taken in groups of `group_shards`, and the rows of a group are put in a random order. So a stretch of steps reads
-from a few shards, wherever they lie; a corpus that is no larger than a group is shuffled as a whole.
+from few shards; a corpus that is no larger than a group is shuffled as a whole.
 """
 
 import heapq
@@ -31,7 +31,7 @@ def permutation(seed: int, epoch: int, rows: int, corpus: int = 0, group: int = 
 
     It sorts the raw output of a Philox generator keyed by (seed, epoch), whose counter begins at (corpus, group): numpy
     keeps that stream the same for ever, which it does not promise for its own shuffles. The low bits of each number
-    give way to its place, so that no two are equal and a plain sort, which is fast, carries the places along.
+    are replaced by its index, so that no two are equal and a plain sort, which is fast, carries the indices along.
     """
     low = np.uint64(2 ** (rows - 1).bit_length() - 1 if rows else 0)
     keys = _philox(seed, epoch, 2 * corpus, group).random_raw(rows) & ~low | np.arange(rows, dtype=np.uint64)
@@ -47,7 +47,7 @@ def _philox(seed: int, epoch: int, stream: int, number: int) -> np.random.Philox
 
 
 class Scramble:
-    """A random permutation of [0, size) of which any one place is known at once.
+    """A random permutation of [0, size) of which any single value is known at once.
 
     A Feistel network over the next power of four, walked until it comes back into the range (Black and Rogaway,
     "Ciphers with Arbitrary Finite Domains", 2002); its rounds mix with the finaliser of SplitMix64.
@@ -65,7 +65,7 @@ class Scramble:
         return (value ^ (value >> 31)) & self.mask
 
     def at(self, index: int) -> int:
-        """Return what stands at an index."""
+        """Return the value at an index."""
         value = index
         while True:
             left, right = value >> self.half, value & self.mask
@@ -76,7 +76,7 @@ class Scramble:
                 return value
 
     def index_of(self, value: int) -> int:
-        """Return the index at which something stands."""
+        """Return the index of a value."""
         index = value
         while True:
             left, right = index >> self.half, index & self.mask
@@ -95,11 +95,11 @@ def _shards(seed: int, epoch: int, corpus: int, size: int) -> Scramble:
 
 @lru_cache(maxsize=4)
 def pattern(parts: tuple[int, ...]) -> tuple[Ids, Ids]:
-    """Return which corpus each of `PARTS` rows is of, and how many rows of that corpus stand before it.
+    """Return which corpus each of `PARTS` rows is of, and how many rows of that corpus come before it.
 
-    Row j of a corpus of share w stands in [floor(j / w), ceil((j + 1) / w)), which keeps every corpus to less than one
-    row of its share after any number of rows. Taking the row that is due first among those that may stand already does
-    so (Baruah et al., "Proportionate Progress", Algorithmica 15, 1996).
+    Row j of a corpus of share w is within [floor(j / w), ceil((j + 1) / w)), which keeps every corpus to within one row
+    of its share after any number of rows. Taking, of the rows that may come already, the one that is due first does so
+    (Baruah et al., "Proportionate Progress", Algorithmica 15, 1996).
 
     Args:
         parts: Rows of each corpus among `PARTS`, which they sum to.
@@ -125,13 +125,13 @@ def pattern(parts: tuple[int, ...]) -> tuple[Ids, Ids]:
 
 
 def shares(weights: Sequence[float], tokens_per_row: Sequence[float]) -> tuple[int, ...]:
-    """Return how many of `PARTS` rows each corpus has, so that its tokens have their weight in a run's.
+    """Return how many of `PARTS` rows each corpus has, so that its tokens have its weight among those of a run.
 
     Rows are apportioned by largest remainders, to a ten-thousandth.
 
     Args:
         weights: Of the corpora, in tokens; only their ratios count.
-        tokens_per_row: Tokens of a row of each corpus, without what fills it, on average.
+        tokens_per_row: Tokens of a row of each corpus, without padding, on average.
 
     Raises:
         ValueError: If a weight is too small to get a row.
@@ -150,7 +150,7 @@ def shares(weights: Sequence[float], tokens_per_row: Sequence[float]) -> tuple[i
 class Corpus:
     """Rows that are shuffled among each other: `rows` of them from `first_row` on.
 
-    They lie in shards of `shard_rows`, the last one with what is left; `parts` of `PARTS` rows of a run are of it.
+    They are in shards of `shard_rows`, the last one with the rest; `parts` of `PARTS` rows of a run are of this corpus.
     """
 
     first_row: int
@@ -159,9 +159,9 @@ class Corpus:
     parts: int = PARTS
 
     def in_examples(self, rows: int) -> "Corpus | None":
-        """Return the corpus counted in examples of so many rows; what fills none is left out.
+        """Return the corpus counted in examples of several rows each; rows that fill none are left out.
 
-        None where its shards begin in the middle of one, or it holds none.
+        None where its shards begin in the middle of an example, or it holds none.
         """
         if self.first_row % rows or (self.shard_rows % rows and self.rows > self.shard_rows) or self.rows < rows:
             return None
@@ -188,32 +188,32 @@ class Order:
             return self._of(0, positions)
         owners, before = pattern(tuple(corpus.parts for corpus in self.corpora))
         cycles, places = np.divmod(positions, PARTS)
-        found = np.empty(len(places), np.int64)
+        rows = np.empty(len(places), np.int64)
         for number in np.unique(owners[places]).tolist():
             mine = owners[places] == number
-            found[mine] = self._of(number, cycles[mine] * self.corpora[number].parts + before[places[mine]])
-        return found
+            rows[mine] = self._of(number, cycles[mine] * self.corpora[number].parts + before[places[mine]])
+        return rows
 
     def _of(self, number: int, turns: Ids) -> Ids:
-        """Return the rows of a corpus at its own positions."""
-        corpus, found = self.corpora[number], np.empty(len(turns), np.int64)
+        """Return the rows of a corpus at positions counted within it."""
+        corpus, rows = self.corpora[number], np.empty(len(turns), np.int64)
         epochs, places = np.divmod(turns, corpus.rows)
         for epoch in np.unique(epochs).tolist():
             mine = epochs == epoch
-            found[mine] = corpus.first_row + self._of_epoch(number, epoch, places[mine])
-        return found
+            rows[mine] = corpus.first_row + self._of_epoch(number, epoch, places[mine])
+        return rows
 
     def _of_epoch(self, number: int, epoch: int, places: Ids) -> Ids:
-        """Return the rows of a corpus at places of one epoch, counted from its first row."""
+        """Return the rows of a corpus at positions within one epoch, counted from its first row."""
         corpus = self.corpora[number]
         size, group_rows = corpus.shard_rows, self.group_shards * corpus.shard_rows
         num_shards = -(-corpus.rows // size)
         shards = _shards(self.seed, epoch, number, num_shards)
-        short = shards.index_of(num_shards - 1) // self.group_shards  # the group that has the shard that is not full
+        short = shards.index_of(num_shards - 1) // self.group_shards  # the group with the shard that is not full
         missing = num_shards * size - corpus.rows
         behind = places >= min((short + 1) * group_rows, num_shards * size) - missing
         groups = (places + missing * behind) // group_rows
-        found = np.empty(len(places), np.int64)
+        rows = np.empty(len(places), np.int64)
         for group in np.unique(groups).tolist():
             mine, begin = groups == group, group * self.group_shards
             members = np.sort([shards.at(p) for p in range(begin, min(begin + self.group_shards, num_shards))])
@@ -221,12 +221,12 @@ class Order:
             start = group * group_rows - (missing if group > short else 0)
             order = permutation(self.seed, epoch, count, number, group)
             slots, inside = np.divmod(order[places[mine] - start], size)
-            found[mine] = members[slots] * size + inside
-        return found
+            rows[mine] = members[slots] * size + inside
+        return rows
 
 
 def local_indices(rank: int, num_workers: int, batch_sequences: int) -> range:
-    """Return the indices in the global batch that belong to a rank: one block, as long on every rank.
+    """Return the indices in the global batch that belong to a rank: one block of the same length on every rank.
 
     Raises:
         ValueError: If the batch does not divide by the workers or there is no such rank.

@@ -1,4 +1,4 @@
-"""How far a piece of work is: done, total and time left, told by a thread so that one long step is no silence."""
+"""The progress of a piece of work: done, total and time left, reported by a thread, so that no long step is silent."""
 
 import threading
 import time
@@ -9,13 +9,13 @@ from types import TracebackType
 from e2ray.data.follow import following
 
 Progress = Callable[[str], None]
-TELL_S = 8.0  # of silence, after which a line is due
+TELL_S = 8.0  # without a line, after which one is due
 LOOK_S = 0.5
 
 
 def show(line: str) -> None:
-    """Print a line at once; a task that is given this loads no more than this module."""
-    print(line, flush=True)  # asked for here, since Ray puts a function of its own in its place, which cannot travel
+    """Print a line at once; a task that gets this function loads no more than this module."""
+    print(line, flush=True)  # called here, since Ray replaces `print` by a function that cannot be pickled
 
 
 def clock(seconds: float) -> str:
@@ -26,22 +26,22 @@ def clock(seconds: float) -> str:
 
 
 class Pace:
-    """Counts work and says how far it is whenever nothing was said for some seconds, while its block runs.
+    """Counts work and reports progress after some seconds without a line, while its block runs.
 
         with Pace(print, "base: reading", total=len(batches), unit="batches") as pace:
             for batch in batches:
                 read(batch)
                 pace.add()
 
-    Lines about the work itself go through `tell`, so that none of the pace stands beside them.
+    Lines about the work itself go through `tell`, so that no line on the progress follows them at once.
     """
 
     def __init__(self, tell: Progress | None, what: str, *, total: float, unit: str, every_s: float = TELL_S) -> None:
         """Begin at nothing done.
 
         Args:
-            tell: Takes the lines; None says nothing.
-            what: What is done, the beginning of each line.
+            tell: Takes the lines; None: there are none.
+            what: Name of the work, the beginning of each line.
             total: All of the work, in units.
             unit: What is counted, in the plural.
             every_s: Seconds of silence after which a line is due.
@@ -58,18 +58,18 @@ class Pace:
         self.done += done
 
     def reach(self, done: float) -> None:
-        """Take it that so much is done; where that is more, others tell of it, and it counts as a line."""
+        """Set how much is done; where that is more than before, others report it, and it counts as a line."""
         if done > self.done:
             self.done = done
             with self._lock:
                 self._said = time.monotonic()
 
     def hush(self) -> None:
-        """Say no more of the pace: those who work tell it themselves."""
+        """Report no more progress: the workers do it themselves."""
         self._tell = None
 
     def tell(self, line: str) -> None:
-        """Say a line of one's own."""
+        """Report a line of the caller's own."""
         with self._lock:
             self._said = time.monotonic()
         if self._tell is not None:
@@ -79,12 +79,12 @@ class Pace:
     def state(self) -> str:
         """`12 of 60 batches, 0:16 so far, 1:04 left`; what is left is unknown at the beginning."""
         passed = time.monotonic() - self._began
-        told = f"{clock(passed)} so far"
+        text = f"{clock(passed)} so far"
         if self.total > 1:
             done = f"{self.done:,.0f}" if self.total >= 100 else f"{self.done:.3g}"
-            told = f"{done} of {self.total:,.0f} {self.unit}, {told}"
+            text = f"{done} of {self.total:,.0f} {self.unit}, {text}"
         left = passed * (self.total - self.done) / self.done if self.done else 0
-        return f"{told}, {clock(left)} left" if self.done else told
+        return f"{text}, {clock(left)} left" if self.done else text
 
     def _look(self) -> None:
         with self._lock:
@@ -93,7 +93,7 @@ class Pace:
             self.tell(f"{self.what}: {self.state}")
 
     def __enter__(self) -> "Pace":
-        """Begin to tell."""
+        """Begin to report."""
         if self._tell is not None:
             self._beside = following(
                 self._look,
@@ -106,6 +106,6 @@ class Pace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Tell no more."""
+        """Stop reporting."""
         if self._beside is not None:
             self._beside.__exit__(kind, error, trace)

@@ -1,11 +1,11 @@
 """Which documents share a row: greedy best fit over a bounded number of waiting documents.
 
 A row takes the longest document that waits and fits, then the longest that fits into what is left, until none does.
-Documents wait by their length, with one bit for each length at hand, so that choosing costs the same however many
-wait. What is longer than a row is cut into whole rows and a rest, which waits like any document.
+Waiting documents are kept by length, with one bit for each length, so that choosing costs the same however many wait.
+A document longer than a row is cut into whole rows and a rest, which waits like any document.
 
-The order in which documents arrive decides nothing but who is at hand: the same documents in the same order give the
-same rows.
+The order of the documents only decides which of them wait at a time: the same documents in the same order give the same
+rows.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from typing import Literal
 
 from e2ray.data.shards import Tokens
 
-Piece = tuple[int, Tokens]  # a document's number in the corpus, and a stretch of it, at most a row long
+Piece = tuple[int, Tokens]  # a document's number in the corpus, and at most a row of its tokens
 Row = list[Piece]
 
 
@@ -33,7 +33,7 @@ class Packer:
         Args:
             window: Tokens of a row.
             pack: `document` gives each piece a row of its own; `best_fit` fills rows with several.
-            waiting: Documents that wait at most; the more, the fuller the rows and the more memory.
+            waiting: Most documents that wait; the more, the fuller the rows and the more memory.
         """
         self.window, self.most = window, 0 if pack == "document" else waiting
         self._waiting: dict[int, deque[Piece]] = {}
@@ -58,7 +58,7 @@ class Packer:
         return rows
 
     def finish(self) -> Iterator[Row]:
-        """Yield the rows of all that waits."""
+        """Yield the rows of all waiting documents."""
         while self._count:
             yield self._row()
 

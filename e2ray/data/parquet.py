@@ -1,7 +1,7 @@
 """One column of text out of a Parquet file, in groups of rows.
 
-A cell may stand once in the file and in a million rows, so a column whose values are long is read with each value kept
-once. Nothing of a file is opened whose types could run code.
+A cell may be stored once and belong to a million rows, so a column whose values are long is read with each value kept
+once. A file whose types could run code is not opened.
 """
 
 import base64
@@ -48,20 +48,20 @@ def stretches(path: str, column: str, limits: Limits) -> list[Stretch]:
     metadata = _metadata(path, column)
     count = metadata.num_row_groups
     step = max(-(-count // STRETCHES), 1)
-    found: list[Stretch] = []
+    pieces: list[Stretch] = []
     first = 0
     for start, stop in pairwise([*range(0, count, step), count]):
         packed, unpacked = _column_bytes(metadata, column, range(start, stop))
         if unpacked > limits.bytes_of(packed):
             raise SettingsError(f"{path}: column {column!r} {limits.too_much(packed)}")
         groups = [metadata.row_group(number) for number in range(start, stop)]
-        found.append(Stretch(start, stop, first, sum(group.total_byte_size for group in groups)))
+        pieces.append(Stretch(start, stop, first, sum(group.total_byte_size for group in groups)))
         first += sum(group.num_rows for group in groups)
-    return found
+    return pieces
 
 
 def _metadata(path: str, column: str) -> pq.FileMetaData:
-    """Return what the footer of a file says, once it is sure that its column can be read."""
+    """Return the metadata in the footer of a file whose column can be read; others are refused."""
     if _has_extension_types(path):
         raise SettingsError(f"{path}: has extension types, wanted plain Arrow columns; write it without them")
     try:
@@ -69,14 +69,14 @@ def _metadata(path: str, column: str) -> pq.FileMetaData:
         schema = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
         raise SettingsError(f"{path}: is no readable Parquet file ({short_line(error)})") from None
-    found = schema.get_all_field_indices(column)
-    if not found:
+    indices = schema.get_all_field_indices(column)
+    if not indices:
         raise SettingsError(f"{path}: has no column {column!r}, found {schema.names}; set the source's column")
-    if len(found) > 1:
+    if len(indices) > 1:
         raise SettingsError(
-            f"{path}: has {len(found)} columns {column!r}, wanted one; name them apart, or set the source's column"
+            f"{path}: has {len(indices)} columns {column!r}, wanted one; name them apart, or set the source's column"
         )
-    kind = schema.field(found[0]).type
+    kind = schema.field(indices[0]).type
     if not is_text(kind):
         raise SettingsError(
             f"{path}: column {column!r} holds {kind}, wanted text; set the source's column"
@@ -92,7 +92,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _column_bytes(metadata: pq.FileMetaData, column: str, groups: range) -> tuple[int, int]:
-    """Return the bytes of a column in some row groups, as they lie in the file and unpacked, by the footer's word."""
+    """Return the bytes of a column in some row groups, as stored and unpacked, according to the footer."""
     leaf = [metadata.schema.column(number).path for number in range(metadata.num_columns)].index(column)
     chunks = [metadata.row_group(number).column(leaf) for number in groups]
     return sum(chunk.total_compressed_size for chunk in chunks), sum(chunk.total_uncompressed_size for chunk in chunks)
@@ -101,8 +101,8 @@ def _column_bytes(metadata: pq.FileMetaData, column: str, groups: range) -> tupl
 def _has_extension_types(path: str) -> bool:
     """Return whether the footer of a Parquet file names an Arrow extension type.
 
-    Arrow makes the types while it opens the file, and making one may run code that lies in it; so the bytes are
-    searched first. The Arrow schema stands there in base64, where a text looks one of three ways.
+    Arrow makes the types while it opens the file, and making one may run code in it; so the bytes are searched first.
+    The Arrow schema is in base64, in which a text has one of three forms.
     """
     try:
         with open(path, "rb") as file:
@@ -119,7 +119,7 @@ def _has_extension_types(path: str) -> bool:
 
 
 def cells(path: str, column: str, stretch: Stretch, limits: Limits) -> Iterator[tuple[int, pa.Scalar, int]]:
-    """Yield (number, cell, its bytes) of each row of a stretch, numbers counted over the file.
+    """Yield (number, cell, its bytes) of each row of a stretch; numbers count the rows of the file.
 
     Raises:
         OSError, ArrowException, LookupError, ValueError: If the file cannot be read, or changed meanwhile.
@@ -142,7 +142,7 @@ def cells(path: str, column: str, stretch: Stretch, limits: Limits) -> Iterator[
 
 
 def _batches(file: pa.NativeFile, metadata: pq.FileMetaData, column: str, group: int) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a row group; where the values that it lists are large, each of them is kept once."""
+    """Yield the rows of a row group; where its dictionary of values is large, each value is kept once."""
     asked = {"row_groups": [group], "columns": [column]}
     listed = pq.ParquetFile(file, metadata=metadata, read_dictionary=[column])
     first = next(listed.iter_batches(batch_size=1, **asked), None)

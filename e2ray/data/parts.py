@@ -1,8 +1,8 @@
-"""Tokenised documents of a `prepare` that has not finished, kept so that the next one goes on behind them.
+"""Tokenised documents of a `prepare` that has not finished, kept so that the next one continues after them.
 
 A part holds the documents of some whole work items of one source, in their order, as a compressed Arrow file whose name
-says which items they are and carries a digest of its bytes; a part that is damaged is made again. The folder is named
-by everything the tokens are made of, lies beside the shards, and goes when they are finished.
+says which items they are and has a digest of its bytes; a damaged part is made again. The folder is named by everything
+the tokens are made of, is beside the shards, and is removed when they are finished.
 """
 
 import hashlib
@@ -24,22 +24,22 @@ class Parts:
     """The parts of one `prepare`, below a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder, or begin it."""
+        """Open the folder, or create it."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{files.TEMPORARY}*"):
             left.unlink(missing_ok=True)
 
     def read(self, source: int) -> Iterator[tuple[int, pa.Table]]:
-        """Yield (item behind the last one, documents) of the parts of a source that join on to each other."""
-        found = {}
+        """Yield (item after the last one, documents) of the consecutive parts of a source, from its first item on."""
+        parts = {}
         for path in self.folder.glob("part-*.arrow"):
             match = NAME.fullmatch(path.name)
             if match and int(match[1]) == source:
-                found[int(match[2])] = (int(match[3]), match[4], path)
+                parts[int(match[2])] = (int(match[3]), match[4], path)
         done = 0
-        while done in found:
-            done, digest, path = found[done]
+        while done in parts:
+            done, digest, path = parts[done]
             content = path.read_bytes()
             if _digest(content) != digest:
                 path.unlink()
@@ -62,7 +62,7 @@ class Parts:
             aside.write_bytes(content)
 
     def remove(self) -> None:
-        """Remove them all."""
+        """Remove all parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -70,7 +70,7 @@ class Keeper:
     """Takes the tables of a source as they come and keeps the documents of items that are complete."""
 
     def __init__(self, parts: Parts, source: int, first: int) -> None:
-        """Begin behind the items below `first`."""
+        """Begin after the items below `first`."""
         self.parts, self.source, self.first = parts, source, first
         self._tables: list[pa.Table] = []
         self._bytes = 0
@@ -90,7 +90,7 @@ class Keeper:
             self._bytes = self._tables[0].nbytes
 
     def finish(self, stop: int) -> None:
-        """Keep the documents of the items that are left, all of which have come."""
+        """Keep the documents of the items that are left, which are complete now."""
         if self._bytes:
             self.parts.write(self.source, self.first, stop, self._tables)
 

@@ -1,7 +1,7 @@
-"""Short documents that hide a number and ask for it: what teaches a small base model to look back.
+"""Short documents that hide a number and ask for it: they teach a small base model to look back.
 
 The sentence and the question are those of the retrieval task of that name, so that its accuracy inside the base context
-length says whether a model can look back at all, before anybody asks how far. The text around them is other documents'.
+length says whether a model can look back at all, before one asks how far. The text around them is from other documents.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ PASSKEY_QUESTION = " What is the pass key? The pass key is"
 
 
 def file_of(source: PasskeySource, number: int, sizes: np.ndarray) -> int:
-    """Return which file the text of a document comes from, by chance and as often as files are large.
+    """Return which file the text of a document comes from, drawn with a probability proportional to its size.
 
     Args:
         source: Settings.
@@ -28,7 +28,7 @@ def file_of(source: PasskeySource, number: int, sizes: np.ndarray) -> int:
 def document(source: PasskeySource, number: int, text: str) -> str:
     """Return a document: a stretch of `text` with a number hidden in it, the question and the answer.
 
-    The number has `digits` digits, the first not 0, and does not stand in the stretch. The same settings, document
+    The number has `digits` digits, the first not 0, and does not occur in the stretch. The same settings, document
     number and text give the same document.
     """
     rng = np.random.default_rng([source.seed, number, 1])

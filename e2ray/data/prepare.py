@@ -1,7 +1,7 @@
 """From sources to a finished folder of shards: list, train the tokenizer, tokenise, split, cut into rows, commit.
 
-The folder is filled aside and renamed when it is whole, so a killed or failed `prepare` leaves nothing that
-passes for finished; the next one sweeps what it left. The same sources and settings give the same bytes.
+The folder is filled under another name and renamed when it is whole, so a killed or failed `prepare` leaves nothing
+that looks finished; the next one removes the rest. The same sources and settings give the same bytes.
 """
 
 import os
@@ -23,7 +23,7 @@ from e2ray.data.unpack import Limits
 from e2ray.records.folders import ShardFolder
 from e2ray.records.manifest import Manifest
 
-TOKENS = 2  # how a document becomes tokens; parts that an earlier way made are made again
+TOKENS = 2  # version of tokenising; parts of an earlier version are made again
 
 
 def prepare(
@@ -42,19 +42,19 @@ def prepare(
         progress: Gets one line every few seconds, with done, total and time left.
 
     Raises:
-        SettingsError: If a source, a document (`on_bad: error`), the tokenizer or the disk does not do, no whole row
-            or no validation document comes out, or another process prepares the same folder.
+        SettingsError: If a source, a document (`on_bad: error`), the tokenizer or the disk is unusable, there is no
+            whole row or no validation document, or another process prepares the same folder.
     """
     folder = Path(folder).expanduser().absolute()
-    wanted = shards_digest(settings, tokenizer_source=tokenizer_source)
+    digest = shards_digest(settings, tokenizer_source=tokenizer_source)
     with files.lock(folder.with_name(f".{folder.name}.lock"), what="preparing the same shards"):
-        finished = _finished(folder, wanted, progress)
+        finished = _finished(folder, digest, progress)
         if finished is not None:
             progress(f"prepare: {folder} is up to date, {finished.rows} rows of {finished.window} tokens")
             return finished
         items, held_out = _items(settings)
         sizes = [len(pieces) for pieces in (*held_out, *items)]
-        parts = _parts(folder, files.digest([TOKENS, wanted, sizes])[:16])
+        parts = _parts(folder, files.digest([TOKENS, digest, sizes])[:16])
         try:
             with (
                 files.atomic_folder(folder) as aside,
@@ -66,9 +66,9 @@ def prepare(
                     build.add(pieces, source, held_out=False)
                 for source, pieces in zip(settings.validation_corpus, held_out, strict=True):
                     build.add(pieces, source, held_out=True)
-                build.finish(wanted).write(ShardFolder(aside).manifest)
+                build.finish(digest).write(ShardFolder(aside).manifest)
         except SettingsError:
-            parts.remove()  # what has to be mended makes other tokens; a lost worker or a kill does not
+            parts.remove()  # a change that mends it changes the tokens; a lost worker or a kill does not
             raise
         parts.remove()
         manifest = ShardSet.open(folder).manifest
@@ -92,7 +92,7 @@ def _items(settings: DataSettings) -> tuple[list[list[Item]], list[list[Item]]]:
 
 
 def _parts(folder: Path, name: str) -> Parts:
-    """Return where the tokens of items are kept under a name, once what others have left is removed.
+    """Return the parts that keep the tokens of items under a name, after removing those of other names.
 
     A part names its items by number.
     """
@@ -106,21 +106,21 @@ def _parts(folder: Path, name: str) -> Parts:
 
 
 def fill(manifest: Manifest) -> float:
-    """Return the share of the rows' places that hold a document's token, exactly, 0 to 1."""
+    """Return the share of the tokens in rows that are of a document, not padding, exactly, 0 to 1."""
     return float(manifest.tokens / (manifest.rows * manifest.window))
 
 
 def _held_out_files(settings: DataSettings, source: Source) -> frozenset[str]:
-    """Return the real paths of files that made documents must not be cut out of, being held out themselves."""
+    """Return the real paths of held-out files, from which made documents must not be cut."""
     if not isinstance(source, PasskeySource):
         return frozenset()
     seed, share = settings.seed, settings.validation_share
-    found = [file for file in source_files(source) if is_held_out(file.name, seed=seed, share=share)]
-    return frozenset(os.path.realpath(file.path) for file in found)
+    held_out = [file for file in source_files(source) if is_held_out(file.name, seed=seed, share=share)]
+    return frozenset(os.path.realpath(file.path) for file in held_out)
 
 
-def _finished(folder: Path, wanted: str, progress: Callable[[str], None]) -> Manifest | None:
-    """Return the manifest in `folder` if it is the wanted one and whole; tell of damage, refuse others' folders."""
+def _finished(folder: Path, digest: str, progress: Callable[[str], None]) -> Manifest | None:
+    """Return the manifest in `folder` if it is whole and has this digest; report damage, refuse others' folders."""
     ours = ShardFolder(folder).manifest.is_file() and any(folder.glob("train-*.arrow"))
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder}: exists and holds no shards; choose an empty or new folder for data.shards")
@@ -128,7 +128,7 @@ def _finished(folder: Path, wanted: str, progress: Callable[[str], None]) -> Man
         return None
     try:
         manifest = ShardSet.open(folder).manifest
-        if manifest.corpus_digest != wanted:
+        if manifest.corpus_digest != digest:
             return None
         tokenizer = tokenizers.load_shard_tokenizer(ShardFolder(folder).tokenizer)
     except SettingsError as error:

@@ -1,8 +1,8 @@
 """Writes rows of tokens as the Arrow IPC files that `e2ray.data.shards` reads.
 
 A stream of documents is cut into record batches whose borders do not depend on how the documents arrive, so the
-same documents give the same bytes. What the manifest says about a file, its sha256 and the CRC-32 of every piece,
-is computed from the bytes on their way to the disk.
+same documents give the same bytes. The sha256 of a file and the CRC-32 of every piece, for the manifest, are
+computed from the bytes on their way to the disk.
 """
 
 import hashlib
@@ -121,13 +121,13 @@ class TrainRows:
         self._pieces.append(tokens)
         self._documents.append(document)
         self._waiting += len(tokens)
-        while self._waiting >= (wanted := min(self.rows_per_batch, self.writer.room) * self.window):
-            self._write(wanted)
+        while self._waiting >= (count := min(self.rows_per_batch, self.writer.room) * self.window):
+            self._write(count)
 
     def finish(self) -> int:
-        """Write the whole rows that wait, close the file and return the number of tokens left over.
+        """Write the waiting whole rows, close the file and return the number of tokens left over.
 
-        What is added behind begins a new text in a new file.
+        What is added afterwards begins a new text in a new file.
         """
         if self._waiting >= self.window:
             self._write(self._waiting // self.window * self.window)
@@ -173,7 +173,7 @@ class PackedRows:
             folder: Where the files go.
             window: Tokens of a row.
             shard_rows: Rows of a file.
-            packer: Chooses what shares a row.
+            packer: Chooses which documents share a row.
             padding: Token that fills a row; it is neither seen nor predicted.
         """
         self.window, self.packer, self.padding = window, packer, padding
@@ -188,7 +188,7 @@ class PackedRows:
             self._append(row)
 
     def finish(self) -> int:
-        """Write what waits, close the file and return the number of tokens left over: none."""
+        """Write the waiting rows, close the file and return the number of tokens left over: none."""
         for row in self.packer.finish():
             self._append(row)
         if self._rows:
@@ -202,7 +202,7 @@ class PackedRows:
             self._write()
 
     def _write(self) -> None:
-        """Write the rows that wait as one record batch; what fills a row is a last piece of document `PADDING`."""
+        """Write the waiting rows as one record batch; padding is a last piece of a row, of document `PADDING`."""
         flat = np.full((len(self._rows), self.window), self.padding, dtype=np.int32)
         starts: list[int] = []
         documents: list[int] = []
@@ -247,7 +247,7 @@ class ValidationRows:
             self._write()
 
     def finish(self) -> None:
-        """Write what waits and close the file."""
+        """Write the waiting documents and close the file."""
         if self._waiting:
             self._write()
         self.writer.close()

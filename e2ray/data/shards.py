@@ -2,8 +2,8 @@
 
 A folder holds train-*.arrow (rows of exactly `window` tokens), validation-*.arrow (one whole document per row),
 the tokenizer and manifest.json. The manifest carries a digest of itself, and per file its sha256 and its blocks:
-the file is cut behind every record batch, and each piece has its offset and CRC-32. Together they cover the file
-to the last byte, so a batch whose file was damaged or swapped is never handed out, and verifying it costs about
+the file is cut after every record batch, and each piece has its offset and CRC-32. Together they cover the file
+to the last byte, so a batch whose file was damaged or swapped is never returned, and verifying it costs about
 0.3 ms per MiB the first time a process touches it.
 """
 
@@ -27,10 +27,10 @@ from e2ray.records.folders import ShardFolder
 from e2ray.records.manifest import Manifest, ShardEntry
 
 MANIFEST = ShardFolder.manifest.name
-PADDING = -1  # in `documents`: tokens that only fill a row
+PADDING = -1  # in `documents`: padding at the end of a row
 MAGIC_BYTES = 8  # at the head of an Arrow file, padding included
-KEPT_BYTES = 512 * 2**20  # of record batches of a remote place, in one process
-FETCHES = 16  # of a remote place at once
+KEPT_BYTES = 512 * 2**20  # of record batches of a remote folder, in one process
+FETCHES = 16  # from a remote folder at once
 Tokens = npt.NDArray[np.int32]
 Key = tuple[int, int]
 
@@ -42,8 +42,8 @@ class Rows:
     Attributes:
         ids: Number of each row among all rows, int64 [n].
         tokens: int32 [n, window].
-        token_index: Each token's index in its document, int32 [n, window], where rows are packed; a token that only
-            fills the row has -1 - its index among these. None where a row is one text.
+        token_index: Each token's index in its document, int32 [n, window], where rows are packed; a padding token has
+            -1 - its index in the padding. None where a row is one text.
     """
 
     ids: npt.NDArray[np.int64]
@@ -51,13 +51,13 @@ class Rows:
     token_index: Tokens | None
 
     def __getitem__(self, part: slice) -> "Rows":
-        """Return some of the rows, as arrays of their own."""
+        """Return some of the rows, copied."""
         token_index = None if self.token_index is None else self.token_index[part].copy()
         return Rows(self.ids[part].copy(), self.tokens[part].copy(), token_index)
 
 
 def joined(one: Rows, other: Rows) -> Rows:
-    """Return the rows of both, one behind the other."""
+    """Return the rows of both, the second after the first."""
     token_index = None
     if one.token_index is not None and other.token_index is not None:
         token_index = np.concatenate([one.token_index, other.token_index])
@@ -117,10 +117,10 @@ class _Shard:
         if self.file.size != entry.bytes:
             raise self.damaged("its size changed")
         self._verified(len(self.blocks) - 1)  # the footer, before Arrow reads it
-        found = pa.ipc.open_file(self.file.whole()).schema
-        if not found.equals(schema):
+        file_schema = pa.ipc.open_file(self.file.whole()).schema
+        if not file_schema.equals(schema):
             raise SettingsError(
-                f"{self.path}: has the columns {one_line_schema(found)}, wanted {one_line_schema(schema)}; "
+                f"{self.path}: has the columns {one_line_schema(file_schema)}, wanted {one_line_schema(schema)}; "
                 f"{_again(self.folder)}"
             )
 
@@ -163,9 +163,9 @@ class _Block:
 
 
 class ShardSet:
-    """The shards of a folder; every byte handed out was verified in this process.
+    """The shards of a folder; every byte that is returned was verified in this process.
 
-    Files of this machine are mapped into memory. Record batches of a remote place are fetched when they are first
+    Files of this machine are mapped into memory. Record batches of a remote folder are fetched when they are first
     needed, several at once, and the newest ones are kept.
     """
 
@@ -185,7 +185,7 @@ class ShardSet:
 
         Args:
             location: Where `prepare` put them, or a URI of where they were copied to.
-            window: Tokens per row that the run wants; None takes any.
+            window: Tokens per row that the run needs; None takes any.
             tokenizer_hash: Hash of the tokenizer that the run uses; None takes any.
 
         Raises:
@@ -233,7 +233,7 @@ class ShardSet:
         return rows
 
     def _located(self, ids: npt.NDArray[np.int64]) -> tuple[list[Key], list[int]]:
-        """Return (shard, record batch) of each row, and its place in the batch."""
+        """Return (shard, record batch) of each row, and its index in the batch."""
         if ids.size and not (0 <= ids.min() and ids.max() < self.rows):
             raise IndexError(f"row ids must lie in [0, {self.rows}), got {ids.min()} to {ids.max()}")
         shards = np.searchsorted(self._firsts, ids, side="right") - 1
@@ -241,25 +241,25 @@ class ShardSet:
         return list(zip(shards.tolist(), batches.tolist(), strict=True)), places.tolist()
 
     def _blocks(self, keys: list[Key]) -> dict[Key, _Block]:
-        """Return the record batches of some rows, those of a remote place fetched several at once."""
-        found = {key: self._kept[key] for key in keys if key in self._kept}
+        """Return the record batches of some rows; those of a remote folder are fetched several at once."""
+        blocks = {key: self._kept[key] for key in keys if key in self._kept}
         if self.folder.local is not None:
             for key in keys:
-                if key not in found:
-                    found[key] = self._kept[key] = self._block(*key)
-            return found
-        for key in found:
+                if key not in blocks:
+                    blocks[key] = self._kept[key] = self._block(*key)
+            return blocks
+        for key in blocks:
             self._kept.move_to_end(key)
-        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        missing = [key for key in dict.fromkeys(keys) if key not in blocks]
         if missing:
             with ThreadPoolExecutor(FETCHES) as pool:
-                found |= dict(zip(missing, pool.map(lambda key: self._block(*key), missing), strict=True))
+                blocks |= dict(zip(missing, pool.map(lambda key: self._block(*key), missing), strict=True))
             for key in missing:
-                self._keep(key, found[key])
-        return found
+                self._keep(key, blocks[key])
+        return blocks
 
     def _keep(self, key: Key, block: _Block) -> None:
-        """Keep a fetched record batch; the oldest ones go when there is no room."""
+        """Keep a fetched record batch; the oldest ones are dropped when there is no room."""
         self._kept[key] = block
         self._kept_bytes += block.bytes
         while self._kept_bytes > self._most_bytes:
@@ -298,10 +298,10 @@ class ShardSet:
     @property
     def corpora(self) -> tuple[Corpus, ...]:
         """The corpora whose rows are mixed, each with its share of the rows of a run."""
-        found = self.manifest.corpora
-        if found is None:  # one text, shards of equal length
+        corpora = self.manifest.corpora
+        if corpora is None:  # one text, shards of equal length
             return (Corpus(0, self.rows, self.manifest.shards[0].rows),)
-        return tuple(Corpus(each.first_row, each.rows, each.shard_rows, each.parts) for each in found)
+        return tuple(Corpus(each.first_row, each.rows, each.shard_rows, each.parts) for each in corpora)
 
     @property
     def packed(self) -> bool:
@@ -395,7 +395,7 @@ def local_batches(
 ) -> Iterator[Rows]:
     """Yield one rank's rows of each step in [start_step, stop_step), read in this process.
 
-    They are those of `e2ray.data.stream.batches`, without Ray. Shards that are open already are read as they are.
+    The same rows as of `e2ray.data.stream.batches`, without Ray. Shards that are open already are read as they are.
 
     Raises:
         SettingsError: If the shards do not fit the run or are damaged.

@@ -1,9 +1,9 @@
-"""Ray Data, the only module of this layer that knows it: tokenising in parallel, and batches for a training rank.
+"""Tokenising in parallel and batches for a training rank, by Ray Data, which no other module of this layer uses.
 
-Both pipelines hold a few work items as their input, and tasks that stream what each item yields: a block leaves
+Both pipelines have a few work items as their input, and tasks that stream what each item yields: a block leaves
 a task as soon as it is full, so the first batch does not wait for a whole item and memory stays bounded. Each
-pipeline has its own Ray Data context; the process-wide one is left alone. An error in the data travels as a row
-and is raised where the rows are read: as an exception in a task it would be logged, retried and wrapped.
+pipeline has its own Ray Data context; the process-wide one is not changed. An error in the data is passed on as a
+row and raised where the rows are read: as an exception in a task it would be logged, retried and wrapped.
 """
 
 import itertools
@@ -39,7 +39,7 @@ READERS = (
 )
 TASK_BYTES = 128 * MIB  # of one reading task, unless that makes more than TASKS
 TOKENISE_CHARACTERS = 4 * MIB
-QUIET = {  # Ray Data reports each pipeline on the console; what a run has to say is said by the run
+QUIET = {  # Ray Data reports each pipeline on the console; a run reports its own progress
     "ray.data._internal.execution.streaming_executor": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
 }
@@ -91,12 +91,12 @@ def tokenise(
         items: Work items of `corpus.list_items`.
         tokenizer_folder: Folder with tokenizer.json, on a file system that all nodes share.
         prefix: Tokens put before each document, maybe none.
-        end: Token put behind each document.
+        end: Token put after each document.
         first: Items that are left out at the beginning.
 
     Yields:
         Tables (`item` int32, `name` string, `tokens` list<int32>, `reason` string): a bad document has a reason and no
-        tokens; `item` is the place in `items`, ascending.
+        tokens; `item` is the index in `items`, ascending.
     """
     numbered = list(enumerate(items))[first:]
     at_a_time = max(int(ray.cluster_resources().get("CPU", 1)), 1)
@@ -110,9 +110,9 @@ def tokenise(
 def _falling(count: int, at_a_time: int) -> list[int]:
     """Return where tasks begin among `count` items, and the end: large ones first, single items last.
 
-    Cores stand idle for a fifth of a second from one task to the next, so there are few; and the last ones are small,
-    so that all cores end at the same time. Each takes its part of half of what is left (guided self-scheduling,
-    Polychronopoulos and Kuck, 1987). Where one runs at a time, it takes all.
+    Cores are idle for a fifth of a second between two tasks, so there are few; and the last ones are small, so that all
+    cores end at the same time. Each takes its part of half of what is left (guided self-scheduling, Polychronopoulos
+    and Kuck, 1987). Where only one task runs at a time, it takes all.
     """
     if at_a_time == 1:
         return [0, count] if count else [0]
@@ -158,7 +158,7 @@ def _texts(table: pa.Table) -> Iterator[_Texts]:
 def _tokenise_items(table: pa.Table, *, path: str, prefix: tuple[int, ...], end: int) -> Iterator[pa.Table]:
     """Yield the documents of the work in a table; while a batch is tokenised, the next is read, the last packed.
 
-    The library has one thread: several of its own would turn in circles while they wait for the last text of a batch.
+    The library has one thread: several of its own would spin while they wait for the last text of a batch.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoder = _encoder(path, os.stat(path).st_mtime_ns, prefix, end)
@@ -213,19 +213,19 @@ def batches(
         folder: Shards of `prepare`, on a file system that all nodes share, or a URI that all nodes can read.
         seed: Chooses the order of rows.
         start_step: First step.
-        stop_step: Step behind the last one.
+        stop_step: Step after the last one.
         rank: This worker.
         num_workers: Workers that share a batch.
         batch_sequences: Examples of the global batch.
-        window: Tokens per row that the run wants.
+        window: Tokens per row that the run needs.
         tokenizer_hash: Hash of the run's tokenizer; None takes any.
         shuffle_shards: Shards whose rows are mixed among each other.
         prefetch_bytes: Tokens read ahead at most, rounded up to two blocks.
-        num_cpus: What one reading task asks of the cluster, beside the CPUs that train workers hold.
+        num_cpus: CPUs that one reading task asks for, beside those that train workers hold.
         rows_per_example: Rows of an example, which follow each other.
 
     Raises:
-        SettingsError: If the shards do not fit the run, or a record batch turns out damaged.
+        SettingsError: If the shards do not fit the run, or a record batch is damaged.
         ValueError: If the batch does not divide by the workers.
     """
     shards = ShardSet.open(folder, window=window, tokenizer_hash=tokenizer_hash)
@@ -258,7 +258,7 @@ def _stretches(steps: range, *, block_steps: int, step_bytes: int) -> list[range
 def _reading(
     folder: str | Path, shards: ShardSet, reader: Reader, block_steps: int
 ) -> Callable[[pa.Table], Iterator[pa.Table]]:
-    """Return what a reading task runs."""
+    """Return the function of a reading task."""
     return partial(
         _read_steps,
         folder=str(folder) if is_uri(folder) else str(Path(folder).absolute()),
@@ -273,7 +273,7 @@ def _borders(num_steps: int, block_steps: int, task_steps: int) -> list[int]:
     """Return where the tasks begin, and the end: one step, an eighth of a block, one block, then large ones.
 
     A block leaves a task when it is full or the task ends. So the first batch comes as soon as its own rows are read,
-    however much there is to read, and what runs beside it is small: random rows of much data lie in many record
+    however much there is to read, and the tasks beside it are small: random rows of much data are in many record
     batches, each of which is verified.
     """
     few = 1 + max(block_steps // 8, 1)
@@ -306,7 +306,7 @@ def _read_steps(
 
 
 def _block(rows: Rows, error: str | None) -> pa.Table:
-    """Return rows of any width as one table; an error comes with a row that nobody reads."""
+    """Return rows of any width as one table; with an error it has a row that is never read."""
     columns = {"error": pa.array([error] * len(rows.ids), pa.string()), "ids": pa.array(rows.ids)}
     columns |= {"tokens": _lists(rows.tokens)} | (
         {} if rows.token_index is None else {"index": _lists(rows.token_index)}
@@ -328,7 +328,7 @@ def _rows(batch: pa.RecordBatch) -> Rows:
 
 
 def _by_step(tables: Iterator[pa.Table], share: int) -> Iterator[Rows]:
-    """Yield `share` rows at a time, wherever the borders of the tables lie."""
+    """Yield `share` rows at a time, wherever the borders of the tables are."""
     waiting: Rows | None = None
     for table in tables:
         if table.column("error").null_count < table.num_rows:

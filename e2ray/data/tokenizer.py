@@ -1,8 +1,8 @@
-"""Tokenizers: loaded or trained, named by their content, saved whole, and what stands before a text.
+"""Tokenizers: loaded or trained, named by their content, saved whole, and the prefix of a text.
 
-`prefix_tokens` alone says how a text begins: rows, evaluation, retrieval, suites and generation all ask it. In shards
-text is encoded as text: a document in which `</s>` is written does not end there. A document begins with what the
-tokenizer puts before a text by itself, and always ends with the end-of-text token.
+`prefix_tokens` alone says how a text begins: rows, evaluation, retrieval, suites and generation all use it. In shards
+text is encoded as text: a document in which `</s>` is written does not end there. A document begins with the prefix
+that the tokenizer adds by itself, and always ends with the end-of-text token.
 """
 
 import json
@@ -25,11 +25,11 @@ from e2ray.data.encoder import Encoder
 
 END_OF_TEXT = "<|endoftext|>"
 PROBES = ("The year 1969.", "The", "year", "1969")  # texts that any tokenizer of a language model knows
-LEAST_VOCABULARY = 16  # a tokenizer whose files were not understood comes out with its few special tokens
+LEAST_VOCABULARY = 16  # a tokenizer whose files were not understood has only its few special tokens
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a local folder or hub id; code that lies beside it is never run.
+    """Return the tokenizer of a local folder or hub id; code beside it is never run.
 
     Raises:
         SettingsError: If there is none, it cannot be read, or it knows no ordinary text: some loaders yield a tokenizer
@@ -106,9 +106,9 @@ def train_byte_level_bpe(texts: Iterable[str], settings: ByteLevelBpe) -> PreTra
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return 64 hexadecimal digits that name what a tokenizer does, wherever it lies.
+    """Return a digest of what a tokenizer does, wherever it is stored: 64 hex digits.
 
-    They cover its vocabulary, merges, normalisation and splitting, and which tokens begin and end a text; not its
+    It covers its vocabulary, merges, normalisation and splitting, and which tokens begin and end a text; not its
     folder, padding, truncation or chat template.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -120,17 +120,17 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the number of embeddings that a tokenizer needs, its highest id and one; ids may have gaps."""
+    """Return the number of embeddings that a tokenizer needs, its highest id plus one; ids may have gaps."""
     return max((1 + highest for highest in tokenizer.get_vocab().values()), default=len(tokenizer))
 
 
 def prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that a tokenizer puts before a text by itself, maybe none; what it appends is no part of them.
+    """Return the ids that a tokenizer puts before a text by itself, maybe none, without those it appends.
 
-    Found by comparing several texts with and without its special tokens: no name such as `bos_token` tells them.
+    Found by comparing several texts with and without its special tokens: no name such as `bos_token` gives them.
 
     Raises:
-        SettingsError: If it changes what stands between.
+        SettingsError: If it changes what is between.
     """
     fits: set[tuple[int, ...]] | None = None
     for text in PROBES:
@@ -147,24 +147,24 @@ def prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def begin_name(tokenizer: PreTrainedTokenizerBase) -> int | list[int] | None:
-    """Return what hashes and manifests call the prefix: None, the id of a lone bos_token, else a list of all ids."""
+    """Return the prefix as hashes and manifests write it: None, the id of a lone bos_token, else a list of all ids."""
     prefix = prefix_tokens(tokenizer)
     return prefix[0] if prefix == [tokenizer.bos_token_id] else prefix or None
 
 
 def behind(prefix: list[int], tokens: list[int]) -> list[int]:
-    """Return a text's tokens behind a prefix, put there unless they begin with it, as a chat template may do."""
+    """Return a text's tokens after a prefix, which is added unless they begin with it, as from a chat template."""
     return tokens if tokens[: len(prefix)] == prefix else [*prefix, *tokens]
 
 
 def opening_tokens(tokenizer: PreTrainedTokenizerBase, prefix: list[int]) -> list[int]:
-    """Return what a text without any token begins with: the tokenizer's prefix, else its end-of-text token, if any."""
+    """Return the tokens that an empty text begins with: the tokenizer's prefix, else its end-of-text token, if any."""
     end = tokenizer.eos_token_id
     return list(prefix) or ([] if end is None else [end])
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """Return what encodes as the shards of a fast tokenizer are encoded."""
+    """Return the encoder that encodes as for the shards of a fast tokenizer."""
     prefix = prefix_tokens(tokenizer)
     return Encoder(tokenizer.backend_tokenizer.to_str(), prefix=prefix, end=tokenizer.eos_token_id)
 
@@ -191,7 +191,7 @@ def tokenizer_files(folder: Path, names: Iterable[str] = ()) -> list[str]:
 
 
 def whole_digest(path: str | Path, revision: str | None = None) -> str:
-    """Return 64 hexadecimal digits that name a tokenizer with its chat templates: a folder's files, or a hub id.
+    """Return a digest of a tokenizer with its chat templates, from a folder's files or a hub id: 64 hex digits.
 
     Raises:
         SettingsError: If the folder holds none.
@@ -208,8 +208,8 @@ def whole_digest(path: str | Path, revision: str | None = None) -> str:
 def save_whole(path: str | Path, folder: Path, revision: str | None = None) -> None:
     """Write the tokenizer of a folder or hub id into another folder, with all of its files and chat templates.
 
-    Files of a folder are copied as they are. Where they hold no tokenizer.json, or come from the hub, what was loaded
-    is saved beside them.
+    Files of a folder are copied as they are. Where there is no tokenizer.json among them, or they come from the hub,
+    the loaded tokenizer is saved beside them.
 
     Raises:
         SettingsError: If it cannot be loaded.
@@ -226,7 +226,7 @@ def save_whole(path: str | Path, folder: Path, revision: str | None = None) -> N
 
 
 def serve_up_to(folder: Path, tokens: int) -> None:
-    """Make a saved tokenizer take texts of so many tokens: its length limit, and a cut that tokenizer.json may name."""
+    """Set the length limit of a saved tokenizer, and remove a truncation that tokenizer.json may have."""
     config, whole = folder / "tokenizer_config.json", folder / "tokenizer.json"
     known = files.read_object(config, wanted="a tokenizer's config") if config.is_file() else {}
     files.write_json(config, known | {"model_max_length": tokens})

@@ -1,8 +1,8 @@
 """Files of text as bytes, plain or packed by gzip or zstd, within limits.
 
-What a file is packed with is read from its first bytes and never from its name. A few kilobytes can unpack to
-more than a machine holds, so a document has a size that it may reach, and a packed file a multiple of its own.
-Every byte is copied a fixed number of times, however long a line is.
+How a file is packed is read from its first bytes and never from its name. A few kilobytes can unpack to more than a
+machine holds, so a document has a largest size, and a packed file a largest multiple of its own size. Every byte is
+copied a fixed number of times, however long a line is.
 """
 
 import os
@@ -17,7 +17,7 @@ from e2ray.config.data import MAX_DOCUMENT_MIB, MAX_UNPACK_RATIO, DataSettings
 
 MIB = 2**20
 READ_BYTES = 4 * MIB
-BEHIND_BYTES = 2**16  # of one read behind a stretch, where only the rest of a line is wanted
+BEHIND_BYTES = 2**16  # of one read after a stretch, where only the rest of a line is needed
 HEAD_BYTES = 512
 PACKED = (  # none of these begins a text: they are no UTF-8, or hold control characters
     (re.compile(rb"\x1f\x8b"), "gzip"),
@@ -35,7 +35,7 @@ FOREIGN = (
 
 
 class UnusableError(ValueError):
-    """A file whose text cannot be had; the message says why, without the file's name."""
+    """A file whose text cannot be read; the message says why, without the file's name."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Limits:
     """What may be unpacked.
 
     Attributes:
-        document_bytes: Of one line, one cell of a table or one packed file of text; a plain one is as large as it is.
+        document_bytes: Of one line, one cell of a table or one packed file of text; a plain file has no limit.
         ratio: Bytes that a packed file may unpack to for each of its own, where that is more than one document's.
     """
 
@@ -57,7 +57,7 @@ class Limits:
 
     @property
     def too_large(self) -> str:
-        """What is said of a document that is larger."""
+        """The reason for refusing a document that is larger."""
         return f"is larger than {self.document_bytes / MIB:g} MiB (data.max_document_mib); cut it, or raise that"
 
     def bytes_of(self, packed_bytes: int) -> int:
@@ -65,7 +65,7 @@ class Limits:
         return max(self.document_bytes, self.ratio * packed_bytes)
 
     def too_much(self, packed_bytes: int) -> str:
-        """Return what is said of a file that unpacks to more."""
+        """Return the reason for refusing a file that unpacks to more."""
         return (
             f"unpacks to more than {self.bytes_of(packed_bytes):,} bytes out of {packed_bytes:,}, as a decompression "
             "bomb does; raise data.max_unpack_ratio if it is none"
@@ -83,7 +83,7 @@ class Unpacked:
 
         Raises:
             OSError, ArrowException: If it cannot be opened.
-            UnusableError: If it is packed by something else.
+            UnusableError: If it is packed in another format.
         """
         self._plain = plain_file(path)
         head = self._plain.read(HEAD_BYTES)
@@ -102,15 +102,15 @@ class Unpacked:
         self._stream.close()
 
     def seek(self, offset: int) -> None:
-        """Go on at a byte of a plain file."""
+        """Continue at a byte of a plain file."""
         self._plain.seek(offset)
 
     def read(self, most: int | None = None) -> bytes:
-        """Return the next bytes, at most so many or all; none at the end.
+        """Return the next bytes, at most `most` or all; none at the end.
 
         Raises:
             OSError, ArrowException: If they cannot be read or unpacked.
-            UnusableError: If the file unpacks to more than it may, or to what is no text.
+            UnusableError: If the file unpacks to more than it may, or to something that is not text.
         """
         chunk: bytes = self._stream.read(most)
         if self.packed is not None:
@@ -130,7 +130,7 @@ def plain_file(path: str) -> pa.NativeFile:
 
 
 def _packed(head: bytes) -> str | None:
-    """Return what a file that begins so is packed by."""
+    """Return the packing of a file from its first bytes."""
     return next((name for pattern, name in PACKED if pattern.match(head)), None)
 
 
@@ -141,7 +141,7 @@ def _refuse_foreign(head: bytes) -> None:
 
 
 def is_packed(path: str) -> bool:
-    """Return whether a file is packed by gzip or zstd; one that cannot be read is not."""
+    """Return whether a file is packed by gzip or zstd; False for one that cannot be read."""
     try:
         with plain_file(path) as file:
             return _packed(file.read(HEAD_BYTES)) is not None
@@ -154,7 +154,7 @@ def content(path: str, limits: Limits) -> bytes:
 
     Raises:
         OSError, ArrowException: If it cannot be read or unpacked.
-        UnusableError: If it is packed and larger than a document may be, or packed by something else.
+        UnusableError: If it is packed and larger than a document may be, or packed in another format.
     """
     with Unpacked(path, replace(limits, ratio=sys.maxsize)) as file:  # a document's own limit is the smaller one
         if file.packed is None:
@@ -170,20 +170,20 @@ def content(path: str, limits: Limits) -> bytes:
 
 
 def lines(path: str, start: int, stop: int, limits: Limits) -> Iterator[tuple[int, int, bytes | None]]:
-    """Yield (offset, number, line) for every line that begins in [start, stop) and holds anything.
+    """Yield (offset, number, line) for every line that begins in [start, stop) and is not empty.
 
     Offsets count unpacked bytes, numbers the lines of the stretch from 0; a line that is too long is None. Of a line
-    that begins before `start` no more is read than lies in the stretch.
+    that begins before `start` only the part in the stretch is read.
 
     Args:
         path: The file.
         start: 0 for a packed file.
-        stop: Behind the stretch.
-        limits: Of a line, and of what a packed file unpacks to.
+        stop: End of the stretch.
+        limits: On a line, and on what a packed file unpacks to.
 
     Raises:
         OSError, ArrowException: If it cannot be read or unpacked.
-        UnusableError: If it unpacks to more than it may, or is packed by something else.
+        UnusableError: If it unpacks to more than it may, or is packed in another format.
     """
     with Unpacked(path, limits) as file:
         # A line begins at `start` only if the byte before it ends one, so the search begins there.
@@ -218,7 +218,7 @@ def lines(path: str, start: int, stop: int, limits: Limits) -> Iterator[tuple[in
 
 
 class _Line:
-    """A line whose pieces come one by one; put together once, and not at all where it is too long."""
+    """A line whose pieces come one by one; it is joined once, and not at all where it is too long."""
 
     def __init__(self, most: int) -> None:
         self.size, self._most = 0, most
