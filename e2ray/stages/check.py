@@ -1,4 +1,4 @@
-"""What `e2ray check` tells: whether a recipe is sound, without a cluster."""
+"""What `e2ray check` does: it finds out whether a recipe is sound, without a cluster."""
 
 import torch
 
@@ -20,11 +20,11 @@ from e2ray.stages.run import ResolvedRun, ray_address, refuse_other_settings, re
 def check(config: RunConfig, *, measure: bool = False) -> None:
     """Check what can be checked without a cluster: model, sources, shards that are made already, tokenizer, storage.
 
-    A setting that is without effect is told, as at the start of the run. To `measure` is to load the base on this
-    machine and find out how far it reads.
+    Settings without effect are reported, as at the start of the run. `measure` also loads the base on this machine and
+    finds out how far it reads.
 
     Raises:
-        SettingsError: For the first thing that a run would stumble over.
+        SettingsError: For the first thing that would stop a run.
     """
     run = resolve(config)
     checks.refuse_unfit(run)
@@ -55,10 +55,10 @@ def check(config: RunConfig, *, measure: bool = False) -> None:
 
 
 def _tell_search(run: ResolvedRun, config: RunConfig, search: SearchSettings) -> None:
-    """Say what a study of the recipe does.
+    """Show what a study of the recipe does.
 
     Raises:
-        SettingsError: If the journal of one that was begun is damaged.
+        SettingsError: If a study was begun and its journal is damaged.
     """
     verified(StudyFolder(run.folder).journal)
     trial = config.trial().train

@@ -1,7 +1,7 @@
-"""What a run would stumble over hours later, told before it trains: by `e2ray check`, and by the run itself.
+"""What would stop a run hours later, found before it trains: by `e2ray check`, and by the run itself.
 
-Settings check themselves and each other when they are read (`config/`). Here stands what needs more than settings:
-the model's config, the sources, shards that exist, the storage, this machine.
+Settings check themselves and each other when they are read (`config/`). These checks need more than settings: the
+model's config, the sources, shards that exist, the storage, this machine.
 """
 
 import resource
@@ -51,7 +51,7 @@ def refuse_before_start(run: ResolvedRun) -> None:
 def refuse_unfit(run: ResolvedRun) -> None:
     """Raise SettingsError for what no machine could do: a storage that is no folder, adapters on nothing, no text.
 
-    What LoRA does otherwise than asked for is told.
+    Where LoRA departs from what is asked for, a warning is shown.
     """
     refuse_storage(run)
     for line in check_adapters(run.config.model):
@@ -63,13 +63,13 @@ def refuse_unfit(run: ResolvedRun) -> None:
 
 
 def refuse_lost_checkpoints(run: ResolvedRun) -> None:
-    """Raise SettingsError if a training is to go on whose checkpoints nobody points to."""
+    """Raise SettingsError if a training is to continue whose checkpoints have lost their pointer `latest`."""
     if not run.is_trained:
         steps.latest(run.files.checkpoints)
 
 
 def check_model(run: ResolvedRun) -> None:
-    """Prove without weights that what a recipe trains can be served, and say what the base's layers do not see.
+    """Prove without weights that what a recipe trains can be served, and show what the base's layers do not see.
 
     Raises:
         SettingsError: If it cannot, the base's class cannot do what the recipe asks for, or the names and shapes of a
@@ -95,7 +95,7 @@ def check_model(run: ResolvedRun) -> None:
 
 
 def refuse_method(run: ResolvedRun) -> None:
-    """Raise SettingsError if the model's heads do not fit the method, or a served length cannot be told to servers."""
+    """Raise SettingsError if the model's heads do not fit the method, or no profile can express a served length."""
     config, method = run.config, method_of(run.config.positions.method)
     lanes = config.compare.own if config.compare else {}
     own = {name: method_of(lane.positions.method) for name, lane in lanes.items()}
@@ -111,7 +111,7 @@ def refuse_method(run: ResolvedRun) -> None:
             raise SettingsError(f"compare.own.{name}.{error}") from None
     if isinstance(method, Linear):
         return
-    if isinstance(config.model, PretrainedModel) or not config.export:  # of a checkpoint its twin tells
+    if isinstance(config.model, PretrainedModel) or not config.export:  # a checkpoint is checked by its twin
         return
     for length in config.export.context_lengths:
         try:
@@ -138,7 +138,7 @@ def _refuse_folder(folder: Path, *, key: str, named: Path) -> None:
             raise SettingsError(f"{key}: {parent} is {kind}, wanted a folder or a place for one; choose another {key}")
         with tempfile.TemporaryFile(dir=parent):
             pass
-    except OSError as error:  # a name that is too long, a server that does not answer, a disk that is read only
+    except OSError as error:  # a name too long, a server that does not answer, a read-only disk
         raise SettingsError(
             f"{key}: {str(named)[:200]} cannot be used ({error.strerror}); choose another {key}"
         ) from None
@@ -159,10 +159,10 @@ def checked_tokenizer(run: ResolvedRun) -> str | None:
 
 
 def check_suites(run: ResolvedRun) -> None:
-    """Say of each task of the run's suites that cannot be asked why not.
+    """Show for each task of the run's suites that cannot be asked why not.
 
     Raises:
-        SettingsError: If none can be, a folder is not there, or what asks them is not installed.
+        SettingsError: If none can be asked, a folder is not there, or the library that asks them is not installed.
     """
     if run.config.evaluate and run.config.evaluate.suites:
         for each in checked(run.config.evaluate.suites).missing:
@@ -194,25 +194,25 @@ def long_rows(run: ResolvedRun) -> tuple[int, int]:
 
 
 def best_of(config: ResolvedConfig, compare: CompareSettings) -> ResolvedConfig:
-    """Return the recipe that the lane best trains with: draws, objective and learning rate of one a study has found.
+    """Return the recipe of the lane best: with draws, objective and learning rate of one that a study has found.
 
     Raises:
         SettingsError: If there is none, or its draws do not fit the window.
     """
     assert compare.best is not None, "CompareSettings has checked it"
     try:
-        found = load(compare.best)
+        recipe = load(compare.best)
     except (SettingsError, FileNotFoundError) as error:
         raise SettingsError(f"compare.best: {error}") from None
     try:
-        found.positions.check_window(config.data.window)
-        config.refuse_packed(found.train.objective, "train.objective")
+        recipe.positions.check_window(config.data.window)
+        config.refuse_packed(recipe.train.objective, "train.objective")
     except ValueError as error:
         raise SettingsError(
             f"compare.best: {compare.best}: {error}; leave the lane out or take another recipe"
         ) from None
-    train = config.train.model_copy(update={"lr": found.train.lr, "objective": found.train.objective})
-    return config.model_copy(update={"positions": found.positions, "train": train})
+    train = config.train.model_copy(update={"lr": recipe.train.lr, "objective": recipe.train.objective})
+    return config.model_copy(update={"positions": recipe.positions, "train": train})
 
 
 def refuse_attention(run: ResolvedRun, *, use_gpu: bool) -> None:
@@ -223,26 +223,26 @@ def refuse_attention(run: ResolvedRun, *, use_gpu: bool) -> None:
 
 def unfit_here(run: ResolvedRun) -> list[str]:
     """Return what a Ray of this machine alone could not do; on another machine or cluster it may be sound."""
-    told = list(missing(run.config.trackers))
+    lines = list(missing(run.config.trackers))
     cluster = run.config.cluster
     if cluster.use_gpu == "auto" and not torch.cuda.is_available():
         try:
             resolve_attention(run.config.model, "cpu")
         except SettingsError as error:
-            told.append(str(error))
+            lines.append(str(error))
     memory = psutil.virtual_memory().total // 2**20
     if cluster.object_store_mib > memory:
-        told.append(
+        lines.append(
             f"cluster.object_store_mib: {cluster.object_store_mib} MiB do not fit into the {memory} MiB of memory; "
             "lower it"
         )
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and limit < cluster.object_store_mib * 2**20:
-        told.append(
+        lines.append(
             f"cluster.object_store_mib: {cluster.object_store_mib} MiB are one file, and files may not grow beyond "
             f"{limit / 2**20:.3g} MiB here; raise the limit (`ulimit -f`)"
         )
-    return told
+    return lines
 
 
 def standing_shards(run: ResolvedRun) -> ShardSet | None:
@@ -267,7 +267,7 @@ def refuse_unscorable(
     *,
     progress: Callable[[str], None] = show,
 ) -> None:
-    """Raise SettingsError if evaluation would find no held-out document to score, and tell windows that none fills.
+    """Raise SettingsError if evaluation would find no held-out document to score; show windows that none fills.
 
     `lengths` are tokens of each held-out document of the shards; None before there are any.
     """
@@ -280,7 +280,7 @@ def refuse_unscorable(
             raise SettingsError(too_short([range(smallest)], smallest, cut))
         _refuse_skipping_all(config.data, settings.skip_documents, smallest)
         return
-    documents = [range(length) for length in lengths]  # nothing but their lengths is asked
+    documents = [range(length) for length in lengths]  # only their lengths are used
     cut, skip = settings.document_tokens, settings.skip_documents
     if config.search:
         trial = config.trial().evaluate
@@ -291,20 +291,20 @@ def refuse_unscorable(
         reachable_windows(documents, settings.windows, cut=cut, skip=skip, progress=progress)
 
 
-def _refuse_skipping_all(data: DataSettings, skip: int, wanted: int) -> None:
+def _refuse_skipping_all(data: DataSettings, skip: int, window: int) -> None:
     """Raise SettingsError if there cannot be more held-out documents than are skipped."""
     if data.shards is not None or not skip:
         return
     counts = [most_documents(source) for source in data.validation_corpus or data.corpus]
     known = [count for count in counts if count is not None]
     if len(known) == len(counts) and skip >= sum(known):
-        raise SettingsError(skips_all(skip, f"at most {sum(known)}", wanted))
+        raise SettingsError(skips_all(skip, f"at most {sum(known)}", window))
 
 
 def source_of(run: ResolvedRun) -> str:
-    """Return in words where a run's rows come from: the rows of shards that are named, or the work of making some."""
-    data, wanted = run.config.data, checked_tokenizer(run)
+    """Return in words where a run's rows come from: named shards with their rows, or the work items of making some."""
+    data, digest = run.config.data, checked_tokenizer(run)
     if data.shards is not None and not to_be_made(data):
-        opened = ShardSet.open(data.shards, window=data.window, tokenizer_hash=wanted)
+        opened = ShardSet.open(data.shards, window=data.window, tokenizer_hash=digest)
         return f"{opened.rows:,} rows in {Folder(data.shards).shown}"
     return f"{len(list_items([*data.corpus, *data.validation_corpus], limits=Limits.of(data)))} work items"

@@ -1,4 +1,4 @@
-"""What a run ends with: its page, what was measured for its trackers, and the lines for whoever waited."""
+"""The end of a run: its page, its evaluation for the trackers, and its last lines on the terminal."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from e2ray.train.trackers import Trackers, configured, located
 
 
 def write_page(run: ResolvedRun) -> Path | None:
-    """Write the page of a measured run into its folder, with the Markdown of the same and its pictures.
+    """Write the page of a measured run into its folder, with its Markdown and its pictures.
 
     Returns:
-        Its path; None where the run was not measured, or where it cannot be written, which is told: the run is done.
+        Its path; None if the run was not measured, or the page cannot be written: a warning, since the run is done.
     """
     if not run.files.evaluation.exists():
         return None
@@ -30,29 +30,29 @@ def write_page(run: ResolvedRun) -> Path | None:
 
 
 def last_lines(run: ResolvedRun, page: Path | None) -> list[str]:
-    """Return what a person wants to read last: what was found, where the page is, and what to type next."""
-    told = [result_line(run)]
+    """Return the last lines for the user: what was found, where the page is, and what to type next."""
+    lines = [result_line(run)]
     if page is not None:
-        told.append(f"page: {page}")
+        lines.append(f"page: {page}")
     read = f"e2ray generate {run.folder} --prompt-file TEXT"
     cards = ExportFolder(run.files.export).serving.glob(f"*/{ExportFolder.card.name}")
     served = sorted(cards, key=lambda path: int(path.parent.name))
-    told.append(f"next: {read}{f'; to serve it: {served[-1]}' if served else ''}")
-    return told
+    lines.append(f"next: {read}{f'; to serve it: {served[-1]}' if served else ''}")
+    return lines
 
 
 def track_evaluation(run: ResolvedRun) -> None:
-    """Log what was measured where the recipe's trackers are: each NLL as a number, the tables and pictures as files."""
-    found = Evaluation.find(run.files.evaluation)
-    if not run.config.trackers or found is None:
+    """Log an evaluation to the recipe's trackers: each NLL as a number, the tables and pictures as files."""
+    evaluation = Evaluation.find(run.files.evaluation)
+    if not run.config.trackers or evaluation is None:
         return
     settings = located(run.config.trackers, run.folder.parent)
-    told = Trackers(configured(settings, run.folder, name=run.config.name, continued=True), show=show)
-    nll = {f"evaluate/{cell.model}/{cell.window}/{cell.scale:g}": cell.nll for cell in found.rows}
-    told.log(nll, run.config.train.steps)
+    trackers = Trackers(configured(settings, run.folder, name=run.config.name, continued=True), show=show)
+    nll = {f"evaluate/{cell.model}/{cell.window}/{cell.scale:g}": cell.nll for cell in evaluation.rows}
+    trackers.log(nll, run.config.train.steps)
     left = run.files
     pictures = (left.lengths_picture, left.picture)
     for path in (left.config, left.evaluation, *pictures, left.retrieval, left.retrieval_picture, left.effective):
         if path.exists():
-            told.log_artifact(path)
-    told.close()
+            trackers.log_artifact(path)
+    trackers.close()

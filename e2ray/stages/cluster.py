@@ -1,4 +1,4 @@
-"""The driver's hand on Ray: connect to a cluster, or start one on this machine."""
+"""The driver's way to Ray: connect to a cluster, or start one on this machine."""
 
 import os
 import re
@@ -22,8 +22,8 @@ from e2ray.stages.run import ray_address
 
 SOCKET_BYTES = 107  # a Unix socket's path on Linux
 LOOPBACK = "127.0.0.1"
-# Actors of Ray Train, a quarter of a GiB each, that a machine alone has no use for: nothing takes it away, and its
-# dashboard is gone with the run.
+# Actors of Ray Train, a quarter of a GiB each, that a single machine has no use for: it is not preempted, and its
+# dashboard ends with the run.
 OF_CLUSTERS = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_ENABLE_STATE_TRACKING")
 
 
@@ -31,7 +31,7 @@ OF_CLUSTERS = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_ENABLE_STATE_TR
 def cluster(settings: ClusterSettings) -> Iterator[None]:
     """Connect to the cluster RAY_ADDRESS names (a Ray job has one), else start one on this machine for the block.
 
-    Says in a line what is mended or open to others, and for `auto` which cluster was found.
+    Shows a line on what was changed or is open to others, and for `auto` on which cluster was found.
 
     Raises:
         SettingsError: If no cluster answers, one beyond this machine asks for no token, or none can be started here.
@@ -44,7 +44,7 @@ def cluster(settings: ClusterSettings) -> Iterator[None]:
     address = ray_address()
     with _started(settings) if address is None else _attached(address):
         if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray's own, now in place, ends the process without a word
+            signal.signal(signal.SIGTERM, handler)  # Ray's own, now in place, ends the process silently
         hosts = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
         _tell(admit(ray.get_runtime_context().gcs_address, hosts, allow_open=settings.allow_open))
         yield
@@ -72,7 +72,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _loopback_alone() -> Iterator[None]:
-    """Keep 127.0.0.1 for this machine's address in the block; Ray takes the machine's other one, and listens on all."""
+    """Use 127.0.0.1 as this machine's address in the block; else Ray takes another one and listens on all."""
     before = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment when ray was imported
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -87,15 +87,14 @@ def _loopback_alone() -> Iterator[None]:
 def _started(settings: ClusterSettings) -> Iterator[None]:
     """Run a Ray of this machine alone, which listens on the loopback interface only.
 
-    Its processes find its dashboard by a variable: without one they look through the machine's processes for a Ray, and
-    beside another run's they may take that. The dashboard stays on, since without it placement groups of ended trials
-    are never freed.
+    Its processes find its dashboard by a variable: without it they search the machine's processes for a Ray, and may
+    take another run's. The dashboard stays on, since without it placement groups of ended trials are never freed.
     """
     folder = ray_folder()
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
         _tell(keep_token_private(create=True))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:`ExecutionOptions.exclude_resources`")  # Ray to itself
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:`ExecutionOptions.exclude_resources`")  # Ray's own use of it
     if "OMP_WAIT_POLICY" not in os.environ:  # threads that spin for long starve each other on a busy machine
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     dashboard, autoscaler, head = _free_ports(3)
@@ -152,17 +151,17 @@ def ray_folder() -> Path:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that nobody listens on now."""
+    """Return ports of the loopback interface that are free now."""
     with ExitStack() as opened:
         sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in sockets]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 @contextmanager
 def _attached(address: str) -> Iterator[None]:
-    """Connect to a running cluster for the block, and tell its processes that work for this run where it is.
+    """Connect to a running cluster for the block, and give its processes that work for this run its address.
 
     Raises:
         SettingsError: If the address is the jobs API's, no cluster answers there, or it wants another token.
@@ -175,10 +174,10 @@ def _attached(address: str) -> Iterator[None]:
     if address != "auto" and not re.fullmatch(r"(\w+://\S+|\S+:\d+)", address):
         raise SettingsError(f"RAY_ADDRESS: {address!r} is no address of a Ray, wanted host:port, auto, or local")
     _tell(keep_token_private(create=False))
-    found = _found_here() if address == "auto" else address
-    with _loopback_alone() if _on_loopback_alone(found) else nullcontext(), _environment({"RAY_ADDRESS": found}):
+    target = _found_here() if address == "auto" else address
+    with _loopback_alone() if _on_loopback_alone(target) else nullcontext(), _environment({"RAY_ADDRESS": target}):
         try:
-            _connect(address, found)
+            _connect(address, target)
             yield
         finally:
             ray.shutdown()
@@ -196,23 +195,22 @@ def _on_loopback_alone(address: str) -> bool:
     return False
 
 
-def _connect(address: str, found: str) -> None:
-
-    host, colon, port = found.rpartition(":")
-    told = '"RAY_ADDRESS"' in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")  # by who submitted the job
+def _connect(address: str, target: str) -> None:
+    host, colon, port = target.rpartition(":")
+    is_set = '"RAY_ADDRESS"' in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")  # by who submitted the job
     if address == "auto":  # as Ray does for it
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
-        if colon and "://" not in found and port.isdigit():  # else Ray tries for minutes
+        if colon and "://" not in target and port.isdigit():  # else Ray tries for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-            refuse_wrong_token(found)
-        runtime = None if told or "://" in found else {"env_vars": {"RAY_ADDRESS": found}}
-        ray.init(address=found, logging_level="WARNING", runtime_env=runtime)
+            refuse_wrong_token(target)
+        runtime = None if is_set or "://" in target else {"env_vars": {"RAY_ADDRESS": target}}
+        ray.init(address=target, logging_level="WARNING", runtime_env=runtime)
     except OSError as error:  # ConnectionError is one
-        raise SettingsError(f"RAY_ADDRESS: no Ray cluster answers at {found}; start one or unset it") from error
+        raise SettingsError(f"RAY_ADDRESS: no Ray cluster answers at {target}; start one or unset it") from error
     if address == "auto":
         total = ray.cluster_resources()
-        show(f"RAY_ADDRESS: auto joined the Ray at {found}: CPU {total.get('CPU', 0):g}, GPU {total.get('GPU', 0):g}")
+        show(f"RAY_ADDRESS: auto joined the Ray at {target}: CPU {total.get('CPU', 0):g}, GPU {total.get('GPU', 0):g}")
 
 
 def _found_here() -> str:

@@ -1,8 +1,8 @@
-"""A comparison: one base model, many ways to read further, each trained, measured and asked the same way.
+"""A comparison: one base model, many ways to extend its context, each trained, measured and asked the same way.
 
-A lane and a seed are one job, which runs in a Ray task and leaves one file; a comparison that was stopped goes on with
-the jobs that have left none or failed. Trained lanes share rows, tokens, learning rate and loop, and differ in nothing
-but their draws; two differ in one thing more, and the table says so: pi_long has long rows of the same text, and best
+A lane under one seed is a job, which runs in a Ray task and writes one file; a comparison that was stopped goes on with
+the jobs that have written none or failed. Trained lanes share rows, tokens, learning rate and loop, and differ only in
+their draws; two differ in one thing more, and the table says so: pi_long has long rows of the same text, and best
 the learning rate that its study has found. What a lane could not do is missing, with its reason, and the others go on.
 """
 
@@ -57,23 +57,23 @@ def compare(config: RunConfig) -> None:
                 checks.refuse_attention(run, use_gpu=wants_gpu(run.config.cluster))
                 jobs = _jobs(run, settings)
                 _run_missing(run, jobs)
-            found = [left(job) for job in jobs]
+            lanes = [left(job) for job in jobs]
             table = write_comparison(
                 run.folder,
-                found,
+                lanes,
                 run.base_context_length,
                 run.evaluation.windows,
                 stride=run.evaluation.stride,
                 removed_scaling=removed_scaling(run.config.model),
             )
-            failed = sum(each.failed is not None for each in found)
+            failed = sum(each.failed is not None for each in lanes)
             result = f"compared {len(jobs)} jobs" + (f", {failed} of them failed" if failed else "")
             write_status(run.folder, state="succeeded", ended_at=now(), result=result)
         show(f"{table}page: {ComparisonFolder(run.folder).page}")
 
 
 def _run_missing(run: ResolvedRun, jobs: list[Job]) -> None:
-    """Run the jobs that have left nothing, or failed, on the connected cluster."""
+    """Run the jobs that have written nothing, or failed, on the connected cluster."""
     done = [job for job in jobs if is_done(job)]
     _tell_unsealed(done)
     show(f"{run.config.name}: {len(jobs)} jobs, {len(done)} of them done before")
@@ -84,7 +84,7 @@ def _run_missing(run: ResolvedRun, jobs: list[Job]) -> None:
 
 
 def _tell_unsealed(done: list[Job]) -> None:
-    """Say in one line how many results are of an earlier version, which wrote no digest."""
+    """Show in one line how many results are of an earlier version, which wrote no digest."""
     if plain := unsealed(done):
         show(
             f"{plain} results in {done[0].out.parent} carry no digest, as of an earlier version: damage cannot be told"
@@ -123,7 +123,7 @@ def _jobs(run: ResolvedRun, settings: CompareSettings) -> list[Job]:
 
 
 def _long_run(run: ResolvedRun) -> ResolvedRun:
-    """Return the run that trains on rows of G * L real tokens, as many tokens of the same text at each step."""
+    """Return the run that trains on rows of G * L real tokens, with as many tokens of the same text at each step."""
     window, sequences = checks.long_rows(run)
     data, train = run.config.data, run.config.train
     config = run.config.model_copy(

@@ -1,7 +1,7 @@
 """The evaluate stage: the surface of base and tuned model, retrieval, the best scale per length and how far it reads.
 
-Every worker loads one model and scores its share of the documents; the driver puts their sums together, so the figures
-are those of one worker that scores all.
+Every worker loads one model and scores its share of the documents; the driver adds up their sums, so the figures are
+those of one worker that scores all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,20 +29,20 @@ from e2ray.train.record import read_metrics, training_facts
 
 
 def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Evaluation:
-    """Measure base and tuned model, write and print what was found, and return it.
+    """Measure base and tuned model, write and print the results, and return them.
 
     The surface is written before retrieval is asked.
 
     Raises:
-        SettingsError: If there is no tuned model, or no document is long enough. One of retrieval is shown instead, and
-            all but retrieval written.
+        SettingsError: If there is no tuned model, or no document is long enough. An error of retrieval is only shown,
+            and all but retrieval is written.
         ImplausibleError: If the tuned model cannot be the one that was trained; what was measured is written.
     """
     settings = run.evaluation
     run.refuse_untrained()
     models = models_of(run, base)
     sums, passes, text = _surface(run, shards, models)
-    found = findings(
+    result = findings(
         sums,
         passes,
         settings,
@@ -53,8 +53,8 @@ def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Evaluation:
         removed=removed_of(run, shards, base),
     )
     with Pace(show, "evaluate: tables and pictures", total=1, unit="parts"):
-        _write(run, found, [])  # what is measured stays, whatever becomes of retrieval
-        write_by_length(run.folder, found.by_length, removed_scaling=found.removed_scaling)
+        _write(run, result, [])  # what is measured stays, whatever becomes of retrieval
+        write_by_length(run.folder, result.by_length, removed_scaling=result.removed_scaling)
     rows: Sequence[RetrievalRow] = []
     if settings.retrieval:
         try:
@@ -62,10 +62,10 @@ def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Evaluation:
         except SettingsError as error:
             show(f"retrieval left out: {error}")
         else:
-            _write(run, found, rows)
-    show(table(found.cells, found.told(rows)[0]))
+            _write(run, result, rows)
+    show(table(result.cells, result.told(rows)[0]))
     compared = refuse_implausible(
-        found.cells,
+        result.cells,
         read_metrics(run.folder),
         window=run.config.data.window,
         loss_gap=settings.loss_gap,
@@ -76,24 +76,24 @@ def evaluate(run: ResolvedRun, shards: str | Path, base: Model) -> Evaluation:
     return Evaluation.read(run.files.evaluation)
 
 
-def _write(run: ResolvedRun, found: Findings, retrieval: Sequence[RetrievalRow]) -> None:
-    """Write what was found into the run's folder, with the rows of retrieval where there are any."""
-    verdict, effective = found.told(retrieval)
-    write_evaluation(run.folder, found.cells, verdict, missing_windows=found.missing_windows)
+def _write(run: ResolvedRun, result: Findings, retrieval: Sequence[RetrievalRow]) -> None:
+    """Write the findings into the run's folder, with the rows of retrieval where there are any."""
+    verdict, effective = result.told(retrieval)
+    write_evaluation(run.folder, result.cells, verdict, missing_windows=result.missing_windows)
     write_lengths(
         run.folder,
-        found.sums,
-        scales=found.scales,
+        result.sums,
+        scales=result.scales,
         effective=effective,
         retrieval=retrieval,
-        removed_scaling=found.removed_scaling,
+        removed_scaling=result.removed_scaling,
     )
 
 
 def models_of(run: ResolvedRun, base: Model) -> dict[str, Model]:
-    """Return the settings of both models, with the attention of the training where its device is at hand.
+    """Return the settings of both models, with the attention of the training if they run on the same kind of device.
 
-    One that the recipe names is taken as it is, and told where the training ran with another.
+    One that the recipe names is used as it is, with a line where the training ran with another.
 
     Raises:
         SettingsError: If the base is not the one that the model was trained from.
@@ -114,7 +114,7 @@ def models_of(run: ResolvedRun, base: Model) -> dict[str, Model]:
 
 
 def reading_of(run: ResolvedRun, shards: str | Path, name: str, model: Model) -> Reading:
-    """Return a model and the text of a run, as they travel to the workers of the connected cluster."""
+    """Return a model and the text of a run, as they are sent to the workers of the connected cluster."""
     return Reading(
         name,
         model,
@@ -130,28 +130,28 @@ def reading_of(run: ResolvedRun, shards: str | Path, name: str, model: Model) ->
 def base_length_of(run: ResolvedRun, shards: str | Path, base: Model) -> BaseLength:
     """Return how far the base reads held-out documents at scale 1, measured now or before; the run keeps it."""
     path = run.files.base_length
-    found = BaseLength.find(path)
-    if found is None:
+    length = BaseLength.find(path)
+    if length is None:
         reading = reading_of(run, shards, "base", base)
-        found = remote("base length", read_base, reading, run.base_batch_tokens, use_gpu=reading.use_gpu, tells=True)
-        found.write(path)
-    return found
+        length = remote("base length", read_base, reading, run.base_batch_tokens, use_gpu=reading.use_gpu, tells=True)
+        length.write(path)
+    return length
 
 
 def removed_of(run: ResolvedRun, shards: str | Path, base: Model) -> RemovedScaling | None:
     """Return how far the base moved on training rows when its scaling was removed; None where none was.
 
-    It is measured now or was before, and kept in the run's folder.
+    It is measured now or before, and kept in the run's folder.
     """
     if not isinstance(base, PretrainedModel) or removed_scaling(base) is None:
         return None
     path = run.files.removed
-    found = RemovedScaling.find(path)
-    if found is None:
+    removed = RemovedScaling.find(path)
+    if removed is None:
         reading = reading_of(run, shards, "base", base)
-        found = remote("removed scaling", read_removed, reading, base, use_gpu=reading.use_gpu)
-        found.write(path)
-    return found
+        removed = remote("removed scaling", read_removed, reading, base, use_gpu=reading.use_gpu)
+        removed.write(path)
+    return removed
 
 
 def _surface(

@@ -1,4 +1,4 @@
-"""The export stage: the folder that other programs serve, with the evidence that the run has left."""
+"""The export stage: the folder that other programs serve, with the evidence of the run's evaluation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,10 +28,10 @@ def export(run: ResolvedRun, base: Model) -> Path:
 
 
 def exporting(run: ResolvedRun, base: Model) -> Callable[[], list[Check]]:
-    """Return what writes the export, as a function that can be pickled.
+    """Return a function that writes the export and can be pickled.
 
     Raises:
-        SettingsError: If what an evaluation has left is damaged, or was measured with other weights than the run's.
+        SettingsError: If an evaluation's files are damaged, or were measured with other weights than the run's.
     """
     evaluation = _evaluation(run)
     config = run.config
@@ -67,14 +67,14 @@ def _evaluation(run: ResolvedRun) -> Evaluation | None:
         SettingsError: If it is damaged, or was measured with other weights than the run's.
     """
     path = run.files.evaluation
-    found = Evaluation.find(path)
-    if found is not None:
-        refuse_other_weights({path: found.verdict.protocol.weights_digest}, run.files.model)
-    return found
+    evaluation = Evaluation.find(path)
+    if evaluation is not None:
+        refuse_other_weights({path: evaluation.verdict.protocol.weights_digest}, run.files.model)
+    return evaluation
 
 
 def measured_scales(run: ResolvedRun) -> Scales | None:
-    """Return the scales of the run where the recipe serves by it and an evaluation has written it."""
+    """Return the scales of the run where the recipe serves by them and an evaluation has written them."""
     path = run.files.scales
     if run.config.export is None or run.config.export.scale != "measured" or not path.exists():
         return None
@@ -82,7 +82,7 @@ def measured_scales(run: ResolvedRun) -> Scales | None:
 
 
 def tell_old_export(run: ResolvedRun) -> None:
-    """Say in one line that an export beside a new evaluation still serves by the older one's scales."""
+    """Show in one line that an export beside a new evaluation still serves by the older one's scales."""
     if run.config.export is not None and run.config.export.scale != "measured":
         return
     old, new = ExportFolder(run.files.export).scales, run.files.scales

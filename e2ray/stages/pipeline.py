@@ -1,7 +1,7 @@
 """A recipe's stages in order: prepare, pretrain, train, evaluate, suites, export.
 
-The driver holds the run's files and the order; what needs a model or many cores runs in Ray workers. A stage whose
-result stands is not run again, so the same command continues a run wherever it was stopped.
+The driver keeps the run's files and the order; what needs a model or many cores runs in Ray workers. A stage whose
+result exists is not run again, so the same command continues a run wherever it was stopped.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ STAGES = ("prepare", "pretrain", "train", "evaluate", "suites", "export")  # the
 
 
 def run_stages(run: ResolvedRun, stages: Sequence[str]) -> None:
-    """Run the named stages in order on a cluster; their results lie in the run's folder and under storage."""
+    """Run the named stages in order on a cluster; their results go to the run's folder and the storage."""
     training = bool({"pretrain", "train"} & set(stages))
     if "suites" in stages:
         checks.check_suites(run)  # before the hours of a training
@@ -69,7 +69,7 @@ def run_stages(run: ResolvedRun, stages: Sequence[str]) -> None:
                 show(sentence(removed))
             is_new = isinstance(run.config.model, PretrainedModel) and not run.is_trained
             if is_new and run.config.evaluate:
-                show(told(base_length_of(run, shards, base)))  # of one pretrained here L is known
+                show(told(base_length_of(run, shards, base)))  # for one pretrained here L is known
             train(run, shards, base)
         elif run.is_trained:
             refuse_other_training(
@@ -164,7 +164,7 @@ def _later_stage(run: ResolvedRun, stage: str) -> None:
         before = read_resolved(path)
         updated = before.model_copy(update=_measured_with(before, run.config, stage))
         files.write_text(path, resolved_text(updated))
-        if read_status(run.folder) is not None:  # of nothing, one would begin that says `running`
+        if read_status(run.folder) is not None:  # else a new one would say `running`
             write_status(run.folder, result=result_line(run))
         if stage != "export" and (page := write_page(run)):
             show(f"page: {page}")

@@ -1,6 +1,6 @@
-"""What a recipe will do, told before any training: which relative distances its draws will show the model.
+"""What a recipe will do, shown before any training: which relative distances its draws will show the model.
 
-No model, no data and no cluster are touched.
+No model, no data and no cluster are used.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ def coverage(
         base_context_length: L in tokens.
         steps: Steps of the training.
         batch_sequences: Rows of a step.
-        seed: Seed of the run: what is shown are its own first rows.
+        seed: Seed of the run, whose own first rows are shown.
         windows: Context lengths that will be read, W in tokens, each served at scale W / L, at least 1; None stands
             for L, 2L, 4L, ... up to the largest scale.
         out: PNG to write.
@@ -68,7 +68,7 @@ def coverage(
     """
     scales = [paper_scale(w, base_context_length) for w in windows] if windows else default_scales(positions.max_scale)
     try:
-        found = measure(
+        result = measure(
             positions,
             window=window,
             base_context_length=base_context_length,
@@ -79,7 +79,7 @@ def coverage(
         )
     except ValueError as error:
         raise SettingsError(f"the coverage cannot be measured: {error}") from None
-    for line in lines(found, name):
+    for line in lines(result, name):
         show(line)
     label = method_of(positions.method).label
     if label != Linear.label:
@@ -88,6 +88,6 @@ def coverage(
             "leaves alone see them undivided, as the base does."
         )
     if out is not None:
-        write_coverage(out, found, title=f"Distances that {name} will show the model, rows of R = {window:,} tokens")
+        write_coverage(out, result, title=f"Distances that {name} will show the model, rows of R = {window:,} tokens")
         show(f"picture: {out}")
-    return found
+    return result

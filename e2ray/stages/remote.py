@@ -1,4 +1,4 @@
-"""A function where the cluster has room for it."""
+"""Runs functions wherever the cluster has room for them."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar, TypeVarTuple
@@ -25,8 +25,8 @@ def remote(
 ) -> Found:
     """Run a function on a node of the cluster that has what it needs, and return its result.
 
-    The driver of a Ray job sits on the head node, which has often neither a GPU nor memory to spare. `name` is what
-    the dashboard shows; the rest is that of `remote_each`.
+    The driver of a Ray job runs on the head node, which often has neither a GPU nor memory to spare. `name` is what
+    the dashboard shows; the rest is as in `remote_each`.
     """
     return remote_each(name, function, [arguments], use_gpu=use_gpu, tells=tells)[0]
 
@@ -42,8 +42,8 @@ def remote_each(
 ) -> list[Found]:
     """Run a function for every tuple of arguments, wherever the cluster has room, and return the results in order.
 
-    Calls that find no room wait for their turn. The cores of a node are shared among as many calls as there are. Where
-    one fails, the others are called off. How many are done is told every few seconds.
+    Calls that find no room wait for their turn. The cores of a node are shared among as many calls as there are. If
+    one fails, the others are cancelled. How many are done is shown every few seconds.
 
     Args:
         name: Of the task, for the dashboard.
@@ -51,7 +51,7 @@ def remote_each(
         calls: Arguments, a tuple for each call.
         use_gpu: Whether each call gets a GPU.
         fresh: Numbers of the calls that get a process of their own, whose peak memory is theirs; on GPUs each does.
-        tells: Whether the calls tell for themselves how far they are, once the first of them has begun.
+        tells: Whether the calls show their own progress, once the first of them has begun.
 
     Raises:
         SettingsError: If a call raises one.
@@ -64,15 +64,15 @@ def remote_each(
         for number, arguments in enumerate(calls)
     ]
     begun: set[int] = set()
-    found: dict[int, Found] = {}
+    results: dict[int, Found] = {}
     try:
         with Pace(show, name, total=len(calls), unit="parts") as pace:
-            while left := [number for number in range(len(calls)) if number not in found]:
+            while left := [number for number in range(len(calls)) if number not in results]:
                 ready, _ = ray.wait([running[number] for number in left], num_returns=1)
                 number = running.index(ready[0])
-                said = ray.get(next(running[number]))
+                item = ray.get(next(running[number]))
                 if number in begun:
-                    found[number] = said
+                    results[number] = item
                     pace.add()
                     continue
                 begun.add(number)
@@ -85,14 +85,14 @@ def remote_each(
             raise SettingsError(str(error.cause)) from error
         cause = error.cause or error
         raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
-    return [found[number] for number in range(len(calls))]
+    return [results[number] for number in range(len(calls))]
 
 
 def _task(*, use_gpu: bool, fresh: bool) -> RemoteFunction:
     """Return Ray's remote function of one call.
 
-    A process keeps the first card it saw, and that card's memory, so a call on a GPU gets its own. Ray sees to that by
-    itself only where the GPUs stand in the decorator, and takes `max_calls` nowhere else.
+    A process keeps the first card it saw, and that card's memory, so a call on a GPU gets its own process. Ray does so
+    by itself only if the decorator names the GPUs, and takes `max_calls` nowhere else.
     """
     own = fresh or use_gpu
     return ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_calls=int(own), max_retries=0)(call)

@@ -1,4 +1,4 @@
-"""A resolved recipe, the places it writes to, and the words of its status.json."""
+"""A resolved recipe, the places it writes to, and the upkeep of its status.json."""
 
 import itertools
 import os
@@ -34,7 +34,7 @@ from e2ray.records.folders import RunFolder, ShardFolder, StorageFolder
 from e2ray.train.record import end_status, now, read_status, settle, write_status
 from e2ray.train.steps import begun as checkpoints_begun
 
-LONGEST_DIFFERENCE = 160  # characters that are shown of one
+LONGEST_DIFFERENCE = 160  # characters shown of a difference
 
 
 class Preempted(KeyboardInterrupt):
@@ -67,12 +67,12 @@ class ResolvedRun:
 
     @property
     def files(self) -> RunFolder:
-        """What lies in that folder, by name."""
+        """The entries of that folder, by name."""
         return RunFolder(self.folder)
 
     @property
     def is_trained(self) -> bool:
-        """Whether the tuned model stands there."""
+        """Whether the tuned model is there."""
         return self.files.model.is_dir()
 
     @property
@@ -103,13 +103,13 @@ class ResolvedRun:
         return self.config.evaluate.batch_tokens if self.config.evaluate else 1
 
     def refuse_untrained(self, command: str = "train") -> None:
-        """Raise SettingsError if there is no tuned model, saying what makes one."""
+        """Raise SettingsError if there is no tuned model, naming the command that makes one."""
         if not self.is_trained:
             raise SettingsError(f"{self.files.model}: no tuned model yet; run {command} first")
 
     @property
     def made_shards(self) -> Path:
-        """Folder of the shards that are made of the run's sources: `data.shards`, or one that is named by content."""
+        """Folder of the shards that are made of the run's sources: `data.shards`, or one named by content."""
         data = self.config.data
         if data.shards is not None:
             return Path(data.shards).expanduser()
@@ -124,7 +124,7 @@ class ResolvedRun:
     def base(self) -> Path:
         """Folder of the pretraining, shared by all runs with the same base.
 
-        Adapters are not part of it, and what a run may be continued with other values of names no other base.
+        Adapters are no part of its name, nor are settings that may change when a run is continued.
         """
         config = self.config
         free = {path.partition(".")[2] for path in FREE_ON_RESUME if path.startswith("pretrain.")}
@@ -140,7 +140,7 @@ class ResolvedRun:
 
 
 def tell_ignored(run: ResolvedRun, *sections: str) -> None:
-    """Say on a line of its own of each setting that is without effect, of some sections or of all."""
+    """Show one line for each setting without effect, of some sections or of all."""
     for line in run.ignored:
         if not sections or line.startswith(tuple(f"{section}." for section in sections)):
             show(f"warning: {line}")
@@ -156,7 +156,7 @@ def run_tokenizer(run: ResolvedRun, shards: str | Path) -> Path:
     """Return the folder of the run's own tokenizer on the file system that all nodes share, copied there now or before.
 
     Shards are named by tokens alone, so the tokenizer beside them may have the chat template of whoever prepared them.
-    One that the recipe names is taken from there; one that prepare has trained lies with the shards.
+    One that the recipe names is taken from its source; one that prepare has trained is beside the shards.
 
     Raises:
         SettingsError: If it cannot be read, or the storage cannot be written.
@@ -247,8 +247,8 @@ def refuse_other_settings(run: ResolvedRun, *, besides: Sequence[str] = (), begu
     path = run.files.config
     if begun is None:
         begun = run.is_trained or checkpoints_begun(run.files.checkpoints)
-    if not begun or not path.exists():  # a run that failed before it trained may be mended under its name
-        return  # and without config.yaml checkpoints and model say themselves what they are of
+    if not begun or not path.exists():  # a run that failed before it trained may be corrected under its name
+        return  # and without config.yaml, checkpoints and model are checked by their own records
     before = read_resolved(path).model_dump(mode="json")
     after = run.config.model_dump(mode="json")
     for settings, entry in itertools.product((before, after), besides):
@@ -257,24 +257,24 @@ def refuse_other_settings(run: ResolvedRun, *, besides: Sequence[str] = (), begu
             (settings[section] or {}).pop(name, None)
         else:
             settings.pop(section)
-    if told := difference(before, after):
+    if mismatch := difference(before, after):
         raise SettingsError(
-            f"{path}: the run {run.config.name!r} was begun with other settings: {told}; choose another name, or the "
-            "old value"
+            f"{path}: the run {run.config.name!r} was begun with other settings: {mismatch}; "
+            "choose another name, or the old value"
         )
 
 
 def tell_unmeasured(run: ResolvedRun) -> None:
-    """Say in one line what a finished run was measured or exported with that the recipe now says otherwise."""
+    """Show one line if a finished run was measured or exported with other settings than the recipe's."""
     path = run.files.config
     before = read_resolved(path).model_dump(mode="json", include=set(MENDABLE))
     after = run.config.model_dump(mode="json", include=set(MENDABLE))
     for settings in (before, after):
         settings["suites"] = (settings["evaluate"] or {}).pop("suites", None)
-    found = {name: differences({name: before[name]}, {name: after[name]}) for name in ("evaluate", "suites", "export")}
-    stages = [name for name, lines in found.items() if lines and after[name] is not None]  # null asks for nothing
+    diffs = {name: differences({name: before[name]}, {name: after[name]}) for name in ("evaluate", "suites", "export")}
+    stages = [name for name, lines in diffs.items() if lines and after[name] is not None]  # null asks for nothing
     if stages:
-        first, more = found[stages[0]][0], sum(len(found[stage]) for stage in stages) - 1
+        first, more = diffs[stages[0]][0], sum(len(diffs[stage]) for stage in stages) - 1
         first = f"evaluate.{first}" if stages[0] == "suites" else first
         if len(first) > LONGEST_DIFFERENCE:  # a whole section
             first = f"{first.partition(':')[0]}: is another one in the run"
@@ -286,8 +286,8 @@ def tell_unmeasured(run: ResolvedRun) -> None:
 def reporting(run: ResolvedRun) -> Iterator[None]:
     """Write into status.json that the run is running, and how it ended, whatever ends it.
 
-    That is an error, an interrupt or SIGTERM. The last, from `ray job stop`, is written down by the handler itself:
-    the job is killed seconds later. A run that was killed before, and could not say so, is told. The caller holds the
+    That is an error, an interrupt or SIGTERM. The last, from `ray job stop`, is written by the handler itself: the job
+    is killed seconds later. A run that was killed before, and could not say so, is reported. The caller holds the
     run's lock, and writes `succeeded`.
     """
     killed = settle(run.folder)
@@ -315,7 +315,7 @@ def reporting(run: ResolvedRun) -> Iterator[None]:
 
 
 def _was_stopped(folder: Path) -> bool:
-    """Return whether the handler's word stands; a worker that writes its step may have come behind it."""
+    """Return whether status.json still has the handler's entry; a worker that wrote its step may have replaced it."""
     try:
         status = read_status(folder)
     except SettingsError:
@@ -324,8 +324,8 @@ def _was_stopped(folder: Path) -> bool:
 
 
 def result_line(run: ResolvedRun) -> str:
-    """Return one line that says what a finished run found and where it lies."""
-    found = Evaluation.find(run.files.evaluation)
-    parts = found.verdict.sentences[:1] if found else ()
+    """Return one line that says what a finished run found and where its model is."""
+    evaluation = Evaluation.find(run.files.evaluation)
+    parts = evaluation.verdict.sentences[:1] if evaluation else ()
     model = run.files.export if run.files.export.is_dir() else run.files.model
     return " ".join([*parts, f"Model: {model}"])

@@ -9,9 +9,9 @@ from e2ray.loading import loading
 
 
 def call(packed: bytes, num_calls: int) -> Iterator[object]:
-    """Yield None when a function begins that `ray.cloudpickle` has packed with its arguments, then what it returns.
+    """Yield None as a function begins, packed with its arguments by `ray.cloudpickle`, then what it returns.
 
-    `num_calls` of them may run beside each other and share this machine's cores.
+    `num_calls` of them may run at once and share this machine's cores.
     """
     with loading():
         import torch

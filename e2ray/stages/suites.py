@@ -18,7 +18,7 @@ from e2ray.train.record import now
 
 
 def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: Model) -> Suites:
-    """Ask base and tuned model tasks, write what came out, and return it.
+    """Ask base and tuned model the tasks, write the scores, and return them.
 
     The tuned model's scales are those of scales.json where there is one, else W / L as for the base.
 
@@ -46,7 +46,7 @@ def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: 
         for each in samples.values():
             each.unlink(missing_ok=True)
     there = environment()
-    found = Suites(
+    record = Suites(
         settings=settings.model_dump(mode="json"),
         max_context_length=settings.max_context_length or run.longest,
         versions={**there.versions, **versions()},
@@ -56,5 +56,5 @@ def suites(run: ResolvedRun, settings: SuiteSettings, shards: str | Path, base: 
         scores=tuple(score for part in parts for score in part.scores),
         missing=tuple(missing for part in parts for missing in part.missing),
     )
-    found.write(run.files.suites)
-    return found
+    record.write(run.files.suites)
+    return record

@@ -1,4 +1,4 @@
-"""From sources to a trained model: prepare, pretrain, train. What stands already is taken as it is."""
+"""From sources to a trained model: prepare, pretrain, train. What exists already is used as it is."""
 
 import sys
 from pathlib import Path
@@ -28,8 +28,8 @@ from e2ray.train.trackers import located
 def prepare(run: ResolvedRun, *, again: bool = False) -> str | Path:
     """Return the folder of the run's shards, prepared now or before.
 
-    `data.shards` is taken as it is where it holds shards, or is a URI, unless it is to be prepared `again`, where its
-    content no longer fits the settings; without it the folder is named by content.
+    `data.shards` is used as it is if it holds shards or is a URI; `again` prepares it anew where its content no longer
+    fits the settings. Without it the folder is named by content.
 
     Raises:
         SettingsError: If a source, the tokenizer or the folder is wrong, or shards are of another window or tokenizer.
@@ -130,7 +130,7 @@ def train(run: ResolvedRun, shards: str | Path, model: Model) -> None:
     """Fine-tune with the run's position draws.
 
     Raises:
-        SettingsError: If a model of another training stands in the run's folder.
+        SettingsError: If the run's folder holds a model of another training.
     """
     task = own_task(run, shards, model)
     if run.is_trained:

@@ -57,7 +57,7 @@ BUDGET = (  # settings of search.trial that the recipe of a chosen trial takes f
 
 
 def tune(config: RunConfig, *, resume: bool) -> None:
-    """Run the study of a recipe to its end, or continue it; one to `resume` is begun where there is none.
+    """Run the study of a recipe to its end, or `resume` it; one that is not there yet is begun in either case.
 
     Raises:
         SettingsError: If a setting, a path or data is wrong, the name belongs to another study or run, or the cluster
@@ -100,17 +100,17 @@ def refuse_other_study(run: ResolvedRun, *, resume: bool) -> None:
             "choose another name"
         )
     before = read_resolved(path)
-    told = difference(before.model_dump(mode="json"), run.config.model_dump(mode="json"), free=FREE_ON_RESUME)
-    if told:
+    mismatch = difference(before.model_dump(mode="json"), run.config.model_dump(mode="json"), free=FREE_ON_RESUME)
+    if mismatch:
         raise SettingsError(
-            f"{path}: the study {run.config.name!r} was begun with other settings: {told}; choose another name, or the "
-            "old value"
+            f"{path}: the study {run.config.name!r} was begun with other settings: {mismatch}; "
+            "choose another name, or the old value"
         )
     verified(journal)  # before an hour of tokenising, not after
 
 
 def _run(run: ResolvedRun, search: SearchSettings) -> str:
-    """Run the trials that are missing and write the exports; return one line that says what came out."""
+    """Run the missing trials and write the exports; return one line with the result."""
     checks.refuse_before_start(run)
     checks.check_model(run)
     with cluster(run.config.cluster):
@@ -144,14 +144,14 @@ def _run(run: ResolvedRun, search: SearchSettings) -> str:
             gauges=trials.gauges(study.name),
         )
 
-        def told(number: int) -> None:
+        def show_trial(number: int) -> None:
             progress.told(number)
             pace.done = _num_ended(study) - begun
 
         show(f"{study.name}: {search.trials} trials, {room.trials} at once")
         try:
             with pace:
-                trials.run(study, shared, workers, told=told, room_of=room)
+                trials.run(study, shared, workers, told=show_trial, room_of=room)
         finally:
             if any(record.finished for record in study.records()):
                 export_tables(run, study)
@@ -195,32 +195,32 @@ def export_tables(run: ResolvedRun, study: Study) -> None:
 
 
 def export(run: ResolvedRun, study: Study, unseen: int | None) -> str:
-    """Write all exports of a finished study and return one line that says what came out.
+    """Write all exports of a finished study and return one line with the result.
 
     `unseen` is how many evaluation documents a chosen recipe leaves out; None if the study saw them all.
     """
     folder = StudyFolder(run.folder).export
     journal = folder / StudyFolder.journal.name
-    found = found_of(study, with_surrogate=True)
-    write_tables(folder, found)
+    summary = found_of(study, with_surrogate=True)
+    write_tables(folder, summary)
     assert run.config.search is not None
     trial = {path: value for path, value in run.config.search.trial.items() if path.startswith("train.")}
     recipe = run.config.model_dump(mode="json", exclude={"search"})
     recipe = assign(recipe, {path: value for path, value in trial.items() if path not in BUDGET}, RunConfig)
-    write_recipes(folder, found, recipe, skip_documents=unseen)
+    write_recipes(folder, summary, recipe, skip_documents=unseen)
     with files.atomic_path(journal) as aside:
         shutil.copyfile(study.path, aside)
     command = f"optuna-dashboard {shlex.quote(str(journal))}"
-    page = write_study(folder, found, coverage=_coverage(study, found), journal_command=command)
+    page = write_study(folder, summary, coverage=_coverage(study, summary), journal_command=command)
     show(f"browse the study: {command}")
-    return f"{outcome(found)} Report: {page}"
+    return f"{outcome(summary)} Report: {page}"
 
 
-def _coverage(study: Study, found: StudyResults) -> dict[str, Figure]:
-    """Return the picture of the distances that the draws of the chosen trials show, and those of the paper's."""
+def _coverage(study: Study, summary: StudyResults) -> dict[str, Figure]:
+    """Return pictures by title of the distances that the draws of the chosen trials and of the paper's preset show."""
     start, pictures, seen = study.start, {}, set[int]()
-    for role, number in {**found.chosen, "the paper's preset": 0}.items():
-        record = found.record(number)
+    for role, number in {**summary.chosen, "the paper's preset": 0}.items():
+        record = summary.record(number)
         if number in seen or "positions" not in record.settings:
             continue
         seen.add(number)
