@@ -33,7 +33,7 @@ DESCRIPTIONS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all others are."""
+    """A parser whose errors are one line, as all errors are."""
 
     def error(self, message: str) -> NoReturn:
         from e2ray.config.base import brief
@@ -161,14 +161,14 @@ def _say(command: str, message: object) -> None:
 
 
 def _reader_has_gone() -> bool:
-    """Return whether nobody reads stdout any more, as behind `| head`."""
+    """Return whether nobody reads stdout any more, as after `| head`."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _discard_unwritable_output() -> None:
-    """Drop what stdout holds back and cannot write, else the exit complains again."""
+    """Drop what stdout has buffered and cannot write, else the exit complains again."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -177,7 +177,7 @@ def _discard_unwritable_output() -> None:
 
 @contextmanager
 def _loading() -> Iterator[None]:
-    """Give a block that says every few seconds that its imports take their time."""
+    """Run a block of imports, and show every few seconds that they are still running."""
     from functools import partial
 
     from e2ray.data.pace import Pace

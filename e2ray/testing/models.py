@@ -98,10 +98,10 @@ def random_tokens(*shape: int, seed: int = 1) -> Tensor:
 
 
 def logits(model: nn.Module, tokens: Tensor, **options: object) -> Tensor:
-    """Return logits without gradients and without a cache, the state of training."""
+    """Return logits without gradients and without a cache, as in training."""
     with torch.no_grad():
-        found: Tensor = model(tokens, use_cache=False, **options).logits
-    return found
+        output: Tensor = model(tokens, use_cache=False, **options).logits
+    return output
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A page with one of every part, and HTML read back: its tags, its texts, and that every tag is closed in its order."""
+"""Every part of a page once, and HTML read back: its tags, its texts, and that tags are closed in order."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +50,7 @@ def read(html: str) -> Reader:
 
 @contextmanager
 def unrendered() -> Iterator[None]:
-    """Figures are drawn, and their pictures are empty: for what a page says beside them, in a tenth of the time."""
+    """Draw figures but save empty pictures: for tests of a page's text, in a tenth of the time."""
     with patch.object(Figure, "savefig"), patch.object(ConstrainedLayoutEngine, "execute"):
         yield
 
@@ -63,7 +63,7 @@ def picture() -> bytes:
 
 
 def every_part(text: str) -> list[Part]:
-    """Return one of every part of a page, with `text` wherever one has text."""
+    """Return one of every part of a page, with `text` wherever a part has text."""
     return [
         Words(text, warning=True),
         Points([Point(text, text, warning=True), Point(text, text)]),

@@ -24,12 +24,12 @@ PRETRAIN = {  # what makes a base of it
 
 
 def recipe(storage: str | Path, *, texts: str = "/texts/*.txt", **sections: object) -> dict[str, object]:
-    """Return storage, model, data and draws of a run, its own to be changed.
+    """Return storage, model, data and draws of a run, a copy that the caller may change.
 
     Args:
         storage: Folder of runs.
         texts: Which text files it trains on.
-        sections: Further sections, and those that stand in place of its own.
+        sections: Further sections, and those that replace its own.
     """
     made: dict[str, object] = {
         "name": "small",

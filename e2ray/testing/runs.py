@@ -72,8 +72,8 @@ def by_length(better: float = 0.0) -> list[LengthCell]:
     """Return the cells of those passes."""
     return [
         cell
-        for one in passes(better)
-        for cell in length_cells(one.nll, WINDOWS, last=8, scale=one.scale, model=one.model)
+        for each in passes(better)
+        for cell in length_cells(each.nll, WINDOWS, last=8, scale=each.scale, model=each.model)
     ]
 
 
@@ -106,17 +106,17 @@ def begun(storage: Path, name: str = "small", state: str = "running", step: int 
 
 @cache
 def measured(better: float, windows: tuple[int, ...], text: str, retrieval: str) -> dict[str, bytes]:
-    """Return the files of an evaluation by name, written once for each kind; arguments as JSON or plain."""
+    """Return the files of an evaluation by name, written once for each kind; `text` and `retrieval` are JSON."""
     sums = surface(better, windows)
     rows = [RetrievalRow.model_validate(row) for row in json.loads(retrieval)]
     cells = [cell(each) for each in sums]
-    found = verdict(cells, L, text=json.loads(text))
+    record = verdict(cells, L, text=json.loads(text))
     scales = scale_table(sums, L)
     tuned = [row for row in rows if row.model == "tuned"]
     effective = effective_length(sums, L, retrieval=tuned or None)
-    found = found.changed(sentences=(*found.sentences, *sentences(scales, effective)))
+    record = record.changed(sentences=(*record.sentences, *sentences(scales, effective)))
     with tempfile.TemporaryDirectory() as folder:
-        write_evaluation(folder, cells, found)
+        write_evaluation(folder, cells, record)
         write_lengths(Path(folder), sums, scales=scales, effective=effective, retrieval=rows)
         return _contents(folder) | measured_by_length(better)
 
@@ -142,7 +142,7 @@ def evaluated(
     retrieval: Sequence[Plain] = (),
     **changes: object,
 ) -> Path:
-    """Write a whole run and return its folder; `better` nats lie between its tuned model and the plain one."""
+    """Write a whole run and return its folder; its tuned model is `better` nats below the plain one."""
     folder = begun(storage, name, "running", 8, **changes)
     (folder / "model").mkdir()
     for file, content in measured(better, WINDOWS, json.dumps(text), json.dumps(retrieval)).items():

@@ -18,7 +18,7 @@ TEXT = "the dog sat on the log and looked at the porter, who is what he is"
 def write_served_run(folder: Path, *, template: str | None = None) -> Path:
     """Return the folder, with model, tokenizer and scales of its own: 1 up to L, 3 up to 2 L, 5 up to 4 L.
 
-    The tokenizer puts around a text what `template` says: `[gMASK]` and `<sop>`, which are added, and `<|endoftext|>`.
+    The tokenizer wraps a text by `template`, of `[gMASK]` and `<sop>`, which are added, and `<|endoftext|>`.
     """
     tokenizer = train_byte_level_bpe([TEXT] * 20, ByteLevelBpe(vocab_size=300))
     if template is not None:

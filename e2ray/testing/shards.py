@@ -29,14 +29,14 @@ def write_shards(
     """Return a new folder with given documents as shards.
 
     Args:
-        folder: What to make.
+        folder: The folder to make.
         train: Tokens of each training document.
-        validation: Title and tokens of each held-out document; they are numbered behind the others.
+        validation: Title and tokens of each held-out document; they are numbered after the others.
         window: R, tokens of a row.
-        vocab_size: What the manifest says of it.
+        vocab_size: The vocabulary size in the manifest.
         shard_rows: Rows of a shard at most.
         pack: How documents are put into rows.
-        waiting: How many documents a packer lets wait.
+        waiting: How many documents a packer keeps waiting.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows: TrainRows | PackedRows = TrainRows(folder, window, shard_rows=shard_rows)

@@ -106,7 +106,7 @@ def drawn(space: Space, rng: random.Random) -> Params:
 
 
 def improved(space: Space, params: Params) -> Params:
-    """Return the same point nearer to a good one, as a sampler that learns would propose it."""
+    """Return the same point moved towards a good one, as a sampler that learns would propose it."""
     good = {"train.lr": 1.3e-3, "positions.scale.exponent": -0.8, "positions.scale.native_share": 0.5}
     kinds = {"positions.scale.kind": "power", "positions.placement.kind": "random_breaks", "positions.per": "sequence"}
     kept: Params = {path: kinds.get(path, value) for path, value in params.items() if not space[path]["when"]}
@@ -210,7 +210,7 @@ def trial(
 
 
 def failed(record: TrialRecord, reason: str) -> TrialRecord:
-    """Return the same trial, had it failed before its first rung."""
+    """Return the same trial as if it had failed before its first rung."""
     return replace(
         record, state="failed", step=0, long=None, short=None, retrieval=None, value=None, tokens=0, reason=reason,
         curves=[], values={},
@@ -255,7 +255,7 @@ def made_up_records(
 
 
 def importances_of(space: Space) -> dict[str, float]:
-    """Return shares that fall with the place in the space, summing to 1."""
+    """Return shares that fall along the space, summing to 1."""
     weights = [1 / (number + 1) ** 1.5 for number in range(len(space))]
     return {path: weight / sum(weights) for path, weight in zip(space, weights, strict=True)}
 
