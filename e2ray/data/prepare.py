@@ -22,6 +22,7 @@ from e2ray.data.shards import ShardSet
 from e2ray.data.unpack import Limits
 from e2ray.records.folders import ShardFolder
 from e2ray.records.manifest import Manifest
+from e2ray.records.record import NewerError
 
 TOKENS = 2  # version of tokenising; parts of an earlier version are made again
 
@@ -131,6 +132,8 @@ def _finished(folder: Path, digest: str, progress: Callable[[str], None]) -> Man
         if manifest.corpus_digest != digest:
             return None
         tokenizer = tokenizers.load_shard_tokenizer(ShardFolder(folder).tokenizer)
+    except NewerError:
+        raise
     except SettingsError as error:
         progress(f"prepare: the shards are made anew; {error}")
         return None

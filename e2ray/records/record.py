@@ -46,6 +46,10 @@ def left_out(description: str) -> Any:
     return Field(default=None, exclude_if=lambda value: value is None, description=description)
 
 
+class NewerError(SettingsError):
+    """A file is whole, but of a newer e2ray: it is neither damaged nor to be written over."""
+
+
 class Part(BaseModel):
     """A frozen, strict group of fields; unknown ones, NaN and infinities are refused."""
 
@@ -131,7 +135,7 @@ class Record(Part):
         if version is not None and (type(version) is not int or version < 1):
             raise cls.damaged(where, f"{VERSION} is {shown(version)}")
         if version is not None and version > cls.schema_version:
-            raise SettingsError(
+            raise NewerError(
                 f"{where}: was written by a newer e2ray, in schema version {version}; this one reads "
                 f"{cls.schema_version}: install the newer one, or {cls.anew}"
             )

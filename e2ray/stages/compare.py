@@ -17,13 +17,14 @@ from e2ray.config.run import RunConfig
 from e2ray.data.pace import show
 from e2ray.data.shards import read_manifest
 from e2ray.evaluate.removing import removed_scaling
-from e2ray.records.folders import ComparisonFolder
+from e2ray.records.folders import ComparisonFolder, StudyFolder
 from e2ray.report.compare.page import write_comparison
 from e2ray.stages import checks
 from e2ray.stages.cluster import cluster
 from e2ray.stages.remote import remote_each, wants_gpu
 from e2ray.stages.run import ResolvedRun, refuse_other_settings, reporting, resolve, tell_ignored
 from e2ray.stages.train import base_of, own_task, prepare
+from e2ray.train.environment import environment
 from e2ray.train.lane import Job, is_done, left, run_job, unsealed
 from e2ray.train.record import now, write_status
 from e2ray.train.task import Task
@@ -47,10 +48,12 @@ def compare(config: RunConfig) -> None:
         raise SettingsError("evaluate: is null, a comparison measures by it; give it a section")
     run = resolve(config)
     with files.lock(run.files.lock, what="running this comparison"):
+        _refuse_other_kind(run)
         refuse_other_settings(run, begun=any(ComparisonFolder(run.folder).lanes.glob("*.json")), besides=MAY_DIFFER)
         tell_ignored(run)
         files.write_text(run.files.config, resolved_text(run.config))
         with reporting(run):
+            environment().write(run.files.environment)
             checks.refuse_before_start(run)
             checks.check_model(run)
             with cluster(run.config.cluster):
@@ -72,15 +75,24 @@ def compare(config: RunConfig) -> None:
         show(f"{table}page: {ComparisonFolder(run.folder).page}")
 
 
+def _refuse_other_kind(run: ResolvedRun) -> None:
+    kind = "training run" if run.is_trained or run.files.checkpoints.is_dir() else None
+    kind = "study" if StudyFolder(run.folder).journal.exists() else kind
+    if kind:
+        raise SettingsError(f"{run.folder}: holds a {kind} of that name; choose another name for the comparison")
+
+
 def _run_missing(run: ResolvedRun, jobs: list[Job]) -> None:
     """Run the jobs that have written nothing, or failed, on the connected cluster."""
     done = [job for job in jobs if is_done(job)]
     _tell_unsealed(done)
     show(f"{run.config.name}: {len(jobs)} jobs, {len(done)} of them done before")
     use_gpu = wants_gpu(run.config.cluster)
-    missing = [(job, use_gpu) for job in jobs if job not in done]
-    trained = [number for number, (job, _) in enumerate(missing) if job.config is not None]  # their peak is kept
-    remote_each("compare", run_job, missing, use_gpu=use_gpu, fresh=trained)
+    missing = [job for job in jobs if job not in done]
+    for trained in (True, False):  # those trained keep their peak memory, so that they are alone in their processes
+        calls = [(job, use_gpu) for job in missing if (job.config is not None) is trained]
+        if calls:
+            remote_each("compare", run_job, calls, use_gpu=use_gpu, fresh=trained)
 
 
 def _tell_unsealed(done: list[Job]) -> None:

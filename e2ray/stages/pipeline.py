@@ -16,7 +16,7 @@ from e2ray.data.pace import show
 from e2ray.data.shards import read_manifest
 from e2ray.evaluate.base_length import told
 from e2ray.evaluate.removed import sentence
-from e2ray.records.folders import StudyFolder
+from e2ray.records.folders import ComparisonFolder, StudyFolder
 from e2ray.stages import checks
 from e2ray.stages.closing import last_lines, track_evaluation, write_page
 from e2ray.stages.cluster import cluster
@@ -45,11 +45,12 @@ STAGES = ("prepare", "pretrain", "train", "evaluate", "suites", "export")  # the
 def run_stages(run: ResolvedRun, stages: Sequence[str]) -> None:
     """Run the named stages in order on a cluster; their results go to the run's folder and the storage."""
     training = bool({"pretrain", "train"} & set(stages))
+    trains = "train" in stages and not run.is_trained
     if "suites" in stages:
         checks.check_suites(run)  # before the hours of a training
     if training:
         checks.refuse_before_start(run)
-    if "train" in stages and not run.is_trained:
+    if trains:
         checks.refuse_lost_checkpoints(run)
         checks.check_model(run)
     with cluster(run.config.cluster):
@@ -77,7 +78,7 @@ def run_stages(run: ResolvedRun, stages: Sequence[str]) -> None:
             )  # text that has changed since is measured, too
         if "evaluate" in stages and run.config.evaluate:
             evaluate(run, shards, base)
-            track_evaluation(run)
+            track_evaluation(run, begun_only=trains)
         if "suites" in stages and run.config.evaluate and run.config.evaluate.suites:
             suites(run, run.config.evaluate.suites, shards, base)
         if "export" in stages and run.config.export:
@@ -93,12 +94,18 @@ def execute(config: RunConfig) -> None:
     run = resolve(config.alone())
     with files.lock(run.files.lock, what="running this run"):
         refuse_other_settings(run, besides=MENDABLE)
-        if (StudyFolder(run.folder).journal).exists():
+        if StudyFolder(run.folder).journal.exists():
             raise SettingsError(f"{run.folder}: holds a study of that name; choose another name for the training run")
+        if ComparisonFolder(run.folder).lanes.is_dir():
+            raise SettingsError(
+                f"{run.folder}: holds a comparison of that name; choose another name for the training run"
+            )
         status = read_status(run.folder)
         if status and status.state == "succeeded" and run.files.config.exists():
             show(f"{run.folder} is finished: {brief(status.result or 'its status tells no result')}")
             tell_unmeasured(run)
+            if not run.files.page.exists() and (page := write_page(run)):  # what stopped it has come in between
+                show(f"page: {page}")
             return
         tell_ignored(run)
         files.write_text(run.files.config, resolved_text(run.config))

@@ -1,6 +1,6 @@
 """Runs functions wherever the cluster has room for them."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, TypeVarTuple
 
 import ray
@@ -37,7 +37,7 @@ def remote_each(
     calls: Sequence[tuple[*Given]],
     *,
     use_gpu: bool,
-    fresh: Collection[int] = (),
+    fresh: bool = False,
     tells: bool = False,
 ) -> list[Found]:
     """Run a function for every tuple of arguments, wherever the cluster has room, and return the results in order.
@@ -50,19 +50,15 @@ def remote_each(
         function: Runs on a worker; it can be pickled.
         calls: Arguments, a tuple for each call.
         use_gpu: Whether each call gets a GPU.
-        fresh: Numbers of the calls that get a process of their own, whose peak memory is theirs; on GPUs each does.
+        fresh: Whether each call gets a process of its own, whose peak memory is that of the call; on GPUs each does.
         tells: Whether the calls show their own progress, once the first of them has begun.
 
     Raises:
         SettingsError: If a call raises one.
         RuntimeError: If a call fails otherwise.
     """
-    running = [
-        _task(use_gpu=use_gpu, fresh=number in fresh)
-        .options(name=name, num_returns="streaming")
-        .remote(ray.cloudpickle.dumps((function, arguments)), len(calls))
-        for number, arguments in enumerate(calls)
-    ]
+    task = _task(use_gpu=use_gpu, fresh=fresh).options(name=name, num_returns="streaming")
+    running = [task.remote(ray.cloudpickle.dumps((function, arguments)), len(calls)) for arguments in calls]
     begun: set[int] = set()
     results: dict[int, Found] = {}
     try:

@@ -23,6 +23,7 @@ from e2ray.config.run import RunConfig
 from e2ray.core.model import build_model, made_ready
 from e2ray.data.shards import Rows, ShardSet, local_batches
 from e2ray.evaluate.perplexity import DivergedWeights
+from e2ray.records.folders import RunFolder
 from e2ray.records.run import MetricsLine
 from e2ray.train import checkpoint
 from e2ray.train.batch import Batch
@@ -31,7 +32,7 @@ from e2ray.train.heartbeat import MEASURING, Heartbeat
 from e2ray.train.ledger import rows_of
 from e2ray.train.loop import Answer, Diverged, Skips, fit
 from e2ray.train.parameters import ParameterState, precision_of
-from e2ray.train.record import note_skipped
+from e2ray.train.record import note_skipped, prune_lines
 from e2ray.train.task import Task
 from e2ray.train.trackers import Show, Trackers
 from e2ray.train.worker import begin, drawn, trackers_of
@@ -135,7 +136,9 @@ class Bench:
         self.skips = Skips()
         self.seconds = 0.0
         self.trackers.close()
-        self.trackers = trackers_of(task, 0, self.gauges(task.name) if self.gauges else None)
+        lost = self.trackers.lost  # told once, not for each training
+        self.trackers = trackers_of(task, 0, self.gauges(task.name) if self.gauges else None, without=lost)
+        prune_lines(RunFolder(task.folder).skipped, 0)
 
     def _engine_for(self, task: Task) -> None:
         """Prepare an untrained engine: the last one with its state reset, or a new one if it is built otherwise."""
@@ -207,10 +210,14 @@ class Bench:
                 tokens=self.tokens,
             )
         except (Diverged, DivergedWeights) as error:
+            self.trackers.close(failed=True)
             rows = self.taken * self.task.train.batch_sequences * self.task.rows_per_example
             spoilt = {"step": self.taken, "tokens": rows * self.task.window, "trial_seconds": spent()}
             self.end()  # its engine is not used again
             return {"failed": str(error), **spoilt}
+        except BaseException:
+            self.trackers.close(failed=True)
+            raise
         self.tokens = last[0].tokens
         self.seconds = (last[0].model_extra or {})["trial_seconds"] if measure is not None else spent()
         return dict(last[0].plain())

@@ -27,6 +27,7 @@ from e2ray.core.probe import Probe
 from e2ray.files import Fingerprint
 from e2ray.records.checkpoint import FORMAT, CheckpointManifest, CheckpointState, Parameter
 from e2ray.records.folders import CheckpointFolder
+from e2ray.records.record import NewerError
 from e2ray.train import steps
 from e2ray.train.loop import Diverged
 from e2ray.train.parameters import ParameterState
@@ -207,6 +208,8 @@ def read_state(checkpoint: Path, *, verify: range | None = None) -> CheckpointSt
         manifest = CheckpointManifest.read(here.manifest)
     except FileNotFoundError:
         raise DamagedError(f"{here.manifest}: is missing") from None
+    except NewerError:
+        raise
     except SettingsError as error:
         raise DamagedError(str(error)) from None
     names = list(manifest.files)

@@ -161,12 +161,12 @@ def _base_model(job: Job, device: torch.device) -> tuple[nn.Module, RotaryHook]:
 
 def _trained(job: Job, config: ResolvedConfig, device: torch.device) -> tuple[nn.Module, RotaryHook, dict[str, object]]:
     """Return (model, hook, what the training took)."""
-    name, folder = f"{job.task.name}-{job.lane}-{job.seed}", job.task.folder / "trials" / str(job.seed)
+    name, folder = f"{job.task.name}-{job.lane}-{job.seed}", job.task.folder / "trials" / job.out.stem
     bench = Bench(job.task, device=device)
     bench.put(tried(job.task, config, name=name, folder=folder))
     began = time.perf_counter()
     metrics = bench.train()
-    bench.trackers.close(failed="failed" in metrics)
+    bench.trackers.close()
     took = time.perf_counter() - began
     if "failed" in metrics:
         raise SettingsError(str(metrics["failed"]))

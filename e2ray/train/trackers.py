@@ -10,7 +10,7 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -127,10 +127,9 @@ class Mlflow:
 
     def _knows(self, number: str) -> bool:
         try:
-            self.client.get_run(number)
-        except library("mlflow.exceptions").MlflowException:  # somebody has removed it
+            return str(self.client.get_run(number).info.lifecycle_stage) == "active"
+        except library("mlflow.exceptions").MlflowException:  # it is gone for good; removed, it is kept for a while
             return False
-        return True
 
     def log(self, metrics: Mapping[str, object], step: int) -> None:
         """Log all numbers of a step at once."""
@@ -200,13 +199,18 @@ class Trackers:
     """Several trackers as one; one that fails is reported and left out from then on."""
 
     def __init__(
-        self, openers: Iterable[tuple[str, Callable[[], Tracker]]], *, show: Callable[[str], None] | None = print
+        self,
+        openers: Iterable[tuple[str, Callable[[], Tracker]]],
+        *,
+        show: Callable[[str], None] | None = print,
+        lost: Collection[str] = (),
     ) -> None:
-        """Open each (name, what opens it); `show` gets a line where one fails."""
-        self.show = show
+        """Open each (name, what opens it) that is not `lost` already; `show` gets a line where one fails."""
+        self.show, self.lost = show, set(lost)
         self.open: dict[str, Tracker] = {}
         for name, opener in openers:
-            self._try(name, partial(self._open, name, opener))
+            if name not in self.lost:
+                self._try(name, partial(self._open, name, opener))
 
     def _open(self, name: str, opener: Callable[[], Tracker]) -> None:
         self.open[name] = opener()
@@ -232,6 +236,7 @@ class Trackers:
             work()
         except Exception as error:  # of a foreign library: none may end the training
             self.open.pop(name, None)
+            self.lost.add(name)
             if self.show:
                 reason = brief(" ".join(f"{type(error).__name__}: {error}".split()))
                 self.show(f"warning: {name}: logs no more, {reason}; the run goes on without it")

@@ -5,7 +5,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -314,23 +314,27 @@ def _tell(task: Task, engine: Engine) -> None:
     )
 
 
-def trackers_of(task: Task, start: int, gauges: Show | None) -> Trackers:
-    """Return where rank 0 logs: TensorBoard where the run keeps files, gauges if any, and what the recipe asks for."""
+def trackers_of(task: Task, start: int, gauges: Show | None, *, without: Collection[str] = ()) -> Trackers:
+    """Return where rank 0 logs: TensorBoard where the run keeps files, gauges if any, and what the recipe asks for.
+
+    Those named in `without` stay closed: they were lost before, and it was told.
+    """
     openers: list[tuple[str, Callable[[], Tracker]]] = []
     if task.keep:
         openers.append(("tensorboard", partial(TensorBoard, task.folder, start_step=start)))
     if gauges is not None:
         openers.append(("gauges", partial(Gauges, gauges)))
     openers += configured(task.trackers, task.folder, name=task.name, continued=task.keep)
-    return Trackers(openers)
+    return Trackers(openers, lost=without)
 
 
 def _recorder(task: Task, start: int, gauges: Show | None) -> Recorder:
-    return Recorder(
+    recorder = Recorder(
         task.folder,
         start_step=start,
         steps=task.train.steps,
         progress_s=task.train.progress_s,
         show=(lambda line: print(line, flush=True)) if task.show_progress else None,
-        trackers=trackers_of(task, start, gauges),
     )
+    recorder.trackers = trackers_of(task, start, gauges)  # behind what can fail: no failure leaves them open
+    return recorder

@@ -207,6 +207,13 @@ def test_finished_shards_are_taken_as_they_are_until_something_changes(ray_clust
     (corpus / "99.txt").write_text("more text " * 500)
     shards, _ = make(corpus, folder, window=64)
     assert shards.manifest.tokens > before
+    manifest = {
+        key: value for key, value in json.loads((folder / "manifest.json").read_text()).items() if key != "digest"
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 9}))
+    with pytest.raises(SettingsError, match=r"manifest\.json: was written by a newer e2ray, in schema version 9"):
+        make(corpus, folder, window=64)
+    assert json.loads((folder / "manifest.json").read_text())["schema_version"] == 9
 
 
 def test_a_pretrained_tokenizer_is_kept_beside_the_shards(ray_cluster, corpus, tmp_path):

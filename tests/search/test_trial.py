@@ -108,7 +108,7 @@ def test_a_trial_leaves_nothing_to_the_next_one(configured, shared_of, zero_stag
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # within mlflow
-def test_each_trial_is_a_run_of_its_own_where_the_studys_trackers_are(configured, shared_of, tmp_path):
+def test_each_trial_is_a_run_of_its_own_where_the_studys_trackers_are(configured, shared_of, tmp_path, monkeypatch):
     from mlflow.tracking import MlflowClient
 
     shared = shared_of(configured())
@@ -118,11 +118,25 @@ def test_each_trial_is_a_run_of_its_own_where_the_studys_trackers_are(configured
     for number in range(2):
         found = run_through(bench, plan_of(configured(), number=number))
         losses[f"{shared.study}-{number}"] = found[-1]["loss"]
+    diverging = configured(train={"clip_norm": 0.0, "eps": 1e-30, "weight_decay": 1e39, "lr": 1.0})
+    bench.begin(plan_of(diverging, number=2))
+    while "failed" not in bench.advance():
+        pass
+    bench.begin(plan_of(configured(), number=3))
+
+    def broken(*given, **named):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(bench.engine, "update", broken)
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        bench.advance()
     bench.end()
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
-    assert {each.info.run_name: each.data.metrics["train.loss"] for each in runs} == pytest.approx(losses)
-    assert {each.info.status for each in runs} == {"FINISHED"}
+    kept = {each.info.run_name: each.data.metrics["train.loss"] for each in runs if each.info.run_name in losses}
+    assert kept == pytest.approx(losses)
+    ends = {each.info.run_name.removeprefix(f"{shared.study}-"): each.info.status for each in runs}
+    assert ends == {"0": "FINISHED", "1": "FINISHED", "2": "FAILED", "3": "FAILED"}
 
 
 def test_an_engine_is_kept_while_trials_are_built_alike(configured, shared_of):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Chain:
 
 
 @pytest.fixture(scope="session")
-def chain(ray_cluster, storage, corpus):
+def trained_chain(ray_cluster, storage, corpus):
     """The chain in miniature, with a base of its own, in the storage that the longest tests share."""
     made = recipe(Path(storage), texts=f"{corpus}/*.py", evaluate={"documents": 2, "document_tokens": 200})
     made["data"] |= {"validation_share": 0.2}
@@ -37,3 +38,12 @@ def chain(ray_cluster, storage, corpus):
     with contextlib.redirect_stdout(io.StringIO()) as told:
         pipeline.execute(validate(made, source="test"))
     return Chain(made, Path(storage) / made["name"], told.getvalue().splitlines())
+
+
+@pytest.fixture
+def chain(trained_chain, tmp_path):
+    """The chain's run, whose folder is afterwards as it was, whatever a test does to it."""
+    kept = shutil.copytree(trained_chain.folder, tmp_path / "kept")
+    yield trained_chain
+    shutil.rmtree(trained_chain.folder)
+    shutil.move(kept, trained_chain.folder)

@@ -1,6 +1,9 @@
 """What a run ends with: a page in its folder, lines for whoever waited, and what trackers hear of the evaluation."""
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +48,8 @@ def test_a_page_that_cannot_be_written_is_told_and_the_run_stays_done(measured, 
     assert told.startswith("warning: ") and PAGE in told and told.count("\n") == 1
 
 
-def test_the_last_lines_say_what_was_found_where_the_page_is_and_what_to_type_next(measured):
+def test_the_last_lines_say_what_was_found_where_the_page_is_and_what_to_type_next(measured, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     page = write_page(measured)
     found, where, then = last_lines(measured, page)
     assert found.endswith(f"Model: {measured.folder / 'model'}") and where == f"page: {page}"
@@ -53,6 +57,9 @@ def test_the_last_lines_say_what_was_found_where_the_page_is_and_what_to_type_ne
     for length in ("64", "1024"):
         (measured.folder / "export" / "serving" / length).mkdir(parents=True)
         (measured.folder / "export" / "serving" / length / "README.md").touch()
+    monkeypatch.setenv("PATH", "/nowhere")  # an environment that nobody has activated
+    command = Path(sys.executable).with_name("e2ray")
+    assert last_lines(measured, None)[1].startswith(f"next: {command} generate {measured.folder} --prompt-file TEXT; ")
     told = last_lines(measured, None)
     assert len(told) == 2 and told[1].endswith(f"; to serve it: {measured.folder}/export/serving/1024/README.md")
 
@@ -83,3 +90,14 @@ def test_trackers_hear_every_nll_once_and_get_the_tables(measured, monkeypatch):
         row["nll"] for row in rows if (row["model"], row["window"], row["scale"]) == ("tuned", 64, 2)
     )
     assert {"config.yaml", "evaluation.json", "evaluation.png", "effective.json"} <= set(files) and last == "closed"
+
+
+def test_a_tracker_that_the_training_could_not_open_is_told_no_second_time(measured, capsys):
+    gone = {"kind": "mlflow", "uri": "http://127.0.0.1:9"}  # the port of nobody
+    config = type(measured.config).model_validate(measured.config.model_dump() | {"trackers": (gone,)})
+    run = type(measured)(config, measured.base_context_length, ())
+    track_evaluation(run, begun_only=True)
+    assert capsys.readouterr().out == ""
+    (run.folder / "trackers.json").write_text(json.dumps({config.trackers[0].key: "0" * 32}))
+    track_evaluation(run, begun_only=True)
+    assert capsys.readouterr().out.startswith("warning: trackers.0 (mlflow): logs no more, ")

@@ -99,6 +99,7 @@ def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_clust
     assert "| E2-LLM (paper's preset) |" in table
     assert "all: 32 tokens: " in missing
     assert json.loads((folder / "status.json").read_text())["result"] == "compared 6 jobs"
+    assert json.loads((folder / "environment.json").read_text())["versions"]["torch"]
 
     # What is not there or failed is done again, and lanes may be added or left out; nothing else may change.
     gone, failed = (folder / "lanes" / name for name in ("e2llm-2.json", "linear-0.json"))
@@ -119,6 +120,21 @@ def test_every_lane_is_measured_alike_and_a_stopped_comparison_goes_on(ray_clust
     recipe["train"]["lr"] = 2e-3
     with pytest.raises(SettingsError, match=r"train\.lr: 0\.001 in the run, 0\.002 asked for"):
         comparing.compare(validate(recipe, source="test"))
+
+
+@pytest.mark.parametrize(
+    ("left", "kind"), [("model/model.safetensors", "training run"), ("checkpoints/latest", "training run"),
+                       ("study.journal", "study")],
+)  # fmt: skip
+def test_a_comparison_takes_no_other_kinds_name(recipe, left, kind):
+    path = Path(recipe["storage"]) / "small" / left
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(SettingsError, match=rf"small: holds a {kind} of that name; choose another name"):
+        comparing.compare(validate(recipe, source="test"))
+    assert [each.name for each in path.parent.iterdir()] == [path.name] and not (
+        path.parents[1] / "status.json"
+    ).exists()
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,13 @@ def test_a_recipe_without_a_search_is_refused(recipe):
         tuning.tune(config_of(recipe | {"search": None}), resume=True)
 
 
+def test_a_study_and_a_run_take_no_comparisons_name(recipe):
+    (Path(recipe["storage"]) / "small" / "lanes").mkdir(parents=True)
+    for command in (lambda config: tuning.tune(config, resume=True), pipeline.execute):
+        with pytest.raises(SettingsError, match=r"small: holds a comparison of that name; choose another name"):
+            command(config_of(recipe | ({"search": None} if command is pipeline.execute else {})))
+
+
 def test_a_study_takes_no_runs_name(recipe):
     (Path(recipe["storage"]) / "small" / "model").mkdir(parents=True)
     with pytest.raises(SettingsError, match=r"small: holds a training run of that name; choose another name"):

@@ -63,6 +63,8 @@ def test_one_that_fails_is_told_once_and_the_others_go_on(failing):
         all_of_them.log({"loss": 1.0}, step)
     all_of_them.log_artifact(Path("x"))
     all_of_them.close()
+    after = Trackers([("bad", open_bad), ("good", lambda: good)], show=lines.append, lost=all_of_them.lost)
+    assert list(after.open) == ["good"] and after.lost == {"bad"}
     assert lines == [f"warning: bad: logs no more, OSError: no {failing} and more of it; the run goes on without it"]
     assert [what for what, *_ in good.told] == ["log", "log", "log", "artifact", "close"]
     assert len(bad.told) == {"open": 0, "log": 1, "artifact": 4, "close": 5}[failing]
@@ -139,13 +141,21 @@ def test_a_tracker_elsewhere_gets_a_run_of_its_own_and_the_first_one_goes_on_whe
     assert len(TrackerNumbers.read(RunFolder(run_folder).trackers).plain()) == 2
     (found,) = mlflow_runs(run_folder.parent)
     assert len(client(run_folder.parent).get_metric_history(found.info.run_id, "train.loss")) == 2
-    client(run_folder.parent).delete_run(found.info.run_id)
     path = RunFolder(run_folder).trackers
-    known = TrackerNumbers.read(path).plain()
-    unknown = {key: "0" * 32 if number == found.info.run_id else number for key, number in known.items()}
-    TrackerNumbers.model_validate(unknown).write(path)
-    opened((first,), run_folder).close()
-    assert len(mlflow_runs(run_folder.parent)) == 1
+
+    def numbered(number):
+        """Return the number of the run that goes on from this one."""
+        known = {key: number if known == found.info.run_id else known for key, known in kept.items()}
+        TrackerNumbers.model_validate(known).write(path)
+        opened((first,), run_folder).close()
+        return next(known for key, known in TrackerNumbers.read(path).plain().items() if kept[key] == found.info.run_id)
+
+    kept = TrackerNumbers.read(path).plain()
+    assert numbered(found.info.run_id) == found.info.run_id
+    client(run_folder.parent).delete_run(found.info.run_id)  # MLflow keeps it for a while, but takes nothing for it
+    assert numbered(found.info.run_id) != found.info.run_id
+    assert numbered("0" * 32) not in ("0" * 32, found.info.run_id)
+    assert len(mlflow_runs(run_folder.parent)) == 2
 
 
 def test_a_run_that_an_error_ends_is_told_as_failed(run_folder):

@@ -272,6 +272,19 @@ def test_a_checkpoint_of_another_version_is_no_damage(task):
     assert "remove" not in str(told.value)
 
 
+def test_a_checkpoint_of_a_newer_version_is_no_damage_and_stays(task):
+    task = stopped_at_4(task)
+    path = task.folder / "checkpoints" / "step-4" / "manifest.json"
+    manifest = {key: value for key, value in json.loads(path.read_text()).items() if key != "digest"}
+    files.write_sealed(path, manifest | {"schema_version": 7})
+    newer = path.read_bytes()
+    with pytest.raises(
+        SettingsError, match=r"step-4/manifest\.json: was written by a newer e2ray, in schema version 7"
+    ):
+        run(task)
+    assert path.read_bytes() == newer and len(read_metrics(task.folder)) == 4
+
+
 def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(task):
     task = stopped_at_4(task)
     for step in (2, 4):
