@@ -1,4 +1,4 @@
-"""What a worker of the suites stage does: load one model and ask it the tasks, its samples into a file."""
+"""The work of a worker of the suites stage: load one model, run the tasks with it, write its samples to a file."""
 
 import json
 from pathlib import Path
@@ -25,11 +25,11 @@ def ask_suites(
 
     Args:
         reading: The model.
-        settings: What it is asked.
+        settings: The tasks.
         longest: The longest context length, in tokens, where the settings name none.
         batch_tokens: Tokens of one forward, at least one request.
-        scales: Those of scales.json, or None where W / L serves.
-        samples: The file that each sample is written to, a line of JSON each.
+        scales: Those of scales.json, or None to read at W / L.
+        samples: The file that the samples are written to, a line of JSON each.
     """
     harness = library("e2ray.evaluate.harness")
     longest = settings.max_context_length or longest
@@ -44,10 +44,10 @@ def ask_suites(
     )
     out = Found()
     with files.atomic_path(samples) as aside, aside.open("w", encoding="utf-8") as file:
-        for found in run(asked, settings, selection, progress=lambda line: show(f"{reading.name}: {line}")):
-            out.scores += [score.changed(model=reading.name) for score in found.scores]
-            out.missing += [each.changed(model=reading.name) for each in found.missing]
-            for sample in found.samples:
+        for part in run(asked, settings, selection, progress=lambda line: show(f"{reading.name}: {line}")):
+            out.scores += [score.changed(model=reading.name) for score in part.scores]
+            out.missing += [each.changed(model=reading.name) for each in part.missing]
+            for sample in part.samples:
                 line = sample.changed(model=reading.name).plain()
                 file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     return out

@@ -1,8 +1,8 @@
 """How far a base reads by itself, found on held-out text before anything is trained.
 
 All methods divide by L, and a config may claim more than its weights read, or less. So the same last tokens of a few
-documents are read at scale 1 behind contexts of up to 2 L, and the longest that reads no worse than the best one says
-how far the base reads. Worse is what is beyond a tolerance and, over the documents, told apart from chance.
+documents are read at scale 1 after contexts of up to 2 L, and the longest that reads no worse than the best one says
+how far the base reads. Worse means by more than a tolerance and, over the documents, by more than chance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from e2ray.records.base_length import BaseLength, WindowRead
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of L, the windows that are measured
 SHORTEST = 8  # tokens of a window
 DOCUMENTS, FEWEST = 16, 4  # that are read at most; that a window should have, else it is left out where others have
-TOKENS = 2**18  # that are read in all, unless two documents need more, under which nothing is told apart from chance
+TOKENS = 2**18  # that are read in all, unless two documents need more, the fewest that show more than chance
 TOO_SHORT = "no held-out document is long enough"
 TOLERANCE = 0.02  # nats per token that a window may read worse than the best one
 
@@ -35,9 +35,9 @@ def base_windows(base_context_length: int, lengths: Sequence[int]) -> tuple[int,
         base_context_length: L in tokens.
         lengths: Of the documents, in tokens.
     """
-    wanted = sorted({round(base_context_length * share) for share in SHARES})
+    windows = sorted({round(base_context_length * share) for share in SHARES})
     enough = sorted(lengths, reverse=True)[: min(FEWEST, len(lengths))]
-    return tuple(window for window in wanted if enough and SHORTEST <= window <= enough[-1])
+    return tuple(window for window in windows if enough and SHORTEST <= window <= enough[-1])
 
 
 def measure_base(
@@ -58,7 +58,7 @@ def measure_base(
         documents: Held-out documents, integer tokens each; the first ones that fill the longest window are read.
         base_context_length: L in tokens, as the recipe or the config claims it.
         batch_tokens: Tokens of one forward, at least.
-        device: Where the model stands.
+        device: Where the model is.
         progress: Takes one line before the first window and one for each.
     """
     windows = base_windows(base_context_length, [len(document) for document in documents])
@@ -113,7 +113,7 @@ def compared(means: Mapping[int, Float[np.ndarray, " documents"]]) -> list[Windo
 
 
 def read_up_to(rows: Sequence[WindowRead]) -> int:
-    """Return the longest window up to which, from the best one on, all read no worse than that."""
+    """Return the longest window up to which, from the best one on, no window reads worse than the best."""
     best = min(rows, key=lambda row: row.nll)
     reached = best.window
     for row in sorted(rows, key=lambda row: row.window):
@@ -124,17 +124,17 @@ def read_up_to(rows: Sequence[WindowRead]) -> int:
     return reached
 
 
-def told(found: BaseLength) -> str:
-    """Return what was found in one line, a warning where more is claimed than is read."""
-    claimed, measured = found.claimed, found.measured
+def told(base: BaseLength) -> str:
+    """Return one line on how far the base reads, a warning where it claims more."""
+    claimed, measured = base.claimed, base.measured
     if measured is None:
-        return f"base: how far it reads was not measured, since {found.reason} (L {claimed:,})"
-    figures = ", ".join(f"{row.window}: {row.nll:.3f}" for row in found.rows)
-    more = " at least" if found.is_longest else ""
+        return f"base: how far it reads was not measured, since {base.reason} (L {claimed:,})"
+    figures = ", ".join(f"{row.window}: {row.nll:.3f}" for row in base.rows)
+    more = " at least" if base.is_longest else ""
     line = f"base: reads {measured:,} tokens{more} at scale 1 (NLL by window {figures})"
-    if measured >= claimed or found.is_longest:
-        return line + (f"; {found.reason}" if found.reason else "")
-    if (found.documents or 0) < 2:
+    if measured >= claimed or base.is_longest:
+        return line + (f"; {base.reason}" if base.reason else "")
+    if (base.documents or 0) < 2:
         return f"{line}, L is {claimed:,}; of one document, which tells nothing apart from chance"
     return (
         f"warning: {line}, L is {claimed:,}; all scales are measured by L, so set model.base_context_length to "

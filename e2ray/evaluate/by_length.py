@@ -1,6 +1,6 @@
-"""NLL by context length, all lengths of a scale out of one forward pass.
+"""NLL by context length, all lengths of a scale from one forward pass.
 
-In a causal model the predictions behind the first w tokens of a longer window are those of a window of w tokens. So
+In a causal model the predictions after the first w tokens of a longer window are those of a window of w tokens. So
 one pass over a document's first W tokens gives every shorter context length at that scale, too: NLL on the last S
 tokens of each length, and NLL by bucket of positions between one length and the next. A length w beyond the base
 window is served at a scale of its own, so there are as many passes as scales, not as many as lengths.
@@ -63,7 +63,7 @@ def length_passes(
 ) -> list[LengthPass]:
     """Return one pass per scale, over as many of each document's first tokens as the longest window that fits.
 
-    Where the longest does not fit into memory, the next shorter one is tried; what is left out is told in one line.
+    Where the longest does not fit into memory, the next shorter one is tried; one line reports what is left out.
 
     Args:
         model: A causal language model of transformers; it is put into evaluation mode meanwhile.
@@ -72,7 +72,7 @@ def length_passes(
         windows: W in tokens, at least 2.
         scales: g, each at least 1.
         batch_tokens: Tokens of one forward, at least one window.
-        device: Where the model stands.
+        device: Where the model is.
         name: Written into the results.
         numbers: The documents' numbers among those that all workers score together; None counts them here.
         progress: Takes the lines.
@@ -104,7 +104,7 @@ def length_passes(
 def merged_passes(parts: Sequence[Sequence[LengthPass]]) -> list[LengthPass]:
     """Return the passes over documents that several workers scored, in the documents' order.
 
-    A scale that one of the workers had to leave out is left out, and so is what lies beyond the shortest of their
+    A scale that one of the workers had to leave out is left out, and so is everything beyond the shortest of their
     windows.
     """
     together = []
@@ -140,7 +140,7 @@ def token_nlls(
         window: W in tokens, at least 2.
         scale: g >= 1, the divisor of positions.
         batch_tokens: Tokens of one forward, at least one window.
-        device: Where the model stands.
+        device: Where the model is.
         pace: Counts the tokens read.
 
     Raises:
@@ -168,7 +168,7 @@ def length_cells(nll: np.ndarray, lengths: Sequence[int], *, last: int, scale: f
         lengths: w in tokens, increasing, 2 to window.
         last: S >= 1, tokens at the end of each context; w - 1 where that is less.
         scale: g of the pass.
-        model: Whose pass it was.
+        model: Name of the model of the pass.
 
     Raises:
         DivergedWeights: If an NLL is not finite.

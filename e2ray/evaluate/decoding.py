@@ -1,6 +1,6 @@
 """How the next token of an answer is chosen: the likeliest one, or one drawn from those that are likely."""
 
-GREEDY_BELOW = 1e-5  # as vLLM: less says no more than which token is the likeliest, and far below it logits overflow
+GREEDY_BELOW = 1e-5  # as vLLM: below, only the likeliest token counts, and far below it logits overflow
 
 
 def sampling(temperature: float | None, **options: object) -> dict[str, object]:
@@ -8,8 +8,8 @@ def sampling(temperature: float | None, **options: object) -> dict[str, object]:
 
     Args:
         temperature: At least 0; near 0 the likeliest token is taken. None leaves it to the model's own settings.
-        options: What else is asked for where tokens are drawn, e.g. `top_p`; dropped where none are, since transformers
-            warns that they say nothing there.
+        options: Further ones where tokens are drawn, e.g. `top_p`; dropped where none are, since transformers warns
+            that they have no effect there.
     """
     if temperature is None:
         return {"do_sample": True, **options}

@@ -18,10 +18,10 @@ def reachable_windows(
     skip: int = 0,
     progress: Progress | None = None,
 ) -> tuple[int, ...]:
-    """Return the windows that at least one document fills, and tell the others in one line.
+    """Return the windows that at least one document fills, and report the others in one line.
 
     Args:
-        documents: Held-out documents, of which nothing but the length in tokens is asked.
+        documents: Held-out documents, of which only the length in tokens is used.
         windows: W in tokens.
         cut: Tokens of a document that are scored, from its start; None for whole documents.
         skip: Long enough documents that `select_documents` leaves out; a window needs more than these.
@@ -82,16 +82,16 @@ def refuse_none_long_enough(
     Raises:
         SettingsError: If no document is long enough, or `skip` leaves none.
     """
-    found = long_enough([len(document) for document in documents], minimum_tokens, cut)
-    if not found:
+    indices = long_enough([len(document) for document in documents], minimum_tokens, cut)
+    if not indices:
         raise SettingsError(too_short(documents, minimum_tokens, cut))
-    if len(found) <= skip:
-        raise SettingsError(skips_all(skip, len(found), minimum_tokens))
-    return found[skip:]
+    if len(indices) <= skip:
+        raise SettingsError(skips_all(skip, len(indices), minimum_tokens))
+    return indices[skip:]
 
 
 def documents_digest(documents: Sequence[np.ndarray]) -> str:
-    """Return 64 hexadecimal digits that name documents by their tokens and their order."""
+    """Return a digest of documents by their tokens and their order: 64 hex digits."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(len(document).to_bytes(8, "little"))
@@ -100,23 +100,23 @@ def documents_digest(documents: Sequence[np.ndarray]) -> str:
 
 
 def long_enough(lengths: Sequence[int], minimum_tokens: int, cut: int | None) -> list[int]:
-    """Return the indices of the documents that `select_documents` chooses among, by their lengths in tokens."""
+    """Return the indices of the documents that `select_documents` chooses among, from their lengths in tokens."""
     return [i for i, length in enumerate(lengths) if (length if cut is None else min(length, cut)) >= minimum_tokens]
 
 
 def first_unseen(
     lengths: Sequence[int], base_context_length: int, *, scored: ResolvedEvaluate, own: ResolvedEvaluate
 ) -> int | None:
-    """Return how many documents that an evaluation chooses among come before the first that another has not scored.
+    """Return how many of the documents that an evaluation can choose come before the first that another did not score.
 
     Args:
         lengths: Of all held-out documents, in tokens.
         base_context_length: L in tokens.
         scored: The settings of the other evaluation.
-        own: Those of the evaluation.
+        own: The settings of this evaluation.
 
     Returns:
-        Their number; None if the other has scored them all.
+        The number; None if the other scored them all.
     """
 
     def eligible(settings: ResolvedEvaluate) -> list[int]:
@@ -130,25 +130,25 @@ def _cut_length(document: Sized, cut: int | None) -> int:
     return len(document) if cut is None else min(cut, len(document))
 
 
-def too_short(documents: Sequence[Sized], wanted: int, cut: int | None) -> str:
-    """Return one line that says why no document is as long as a window of `wanted` tokens."""
+def too_short(documents: Sequence[Sized], window: int, cut: int | None) -> str:
+    """Return one line that says why no document is as long as a window of `window` tokens."""
     if not documents:
         return "evaluation: no held-out documents; raise data.validation_share or name data.validation_corpus"
-    if cut is not None and cut < wanted:
+    if cut is not None and cut < window:
         return (
-            f"evaluate.document_tokens: cuts documents to {cut} tokens, wanted at least the window of {wanted}; raise "
+            f"evaluate.document_tokens: cuts documents to {cut} tokens, wanted at least the window of {window}; raise "
             "it or lower evaluate.windows"
         )
     longest = max(map(len, documents))
     return (
         f"evaluation: the longest of {len(documents)} held-out documents has {longest} tokens, wanted at least "
-        f"{wanted}; lower evaluate.windows or name longer documents in data.validation_corpus"
+        f"{window}; lower evaluate.windows or name longer documents in data.validation_corpus"
     )
 
 
-def skips_all(skip: int, long: int | str, wanted: int) -> str:
-    """Return one line that says that no document is left behind the skipped ones."""
+def skips_all(skip: int, long: int | str, window: int) -> str:
+    """Return one line that says that no document is left after the skipped ones."""
     return (
-        f"evaluate.skip_documents: {skip} leaves none of the {long} held-out documents of at least {wanted} tokens; "
+        f"evaluate.skip_documents: {skip} leaves none of the {long} held-out documents of at least {window} tokens; "
         "lower it or raise data.validation_share"
     )

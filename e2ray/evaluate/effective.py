@@ -6,7 +6,7 @@ on the last tokens of its windows, at the best scale, is no worse than at the ba
 retrieval, where it was asked, covers the length and holds its threshold, and when no shorter length fails. All lengths
 are judged by the same tokens, those that windows of every length score last, so both questions are answered pairwise,
 and their intervals come from drawing documents with replacement. The best scale is chosen and judged by the same
-documents: what is said of it is a little too good where scales hardly differ.
+documents: its figures are a little too good where scales hardly differ.
 
 The retrieval threshold is RULER's (NVIDIA/RULER): 85.6 %, what Llama-2-7B reaches at its own 4K.
 """
@@ -26,34 +26,34 @@ from e2ray.records.scales import ScaleRow, Scales
 
 TOLERANCE = 0.01  # nats per token
 RETRIEVAL_THRESHOLD = 0.856
-LAST_TOKENS: Final = "last_tokens"  # what a length's NLL is of
+LAST_TOKENS: Final = "last_tokens"  # the tokens of a length's NLL
 SLIDING: Final = "sliding"
 
 
 def scale_table(cells: Sequence[Sums], base_context_length: int, *, model: str = "tuned") -> Scales:
     """Return the scale that read each context length best.
 
-    Served is the best measured one where it is better than W / L beyond the spread of the documents, else W / L, also
-    where W / L was not measured and nothing is known to be better.
+    The served scale is the best measured one where it is better than W / L beyond the spread of the documents, else
+    W / L, also where W / L was not measured.
 
     Args:
         cells: Sums of all, of one set of documents.
         base_context_length: L in tokens.
-        model: Whose cells are read.
+        model: Name in the cells to use.
     """
     rows = []
     for window in sorted({sums.window for sums in cells if sums.model == model}):
         best = _best(cells, model, window)
-        wanted = paper_scale(window, base_context_length)
-        paper = _cell(cells, model, window, wanted)
+        scale = paper_scale(window, base_context_length)
+        paper = _cell(cells, model, window, scale)
         low, high = (None, None) if paper is None else difference_interval(paper, best)
         rows.append(
             ScaleRow(
                 context_length=window,
-                served=best.scale if low is not None and low > 0 else wanted,
+                served=best.scale if low is not None and low > 0 else scale,
                 scale=best.scale,
                 nll=best.mean,
-                paper_scale=wanted,
+                paper_scale=scale,
                 paper_nll=None if paper is None else paper.mean,
                 gain=None if paper is None else paper.mean - best.mean,
                 gain_low=low,
@@ -83,7 +83,7 @@ def effective_length(
             by the mean over whole documents, against the same of L.
         base_context_length: L in tokens.
         retrieval: Rows of a retrieval evaluation, read at W / L; None where none was asked, and NLL alone judges.
-        model: Whose cells are read.
+        model: Name in the cells to use.
         tolerance: Nats per token that a length may be worse than L.
         threshold: Share of answers found that counts as read.
     """
@@ -128,8 +128,8 @@ class _Judged:
     """How a window compares with L.
 
     Attributes:
-        cell: What it is judged by.
-        criterion: How that is called.
+        cell: The cell that it is judged by.
+        criterion: Name of what is compared.
         rise: Its NLL over that of L, nats per token.
         drawn: The same in each resample of the documents; None for one document.
     """
@@ -158,7 +158,7 @@ class _Judged:
 
 
 def _judged(cell: Sums, reference: Sums) -> _Judged:
-    """Return how a cell compares with that of L: by the ends of windows where both have kept them."""
+    """Return how a cell compares with that of L: by the ends of windows where both cells have them."""
     end, reference_end = cell.end, reference.end
     if end is None or reference_end is None:
         return _Judged(cell, SLIDING, cell.mean - reference.mean, _resampled_difference(cell, reference))
@@ -182,21 +182,21 @@ def sentences(scales: Scales, effective: Effective) -> list[str]:
     """Return in plain words how far a model reads and whether another scale than W / L reads a length better."""
     lines = []
     covered = effective.retrieval_lengths
-    told = "" if covered is None else f" Retrieval was measured at {', '.join(f'{each:,}' for each in covered)}."
+    note = "" if covered is None else f" Retrieval was measured at {', '.join(f'{each:,}' for each in covered)}."
     if covered == ():
-        told = " Retrieval was asked and covers none of the windows, so no length counts."
+        note = " Retrieval was asked and covers none of the windows, so no length counts."
     if effective.claimed is not None and effective.effective is None and effective.lengths:
         first = effective.lengths[0].context_length
         none = "none" if covered is not None and first not in covered else "not even the base window"
-        lines.append(f"Claimed {effective.claimed:,} tokens, effective: {none}.{told}")
+        lines.append(f"Claimed {effective.claimed:,} tokens, effective: {none}.{note}")
     elif effective.effective is not None:
         low, high = effective.low, effective.high
         interval = f" (95 % interval {low:,} to {high:,})" if low is not None else ""
-        found = "" if covered is None else f" and retrieval is at least {effective.threshold:.1%}"
+        condition = "" if covered is None else f" and retrieval is at least {effective.threshold:.1%}"
         lines.append(
             f"Claimed {effective.claimed:,} tokens, effective {effective.effective:,}{interval}: up to there "
-            f"{_what(effective)} is at most {effective.tolerance:g} nats above the base window's{found}, at the "
-            f"scale that the same documents chose.{told}"
+            f"{_what(effective)} is at most {effective.tolerance:g} nats above the base window's{condition}, at the "
+            f"scale that the same documents chose.{note}"
         )
     better = [row for row in scales.lengths if row.gain_low is not None and row.gain_low > 0]
     if better:

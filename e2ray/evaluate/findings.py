@@ -1,4 +1,4 @@
-"""What an evaluation says, put together from the sums of all workers: cells, verdict, best scales, NLL by length."""
+"""The results of an evaluation from the sums of all workers: cells, verdict, best scales, NLL by length."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +21,13 @@ from e2ray.records.scales import Scales
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found on the documents of a run, before and after retrieval was asked.
+    """The results on the documents of a run, before and after retrieval was asked.
 
     Attributes:
         sums: Of the cells of both models, and of the base as further methods read it without training.
-        cells: Figures of these.
+        cells: Figures of these sums.
         by_length: NLL by context length, at every scale.
-        verdict: What `evaluate.verdict` says, with the protocol.
+        verdict: That of `evaluate.verdict`, with the protocol.
         scales: Which scale reads each length best.
         missing_windows: Windows asked for that no document fills.
         asks: Whether retrieval is asked at all.
@@ -49,11 +49,11 @@ class Findings:
         return scaling_of(self.removed)
 
     def told(self, retrieval: Sequence[RetrievalRow]) -> tuple[Verdict, Effective]:
-        """Return (verdict, effective length) with what is known of retrieval by now."""
+        """Return (verdict, effective length) from the retrieval rows known so far."""
         tuned = [row for row in retrieval if row.model == "tuned"]
         effective = effective_length(self.sums, self.base_context_length, retrieval=tuned if self.asks else None)
-        said = (*self.verdict.sentences, *sentences(self.scales, effective))
-        return self.verdict.changed(sentences=said), effective
+        lines = (*self.verdict.sentences, *sentences(self.scales, effective))
+        return self.verdict.changed(sentences=lines), effective
 
 
 def findings(
@@ -67,15 +67,15 @@ def findings(
     base_context_length: int,
     removed: RemovedScaling | None,
 ) -> Findings:
-    """Return what was found.
+    """Return the results of an evaluation.
 
     Args:
-        sums: Of every cell, over all documents, those of further methods without training among them.
+        sums: Of every cell, over all documents, including those of further methods without training.
         passes: By length, over all documents.
         settings: What was measured.
         model: The folder of the tuned model, whose weights are named.
-        text: What names the scored text.
-        method: What a scale meant in the training.
+        text: Names of the scored text, fields of `Protocol`.
+        method: Frequency method of the training.
         base_context_length: L in tokens.
         removed: What removing the base's own scaling did; None where the base is the checkpoint.
     """
@@ -83,7 +83,7 @@ def findings(
     weights = weights_digest(model)
     named = {**text, "weights_digest": weights}
     label = method_of(method).label
-    found = verdict(cells, base_context_length, removed=removed, method=label, text=named)
+    judged = verdict(cells, base_context_length, removed=removed, method=label, text=named)
     lengths = sorted({each.window for each in sums})
     by_length = [
         each
@@ -95,7 +95,7 @@ def findings(
         sums=sums,
         cells=cells,
         by_length=by_length,
-        verdict=found,
+        verdict=judged,
         scales=scale_table(sums, base_context_length).changed(weights_digest=weights),
         missing_windows=sorted(set(settings.windows) - set(lengths)),
         asks=settings.retrieval is not None,

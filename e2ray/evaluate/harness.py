@@ -1,9 +1,9 @@
-"""A trained model as lm-evaluation-harness asks it: every request read at the scale that its length asks for.
+"""A trained model for lm-evaluation-harness: every request is read at the scale of its length.
 
-The harness hands over prompts of any length in one list. A request's scale is that of its prompt and its answer
-together, as when it is served: the answer's tokens where they are given, else as many as may be generated. Requests of
-unlike scale never share a forward pass. A prompt beyond the longest context length is refused before anything is
-computed, or cut at its start and noted; the harness's own model cuts it without a word.
+The harness passes prompts of any length in one list. A request's scale is that of its prompt and its answer together,
+as when it is served: the answer's tokens where they are given, else as many as may be generated. Requests of different
+scales never share a forward pass. A prompt beyond the longest context length is refused before anything is computed, or
+cut at its start and noted; the harness's own model cuts it silently.
 
     from e2ray.evaluate.harness import ScaledLM
     from e2ray.serve.generate import Generator
@@ -29,7 +29,7 @@ from e2ray.evaluate.decoding import sampling
 from e2ray.evaluate.requests import Key, Placed, RefusedError, request_key
 from e2ray.evaluate.scoring import forward_answers, next_log_probabilities
 
-DEFAULT_ANSWER_TOKENS = 256  # of a task that says nothing, as the harness's own model
+DEFAULT_ANSWER_TOKENS = 256  # where a task names none, as the harness's own model
 SAMPLING = ("top_p", "top_k", "min_p", "typical_p")
 
 Item = TypeVar("Item")
@@ -42,7 +42,7 @@ class Reader(Protocol):
         model: A causal language model of transformers, in evaluation mode.
         hook: Its rotary hook, not applied.
         tokenizer: Fast, of the model.
-        device: Where the model stands.
+        device: Where the model is.
     """
 
     model: PreTrainedModel
@@ -59,7 +59,7 @@ class ScaledLM(TemplateLM):
 
     Attributes:
         placed: How each request was read, by task, number of the document, prompt and given answer.
-        answered: Called with the share of the requests in hand that are answered.
+        answered: Called with the share of the current requests that are answered.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class ScaledLM(TemplateLM):
         """Wrap a loaded model.
 
         Args:
-            reader: The model and what chooses its scale.
-            max_context_length: Tokens of a prompt and its answer at most, at least 2; None: any number.
-            too_long: What becomes of a longer prompt: its task is refused, or tokens at its start are left out.
+            reader: The model, which also chooses its scale.
+            max_context_length: Most tokens of a prompt and its answer, at least 2; None: any number.
+            too_long: What happens to a longer prompt: its task is refused, or tokens at its start are left out.
             batch_tokens: Tokens of one forward, at least one request.
             prefill_tokens: Prompt tokens of one forward before an answer is generated; bounds the memory.
             seed: Of sampled answers.
@@ -105,7 +105,7 @@ class ScaledLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The last token before a text that has no context: of the tokenizer's prefix, else the end-of-text token."""
+        """The last token before a text without context: of the tokenizer's prefix, else the end-of-text token."""
         return self._opening[-1]
 
     @property
@@ -114,7 +114,7 @@ class ScaledLM(TemplateLM):
         return str(self._reader.tokenizer.name_or_path)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation in the words of the tokenizer's chat template."""
+        """Return a conversation as the tokenizer's chat template writes it."""
         return self._reader.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -123,7 +123,7 @@ class ScaledLM(TemplateLM):
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
-        """Return a text's tokens behind what the tokenizer puts before a text, unless the text begins with it already.
+        """Return a text's tokens after the tokenizer's prefix, which is not added where the text begins with it.
 
         No end token is added, whatever the tokenizer does by itself: a prompt goes on.
         """
@@ -144,14 +144,14 @@ class ScaledLM(TemplateLM):
         return self._loglikelihood_tokens([(pair, *self._split(*pair)) for pair in pairs])
 
     def _split(self, context: str, answer: str) -> tuple[list[int], list[int]]:
-        """Return the tokens of a context, at least one, and those of its answer behind it."""
+        """Return the tokens of a context, at least one, and those of the answer after it."""
         if context:
             prompt, tokens = self._encode_pair(context, answer)
             return prompt or self._opening, tokens
         return self._opening, self._text(context + answer)
 
     def _text(self, text: str) -> list[int]:
-        """Return the tokens of a text without what stands before it."""
+        """Return the tokens of a text without its prefix."""
         tokens = self.tok_encode(text, add_special_tokens=False)
         size = len(self._opening)
         return tokens[size:] if tokens[:size] == self._opening else tokens
@@ -173,7 +173,7 @@ class ScaledLM(TemplateLM):
         """Return the log-likelihood of each whole text in nats; no token is left out.
 
         A text longer than the longest context length is read in windows, each predicted token once, as the harness
-        defines it. Before the first stands the tokenizer's prefix, else the end-of-text token.
+        defines it. Before the first comes the tokenizer's prefix, else the end-of-text token.
 
         Raises:
             RefusedError: If the prefix leaves no room for text.
@@ -185,7 +185,7 @@ class ScaledLM(TemplateLM):
                 f"the tokenizer puts {len(self._opening)} tokens before a text, {self._longest} may be read; raise "
                 "max_context_length"
             )
-        found = []
+        scores = []
         for request in requests:
             text = self._text(request.args[0])
             tokens = [*more, *text] if text else []
@@ -193,20 +193,20 @@ class ScaledLM(TemplateLM):
             windows = [
                 make_disjoint_window(window) for window in get_rolling_token_windows(tokens, first, max(1, longest), 1)
             ]
-            if windows:  # of the prefix nothing is predicted
+            if windows:  # the prefix is not predicted
                 windows[0] = self._opening, windows[0][1][len(more) :]
             length = max((len(context) + len(answer) for context, answer in windows), default=0)
             self._note(request, Placed(length, 0, self._reader.scale_of(max(1, length)), windows=len(windows)))
-            found.append(sum(score for score, _ in self._scored(windows)))
-            self.answered(len(found) / len(requests))
-        return found
+            scores.append(sum(score for score, _ in self._scored(windows)))
+            self.answered(len(scores) / len(requests))
+        return scores
 
     @torch.inference_mode()
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Return what the model writes behind each prompt, up to a stop sequence or the most tokens asked for.
+        """Return what the model writes after each prompt, up to a stop sequence or the most tokens asked for.
 
         Raises:
-            RefusedError: If a prompt with its answer is too long, or a task asks for what is not known here.
+            RefusedError: If a prompt with its answer is too long, or a task asks for an unknown option.
         """
         asked = [_generation(request.args[1]) for request in requests]
         rows = self._fitted(
@@ -215,14 +215,14 @@ class ScaledLM(TemplateLM):
                 for request, (_, room, _) in zip(requests, asked, strict=True)
             ]
         )
-        found = []
+        answers = []
         for number, (request, (prompt, cut), (until, room, how)) in enumerate(zip(requests, rows, asked, strict=True)):
             scale = self._reader.scale_of(len(prompt) + room)
             self._note(request, Placed(len(prompt), room, scale, cut))
             torch.manual_seed(self._seed + number)
-            found.append(self._written(prompt, scale, until, room, how))
-            self.answered(len(found) / len(requests))
-        return found
+            answers.append(self._written(prompt, scale, until, room, how))
+            self.answered(len(answers) / len(requests))
+        return answers
 
     def _written(
         self, prompt: list[int], scale: float, until: Sequence[str], room: int, how: Mapping[str, object]
@@ -243,14 +243,14 @@ class ScaledLM(TemplateLM):
                 use_cache=True,
                 **how,
             )[0, len(prompt) :]
-        said = reader.tokenizer.decode(written, skip_special_tokens=True)
-        return postprocess_generated_text(said, stop=list(until), think_end_token=None)
+        text = reader.tokenizer.decode(written, skip_special_tokens=True)
+        return postprocess_generated_text(text, stop=list(until), think_end_token=None)
 
     def _fitted(self, rows: Sequence[tuple[list[int], int]]) -> list[tuple[list[int], int]]:
         """Return the tokens of each prompt and how many were cut, from prompts and the tokens of their answers.
 
         Raises:
-            RefusedError: If one is too long and may not be cut, or its answer leaves no room for it.
+            RefusedError: If a prompt is too long and may not be cut, or its answer leaves no room for it.
         """
         if self._longest is None:
             return [(prompt, 0) for prompt, _ in rows]
@@ -278,11 +278,11 @@ class ScaledLM(TemplateLM):
     def _scored(
         self, rows: Sequence[tuple[list[int], list[int]]], answered: Callable[[float], None] = lambda share: None
     ) -> list[tuple[float, bool]]:
-        """Return log-likelihood and greediness of each answer behind its prompt."""
+        """Return the log-likelihood of each answer after its prompt, and whether it is the greedy one."""
         by_scale: dict[float, list[int]] = {}
         for number, (prompt, answer) in enumerate(rows):
             by_scale.setdefault(self._reader.scale_of(len(prompt) + len(answer)), []).append(number)
-        found: dict[int, tuple[float, bool]] = {}
+        results: dict[int, tuple[float, bool]] = {}
         for scale, numbers in by_scale.items():
             short: dict[tuple[int, ...], list[int]] = {}  # rows of one token by their prompt
             for number in numbers:
@@ -291,13 +291,13 @@ class ScaledLM(TemplateLM):
             longer = [number for number in numbers if len(rows[number][1]) > 1]
             with self._reader.hook.applied(scale):
                 for batch in _batches(longer, lambda n: len(rows[n][0]) + len(rows[n][1]), self._batch_tokens):
-                    found |= dict(zip(batch, self._forward([rows[number] for number in batch]), strict=True))
-                    answered(len(found) / len(rows))
+                    results |= dict(zip(batch, self._forward([rows[number] for number in batch]), strict=True))
+                    answered(len(results) / len(rows))
                 for prompts in _batches(list(short), len, self._batch_tokens):
-                    each = self._next(prompts, [[rows[number][1][0] for number in short[one]] for one in prompts])
-                    found |= dict(zip([number for one in prompts for number in short[one]], each, strict=True))
-                    answered(len(found) / len(rows))
-        return [found[number] for number in range(len(rows))]
+                    each = self._next(prompts, [[rows[number][1][0] for number in short[prompt]] for prompt in prompts])
+                    results |= dict(zip([number for prompt in prompts for number in short[prompt]], each, strict=True))
+                    answered(len(results) / len(rows))
+        return [results[number] for number in range(len(rows))]
 
     def _next(self, prompts: Sequence[tuple[int, ...]], answers: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
         """Return what `_scored` does for answers of one token each, each prompt read once for all of its answers."""
@@ -315,9 +315,9 @@ class ScaledLM(TemplateLM):
         ]
 
     def _forward(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """Return what `_scored` does for rows of one scale, in one forward; shorter rows are padded behind their end.
+        """Return what `_scored` does for rows of one scale, in one forward; shorter rows are padded at their end.
 
-        What stands behind a token has no part in it, so the padding needs no mask.
+        Later tokens do not affect a token, so the padding needs no mask.
         """
         width = max(len(prompt) + len(answer) for prompt, answer in rows)
         padded = [prompt + answer + [0] * (width - len(prompt) - len(answer)) for prompt, answer in rows]
@@ -326,11 +326,11 @@ class ScaledLM(TemplateLM):
             self._reader.model, torch.tensor(padded, device=self._reader.device), keep=width - first
         )
         _refuse_nan(nll)
-        found = []
+        scores = []
         for row, (prompt, answer) in enumerate(rows):
             positions = slice(len(prompt) - first, len(prompt) - first + len(answer))
-            found.append((-float(nll[row, positions].double().sum()), bool(greedy[row, positions].all())))
-        return found
+            scores.append((-float(nll[row, positions].double().sum()), bool(greedy[row, positions].all())))
+        return scores
 
     def _note(self, request: Instance, placed: Placed) -> None:
         self.placed[request_key(request.task_name, request.doc_id, request.args)] = placed
@@ -344,7 +344,7 @@ def _refuse_nan(scores: torch.Tensor) -> None:
 
 
 def _generation(asked: Mapping[str, object]) -> tuple[list[str], int, dict[str, object]]:
-    """Return stop sequences, the most tokens of an answer and the options of transformers that a task asks for."""
+    """Return the stop sequences, the most tokens of an answer and the options for transformers of a task."""
     given = {name: value for name, value in asked.items() if value is not None}
     how = _chosen(given)
     options = dict(normalize_gen_kwargs(given, DEFAULT_ANSWER_TOKENS))
@@ -358,19 +358,19 @@ def _generation(asked: Mapping[str, object]) -> tuple[list[str], int, dict[str, 
 
 
 def _chosen(given: dict[str, object]) -> dict[str, object]:
-    """Take out of a task's options those that say how tokens are chosen, and return them as transformers has them."""
-    said = {name: given.pop(name) for name in ("do_sample", "temperature") if name in given}
+    """Take the options on how tokens are chosen out of a task's, and return them as those of transformers."""
+    mode = {name: given.pop(name) for name in ("do_sample", "temperature") if name in given}
     options = {name: given.pop(name) for name in SAMPLING if name in given}
     try:
-        asked = _Choice(**said)
+        asked = _Choice(**mode)
     except ValidationError:
-        raise RefusedError(f"generation_kwargs: {said}, wanted true or false and a temperature of at least 0") from None
+        raise RefusedError(f"generation_kwargs: {mode}, wanted true or false and a temperature of at least 0") from None
     drawn = asked.temperature is not None if asked.do_sample is None else asked.do_sample
     return sampling(asked.temperature if drawn else 0.0, **options)
 
 
 class _Choice(BaseModel):
-    """What a task says in any spelling that YAML has for it, such as "0"."""
+    """A task's options in any spelling that YAML has for them, such as "0"."""
 
     do_sample: bool | None = None
     temperature: float | None = Field(None, ge=0, allow_inf_nan=False)

@@ -1,7 +1,7 @@
-"""What retrieval prompts are made of: stretches of the run's held-out text, its words, answers behind questions.
+"""The parts of retrieval prompts: stretches of the run's held-out text, its words, answers after questions.
 
-Nothing is downloaded: filler, words and numbers come from the run's documents and a seed. An answer is tokenised behind
-its question in one text, at a border that no token crosses, so that a model that continues the question naturally
+Nothing is downloaded: filler, words and numbers come from the run's documents and a seed. An answer is tokenised with
+its question as one text, at a border that no token crosses, so that a model that continues the question naturally
 writes exactly the answer's tokens.
 """
 
@@ -15,8 +15,8 @@ import numpy.typing as npt
 from e2ray.config.base import SettingsError
 from e2ray.data.encoder import Encoder
 
-# What stands before an answer, in needle and answer alike: (on the question's side, on the answer's side). The first
-# one that no token of this tokenizer crosses is used, so that the question reads the same with and without its answer.
+# The text before an answer, in needle and answer alike: (on the question's side, on the answer's side). The first
+# border that no token crosses is used, so that the question has the same tokens with and without its answer.
 BORDERS = (("", " "), (" ", ""), (":", " "), (":\n", ""))
 NUMBER_ATTEMPTS = 1000  # numbers drawn until one is not written in the text by chance
 WORD = re.compile(r"(?<![^\W_])[^\W\d_]{4,12}(?![^\W_])")
@@ -25,7 +25,7 @@ Tokens = npt.NDArray[np.int64]
 
 
 class ContextLengthError(SettingsError):
-    """No prompt of the wanted length can be made: the held-out text is too short, or the length is."""
+    """No prompt of a length can be made: the held-out text is too short, or the length is."""
 
 
 class Haystack:
@@ -43,20 +43,20 @@ class Haystack:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def stretch(self, rng: np.random.Generator, length: int) -> Tokens:
-        """Return `length` neighbouring tokens from a random place, or all of them, each once, where there are less."""
+        """Return `length` consecutive tokens from a random place, or all of them, each once, if there are fewer."""
         if not self.total:
             return np.empty(0, dtype=np.int64)
         start = int(rng.integers(self.total))
         number = int(np.searchsorted(self.ends, start, side="right"))
         inside = start - int(self.ends[number]) + len(self.parts[number])
         pieces = [self.parts[number][inside:]]
-        found = len(pieces[0])
-        for step in range(1, len(self.parts) + 1):  # round the ring, back to the first document's beginning
-            if found >= length:
+        size = len(pieces[0])
+        for step in range(1, len(self.parts) + 1):  # around the ring, back to the beginning of the first document
+            if size >= length:
                 break
             part = self.parts[(number + step) % len(self.parts)]
             pieces.append(part if step < len(self.parts) else part[:inside])
-            found += len(pieces[-1])
+            size += len(pieces[-1])
         return np.concatenate(pieces)[:length].astype(np.int64)
 
     @functools.cached_property
@@ -74,7 +74,7 @@ class Haystack:
         """Return `count` different words of the vocabulary.
 
         Raises:
-            ContextLengthError: If the documents do not have so many.
+            ContextLengthError: If the documents have fewer.
         """
         if self.num_words < count:
             raise ContextLengthError(
@@ -85,7 +85,7 @@ class Haystack:
 
 
 def text_only(document: np.ndarray, encoder: Encoder) -> np.ndarray:
-    """Return a document without the prefix and the end token that the shards give it."""
+    """Return a document without its prefix and end token, which it has in the shards."""
     num_prefix = len(encoder.prefix)
     begins = num_prefix > 0 and document[:num_prefix].tolist() == encoder.prefix
     ends = len(document) > 0 and document[-1] == encoder.end
@@ -93,7 +93,7 @@ def text_only(document: np.ndarray, encoder: Encoder) -> np.ndarray:
 
 
 def unspaced(encoder: Encoder, tokens: Tokens | list[int]) -> str:
-    """Return what tokens say, without white space: some tokenizers put a space between digits."""
+    """Return the text of tokens without white space: some tokenizers put a space between digits."""
     return "".join(encoder.backend.decode(list(tokens)).split())
 
 
@@ -106,7 +106,7 @@ def draw_number(rng: np.random.Generator, digits: int, written: str, taken: Sequ
     """Return a number of `digits` digits, the first not 0, that is neither part of the text `written` nor `taken`.
 
     Raises:
-        SettingsError: If the text holds nearly all of them.
+        SettingsError: If the text holds nearly all such numbers.
     """
     for _ in range(NUMBER_ATTEMPTS):
         number = str(rng.integers(10 ** (digits - 1), 10**digits))
@@ -119,10 +119,10 @@ def draw_number(rng: np.random.Generator, digits: int, written: str, taken: Sequ
 
 
 def answered(encoder: Encoder, question: str, answer: str) -> tuple[list[int], list[int], str]:
-    """Return the tokens of a question, those of its answer behind it in one text, and what stands between them.
+    """Return the tokens of a question, those of the answer after it in the same text, and the border between them.
 
     Raises:
-        SettingsError: If the tokenizer joins them in one token at every border, or its tokens do not tell the answer.
+        SettingsError: If a token crosses every border, or the tokens do not decode to the answer.
     """
     for left, right in BORDERS:
         asked = encode(encoder, question + left)
@@ -130,10 +130,10 @@ def answered(encoder: Encoder, question: str, answer: str) -> tuple[list[int], l
         tokens = both[len(asked) :]
         if both[: len(asked)] != asked or not tokens:
             continue
-        said = unspaced(encoder, tokens)
-        if said != "".join(answer.split()):
+        text = unspaced(encoder, tokens)
+        if text != "".join(answer.split()):
             raise SettingsError(
-                f"tokenizer: writes the number {answer} in tokens that say {said!r}, wanted the number; retrieval "
+                f"tokenizer: writes the number {answer} in tokens that say {text!r}, wanted the number; retrieval "
                 "needs a tokenizer that knows digits"
             )
         return asked, tokens, left + right

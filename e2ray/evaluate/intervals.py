@@ -12,7 +12,7 @@ def ratio_stderr(sums: np.ndarray, counts: np.ndarray) -> float | None:
     """Return the standard error of sum(sums) / sum(counts) when documents are the independent draws.
 
     The usual linearised estimator of a ratio: documents differ in length and all their tokens share one author, so
-    tokens are no independent draws. None for a single document.
+    tokens are not independent draws. None for a single document.
     """
     num_documents = len(sums)
     if num_documents < 2:
@@ -40,7 +40,7 @@ def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float] 
 
 
 def _quantile(ordered: np.ndarray, share: float) -> float:
-    """Return the value below which a share of sorted numbers lies, taken linearly between two of them."""
+    """Return the value below which a share of sorted numbers lies, interpolated linearly between two of them."""
     rank = share * len(ordered) + 1 - share
     below, part = int(rank) - 1, rank % 1
     return float((1 - part) * ordered[below] + part * ordered[below + 1])

@@ -1,10 +1,10 @@
 """L-Eval's closed-ended tasks from the user's own copy of its files, scored strictly.
 
 Each line of a file is one long document (`input`) with questions (`instructions`) and their answers (`outputs`);
-`evaluation` says `exam` where answers are compared, not judged. Neither texts nor code are L-Eval's: the questions are
+`evaluation` is `exam` where answers are compared, not judged. Neither texts nor code are L-Eval's: the questions are
 framed in our own words, so scores compare with each other and with no published table. Two rules are stricter than
-L-Eval's: an answer without a letter is wrong where L-Eval takes it for A, and a reference has to stand in an answer as
-whole words. Of sci_fi the half that asks about the document is asked, not the one that asks about the real world.
+L-Eval's: an answer without a letter is wrong where L-Eval takes it for A, and a reference must be in an answer as whole
+words. Of sci_fi only the half of the questions about the document is asked, not the half about the real world.
 
 Source: L-Eval (arXiv:2307.11088), formats and scoring of OpenLMLab/LEval.
 """
@@ -36,7 +36,7 @@ class Exam:
     Attributes:
         prompt: Template with {document} and {question}.
         score: Takes what the model wrote and the reference, returns scores by name.
-        answer_tokens: Written at most.
+        answer_tokens: Most tokens of an answer.
         until: What ends an answer.
         metrics: Names of its scores.
     """
@@ -49,24 +49,24 @@ class Exam:
 
 
 def chosen(text: str) -> frozenset[str]:
-    """Return the letters A to D that an answer names; none where it names no option beyond doubt.
+    """Return the letters A to D that an answer names; none where it does not clearly name an option.
 
-    They stand at the start of the answer or behind "answer is" or "answer:", apart from other words: "A good one" and
+    They are at the start of the answer or after "answer is" or "answer:", apart from other words: "A good one" and
     "Because" name none, "(B)", "B. The moon" and "A, C and D" do.
     """
-    said = ANSWER.search(text)
-    lines = (text[said.end() :] if said else text).strip().splitlines()
-    found: list[str] = []
+    match = ANSWER.search(text)
+    lines = (text[match.end() :] if match else text).strip().splitlines()
+    named: list[str] = []
     before = ""
     for token in re.findall(r"[^\W_]+|\S", lines[0] if lines else ""):
         letters = set(token) <= set(LETTERS) and len(set(token)) == len(token)
         if letters:
-            found += token
+            named += token
         elif token not in JOINS:
             alone = not token[0].isalnum() or not before.isalnum()  # else a letter that is part of a sentence
-            return frozenset(found) if alone else frozenset()
+            return frozenset(named) if alone else frozenset()
         before = token
-    return frozenset(found)
+    return frozenset(named)
 
 
 def one_choice(text: str, reference: str) -> Scores:
@@ -76,9 +76,9 @@ def one_choice(text: str, reference: str) -> Scores:
 
 def all_choices(text: str, reference: str) -> Scores:
     """Return whether an answer names exactly the right letters, and L-Eval's score: 0.25 for some and no wrong one."""
-    found, right = chosen(text), set(_letters(reference))
-    exact = float(found == right)
-    return {"exact_match": exact, "with_partial": 0.25 if found and found < right else exact}
+    named, right = chosen(text), set(_letters(reference))
+    exact = float(named == right)
+    return {"exact_match": exact, "with_partial": 0.25 if named and named < right else exact}
 
 
 def _letters(reference: str) -> str:
@@ -89,17 +89,17 @@ def _letters(reference: str) -> str:
 
 
 def same_number(text: str, reference: str) -> Scores:
-    """Return whether the number behind the first "The answer is", else the first paragraph's last, is right."""
-    said = re.search(r"the answer is[^\w$-]*", text, re.IGNORECASE)
-    if said:
-        match = NUMBER.match(text, said.end())
-        found = [match] if match else []
+    """Return whether the number after the first "The answer is", else the first paragraph's last, is right."""
+    phrase = re.search(r"the answer is[^\w$-]*", text, re.IGNORECASE)
+    if phrase:
+        match = NUMBER.match(text, phrase.end())
+        numbers = [match] if match else []
     else:
-        found = list(NUMBER.finditer(text.strip().split("\n\n")[0]))[-1:]
+        numbers = list(NUMBER.finditer(text.strip().split("\n\n")[0]))[-1:]
     right = _number(NUMBER.search(reference))
     if right is None:
         raise SettingsError(f"leval: {reference!r} is no answer of a question for a number")
-    return {"exact_match": float(bool(found) and _number(found[0]) == right)}
+    return {"exact_match": float(bool(numbers) and _number(numbers[0]) == right)}
 
 
 def _number(match: re.Match[str] | None) -> Decimal | None:
@@ -112,21 +112,21 @@ def _number(match: re.Match[str] | None) -> Decimal | None:
 
 
 def first_line_holds(text: str, reference: str) -> Scores:
-    """Return whether the first line that says something holds the reference as whole words."""
+    """Return whether the first line of more than one character holds the reference as whole words."""
     line = next((line for line in text.splitlines() if len(line.strip()) > 1), "")
     return {"exact_match": best_of(line, [reference])}
 
 
 def output_of_code(text: str, reference: str) -> Scores:
-    """Return whether the words behind "the final output", else the last ones, hold what the code prints.
+    """Return whether the words after "the final output", else the last ones, hold what the code prints.
 
-    As many words as the reference has and three more are looked at, as in L-Eval; signs that say nothing are dropped.
+    As in L-Eval, three words more than the reference has are compared, and signs without meaning are dropped.
     """
-    said, wanted = _plain(text), _plain(reference)
-    size = len(wanted.split()) + 3
-    _, named, behind = said.lower().rpartition("the final output")
+    answer, expected = _plain(text), _plain(reference)
+    size = len(expected.split()) + 3
+    _, named, behind = answer.lower().rpartition("the final output")
     words = behind.split()[:size] if named else behind.split()[-size:]
-    return {"exact_match": best_of(" ".join(words), [wanted])}
+    return {"exact_match": best_of(" ".join(words), [expected])}
 
 
 def _plain(text: str) -> str:
@@ -138,12 +138,12 @@ def _plain(text: str) -> str:
 
 
 def true_or_false(text: str, reference: str) -> Scores:
-    """Return whether the answer begins with the right one of true and false; what the real world says is left out."""
+    """Return whether the answer begins with the right one of true and false, without regard to the real world."""
     right = reference.lower().split("[fact:")[0].strip().rstrip(".")
     if right not in ("true", "false"):
         raise SettingsError(f"leval: {reference!r} is no answer of a question for true or false")
-    said = re.match(r"\W*(true|false)\b(?!\s*(?:or|/|and)\b)", text, re.IGNORECASE)
-    return {"exact_match": float(said is not None and said.group(1).lower() == right)}
+    match = re.match(r"\W*(true|false)\b(?!\s*(?:or|/|and)\b)", text, re.IGNORECASE)
+    return {"exact_match": float(match is not None and match.group(1).lower() == right)}
 
 
 _ASKED = "{document}\n\n{question}\n"
@@ -167,13 +167,13 @@ def questions(path: Path) -> list[dict[str, str]]:
     """Return every question of a file with its document and its answer.
 
     Raises:
-        SettingsError: If the file is not there or a line is none of L-Eval's.
+        SettingsError: If the file is missing or a line is not in L-Eval's form.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines cuts at signs that texts hold
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"leval: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    found = []
+    examples = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -192,10 +192,10 @@ def questions(path: Path) -> list[dict[str, str]]:
         if kind != "exam":
             raise SettingsError(f"leval: {path} line {number}: evaluation is {kind!r}, wanted exam")
         source = str(item.get("source", ""))
-        found += [{"document": document, "question": q, "answer": a, "source": source} for q, a in rows]
-    if not found:
+        examples += [{"document": document, "question": q, "answer": a, "source": source} for q, a in rows]
+    if not examples:
         raise SettingsError(f"leval: {path} holds no question")
-    return found
+    return examples
 
 
 def task(name: str, folder: Path) -> dict[str, object]:
@@ -215,7 +215,7 @@ def task(name: str, folder: Path) -> dict[str, object]:
         "output_type": "generate_until",
         "doc_to_text": prompt,
         "doc_to_target": lambda document: document["answer"],
-        "process_results": lambda document, said: exam.score(said[0], document["answer"]),
+        "process_results": lambda document, answers: exam.score(answers[0], document["answer"]),
         "metric_list": [{"metric": each, "aggregation": "mean", "higher_is_better": True} for each in exam.metrics],
         "generation_kwargs": {"until": list(exam.until), "do_sample": False, "max_gen_toks": exam.answer_tokens},
         "num_fewshot": 0,

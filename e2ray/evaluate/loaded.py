@@ -1,4 +1,4 @@
-"""A model as everything that reads with it asks for it: its hook, its device, its tokenizer, the scale of a length."""
+"""A loaded model with all that is needed to read with it: its hook, device and tokenizer, the scale of a length."""
 
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,10 @@ class LoadedModel:
 
     Attributes:
         model: A causal language model of transformers.
-        hook: Its rotary hook, not applied; a scale means to it what it meant in the training.
-        device: Where the model stands.
+        hook: Its rotary hook, not applied, with the frequency method of the training.
+        device: Where the model is.
         base_context_length: L in tokens.
-        scales: Those of scales.json, or None where W / L serves.
+        scales: Those of scales.json, or None to read at W / L.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class LoadedModel:
         """Load or build a model, without adapters.
 
         Args:
-            settings: What model.
-            device: Where to.
+            settings: Of the model.
+            device: Where it is loaded.
             dtype: Of its weights.
             vocab_size: Tokens that it must embed.
             method: What a scale does to the frequencies; None: linear.
             base_context_length: L in tokens.
             tokenizer_folder: Of its tokenizer, which is loaded when it is first asked for.
             seed: Of the weights of a model that is built from its sizes.
-            scales: Those of scales.json, or None where W / L serves.
+            scales: Those of scales.json, or None to read at W / L.
 
         Raises:
             SettingsError: If the model cannot be read or hooked, or embeds fewer tokens.
@@ -67,10 +67,10 @@ class LoadedModel:
         return load_tokenizer(self._tokenizer_folder)
 
     def scale_of(self, num_tokens: int) -> float:
-        """Return the scale that a request of `num_tokens` tokens, prompt and answer together, is read with."""
+        """Return the scale at which a request of `num_tokens` tokens, prompt and answer together, is read."""
         return request_scale(num_tokens, self.base_context_length, self.scales)
 
     def read_by(self, method: FrequencyMethod) -> None:
-        """Let a scale mean something else from now on."""
+        """Use another frequency method from now on."""
         self.hook.remove()
         self.hook = RotaryHook(self.model, method, base_context_length=self.base_context_length)

@@ -37,23 +37,23 @@ OUT_OF_MEMORY = "it does not fit into memory; lower evaluate.batch_tokens or giv
 
 
 class DivergedWeights(SettingsError):
-    """A model's NLL or its perplexity is no finite number."""
+    """A model's NLL or its perplexity is not a finite number."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """What one cell's documents sum up to, one entry per document.
+    """The sums of one cell, one entry per document.
 
     Attributes:
         model: `tuned` or `base`.
         window: W, tokens of a window.
         scale: g >= 1.
-        stride: Tokens a window moved on.
+        stride: Tokens by which a window moves on.
         documents: int64 [documents], their numbers among all that are scored.
         nll: float64 [documents], nats over a document's scored tokens.
         tokens: int64 [documents], tokens scored.
         end_nll: float64 [documents], nats over those of them that windows of every size score among their last S: the
-            same tokens in all cells, each behind at least W - S others. None where that was not kept.
+            same tokens in all cells, each after at least W - S others. None where that was not kept.
         end_tokens: int64 [documents], their number.
     """
 
@@ -69,7 +69,7 @@ class Sums:
 
     @property
     def key(self) -> tuple[str, int, float]:
-        """What tells a cell from the others."""
+        """The key of a cell: model, window and scale."""
         return self.model, self.window, self.scale
 
     @property
@@ -79,7 +79,7 @@ class Sums:
 
     @property
     def end(self) -> "Sums | None":
-        """The sums over nothing but the tokens of `end_nll`, None where that was not kept."""
+        """The sums over only the tokens of `end_nll`, None where that was not kept."""
         if self.end_nll is None or self.end_tokens is None:
             return None
         return replace(self, nll=self.end_nll, tokens=self.end_tokens)
@@ -113,17 +113,17 @@ def document_sums(
     numbers: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> list[Sums]:
-    """Return each document's summed NLL per window and scale; what does not fit is left out and told in one line.
+    """Return each document's summed NLL per window and scale; what does not fit is left out and reported in one line.
 
     Args:
         model: A causal language model of transformers in its own precision; it is put into evaluation mode meanwhile.
         hook: The rotary hook of `model`, not applied.
         documents: Integer tokens of shape [length] each, as `select_documents` returns them.
         windows: W in tokens, each at least 2.
-        scales: g, each at least 1; a function tells those of a window.
-        stride: S, tokens a window moves on.
+        scales: g, each at least 1; a function returns those of a window.
+        stride: S, tokens by which a window moves on.
         batch_tokens: Tokens of one forward, at least one window.
-        device: Where the model stands.
+        device: Where the model is.
         name: `tuned` or `base`, written into the results.
         numbers: The documents' numbers among those that all workers score together; None counts them here.
         progress: Takes one line per window and scale, and within one how far all of them are.
@@ -160,7 +160,7 @@ def document_sums(
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """What reads documents in windows of any length at any scale; tokens from `border` on are summed apart, too."""
+    """Reads documents in windows of any length at any scale; tokens from `border` on are also summed by themselves."""
 
     model: nn.Module
     hook: RotaryHook
@@ -174,7 +174,7 @@ class _Reader:
     pace: Pace
 
     def sums(self, window: int, scale: float) -> Sums:
-        """Return what the documents sum up to.
+        """Return the sums of the documents.
 
         Raises:
             DivergedWeights: If the NLL is not finite.
@@ -208,7 +208,7 @@ class _Reader:
 
 
 def tokens_read(lengths: Sequence[int], window: int, stride: int) -> int:
-    """Return the tokens that all windows over documents of some lengths hold together, each at least `window` long."""
+    """Return the number of tokens in all windows over documents of these lengths, each at least `window`."""
     step = min(stride, window - 1)
     return window * sum(1 + math.ceil((length - window) / step) for length in lengths)
 
@@ -219,7 +219,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def if_it_fits(read: Callable[[], Read]) -> Read | None:
-    """Return what a reading gives, None where it does not fit into memory."""
+    """Return the result of a reading, None where it does not fit into memory."""
     try:
         return read()
     except (MemoryError, RuntimeError) as error:
@@ -273,7 +273,7 @@ def spans(length: int, *, window: int, step: int, document: int = 0) -> Iterator
     """Yield the windows over a document of `length` >= `window` tokens; 1 <= `step` < `window`.
 
     Each token after the first is scored by exactly one of them, with at least `window` - `step` tokens of context
-    behind the first window.
+    after the first window.
     """
     yield Span(document, 0, window - 1)
     end = window
@@ -284,7 +284,7 @@ def spans(length: int, *, window: int, step: int, document: int = 0) -> Iterator
 
 
 def _batches(documents: Sequence[np.ndarray], window: int, step: int, batch_tokens: int) -> Iterator[list[Span]]:
-    """Yield batches of windows of all documents; those that score equally many tokens stand together.
+    """Yield batches of windows of all documents; those that score equally many tokens are together.
 
     The logits of a batch are computed for its largest number of scored tokens, so a first window beside later ones
     would make all of them pay for W tokens.
@@ -316,7 +316,7 @@ def _score(
     *,
     border: int,
 ) -> list[list[float]]:
-    """Return of each span the summed NLL of its scored tokens, and of those from `border` on, in nats and float64."""
+    """Return for each span the summed NLL of its scored tokens, and of those from `border` on, in nats and float64."""
     rows = np.stack([documents[span.document][span.start : span.start + window] for span in batch])
     tokens: Int[Tensor, "batch window"] = torch.from_numpy(rows.astype(np.int64)).to(device)
     keep = max(span.scored for span in batch)

@@ -1,7 +1,7 @@
 """Is the model that was evaluated the one that was trained? Its NLL on held-out text against its last training losses.
 
-The two are of different text, so they are never equal; but a model that was written wrongly, or read with other
-positions or another tokenizer than it was trained with, is off by nats, and one that sees its answers is near 0.
+The two are of different text, so they are never equal; but a model that was written wrongly, or is read with other
+positions or another tokenizer than in training, is off by nats, and one that sees its answers is near 0.
 """
 
 import math
@@ -33,7 +33,7 @@ def refuse_implausible(
         cells: Of the surface.
         metrics: Lines of metrics.jsonl.
         window: R, tokens of a training row.
-        loss_gap: Nats that the NLL may lie above the training loss, at least 0.
+        loss_gap: Nats that the NLL may be above the training loss, at least 0.
         least_loss_share: Share of the training loss that the NLL has at least, 0 to 1.
 
     Returns:
@@ -60,7 +60,7 @@ def refuse_implausible(
 
 
 def scale_bucket(scale: float) -> str:
-    """Return the name that metrics give to a scale's losses: the power of two that is no smaller."""
+    """Return the name that metrics give to a scale's losses: the next power of two that is not smaller."""
     return str(2 ** max(0, math.ceil(math.log2(scale))))
 
 
@@ -69,9 +69,9 @@ def _last_losses(metrics: Sequence[MetricsLine]) -> dict[str, float]:
     if not metrics:
         return {}
     first = metrics[-1].step * (1 - LAST_SHARE)
-    found: dict[str, list[float]] = {}
+    by_bucket: dict[str, list[float]] = {}
     for line in metrics:
         if line.step > first:
             for bucket, loss in line.loss_by_scale.items():
-                found.setdefault(bucket, []).append(loss)
-    return {bucket: sum(losses) / len(losses) for bucket, losses in found.items()}
+                by_bucket.setdefault(bucket, []).append(loss)
+    return {bucket: sum(losses) / len(losses) for bucket, losses in by_bucket.items()}

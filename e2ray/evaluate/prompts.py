@@ -1,8 +1,8 @@
-"""The prompts of the retrieval grid, made from a seed or read where they were kept.
+"""The prompts of the retrieval grid, made from a seed or read from where they are kept.
 
 Texts, words, numbers and lengths of a prompt follow from (task, tokenizer, context length, seed), the held-out text and
-the grid, so they are made once and kept in a file that is named by all of these; every model, lane and run that asks
-the same is then asked the very same. A kept file that is damaged is made again.
+the grid, so they are made once and kept in a file that is named by all of these; models, lanes and runs of the same
+grid then get the very same prompts. A kept file that is damaged is made again.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from e2ray.evaluate.haystack import Haystack
 from e2ray.evaluate.tasks import TASKS, Prompt, Source
 
 TEXT_STREAM, KEY_STREAM = 1, 2  # first words of the seeds, so that a text and a key never share random numbers
-VERSION = 1  # of what tasks write; another one makes kept prompts anew
+VERSION = 1  # of the tasks' prompts; where it differs, kept prompts are made anew
 SCHEMA = pa.schema(
     [
         ("tokens", pa.list_(pa.int64())),
@@ -62,7 +62,7 @@ def prompts(
 
     Raises:
         ContextLengthError: If the text cannot fill W tokens, or W tokens cannot hold what is hidden and the question.
-        SettingsError: If the tokenizer cannot write digits, or the text holds nearly all numbers of so many digits.
+        SettingsError: If the tokenizer cannot write digits, or the text holds nearly all numbers of `digits` digits.
         ValueError: If a depth is out of range.
     """
     return written(
@@ -92,7 +92,7 @@ def asked_for(haystack: Haystack, task: str, context_length: int, settings: Retr
 def written(
     haystack: Haystack, *, context_length: int, depths: Sequence[float], trials: int, digits: int, seed: int, task: str
 ) -> list[Prompt]:
-    """Return what `prompts` returns, from a haystack that is there already."""
+    """Return the same as `prompts`, from an existing haystack."""
     if not all(0 <= depth <= 1 for depth in depths):
         raise ValueError(f"depths must lie in [0, 1], got {list(depths)}")
     make, has_depth = TASKS[task]
@@ -117,8 +117,8 @@ class PromptFolder:
     """Where prompts are kept, on a file system that all nodes share.
 
     Attributes:
-        folder: The folder; it need not be there yet.
-        text: What names the held-out documents, e.g. the digest of the shards.
+        folder: The folder; it need not exist yet.
+        text: Name of the held-out documents, e.g. the digest of the shards.
     """
 
     folder: Path
@@ -132,7 +132,7 @@ class PromptFolder:
         context_length: int,
         settings: RetrievalSettings,
     ) -> list[Prompt]:
-        """Return the prompts of a task and context length, kept ones where they are whole.
+        """Return the prompts of a task and context length, kept ones where they are intact.
 
         Raises:
             ContextLengthError: If no prompt of that length can be made.
@@ -152,9 +152,9 @@ class PromptFolder:
         key = files.digest(named)[:16]
         start = f"{task}-{context_length}-{key}-"
         for path in self.folder.glob(f"{start}*.arrow"):
-            found = _kept(path, task, path.stem.removeprefix(start))
-            if found is not None:
-                return found
+            kept = _kept(path, task, path.stem.removeprefix(start))
+            if kept is not None:
+                return kept
         made = asked_for(haystack, task, context_length, settings)
         content = _packed(made)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def _packed(prompts: Sequence[Prompt]) -> bytes:
 
 
 def _kept(path: Path, task: str, digest: str) -> list[Prompt] | None:
-    """Return the prompts of a kept file, or None if it is damaged, which removes it."""
+    """Return the prompts of a kept file, or None if it is damaged, and then remove it."""
     content = path.read_bytes()
     if _digest(content) != digest:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a base is called and how far it moved where its own scaling was removed before the training.
+"""The name of a base, and how far it moved, where its own scaling was removed before the training.
 
 With `base_scaling: replace` the model that is trained, and measured as the base, is not the checkpoint as it was
 published: a yarn factor changes angles and scores within L too. So its logits are compared with the checkpoint's
@@ -9,11 +9,11 @@ from e2ray.records.evaluation import RemovedScaling
 
 
 def base_name(scaling: str | None, *, untouched: bool = False) -> str:
-    """Return what figures of a base are called.
+    """Return the name of a base in tables and pictures.
 
     Args:
         scaling: Rope type of the scaling that was removed from it; None where it is the checkpoint itself.
-        untouched: Whether to say of a base that is the checkpoint that it was left as it is.
+        untouched: Whether the name of a base that is the checkpoint says that it is untouched.
     """
     if scaling is None:
         return "base, untouched" if untouched else "base"
@@ -21,7 +21,7 @@ def base_name(scaling: str | None, *, untouched: bool = False) -> str:
 
 
 def base_words(scaling: str | None) -> str:
-    """Return the base in running text; arguments as `base_name`."""
+    """Return the name of a base in running text; `scaling` as for `base_name`."""
     return "the untouched base" if scaling is None else f"the base without its {scaling} scaling"
 
 

@@ -1,4 +1,4 @@
-"""Whether a base's scaling is removed, and how far that moves its logits; what it is called then is in `removed.py`."""
+"""Whether a base's scaling is removed, and how far that moves its logits; its name then is in `removed.py`."""
 
 from collections.abc import Sequence
 
@@ -34,8 +34,8 @@ def measure_removed(
     Args:
         settings: Of the base; its scaling is replaced.
         texts: Token ids, each of at most L tokens.
-        dtype: To load it with.
-        device: Where to.
+        dtype: Of the loaded weights.
+        device: Where the model is loaded.
     """
     plain = settings.model_copy(update={"lora": None, "gradient_checkpointing": False})
     with_scaling = _logits(plain, texts, dtype, device, untouched=True)
@@ -59,11 +59,11 @@ def _logits(
     *,
     untouched: bool,
 ) -> Float[Tensor, "tokens vocab"]:
-    """Return the logits behind evenly spaced tokens of each text, on the CPU."""
+    """Return the logits at evenly spaced tokens of each text, on the CPU."""
     model = build_model(settings, dtype=dtype, device=device, untouched=untouched).eval()
-    found = []
+    rows = []
     for text in texts:
         positions = torch.linspace(0, len(text) - 1, min(len(text), POSITIONS)).long()
         logits = model(input_ids=torch.tensor([list(text)], device=device), use_cache=False).logits[0]
-        found.append(logits[positions.to(device)].float().cpu())
-    return torch.cat(found)
+        rows.append(logits[positions.to(device)].float().cpu())
+    return torch.cat(rows)

@@ -1,4 +1,4 @@
-"""What is known of a request of lm-evaluation-harness without the library: its name, and how it was read."""
+"""A request of lm-evaluation-harness without the library: its key, and how it was read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Placed:
 
     Attributes:
         tokens: Of the prompt and of a given answer, as the model read them.
-        room: Tokens beyond these that might be generated.
+        room: Further tokens that may be generated.
         scale: g >= 1.
         cut: Tokens left out at the prompt's start.
         windows: Forward passes; more than one where a whole text is longer than the longest context length, and then
@@ -31,6 +31,6 @@ class Placed:
 
 
 def request_key(task: str | None, document: int | None, arguments: Sequence[object]) -> Key:
-    """Return what tells a request from the others: its task, its document, its prompt and a given answer."""
+    """Return the key of a request: its task, its document, its prompt and a given answer."""
     answer = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], str) else ""
     return task, document, str(arguments[0]), answer

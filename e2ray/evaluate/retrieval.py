@@ -1,10 +1,10 @@
 """Whether a model finds in a long text what it is asked for: a grid of task x context length x depth x trials.
 
 A prompt is exactly W tokens, its answer last. Texts, words, numbers and lengths follow from a seed and from nothing
-else in the grid. One forward pass scores a prompt: where each answer token is the arg-max behind the tokens before it,
-greedy generation writes the same tokens; some prompts of each cell are generated, too, as a check. The arg-max behind
-the answer must not go on with its last word or number: who writes 123456 has not found 12345. A context length that the
-held-out text cannot fill has no cell, which is not the same as a score of 0.
+else in the grid. One forward pass scores a prompt: where each answer token is the arg-max after the tokens before it,
+greedy generation writes the same tokens; some prompts of each cell are generated, too, as a check. The arg-max after
+the answer must not continue its last word or number: a model that writes 123456 has not found 12345. A context length
+that the held-out text cannot fill has no cell, which is not the same as a score of 0.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from e2ray.records.retrieval import RetrievalRow
 
 @dataclass(frozen=True)
 class Written:
-    """What greedy generation has said to one prompt.
+    """The outcome of greedy generation for one prompt.
 
     Attributes:
         exact: Whether it wrote exactly the answer's tokens and did not go on with the last word or number.
@@ -48,11 +48,11 @@ class Written:
 
 @dataclass(frozen=True)
 class Answered:
-    """What a model makes of one prompt's answer in one forward.
+    """How a model scores one prompt's answer in one forward.
 
     Attributes:
         found: Whether greedy generation would write exactly its tokens, then something else.
-        nll: Mean NLL of its tokens behind the question, nats.
+        nll: Mean NLL of its tokens after the question, nats.
     """
 
     found: bool
@@ -79,7 +79,7 @@ def answers(
         encoder: Of the prompts.
         scale: g >= 1, the divisor of positions.
         batch_tokens: Tokens of one forward, at least one prompt.
-        device: Where the model stands.
+        device: Where the model is.
         pace: Counts the tokens read.
 
     Raises:
@@ -112,15 +112,15 @@ def _answered(
             f"retrieval: context length {tokens.shape[1]}, scale {scale:g}: logits are NaN, wanted finite numbers; the "
             "weights have diverged, train with a lower train.lr"
         )
-    said = logits.argmax(dim=-1)  # behind each token from the last of the question to the last of the answer
-    right = said[:, :-1] == tokens[:, -widest:]
+    likeliest = logits.argmax(dim=-1)  # after each token from the last of the question to the last of the answer
+    right = likeliest[:, :-1] == tokens[:, -widest:]
     not_asked = torch.arange(widest, device=right.device) < widest - num_answers[:, None]
     whole = (right | not_asked).all(dim=1).tolist()
-    behind = said[:, -1].tolist()
-    found = [one and not goes_on(encoder, _answer(p), last) for one, p, last in zip(whole, batch, behind, strict=True)]
-    asked = tokens[:, -widest - 1 :]  # the last of the question in front, which predicts the first of the answer
+    behind = likeliest[:, -1].tolist()
+    hits = [hit and not goes_on(encoder, _answer(p), last) for hit, p, last in zip(whole, batch, behind, strict=True)]
+    asked = tokens[:, -widest - 1 :]  # with the last token of the question, which predicts the first of the answer
     nll = token_nll(logits, asked).masked_fill(not_asked, 0.0).double().sum(dim=1) / num_answers.to(device)
-    return [Answered(one, mean) for one, mean in zip(found, nll.tolist(), strict=True)]
+    return [Answered(hit, mean) for hit, mean in zip(hits, nll.tolist(), strict=True)]
 
 
 def _answer(prompt: Prompt) -> list[int]:
@@ -138,7 +138,7 @@ def write(
     device: torch.device | str,
     pace: Pace | None = None,
 ) -> Written:
-    """Return what greedy generation says to a prompt: as many tokens as the answer has, and the one behind them.
+    """Return what greedy generation writes for a prompt: as many tokens as the answer has, and the next one.
 
     Args:
         model: A causal language model of transformers, in evaluation mode.
@@ -146,7 +146,7 @@ def write(
         prompt: The question.
         encoder: Of the prompt.
         scale: g >= 1.
-        device: Where the model stands.
+        device: Where the model is.
         pace: Counts the tokens read.
     """
     size = prompt.num_answer_tokens
@@ -181,7 +181,7 @@ def accuracy(
     kept: PromptFolder | None = None,
     progress: Progress | None = None,
 ) -> list[RetrievalRow]:
-    """Return one row per task, context length and depth; what no prompt can fill has none.
+    """Return one row per task, context length and depth; a length that no prompt can fill has none.
 
     Args:
         model: A causal language model of transformers, as `answers` takes it.
@@ -191,7 +191,7 @@ def accuracy(
         settings: The grid.
         base_context_length: L, tokens; W is read at max(1, W / L).
         batch_tokens: Tokens of one forward, at least one prompt.
-        device: Where the model stands.
+        device: Where the model is.
         windows: Context lengths where `settings.context_lengths` is null: the windows that evaluation resolved.
         scale: g >= 1 for all lengths, in place of the paper's.
         kept: Where prompts are kept from one call to the next; None makes them.
@@ -235,7 +235,7 @@ def _found(task: Task, length: int, scale: float, rows: Sequence[RetrievalRow]) 
 
 
 def _end(rows: Sequence[RetrievalRow], missing: Sequence[ContextLengthError], pace: Pace) -> None:
-    """Raise what was missing where there is no row, and tell where generation and the forward pass disagree."""
+    """Raise the first error where there is no row, and report where generation and the forward pass disagree."""
     if not rows and missing:
         raise missing[0]
     if apart := sum(row.greedy - row.agreed for row in rows):
@@ -256,7 +256,7 @@ def _lengths(settings: RetrievalSettings, windows: Sequence[int] | None) -> Sequ
 
 
 def _tokens(task: Task, length: int, settings: RetrievalSettings) -> int:
-    """Return the tokens of all prompts of a task and context length, those generated from counted once more."""
+    """Return the tokens of all prompts of a task and context length, counting those that are generated from twice."""
     depths = 1 if task in WITHOUT_DEPTH else len(settings.depths)
     return length * depths * (settings.trials + min(settings.greedy, settings.trials))
 
@@ -269,7 +269,7 @@ def _prompts(
     settings: RetrievalSettings,
     kept: PromptFolder | None,
 ) -> Sequence[Prompt]:
-    """Return the prompts of a task and context length, from where they are kept or made now.
+    """Return the prompts of a task and context length, kept ones or made now.
 
     Raises:
         ContextLengthError: If the held-out text cannot fill one.
@@ -281,7 +281,7 @@ def _prompts(
 
 @dataclass(frozen=True)
 class _Reader:
-    """What reads the prompts of one task and context length."""
+    """Reads the prompts of one task and context length."""
 
     model: PreTrainedModel
     hook: RotaryHook

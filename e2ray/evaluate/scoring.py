@@ -1,8 +1,8 @@
 """NLL of every token of a forward pass, with the logits of a few tokens at a time.
 
 At 64k tokens and a vocabulary of 128k the logits of one row alone take 32 GiB in float32, many times the model. So
-the layers run once and the model's own head is asked for one slice of positions after the other: what it does beside
-the matrix (soft caps, logit scales) stays its own.
+the layers run once and the model's own head computes one slice of positions after the other, so that what it does
+beside the matrix (soft caps, logit scales) is kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from e2ray.core.losses import CHUNK_ELEMENTS
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode within the block, then back into the mode that it was in."""
+    """Put a model into evaluation mode within the block, then back into its former mode."""
     was_training = model.training
     model.eval()
     try:
@@ -31,7 +31,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def forward_nll(
     model: nn.Module, tokens: Int[Tensor, "batch tokens"], *, keep: int | None = None, chunk_elements: int = 0
 ) -> Float[Tensor, "batch predictions"]:
-    """Return the NLL of the last `keep` tokens of every row, each behind all tokens before it.
+    """Return the NLL of the last `keep` tokens of every row, each given all tokens before it.
 
     Args:
         model: A causal language model of transformers whose `forward` takes `logits_to_keep`, in evaluation mode.
@@ -48,8 +48,8 @@ def forward_nll(
     keep = _kept(tokens, keep)
     nll = torch.empty(tokens.shape[0], keep, dtype=torch.float32, device=tokens.device)
 
-    def note(start: int, end: int, logits: Tensor, wanted: Tensor) -> None:
-        nll[:, start:end] = _nll(logits, wanted)
+    def note(start: int, end: int, logits: Tensor, targets: Tensor) -> None:
+        nll[:, start:end] = _nll(logits, targets)
 
     _each_slice(model, tokens, keep, chunk_elements, note)
     return nll
@@ -59,14 +59,14 @@ def forward_nll(
 def forward_answers(
     model: nn.Module, tokens: Int[Tensor, "batch tokens"], *, keep: int | None = None, chunk_elements: int = 0
 ) -> tuple[Float[Tensor, "batch predictions"], Bool[Tensor, "batch predictions"]]:
-    """Return what `forward_nll` does, and whether each token is the likeliest one behind those before it."""
+    """Return what `forward_nll` does, and whether each token is the likeliest one after those before it."""
     keep = _kept(tokens, keep)
     nll = torch.empty(tokens.shape[0], keep, dtype=torch.float32, device=tokens.device)
     greedy = torch.empty(tokens.shape[0], keep, dtype=torch.bool, device=tokens.device)
 
-    def note(start: int, end: int, logits: Tensor, wanted: Tensor) -> None:
-        nll[:, start:end] = _nll(logits, wanted)
-        greedy[:, start:end] = logits.argmax(dim=-1) == wanted
+    def note(start: int, end: int, logits: Tensor, targets: Tensor) -> None:
+        nll[:, start:end] = _nll(logits, targets)
+        greedy[:, start:end] = logits.argmax(dim=-1) == targets
 
     _each_slice(model, tokens, keep, chunk_elements, note)
     return nll, greedy
@@ -76,9 +76,9 @@ def forward_answers(
 def next_log_probabilities(
     model: nn.Module, tokens: Int[Tensor, "batch tokens"], lengths: Sequence[int]
 ) -> Float[Tensor, "batch vocabulary"]:
-    """Return the log-probability of every token behind the first `lengths[row]` tokens of each row, float32.
+    """Return the log-probability of every token of the vocabulary after the first `lengths[row]` of each row, float32.
 
-    What stands behind them is padding and has no part in it.
+    Later tokens of a row are padding and have no effect.
     """
     rows = []
     with _layers_done(model, tokens):
@@ -97,8 +97,8 @@ def _kept(tokens: Tensor, keep: int | None) -> int:
     return keep
 
 
-def _nll(logits: Tensor, wanted: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
+def _nll(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
 def _each_slice(
@@ -123,7 +123,7 @@ def _each_slice(
 
 @contextmanager
 def _layers_done(model: nn.Module, tokens: Int[Tensor, "batch tokens"]) -> Iterator[None]:
-    """Run a model's layers on `tokens` once; within the block its forward takes their output from there.
+    """Run a model's layers on `tokens` once; within the block its forward reuses their output.
 
     Raises:
         ValueError: If the model has no layers apart from its head.

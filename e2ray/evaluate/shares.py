@@ -1,7 +1,7 @@
-"""What a worker of an evaluation does: load one model and read with it, a share of the documents or a grid of prompts.
+"""The work of a worker of an evaluation: load one model and read a share of the documents or a grid of prompts.
 
-Whoever calls these puts the shares together, so the figures are those of one worker that scores all. Nothing here knows
-Ray or the folder of a run.
+The caller merges the shares, so the figures are those of one worker that scores all. Nothing here uses Ray or the
+folder of a run.
 """
 
 from collections.abc import Callable
@@ -37,17 +37,17 @@ Share = tuple[list[Sums], list[LengthPass], dict[str, str]]
 
 @dataclass(frozen=True)
 class Reading:
-    """One model and the text that it reads, as they travel to a worker.
+    """One model and the text that it reads, as they are sent to a worker.
 
     Attributes:
         name: `base` or `tuned`.
-        model: What is loaded.
-        method: What a scale meant in the training.
+        model: Settings of the model to load.
+        method: Frequency method of the training.
         base_context_length: L in tokens.
         seed: Of the weights of a model that is built from its sizes.
         shards: A folder or a URI.
         tokenizer_folder: Of the model's tokenizer.
-        use_gpu: Whether it is read on a GPU, in bf16, and not on CPUs, in fp32.
+        use_gpu: Whether it reads on a GPU, in bf16, and not on CPUs, in fp32.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Reading:
 
     @property
     def device(self) -> torch.device:
-        """Where the model stands."""
+        """Where the model is."""
         return torch.device("cuda" if self.use_gpu else "cpu")
 
     @property
@@ -87,13 +87,13 @@ class Reading:
 def score_share(reading: Reading, settings: ResolvedEvaluate, share: int, shares: int) -> Share | None:
     """Return the sums of every `shares`-th document from `share` on and the passes by length, or None without one.
 
-    With them goes what names the text: `tokenizer_hash`, and `documents_digest` of the documents of all workers. The
-    first worker of a model tells how far it is.
+    With them come the names of the text: `tokenizer_hash`, and `documents_digest` of the documents of all workers. The
+    first worker of a model reports its progress.
     """
     progress: Callable[[str], None] | None = show if share == 0 else None
     opened = ShardSet.open(reading.shards)
     held_out = opened.held_out()
-    first = progress if reading.name == "base" else None  # every model would say the same
+    first = progress if reading.name == "base" else None  # every model would report the same
     windows = reachable_windows(
         held_out, settings.windows, cut=settings.document_tokens, skip=settings.skip_documents, progress=first
     )
@@ -152,7 +152,7 @@ def ask(reading: Reading, settings: ResolvedEvaluate, grid: RetrievalSettings, k
 
 
 def read_base(reading: Reading, batch_tokens: int) -> BaseLength:
-    """Return how far a base reads at scale 1, what `measure_base` finds on the held-out documents."""
+    """Return how far a base reads at scale 1, by `measure_base` on the held-out documents."""
     opened = ShardSet.open(reading.shards)
     loaded = reading.load(opened)
     return measure_base(

@@ -1,9 +1,9 @@
 """Published suites, run by lm-evaluation-harness: which tasks there are, and what a model scores on them.
 
-A task that cannot be run (its data has to be fetched and the network is not there, a package is missing, its prompts
-are too long) is missing and says why in one line; the others come out. A group of which one task is missing has no
-score of its own, since it would be that of another group. Beside every score stand the number of prompts, their
-lengths in tokens, the scales they were read at and how many were cut; each sample keeps its prompt as it was written.
+A task that cannot be run (its data has to be fetched without a network, a package is missing, its prompts are too long)
+is missing with one line on why; the others have scores. A group of which one task is missing has no score of its own,
+since it would be that of another group. With every score come the number of prompts, their lengths in tokens, the
+scales they were read at and how many were cut; each sample keeps its prompt as it was written.
 """
 
 import difflib
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
     from e2ray.evaluate.harness import ScaledLM
 
-Told = Mapping[str, Any]  # what the harness tells, in its own words
+Told = Mapping[str, Any]  # results of the harness, under its own names
 LOCAL: dict[str, Sequence[str]] = {"leval": tuple(leval.EXAMS), "longproc": longproc.NAMES}
 PACKAGES = ("lm_eval", "datasets")
 SHOWN = 200  # characters of a folder's name in a message
-BOOTSTRAPS = 1000  # for the spread of scores that are no plain mean
-# What libraries of datasets raise, each its own, where the network or a cached copy is missing.
+BOOTSTRAPS = 1000  # for the spread of scores that are not a plain mean
+# Errors of the libraries of datasets where the network or a cached copy is missing.
 NETWORK_ERRORS = {
     "ConnectError",
     "ConnectTimeout",
@@ -60,11 +60,11 @@ NETWORK_ERRORS = {
 
 @dataclass
 class Found:
-    """What came out of some tasks.
+    """The results of some tasks.
 
     Attributes:
         scores: One per task or group, score and filter.
-        missing: What has no score.
+        missing: Tasks, groups and scores that are missing, with the reason.
         samples: One per document of a task.
     """
 
@@ -75,12 +75,12 @@ class Found:
 
 @dataclass
 class Selection:
-    """Which of the tasks that the settings name can be asked.
+    """The tasks of the settings that can be asked.
 
     Attributes:
         manager: The harness's index of tasks, which knows every one of `names`.
         names: Tasks and groups that are run, each once.
-        missing: The names that are no task, or of which a folder holds nothing.
+        missing: The names that are not a task, or of which a folder holds nothing.
     """
 
     manager: "TaskManager"
@@ -91,15 +91,15 @@ class Selection:
 def checked(settings: SuiteSettings, metadata: Mapping[str, object] | None = None) -> Selection:
     """Return which tasks the settings name; nothing is loaded.
 
-    A name that cannot be asked is missing. Those of a tag and of `<suite>:all` stand one by one; of the latter those
-    are left out whose file is not there.
+    A name that cannot be asked is missing. Tasks of a tag and of `<suite>:all` are listed one by one, of the latter
+    only those whose file exists.
 
     Args:
         settings: Names tasks and folders.
-        metadata: What tasks that write their own prompts are told.
+        metadata: Options of tasks that write their own prompts.
 
     Raises:
-        SettingsError: If lm-evaluation-harness is not installed, a folder is not there, or no name can be asked.
+        SettingsError: If lm-evaluation-harness is not installed, a folder is missing, or no name can be asked.
     """
     try:
         tasks = library("lm_eval.tasks")
@@ -115,7 +115,7 @@ def checked(settings: SuiteSettings, metadata: Mapping[str, object] | None = Non
         manager = tasks.TaskManager(include_path=own, include_defaults=with_all, metadata=dict(metadata or {}))
         kinds = {name: manager.task_index[name].kind.name for name in published if name in manager.task_index}
         if len(kinds) == len(published) and "GROUP" not in kinds.values():
-            break  # a group of one's own may hold tasks of the harness
+            break  # a user's own group may hold tasks of the harness
     selection = Selection(manager, [], [])
     for name in settings.tasks:
         parts = _local_parts(name, settings) if name in _local_names() else _published_parts(name, manager)
@@ -137,13 +137,13 @@ def _is_folder(path: str) -> bool:
 
 
 def _local_names() -> dict[str, tuple[str, str]]:
-    """Return suite and task of every name that is read from local files."""
+    """Return the suite and task of every name that is read from local files."""
     return {f"{suite}:{name}": (suite, name) for suite, names in LOCAL.items() for name in (*names, "all")}
 
 
 def _local_parts(name: str, settings: SuiteSettings) -> list[str]:
     suite, task = _local_names()[name]
-    return [f"{suite}:{one}" for one in (LOCAL[suite] if task == "all" else [task]) if _held(settings, suite, one)]
+    return [f"{suite}:{part}" for part in (LOCAL[suite] if task == "all" else [task]) if _held(settings, suite, part)]
 
 
 def _published_parts(name: str, manager: "TaskManager") -> list[str]:
@@ -161,8 +161,8 @@ def _why_missing(name: str, settings: SuiteSettings, manager: "TaskManager") -> 
         return "is no task, " + (f"wanted one such as {', '.join(near)}" if near else "and none has a name like it")
     if task == "all":
         return f"is not there: {_folder(settings, suite)} holds no file of any of its tasks"
-    wanted = f"{task}.jsonl of L-Eval's Closed-ended-tasks" if suite == "leval" else longproc.WANTED
-    return f"is not there: {_folder(settings, suite)} holds no {task}; wanted {wanted}"
+    data = f"{task}.jsonl of L-Eval's Closed-ended-tasks" if suite == "leval" else longproc.WANTED
+    return f"is not there: {_folder(settings, suite)} holds no {task}; wanted {data}"
 
 
 def _folder(settings: SuiteSettings, suite: str) -> Path:
@@ -177,16 +177,16 @@ def _held(settings: SuiteSettings, suite: str, name: str) -> bool:
 def run(
     model: "ScaledLM", settings: SuiteSettings, selection: Selection, *, progress: Progress | None = None
 ) -> Iterator[Found]:
-    """Yield what a model scores, task by task, and first what is missing from the beginning.
+    """Yield the scores of a model, task by task, after the tasks that are missing from the beginning.
 
     Args:
-        model: What is asked.
+        model: The model.
         settings: How it is asked.
         selection: As `checked` returns it.
         progress: Takes one line per task, and within one how far all of them are.
 
     Raises:
-        SettingsError: If a file of the user's is wrong, or the model gives NaN.
+        SettingsError: If a file of the user is wrong, or the model gives NaN.
     """
     library("datasets").disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -196,36 +196,36 @@ def run(
             yield _told(Found(missing=list(selection.missing)), pace)
         for number, name in enumerate(selection.names):
             model.answered = partial(_answered, pace, number)
-            found = _asked(name, model, settings, selection.manager)
+            results = _asked(name, model, settings, selection.manager)
             pace.done = number + 1
-            yield _told(found, pace)
+            yield _told(results, pace)
 
 
 def _answered(pace: Pace, number: int, share: float) -> None:
     pace.done = number + share
 
 
-def _told(found: Found, pace: Pace) -> Found:
-    for line in lines(found):
+def _told(results: Found, pace: Pace) -> Found:
+    for line in lines(results):
         pace.tell(line)
-    return found
+    return results
 
 
 def _asked(name: str, model: "ScaledLM", settings: SuiteSettings, manager: "TaskManager") -> Found:
-    """Return what comes out of a task or group; of a group that has no score, what comes out of its tasks."""
+    """Return the results of a task or group; of a group without a score, those of its tasks."""
     try:
         return _evaluated(name, model, settings, manager)
     except SettingsError:
         raise
-    except Exception as error:  # a task is code of others and brings any error with it
-        found = Found(missing=[MissingScore(task=name, reason=reason(error))])
+    except Exception as error:  # a task is foreign code and may raise any error
+        results = Found(missing=[MissingScore(task=name, reason=reason(error))])
     parts = [_asked(child, model, settings, manager) for child in _children(name, manager)]
     if any(part.scores for part in parts):
         for part in parts:
-            found.scores += part.scores
-            found.missing += part.missing
-            found.samples += part.samples
-    return found
+            results.scores += part.scores
+            results.missing += part.missing
+            results.samples += part.samples
+    return results
 
 
 def _children(name: str, manager: "TaskManager") -> list[str]:
@@ -243,22 +243,22 @@ def reason(error: BaseException) -> str:
     while step is not None and step not in chain:
         chain.append(step)
         step = step.__cause__ or step.__context__
-    kinds = {each.__name__ for one in chain for each in type(one).__mro__}
-    said = " ".join(str(error).split())[:300] or type(error).__name__
-    if kinds & NETWORK_ERRORS or any(isinstance(one, URLError) for one in chain):
-        return f"its data has to be fetched and the network does not give it ({said})"
+    kinds = {each.__name__ for cause in chain for each in type(cause).__mro__}
+    message = " ".join(str(error).split())[:300] or type(error).__name__
+    if kinds & NETWORK_ERRORS or any(isinstance(cause, URLError) for cause in chain):
+        return f"its data has to be fetched and the network does not give it ({message})"
     if isinstance(error, ImportError):
-        return f"needs a package ({said})"
+        return f"needs a package ({message})"
     if isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error):
         return OUT_OF_MEMORY
-    return said if isinstance(error, RefusedError) else f"{type(error).__name__}: {said}"
+    return message if isinstance(error, RefusedError) else f"{type(error).__name__}: {message}"
 
 
 def _evaluated(name: str, model: "ScaledLM", settings: SuiteSettings, manager: "TaskManager") -> Found:
-    """Return what comes out of one task or group.
+    """Return the results of one task or group.
 
     Raises:
-        RefusedError: If it runs code of the model's and may not, or its prompts are too long.
+        RefusedError: If it runs code that the model wrote and may not, or its prompts are too long.
         Exception: Whatever loading its data or its own code raises.
     """
     random.seed(settings.seed), np.random.seed(settings.seed), torch.manual_seed(settings.seed)
@@ -267,7 +267,7 @@ def _evaluated(name: str, model: "ScaledLM", settings: SuiteSettings, manager: "
         if getattr(task, "UNSAFE_CODE", False) and not settings.unsafe_code:
             raise RefusedError("may run code that the model has written; set evaluate.suites.unsafe_code: true")
         own = task.get_config("num_fewshot")
-        if settings.num_fewshot is not None and own != 0:  # 0 in a task's file is meant, says the harness
+        if settings.num_fewshot is not None and own != 0:  # 0 in a task's file is intended, says the harness
             task.set_config(key="num_fewshot", value=settings.num_fewshot)
         elif own is None:
             task.set_config(key="num_fewshot", value=0)
@@ -284,15 +284,15 @@ def _evaluated(name: str, model: "ScaledLM", settings: SuiteSettings, manager: "
     )
     assert result is not None, "one process evaluates"
     by_document: dict[tuple[str, int], list[Told]] = {}  # once for each filter of the task
-    for task, told in result["samples"].items():
-        for each in told:
+    for task, rows in result["samples"].items():
+        for each in rows:
             by_document.setdefault((task, each["doc_id"]), []).append(each)
-    samples = [_sample(task, told, model.placed) for (task, _), told in by_document.items()]
+    samples = [_sample(task, rows, model.placed) for (task, _), rows in by_document.items()]
     return _scores(result, samples, settings)
 
 
 def _loaded(name: str, settings: SuiteSettings, manager: "TaskManager") -> Told:
-    """Return what the harness makes of a task's name, of the config of one from local files, or of a task file."""
+    """Return what the harness loads for a task's name, for the config of one from local files, or for a task file."""
     suite, task = _local_names().get(name, (None, name))
     if suite is None:
         return manager.load([name])
@@ -305,9 +305,9 @@ def _loaded(name: str, settings: SuiteSettings, manager: "TaskManager") -> Told:
         return manager.load([str(file)])
 
 
-def _sample(task: str, told: Sequence[Told], placed: Mapping[Key, Placed]) -> Sample:
-    """Return one sample from what is told of a document for each filter: how each request was read, its scores."""
-    first = told[0]
+def _sample(task: str, results: Sequence[Told], placed: Mapping[Key, Placed]) -> Sample:
+    """Return one sample from a document's results, one for each filter: how each request was read, its scores."""
+    first = results[0]
     prompts = list(dict.fromkeys(str(arguments[0]) for arguments in first["arguments"]))
     requests = []
     for arguments, answers in zip(first["arguments"], first["resps"], strict=True):
@@ -328,7 +328,7 @@ def _sample(task: str, told: Sequence[Told], placed: Mapping[Key, Placed]) -> Sa
         "task": task,
         "document": first["doc_id"],
         "target": first["target"],
-        "scores": {each["filter"]: {name: each[name] for name in each["metrics"]} for each in told},
+        "scores": {each["filter"]: {name: each[name] for name in each["metrics"]} for each in results},
         "truncated": sum(request["cut_tokens"] > 0 for request in requests),
         "prompts": prompts,
         "requests": requests,
@@ -337,8 +337,8 @@ def _sample(task: str, told: Sequence[Told], placed: Mapping[Key, Placed]) -> Sa
 
 
 def _scores(result: Told, samples: list[Sample], settings: SuiteSettings) -> Found:
-    """Return the rows of a result; a score that is no number, or that of a length without prompts, is missing."""
-    found = Found(samples=samples)
+    """Return the rows of a result; a score that is no number is missing, one of a length without prompts left out."""
+    out = Found(samples=samples)
     parts = result.get("group_subtasks", {})
     for task, figures in {**result["results"], **result.get("groups", {})}.items():
         leaves = _leaves(task, parts)
@@ -360,12 +360,12 @@ def _scores(result: Told, samples: list[Sample], settings: SuiteSettings) -> Fou
             better = result["higher_is_better"].get(task, {}).get(metric)
             row = about | {"metric": metric, "filter": filter_name, "higher_is_better": better}
             if not isinstance(value, (int, float)) or not math.isfinite(value):
-                found.missing.append(MissingScore(task=task, reason=f"{metric} is {value}, no number"))
+                out.missing.append(MissingScore(task=task, reason=f"{metric} is {value}, no number"))
             elif not (metric.isdecimal() and value == -1):  # how the harness marks a length without a prompt
                 stderr = figures.get(f"{metric}_stderr,{filter_name}")
                 spread = float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None
-                found.scores.append(Score.model_validate(row | {"value": float(value), "stderr": spread}))
-    return found
+                out.scores.append(Score.model_validate(row | {"value": float(value), "stderr": spread}))
+    return out
 
 
 def _leaves(name: str, parts: Mapping[str, Sequence[str]]) -> set[str]:
@@ -388,18 +388,18 @@ def _read(requests: Sequence[Request]) -> Mapping[str, float | None]:
     }
 
 
-def lines(found: Found) -> list[str]:
-    """Return what came out in plain lines, one for each score and one for each that is missing."""
-    said = []
-    for row in found.scores:
+def lines(results: Found) -> list[str]:
+    """Return results in plain lines, one for each score and one for each that is missing."""
+    texts = []
+    for row in results.scores:
         spread = f" +- {row.stderr:.4f}" if row.stderr is not None else ""
         read = f"{row.documents} documents, {row.tokens_min} to {row.tokens_max} tokens"
         scales = f"scale {row.scale_min:g} to {row.scale_max:g}"
         cut = f", {row.truncated} truncated" if row.truncated else ""
-        said.append(f"{row.task}: {row.metric} {row.value:.4f}{spread} ({read}, {scales}{cut})")
-    return said + [f"{each.task}: no score: {each.reason}" for each in found.missing]
+        texts.append(f"{row.task}: {row.metric} {row.value:.4f}{spread} ({read}, {scales}{cut})")
+    return texts + [f"{each.task}: no score: {each.reason}" for each in results.missing]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what asks the questions."""
+    """Return the versions of the packages that ask the questions."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}

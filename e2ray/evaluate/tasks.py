@@ -1,8 +1,8 @@
-"""The retrieval tasks: what stands in a long text, what is asked, and what the answer is.
+"""The retrieval tasks: what is hidden in a long text, what is asked, and what the answer is.
 
 Two kinds: sentences hidden in real text (passkey, needles, variables), and lists that fill the whole context (words,
 pairs). The shapes follow RULER (NVIDIA/RULER, arXiv:2404.06654) and the passkey of landmark attention
-(arXiv:2305.16300); the wording is our own, and all words and text are the run's own held-out documents'. Every prompt
+(arXiv:2305.16300); the wording is our own, and all words and text come from the run's held-out documents. Every prompt
 has exactly as many tokens as asked for, answer included.
 """
 
@@ -38,8 +38,8 @@ class Prompt:
         task: Its name.
         tokens: int64 [context_length], the answer's tokens last.
         num_answer_tokens: How many of the last tokens are the answer.
-        depth: Fraction of the text that stands before the needle, 0 to 1; None where a task has no single one.
-        references: What has to be found, in the order that the answer gives it.
+        depth: Fraction of the text before the needle, 0 to 1; None where a task has no single depth.
+        references: What has to be found, in the order of the answer.
         needle: Index of the first token of what has to be found; None where that is the whole list.
     """
 
@@ -58,12 +58,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Source:
-    """What the prompts of one trial are made from.
+    """The material for the prompts of one trial.
 
     Attributes:
         haystack: The held-out text.
         text: int64 tokens of this trial's stretch of it.
-        written: What that stretch says, without white space.
+        written: That stretch as text without white space.
         context_length: W in tokens.
         digits: Digits of numbers.
     """
@@ -82,10 +82,10 @@ class Source:
 
     def numbers(self, rng: np.random.Generator, count: int) -> list[str]:
         """Return different numbers that the text does not hold."""
-        found: list[str] = []
+        numbers: list[str] = []
         for _ in range(count):
-            found.append(draw_number(rng, self.digits, self.written, found))
-        return found
+            numbers.append(draw_number(rng, self.digits, self.written, numbers))
+        return numbers
 
 
 Make = Callable[[Source, np.random.Generator, float | None], Prompt]
@@ -145,7 +145,7 @@ def variable_tracking(source: Source, rng: np.random.Generator, depth: float | N
 
 
 def common_words(source: Source, rng: np.random.Generator, depth: float | None) -> Prompt:
-    """The words that come again and again in a list of words that come once or twice."""
+    """The words that recur in a list of words that occur once or twice."""
     common = sorted(source.haystack.words(rng, COMMON))
     question = f" Which {COMMON} words come most often in the list, by the alphabet? The most common words are"
 
@@ -174,7 +174,7 @@ def frequent_words(source: Source, rng: np.random.Generator, depth: float | None
 
     def items(count: int) -> list[str]:
         counts = np.floor(weights / weights.sum() * count).astype(int)
-        for rank in range(FREQUENT, -1, -1):  # the words asked for come strictly more often than the next
+        for rank in range(FREQUENT, -1, -1):  # the words asked for are strictly more frequent than the next
             counts[rank] = max(counts[rank], counts[rank + 1] + 1)
         listed = [word for word, times in zip(words, counts, strict=True) for _ in range(times)]
         return [f" {listed[number]}," for number in rng.permutation(len(listed))]
@@ -240,10 +240,10 @@ def _spread(rng: np.random.Generator, count: int) -> list[float]:
 
 
 def _room(source: Source, frame: int) -> int:
-    """Return how many tokens of text or list stand beside a frame of so many.
+    """Return how many tokens of text or list there is room for beside a frame of tokens.
 
     Raises:
-        ContextLengthError: If none do.
+        ContextLengthError: If there is no room.
     """
     frame += len(source.haystack.encoder.prefix)
     if source.context_length - frame < 1:
@@ -284,7 +284,7 @@ def _hidden(
         source: Of the trial.
         sentences: (fraction of the text before it, sentence with `{border}` before a number).
         question: What is asked at the end.
-        references: What the answer says, in order.
+        references: The parts of the answer, in order.
         depth: Of the first sentence, kept in the prompt.
     """
     encoder = source.haystack.encoder
@@ -313,7 +313,7 @@ def _listed(
     question: str,
     references: Sequence[str],
 ) -> Prompt:
-    """Return a prompt that a list fills, with as much text before it as the last item leaves room for."""
+    """Return a prompt that is filled with a list, with text before it in the room that the last item leaves."""
     encoder = source.haystack.encoder
     asked, answer, _ = answered(encoder, question, ", ".join(references))
     room = _room(source, len(asked) + len(answer))

@@ -27,17 +27,17 @@ def untrained_sums(
     """Return each document's summed NLL per lane and window, each window at W / L.
 
     Args:
-        model: The base; no hook of it is applied.
+        model: The base; none of its hooks is applied.
         documents: Integer tokens of shape [length] each.
         lanes: Names of `UNTRAINED`.
         windows: W in tokens; dynamic NTK is that of the longest.
         base_context_length: L in tokens.
-        **options: All else that `document_sums` takes, but for scales and name.
+        **options: All other options of `document_sums`, except scales and name.
 
     Raises:
-        SettingsError: If the model carries a scaling of its own.
+        SettingsError: If the model has a scaling of its own.
     """
-    found, largest = [], paper_scale(max(windows), base_context_length)
+    all_sums, largest = [], paper_scale(max(windows), base_context_length)
     for lane in lanes:
         refuse_scaled(model, lane)
         hook = RotaryHook(model, method_of(UNTRAINED[lane]), base_context_length=base_context_length)
@@ -47,8 +47,8 @@ def untrained_sums(
             read = document_sums(model, hook, documents, windows=windows, scales=scales, name=name, **options)
         finally:
             hook.remove()
-        found += [replace(sums, scale=paper_scale(sums.window, base_context_length)) for sums in read]
-    return found
+        all_sums += [replace(sums, scale=paper_scale(sums.window, base_context_length)) for sums in read]
+    return all_sums
 
 
 def _scales(lane: str, base_context_length: int, max_scale: float, window: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""What the cells of a surface say: the tuned model against the base, in numbers and in plain words.
+"""The verdict from the cells of a surface: the tuned model against the base, in numbers and in plain words.
 
 Three questions: is the tuned model, served at scale W / L, better than doing nothing and than scaling without
 training; what does it cost inside the base window; and does it read past the base window without raising the
@@ -29,14 +29,14 @@ def verdict(
     method: str = Linear.label,
     text: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """Return what the cells say about the tuned model against the base, in figures and in sentences.
+    """Return how the tuned model compares with the base, in figures and in sentences.
 
     Args:
-        cells: Cells of the models `tuned` and `base`; either may miss some, what needs them is then None.
+        cells: Cells of the models `tuned` and `base`; some may be missing, figures that need them are then None.
         base_context_length: L in tokens.
         removed: What removing the base's own scaling did (`evaluate.removed`); None where the base is the checkpoint.
-        method: What both models are read by at a scale, as a label.
-        text: What names the scored text and the weights, further fields of `Protocol`.
+        method: Label of the frequency method by which both models are read.
+        text: Names of the scored text and the weights, further fields of `Protocol`.
     """
     table = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
     lanes = lanes_of(cells)
@@ -48,7 +48,7 @@ def verdict(
     unscaled = [_unscaled_row(table, row.window, base_context_length) for row in longer]
     rises = [row.rise_over_base_window for row in unscaled]
     first = cells[0] if cells else None
-    found = Verdict(
+    result = Verdict(
         base_context_length=base_context_length,
         windows=tuple(windows),
         below_base_everywhere=None if not gains or None in gains else all((gain or 0) > 0 for gain in gains),
@@ -68,17 +68,17 @@ def verdict(
         removed_scaling=removed,
         sentences=(),
     )
-    return found.changed(sentences=_sentences(found))
+    return result.changed(sentences=_sentences(result))
 
 
 def lanes_of(cells: Sequence[Cell]) -> list[str]:
-    """Return by which further methods the base was read without training, names of `UNTRAINED` in their order there."""
+    """Return the further methods by which the base was read without training, in the order of `UNTRAINED`."""
     models = {cell.model for cell in cells}
     return [lane for lane in UNTRAINED if untrained_model(lane) in models]
 
 
 def lane_label(lane: str) -> str:
-    """Return what a lane without training is called in a sentence: `linear`, `YaRN`."""
+    """Return the name of an untrained lane in a sentence: `linear`, `YaRN`."""
     return method_of(UNTRAINED[lane]).label
 
 
@@ -141,12 +141,12 @@ def _unscaled_row(table: Table, window: int, base_context_length: int) -> Unscal
     )
 
 
-def _sentences(found: Verdict) -> list[str]:
+def _sentences(verdict: Verdict) -> list[str]:
     """Return the verdict in plain words, one sentence per finding that was measured."""
-    length, removed = found.base_context_length, found.removed_scaling
-    longer = [row for row in found.windows if row.window > length]
+    length, removed = verdict.base_context_length, verdict.removed_scaling
+    longer = [row for row in verdict.windows if row.window > length]
     name = base_name(scaling_of(removed))
-    lines = _against_base(longer, found.below_base_everywhere, name, found.method)
+    lines = _against_base(longer, verdict.below_base_everywhere, name, verdict.method)
     lines += _against_untrained(longer, name)
     gains = {row.window: row for row in longer if (row.best_over_paper_scale or 0) > 0}
     if gains:
@@ -155,16 +155,16 @@ def _sentences(found: Verdict) -> list[str]:
             f"W/L is not always the best scale: a window of {row.window} is read best at scale "
             f"{row.tuned_best_scale:g}, {row.best_over_paper_scale:.3f} nats below scale {row.paper_scale:g}."
         )
-    rise = found.short_cost.rise if found.short_cost else None
+    rise = verdict.short_cost.rise if verdict.short_cost else None
     if rise is not None:
         word = "costs" if rise >= 0 else "gains"
         against = "" if removed is None else f" against the {name}"
         lines.append(
             f"At the base window of {length} tokens, scale 1, tuning {word} {abs(rise):.3f} nats per token{against}."
         )
-    if found.reads_unscaled is not None:
-        worst = max(found.unscaled, key=lambda row: row.rise_over_base_window or 0)
-        answer = "does" if found.reads_unscaled else "does not"
+    if verdict.reads_unscaled is not None:
+        worst = max(verdict.unscaled, key=lambda row: row.rise_over_base_window or 0)
+        answer = "does" if verdict.reads_unscaled else "does not"
         lines.append(
             f"Without raising the scale the tuned model {answer} read past {length} tokens: at a window of "
             f"{worst.window} and scale 1 its NLL is {worst.rise_over_base_window:+.3f} nats against a window of "
@@ -193,7 +193,7 @@ def _against_base(longer: Sequence[WindowRow], below_everywhere: bool | None, na
 
 
 def _against_untrained(longer: Sequence[WindowRow], name: str) -> list[str]:
-    """Return a sentence for each further method without training on the tuned model at W / L against it."""
+    """Return a sentence for each further untrained method, on the tuned model at W / L against it."""
     lines = []
     for lane in (longer[0].untrained or ()) if longer else ():
         gains = {row.window: _minus((row.untrained or {})[lane], row.tuned) for row in longer}
@@ -209,7 +209,7 @@ def _against_untrained(longer: Sequence[WindowRow], name: str) -> list[str]:
 
 
 def least_gain(row: WindowRow) -> float | None:
-    """Return what the tuned model at W / L gains over the better of both bases, None where a cell is missing."""
+    """Return the gain of the tuned model at W / L over the better of both bases, None where a cell is missing."""
     gains = (row.gain_over_untouched, row.gain_over_untrained)
     known = [gain for gain in gains if gain is not None]
     return min(known) if len(known) == len(gains) else None
@@ -227,7 +227,7 @@ def table(cells: Sequence[Cell], verdict: Verdict) -> str:
     It reads the same in a terminal and in a rendered page. A value that was not measured is shown as `missing`,
     never as a number.
     """
-    found = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
+    by_key = {(cell.model, cell.window, _key(cell.scale)): cell for cell in cells}
     scaling = scaling_of(verdict.removed_scaling)
     name = base_name(scaling)
     lanes = lanes_of(cells)
@@ -245,11 +245,11 @@ def table(cells: Sequence[Cell], verdict: Verdict) -> str:
             [
                 str(window),
                 f"{scale:g}",
-                _shown(found.get(("tuned", window, _key(scale)))),
-                "missing" if best is None else f"{_shown(found.get(('tuned', window, _key(best))))} (g = {best:g})",
-                _shown(found.get(("base", window, 1.0))),
-                *(_shown(found.get((untrained_model(lane), window, _key(scale)))) for lane in lanes),
-                _shown(found.get(("base", window, _key(scale)))),
+                _shown(by_key.get(("tuned", window, _key(scale)))),
+                "missing" if best is None else f"{_shown(by_key.get(('tuned', window, _key(best))))} (g = {best:g})",
+                _shown(by_key.get(("base", window, 1.0))),
+                *(_shown(by_key.get((untrained_model(lane), window, _key(scale)))) for lane in lanes),
+                _shown(by_key.get(("base", window, _key(scale)))),
                 "missing" if gain is None else f"{gain:+.3f}",
             ]
         )

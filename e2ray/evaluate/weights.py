@@ -1,8 +1,8 @@
 """Which weights an evaluation was made with, so that its figures and scales are never taken for those of others.
 
-A digest of whole checkpoints would read 100 GB to answer a command. This one reads of each file the name, the size, the
-header and a MiB spread over the rest: a training step moves nearly every weight, so other weights show in it, while a
-change that spares all of those blocks, a few bytes edited by hand, does not.
+A digest of whole checkpoints would read 100 GB to answer a command. This one covers of each file the name, the size,
+the header and a MiB spread over the rest: a training step changes nearly every weight, so other weights have another
+digest, while a change outside of those blocks, a few bytes edited by hand, is not noticed.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ LENGTH_BYTES = 8  # of a safetensors file, before its header
 
 
 def weights_digest(folder: str | Path) -> str:
-    """Return 64 hexadecimal digits that name a model folder's weights.
+    """Return a digest of a model folder's weights: 64 hex digits.
 
-    Of each safetensors file count its name, its size, its header and 16 evenly spaced blocks of 64 KiB of its tensors;
-    a file of up to 1 MiB counts whole.
+    It covers of each safetensors file its name, its size, its header and 16 evenly spaced blocks of 64 KiB of its
+    tensors; a file of up to 1 MiB is covered whole.
 
     Args:
         folder: Of a model.
@@ -59,15 +59,15 @@ def refuse_other_weights(named: Mapping[Path, str | None], model: Path) -> None:
     """Raise SettingsError if a file was measured with other weights than those of the model beside it.
 
     Args:
-        named: Digests by the file that names one; None where it names none, as those of earlier versions.
-        model: The model's folder; nothing is known of one that holds no weights.
+        named: Digest that each file names; None where it names none, as files of earlier versions.
+        model: The model's folder; one without weights is not checked.
     """
-    told = {path: digest for path, digest in named.items() if digest is not None}
-    if not told or not any(model.glob("*.safetensors")):
+    known = {path: digest for path, digest in named.items() if digest is not None}
+    if not known or not any(model.glob("*.safetensors")):
         return
-    found = weights_digest(model)
-    for path, digest in told.items():
-        if digest != found:
+    own = weights_digest(model)
+    for path, digest in known.items():
+        if digest != own:
             raise SettingsError(f"{path}: was measured with other weights than {model}; run `e2ray evaluate` again")
 
 
@@ -82,6 +82,6 @@ def read_scales(path: Path, *, model: Path) -> Scales:
         FileNotFoundError: If there is no such file.
         SettingsError: If it is damaged, or was measured with other weights.
     """
-    found = Scales.read(path)
-    refuse_other_weights({path: found.weights_digest}, model)
-    return found
+    scales = Scales.read(path)
+    refuse_other_weights({path: scales.weights_digest}, model)
+    return scales
