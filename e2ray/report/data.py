@@ -21,7 +21,7 @@ def write_data(path: Path, manifest: Manifest, *, location: str, rows: int | Non
     Args:
         path: HTML file.
         manifest: Of the shards.
-        location: Where they lie, for the title.
+        location: Where they are, for the title.
         rows: Rows that a run reads; None for as many as there are.
 
     Raises:
@@ -78,7 +78,7 @@ def _contents(manifest: Manifest) -> Table:
 
 
 def _halves(manifest: Manifest) -> list[tuple[str, str, DocumentLengths]]:
-    """Return (key, name, facts) of the training and the held-out documents, without those there are none of."""
+    """Return (key, name, facts) of the training and the held-out documents, those that exist."""
     documents = manifest.documents
     return [(key, name, documents[key]) for key, name, _ in KINDS if key in documents and documents[key].count]
 

@@ -90,7 +90,7 @@ def write_lengths(
 
 
 def write_by_length(folder: Path, cells: Sequence[LengthCell], *, removed_scaling: str | None = None) -> None:
-    """Write evaluation-lengths.parquet and .png into a run's folder; without a cell, remove those of an earlier time.
+    """Write evaluation-lengths.parquet and .png into a run's folder; without cells, remove older ones.
 
     Args:
         folder: The run's folder.

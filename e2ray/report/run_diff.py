@@ -24,9 +24,9 @@ def show_diff(runs: Sequence[RunFolder]) -> None:
     """
     one, other = (read_run(run) for run in runs)
     terminal = console()
-    told = [f"{point.head} {point.text}" for point in incomparable(comparable([one, other]))]
-    told += [f"{record.name}: {record.run.what_is_missing}" for record in (one, other) if not record.cells]
-    for reason in [*told, *undiffered(one, other)]:
+    reasons = [f"{point.head} {point.text}" for point in incomparable(comparable([one, other]))]
+    reasons += [f"{record.name}: {record.run.what_is_missing}" for record in (one, other) if not record.cells]
+    for reason in [*reasons, *undiffered(one, other)]:
         terminal.print(Text(reason, style="yellow"))
     settings = settings_table([one, other])
     terminal.print(grid(settings) if settings else "No setting differs.")
@@ -36,8 +36,8 @@ def show_diff(runs: Sequence[RunFolder]) -> None:
 def figures(one: RunRecord, other: RunRecord) -> Table:
     """Return the figures of two runs side by side: those of every section that has any.
 
-    Differences of what a model can do are formed only where `comparable` puts both runs into one group; those of
-    retrieval for each context length, over the cells that both runs have.
+    Differences of what a model can do are formed only if `comparable` puts both runs into one group; those of retrieval
+    for each context length, over the cells that both runs have.
     """
     columns = [
         Column("figure"), Column(one.name, "number"), Column(other.name, "number"),

@@ -2,7 +2,7 @@
 
 What a run has not measured is empty or None; a file that is there and cannot be read is an error, never a gap.
 Two runs' NLLs may be compared where both scored the same tokens of the same documents the same way, which an evaluation
-names by hashes; one that was made before it did is comparable with none.
+names by hashes; an older one without hashes is comparable with none.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from e2ray.train.record import read_metrics
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """All that reports tell of a run.
+    """All that reports use of a run.
 
     Attributes:
         run: Its folder, name, settings and state.
@@ -65,7 +65,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """What the run is called."""
+        """The run's name in reports."""
         return self.run.name
 
     @property
@@ -106,8 +106,8 @@ class RunRecord:
 
     def best(self, model: str, window: int) -> Cell | None:
         """Return the cell of a window with the lowest NLL, None without any."""
-        found = [cell for cell in self.cells if (cell.model, cell.window) == (model, window)]
-        return min(found, key=lambda cell: (cell.nll, cell.scale), default=None)
+        cells = [cell for cell in self.cells if (cell.model, cell.window) == (model, window)]
+        return min(cells, key=lambda cell: (cell.nll, cell.scale), default=None)
 
     def sums_of(self, cell: Cell) -> Sums | None:
         """Return the documents' sums of a cell, None where the run holds none."""
@@ -124,7 +124,7 @@ class Difference:
 
     @property
     def told_apart(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
@@ -140,21 +140,22 @@ def read_run(run: RunFolder) -> RunRecord:
     if not run.evaluated:
         return RunRecord(run, [], None, [], [], None, None, [], scores, missing, metrics, environment)
     try:
-        found = Evaluation.read(here.evaluation)
-        sums = read_sums(here.documents, found.rows) if here.documents.exists() else []
+        evaluation = Evaluation.read(here.evaluation)
+        sums = read_sums(here.documents, evaluation.rows) if here.documents.exists() else []
         by_length = read_by_length(here.lengths) if here.lengths.exists() else []
         scales, effective = Scales.find(here.scales), Effective.find(here.effective)
         retrieval = Retrieval.find(here.retrieval)
-        named = {here.evaluation: found.verdict.protocol.weights_digest}
+        named = {here.evaluation: evaluation.verdict.protocol.weights_digest}
         named[here.scales] = scales.weights_digest if scales else None
         refuse_other_weights(named, here.model)
     except SettingsError as error:
         again = f"; `e2ray evaluate --config {here.config}` measures the run anew"
         raise SettingsError(f"{str(error).removesuffix(f'; {AGAIN}')}{again}") from None
     asked = retrieval.rows if retrieval else ()
+    rows, verdict = evaluation.rows, evaluation.verdict
     return RunRecord(
-        run, found.rows, found.verdict, sums, by_length, scales, effective, asked, scores, missing, metrics, environment
-    )  # fmt: skip
+        run, rows, verdict, sums, by_length, scales, effective, asked, scores, missing, metrics, environment
+    )
 
 
 def comparable(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
@@ -212,13 +213,13 @@ def read_sums(path: Path, cells: Sequence[Cell]) -> list[Sums]:
     rows: dict[tuple[str, int, float], list[int]] = {}
     for row, key in enumerate(zip(columns["model"], columns["window"], columns["scale"], strict=True)):
         rows.setdefault(key, []).append(row)
-    found = []
+    sums = []
     for each in cells:
         here = rows.pop((each.model, each.window, each.scale), [])
         documents, nll, tokens = ([columns[name][row] for row in here] for name in ("document", "nll", "tokens"))
         if (len(here), sum(tokens)) != (each.documents, each.tokens):
             raise SettingsError(f"{path}: is of another evaluation than evaluation.json beside it")
-        found.append(
+        sums.append(
             Sums(
                 model=each.model,
                 window=each.window,
@@ -229,7 +230,7 @@ def read_sums(path: Path, cells: Sequence[Cell]) -> list[Sums]:
                 tokens=np.array(tokens),
             )
         )
-    return found
+    return sums
 
 
 def read_by_length(path: Path) -> list[LengthCell]:

@@ -1,4 +1,4 @@
-"""A run's folder as it is found: settings, state and name; or one line that says why there is nothing to report.
+"""A run's folder: its settings, state and name; or one line that says why there is nothing to report.
 
 Nothing heavy is imported here, so that a wrong path answers at once.
 """
@@ -27,7 +27,7 @@ class RunFolder:
 
     Attributes:
         folder: `<storage>/<run>`.
-        name: What the run is called in a report; printable, and no other run of the report has it.
+        name: The run's name in a report; printable and unique there.
         settings: Every setting of the run, plain data.
         status: Content of status.json.
         killed: Whether that says `running` though nothing runs.
@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def state(self) -> str:
-        """How far the run came: `succeeded`, or `running, step 4 of 8`."""
+        """How far the run got: `succeeded`, or `running, step 4 of 8`."""
         if self.status.state == "succeeded":
             return self.status.state
         state = "killed" if self.killed else self.status.state
@@ -57,15 +57,15 @@ class RunFolder:
         """Why there is no evaluation, and the next move."""
         recipe = self.folder / RECIPE
         error = KILLED if self.killed else self.status.error
-        told = f" ({brief(error)})" if error else ""
+        reason = f" ({brief(error)})" if error else ""
         if not (self.folder / "model").is_dir():
-            return f"no evaluation yet: {self.state}{told}; `e2ray train --config {recipe}` continues it"
+            return f"no evaluation yet: {self.state}{reason}; `e2ray train --config {recipe}` continues it"
         if self.settings["evaluate"] is None:
             return (
                 "no evaluation: its recipe leaves the stage out; "
                 f"`e2ray evaluate --config {recipe} --set evaluate={{}}` measures it"
             )
-        return f"no evaluation yet: {self.state}{told}; `e2ray evaluate --config {recipe}` measures it"
+        return f"no evaluation yet: {self.state}{reason}; `e2ray evaluate --config {recipe}` measures it"
 
 
 def open_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
@@ -122,7 +122,7 @@ def open_run(path: str | Path) -> RunFolder:
 
 
 def _wanted(folder: Path) -> str:
-    """Return what should have been named, the runs below the folder where it is a storage."""
+    """Return what should have been named: one of the runs below the folder if it is a storage."""
     below = sorted(path.parent.name for path in folder.glob(f"*/{RECIPE}"))
     if below:
         more = "" if len(below) <= 5 else f" and {len(below) - 5} more"
@@ -131,7 +131,7 @@ def _wanted(folder: Path) -> str:
 
 
 def _told_apart(runs: Sequence[RunFolder]) -> list[RunFolder]:
-    """Return the runs with the folder above put into names that several have, and a number where that is not enough."""
+    """Return the runs under distinct names: a shared name gets the folder above, and if need be a number."""
     for rename in (
         lambda number, run: f"{printable(run.folder.parent.name)}/{run.name}",
         lambda number, run: f"{run.name} ({number})",

@@ -1,7 +1,7 @@
 """The report on one run or several: a page that opens offline, and the same as Markdown for a model card.
 
-Both are made of one list of cards, so that they cannot disagree. Runs whose NLLs may not be compared stand in
-tables and pictures of their own, and the page begins with saying so.
+Both are made of one list of cards, so that they cannot disagree. Runs whose NLLs may not be compared get tables and
+pictures of their own, and the page says so first.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from e2ray.report.run_folder import RunFolder
 from e2ray.report.sections.section import RunSection
 
 PACKAGE = "e2ray.report.sections"
-# Modules of that package in the order of the page, each with its section, which is called like it.
+# Modules of that package in the order of the page, each with its section, named alike in capitals.
 SECTIONS: tuple[RunSection, ...] = tuple(
     getattr(import_module(f"{PACKAGE}.{name}"), name.upper())
     for name in (
@@ -46,7 +46,7 @@ def write_report(page: Path, runs: Sequence[RunFolder]) -> Path:
     The same runs give the same bytes.
 
     Args:
-        page: HTML file; the Markdown is named after it, its pictures lie in `<name>-pictures/`.
+        page: HTML file; the Markdown is named after it, its pictures are in `<name>-pictures/`.
         runs: What `open_runs` returns.
 
     Raises:

@@ -98,8 +98,8 @@ def _winners(compared: Compared) -> list[Part]:
         if best.lane is None:
             rows.append(Row([whole(best.window), *[MISSING] * 5]))
             continue
-        told = {None: "one document", True: "yes", False: "no"}[best.apart]
-        behind = ["none", "", ""] if best.next is None else [names[best.next], apart_text(best.behind), told]
+        verdict = {None: "one document", True: "yes", False: "no"}[best.apart]
+        behind = ["none", "", ""] if best.next is None else [names[best.next], apart_text(best.behind), verdict]
         rows.append(Row([whole(best.window), names[best.lane], f"{best.nll:.3f}", *behind]))
     columns = [
         Column("window", "number"), Column("best lane"), Column("NLL", "number"), Column("next lane"),
@@ -130,8 +130,8 @@ def _retrieval(compared: Compared) -> list[Part]:
         for row in compared.rows:
             shares = row.retrieval.get(task, {})
             cells = (shares.get(str(length)) for length in lengths)
-            told = [MISSING if c is None else f"{c.share:.0%} ({c.low:.0%} to {c.high:.0%})" for c in cells]
-            rows.append((row.name, told))
+            texts = [MISSING if c is None else f"{c.share:.0%} ({c.low:.0%} to {c.high:.0%})" for c in cells]
+            rows.append((row.name, texts))
         caption = (
             f"{task_text(task).capitalize()}: share found, by context length, and its 95 % interval (Wilson) as if all "
             "prompts were independent; the same texts stand behind all depths and seeds."

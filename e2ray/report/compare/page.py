@@ -29,10 +29,10 @@ def write_comparison(
 
     Args:
         folder: Of the comparison.
-        jobs: What each job has left.
+        jobs: The result of each job.
         base_context_length: L in tokens.
         windows: W asked for, in tokens.
-        stride: S, tokens that a window moved on.
+        stride: S, tokens that the window moved at each step.
         removed_scaling: Rope type that was removed from the base; None where it is the checkpoint itself.
     """
     scored = next((sums.tokens for job in jobs for sums in job.sums), ())

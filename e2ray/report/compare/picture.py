@@ -1,4 +1,4 @@
-"""The picture of a comparison: NLL by window of every lane, and what each gives at L against what it gains beyond."""
+"""The picture of a comparison: NLL by window of every lane, and what each costs at L against what it reads beyond."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -31,11 +31,11 @@ def named(rows: Sequence[LaneRow], windows: Sequence[int]) -> list[str]:
     """
     if len(rows) <= MOST_NAMED:
         return [row.lane for row in rows]
-    found = {row.lane for row in rows if row.lane in LOOKS}
+    chosen = {row.lane for row in rows if row.lane in LOOKS}
     for window in windows:
-        found |= set(_ranked((row.lane, row.nll[str(window)].mean) for row in rows)[:1])
-    found |= set(_ranked((row.lane, row.long.mean) for row in rows)[:3])
-    return [row.lane for row in rows if row.lane in found]
+        chosen |= set(_ranked((row.lane, row.nll[str(window)].mean) for row in rows)[:1])
+    chosen |= set(_ranked((row.lane, row.long.mean) for row in rows)[:3])
+    return [row.lane for row in rows if row.lane in chosen]
 
 
 def _ranked(nll: Iterable[tuple[str, float | None]]) -> list[str]:
@@ -51,7 +51,7 @@ def _known(values: Iterable[float | None]) -> list[float]:
 def draw(rows: Sequence[LaneRow], base_context_length: int, windows: Sequence[int]) -> Figure:
     """Return the picture.
 
-    Of many lanes the others are grey and without a name, and what lies far above the named ones is cut off.
+    With many lanes the unnamed ones are grey, and what is far above the named ones is cut off.
     """
     many, shown = len(rows) > MOST_NAMED, named(rows, windows)
     figure = new_figure(6.4 if many else 5.2)
@@ -94,7 +94,7 @@ def draw(rows: Sequence[LaneRow], base_context_length: int, windows: Sequence[in
 
 
 def _cut_off(curves: Axes, trade: Axes, rows: Sequence[LaneRow], shown: Sequence[str], windows: Sequence[int]) -> None:
-    """End both axes a little above what the named lanes but the untouched base reach."""
+    """End both axes a little above the named lanes, the untouched base left out."""
     known = [row for row in rows if row.lane in shown and row.lane != UNTOUCHED]
     nll = _known(row.nll[str(w)].mean for row in known for w in windows)
     curves.set_ylim(min(nll) - 0.05 * (max(nll) - min(nll)), max(nll) + 0.1 * (max(nll) - min(nll)))

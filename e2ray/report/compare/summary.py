@@ -37,7 +37,7 @@ Sums = tuple[np.ndarray, np.ndarray]  # NLL, summed, and tokens of each document
 
 @dataclass(frozen=True)
 class Compared:
-    """All that a page on a comparison tells.
+    """All that a page on a comparison shows.
 
     Attributes:
         rows: One per lane.
@@ -125,14 +125,14 @@ def _by_lane(jobs: Sequence[Lane]) -> dict[str, list[Lane]]:
 
 
 def missing_lines(jobs: Sequence[Lane]) -> list[str]:
-    """Return a line for whatever jobs could not do, with the job's name and the reason; once where all say the same."""
-    said: dict[str, list[str]] = {}
+    """Return a line for all that jobs could not do, with the job's name and the reason; one line where all agree."""
+    by_line: dict[str, list[str]] = {}
     for job in jobs:
         name = NAMES.get(job.lane, job.lane) + (f", seed {job.seed}" if job.seed else "")
         for line in [*job.missing, *([] if job.failed is None else [job.failed])]:
-            said.setdefault(line, []).append(name)
+            by_line.setdefault(line, []).append(name)
     lines = []
-    for line, names in said.items():
+    for line, names in by_line.items():
         lines += [f"{name}: {line}" for name in (["all"] if len(names) == len(jobs) > 1 else names)]
     return lines
 
@@ -211,7 +211,7 @@ def _shares(jobs: Sequence[Lane]) -> dict[str, dict[str, FoundShare]]:
     """Return the share found over all seeds, depths and trials, by task and context length.
 
     `low` and `high` are its 95 % interval (Wilson's), as if all prompts of all seeds were independent draws; the same
-    texts stand behind all depths and seeds, so that another choice of texts may move it further.
+    texts serve all depths and seeds, so that another choice of texts may move it further.
     """
     counts: dict[str, dict[str, list[int]]] = {}
     for row in (row for job in jobs for row in job.retrieval):

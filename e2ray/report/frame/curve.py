@@ -1,4 +1,4 @@
-"""The one curve: a line with its marks, and its interval as a band or as bars."""
+"""The curve of all pictures: a line with its marks, and its interval as a band or as bars."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Look:
     size: float = 6.0
 
 
-LOOKS = [  # of one run after another; behind the last they begin anew
+LOOKS = [  # of successive runs; after the last they repeat
     Look(colour, mark, line)
     for line in ("-", "--", "-.")
     for colour, mark in zip((BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY), ("o", "s", "^", "D", "v", "P"), strict=True)
@@ -42,12 +42,12 @@ def curve(
 
     Args:
         axis: To draw on.
-        points: (x, y), and behind them the ends of an interval where one is drawn.
+        points: (x, y), followed by the ends of an interval where one is drawn.
         look: Its colour, mark and line.
         label: In the legend.
         interval: How the interval is drawn.
-        even_empty: Whether one without points stands in the legend, too.
-        style: What matplotlib is told beside the look.
+        even_empty: Whether a curve without points is in the legend, too.
+        style: Further options for matplotlib.
     """
     if not points and not even_empty:
         return
@@ -68,7 +68,7 @@ def curve(
 
 
 def window_axis(axis: Axes, windows: Sequence[int], base_context_lengths: Sequence[int]) -> None:
-    """Make an axis one of windows W in tokens, by powers of two, with a line at each base context length."""
+    """Scale an axis for windows W in tokens, by powers of two, with a line at each base context length."""
     for length in base_context_lengths:
         axis.axvline(length, color=GREY, linewidth=1, linestyle=":")
     axis.set_xscale("log", base=2)

@@ -15,11 +15,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from e2ray.report.frame.text import number
 
-# Okabe and Ito's palette: told apart by people with any colour vision.
+# Okabe and Ito's palette: distinct for people with any colour vision.
 BLUE, SKY, VERMILLION, ORANGE, GREY = "#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#8A8A8A"
 GREEN, PURPLE, PALE, INK = "#009E73", "#CC79A7", "#E5E5E5", "#222222"
 SURFACE_COLOURS = "cividis_r"
-Style = dict[str, Any]  # what matplotlib is told
+Style = dict[str, Any]  # options for matplotlib
 Colour = str | tuple[float, ...]
 DOTS_PER_INCH = 130
 WIDTH = 10.5  # inches: at the page's full width its 10 pt text reads like the page's own
@@ -31,7 +31,7 @@ def new_figure(height: float, *, width: float = WIDTH, dots_per_inch: float = DO
 
 
 def tidy(axis: Axes, title: str = "", *, grid: Literal["both", "x", "y"] = "both") -> None:
-    """Give an axis the looks of the house."""
+    """Give an axis the common style."""
     titled(axis, title)
     axis.grid(visible=True, axis=grid, color=PALE, linewidth=0.8)
     axis.set_axisbelow(True)
@@ -45,12 +45,12 @@ def titled(axis: Axes, title: str, size: float = 11) -> None:
 
 
 def plain(text: object) -> str:
-    """Return a text that is drawn as it stands; `$` would begin a formula."""
+    """Return a text that is drawn literally; `$` would begin a formula."""
     return str(text).replace("$", r"\$")
 
 
 def colour_bar(figure: Figure, axes: Sequence[Axes], norm: Normalize, label: str, **where: float | str) -> None:
-    """Put the bar that says what the colours of maps mean beside them."""
+    """Put a colour bar beside maps."""
     style: Style = {"shrink": 0.8, "pad": 0.015, **where}
     bar = figure.colorbar(ScalarMappable(norm, SURFACE_COLOURS), ax=axes, **style)
     bar.set_label(label)

@@ -1,4 +1,4 @@
-"""The one heat map: a number in each cell, hatched where nothing was measured."""
+"""The heat map of all pictures: a number in each cell, hatched where nothing was measured."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,7 +19,7 @@ def heat_map(
     axis: Axes,
     values: Float64[np.ndarray, "rows columns"],
     norm: Normalize,
-    told: Callable[[int, int], str],
+    text: Callable[[int, int], str],
     *,
     rows: Sequence[str],
     columns: Sequence[str],
@@ -34,13 +34,13 @@ def heat_map(
         axis: To draw on.
         values: NaN where nothing was measured.
         norm: The colours' range.
-        told: What a measured cell says, by row and column.
+        text: Returns the text of a measured cell, by row and column.
         rows: Labels.
         columns: Labels.
         framed: Which cells have a frame, by row and column.
         colours: Name of the colour map.
         title: Above the map.
-        size: Of the text in a cell, in points; by how many cells there are where it is None.
+        size: Of the text in a cell, in points; None chooses it by the number of cells.
     """
     image = axis.imshow(values, cmap=colours, norm=norm, aspect="auto", origin="lower")
     size = size or (9 if max(values.shape) <= 8 else 6)
@@ -50,7 +50,7 @@ def heat_map(
         else:
             red, green, blue, _ = image.cmap(norm(value))
             colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
-            axis.text(column, row, told(row, column), ha="center", va="center", fontsize=size, color=colour)
+            axis.text(column, row, text(row, column), ha="center", va="center", fontsize=size, color=colour)
         if framed(row, column):
             axis.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, **FRAMED))
     axis.set_xticks(range(len(columns)), [plain(name) for name in columns])

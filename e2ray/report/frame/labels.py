@@ -62,7 +62,7 @@ def label_points(
 
 
 def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, Colour]]) -> None:
-    """Write each curve's name to the right of its last point, apart from the other names, with a line where it moved.
+    """Write each curve's name to the right of its last point, clear of other names, with a line if it was moved.
 
     The layout is settled first, so call it when the axis holds everything else, with room for the names.
 
@@ -75,8 +75,8 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, Colour]]) -> 
     figure.draw_without_rendering()
     points = 72 / figure.dpi
     order = sorted(ends, key=lambda end: end[1])
-    wanted = [float(axis.transData.transform(end[:2])[1]) * points for end in order]
-    for (x, y, name, colour), middle, height in zip(order, wanted, spread(wanted, END_GAP), strict=True):
+    middles = [float(axis.transData.transform(end[:2])[1]) * points for end in order]
+    for (x, y, name, colour), middle, height in zip(order, middles, spread(middles, END_GAP), strict=True):
         moved = height - middle
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3}
         label = axis.annotate(
@@ -93,7 +93,7 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, Colour]]) -> 
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Return places at least `gap` apart, in the order of `values`, and as near to these as least squares gets.
+    """Return places at least `gap` apart, in the order of `values`, and nearest to these by least squares.
 
     Args:
         values: Increasing.

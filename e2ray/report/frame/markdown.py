@@ -7,11 +7,11 @@ from pathlib import Path
 from e2ray.report.frame.page import Card, Code, Part, Picture, Points, Table, Words
 
 SPECIAL = re.compile(r"([\\`*_{}<>#|~$&!])")
-LINKING = re.compile(r"\][\[(:]")  # without one of these in it, a text in brackets is a text in brackets
+LINKING = re.compile(r"\][\[(:]")  # without one of these, brackets make no link
 
 
 def escaped(text: str) -> str:
-    """Return a text on one line that Markdown and the HTML in it show as it stands."""
+    """Return a text on one line that Markdown and the HTML in it show literally."""
     shown = SPECIAL.sub(r"\\\1", " ".join(text.split()))
     if LINKING.search(shown):
         shown = re.sub(r"([\[\]])", r"\\\1", shown)
@@ -27,7 +27,7 @@ def render(
         title: Of the page.
         subtitle: Below it.
         cards: Of the page.
-        pictures: Where each picture lies, relative to the Markdown file, by the `id` of its part.
+        pictures: Path of each picture, relative to the Markdown file, by the `id` of its part.
         padded: Whether columns of tables are as wide as their widest cell, so that a terminal shows them in line.
     """
     blocks = [f"## {escaped(title)}", *([escaped(subtitle)] if subtitle else [])]

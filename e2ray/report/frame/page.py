@@ -2,7 +2,7 @@
 
 A page is data: cards of words, points, tables, pictures and code. One template draws them all, so that pages look
 alike and nothing gets into the HTML unescaped: names, reasons and commands come from recipes and from other people's
-errors. Pictures lie in the page as data URIs, and the page's own content policy forbids any request.
+errors. Pictures are embedded as data URIs, and the page's own content policy forbids any request.
 """
 
 import base64
@@ -30,7 +30,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Point:
-    """A finding: its subject in bold, then what is to be said; `more` stands below it, a bullet each."""
+    """A finding: its subject in bold, then the text; each of `more` is a bullet below it."""
 
     head: str
     text: str
@@ -48,7 +48,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: `number` is set to the right, `wide` may break its lines."""
+    """A column of a table: `number` is aligned right, `wide` may break its lines."""
 
     title: str
     style: Literal["text", "number", "wide"] = "text"
@@ -56,7 +56,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """Cells of a table's row; `marked` rows stand out, `faint` ones step back."""
+    """Cells of a table's row; `marked` rows are emphasised, `faint` ones pale."""
 
     cells: Sequence[str]
     style: Literal["", "marked", "faint"] = ""
@@ -64,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that scrolls sideways on narrow screens; `folded` is the line it hides behind, None to show it."""
+    """A table that scrolls sideways on narrow screens; `folded` is the line that unfolds it, None to show it."""
 
     form: ClassVar[str] = "table"
     columns: Sequence[Column]

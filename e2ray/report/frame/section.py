@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from e2ray.report.frame.page import Card, Part, Point, Points
 
-Found = TypeVar("Found")  # what a page is about: runs, a study, a comparison
+Subject = TypeVar("Subject")  # what a page is about: runs, a study, a comparison
 
 
 def _nothing(_: object) -> tuple[()]:
@@ -17,7 +17,7 @@ def _nothing(_: object) -> tuple[()]:
 
 
 @dataclass(frozen=True)
-class Section(Generic[Found]):
+class Section(Generic[Subject]):
     """One subject.
 
     Attributes:
@@ -29,12 +29,12 @@ class Section(Generic[Found]):
 
     title: str
     anchor: str
-    parts: Callable[[Found], Sequence[Part]] = _nothing
-    findings: Callable[[Found], Sequence[Point]] = _nothing
+    parts: Callable[[Subject], Sequence[Part]] = _nothing
+    findings: Callable[[Subject], Sequence[Point]] = _nothing
 
 
-def cards_of(sections: Sequence[Section[Found]], found: Found) -> list[Card]:
+def cards_of(sections: Sequence[Section[Subject]], subject: Subject) -> list[Card]:
     """Return the cards of a page: the findings of all sections in plain words, then each section's own."""
-    points = [point for section in sections for point in section.findings(found)]
+    points = [point for section in sections for point in section.findings(subject)]
     cards = [Card("In plain words", "words", [Points(points)])]
-    return cards + [Card(each.title, each.anchor, parts) for each in sections if (parts := each.parts(found))]
+    return cards + [Card(each.title, each.anchor, parts) for each in sections if (parts := each.parts(subject))]

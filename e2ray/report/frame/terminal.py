@@ -8,7 +8,7 @@ from rich.text import Text
 
 from e2ray.report.frame.page import Table
 
-WIDE = 160  # columns where nobody's terminal says how many it has
+WIDE = 160  # columns where no terminal tells its width
 
 
 def console() -> Console:

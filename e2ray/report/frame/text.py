@@ -1,4 +1,4 @@
-"""How numbers, times and names are said, in pages, model cards and on the terminal alike.
+"""How numbers, times and names are written, in pages, model cards and on the terminal alike.
 
 What was not measured is a dash, never a number.
 """

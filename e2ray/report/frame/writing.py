@@ -1,4 +1,4 @@
-"""A page and the same as Markdown, with its pictures beside them."""
+"""A page and its Markdown, with the pictures beside them."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,11 +14,11 @@ def write_pages(page: Path, title: str, subtitle: str, cards: Sequence[Card], *,
     """Write the page, the Markdown beside it and its pictures, each whole or not at all; return the Markdown's path.
 
     Args:
-        page: HTML file; the Markdown is named after it, its pictures lie in `<name>-pictures/`.
+        page: HTML file; the Markdown is named after it, its pictures are in `<name>-pictures/`.
         title: Of the page.
         subtitle: Below it.
         cards: Of the page.
-        anchors: Of all cards that such a page may have: their pictures of an earlier time are removed.
+        anchors: Of all cards that such a page may have: their older pictures are removed.
 
     Raises:
         SettingsError: If the name does not end in .html, or the folder cannot be written.

@@ -18,9 +18,9 @@ class Cost:
         steps: Updates made.
         tokens: Trained on.
         train_s: Seconds of training, from the first update to the last, evaluation and start not counted.
-        whole_s: Seconds from the start of the command that ended the run to its end, all stages in it.
+        whole_s: Seconds from the start of the command that ended the run to its end, all its stages included.
         tokens_per_second: tokens / train_s.
-        peak_mib: Most memory of the first worker: its GPU's, or on CPUs what was resident of its process.
+        peak_mib: Most memory of the first worker: its GPU's, or on CPUs its process's resident memory.
     """
 
     steps: int | None

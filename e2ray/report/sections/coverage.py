@@ -1,8 +1,8 @@
 """The picture of a coverage: which distances the draws show, by served scale.
 
-Two heat maps, scale by distance, on one logarithmic colour: all pairs of tokens, and pairs of ordinary tokens only.
-The line in them is R / g, as far as a row of R tokens reaches at that scale if nothing is moved; what lies to its
-right is owed to the placement. Bars beside them give the shares per scale.
+Two heat maps, scale by distance, on one logarithmic colour scale: all pairs of tokens, and pairs of ordinary tokens
+only. The line in them is R / g, as far as a row of R tokens reaches at that scale if nothing is moved; what is to its
+right is due to the placement. Bars beside them give the shares per scale.
 """
 
 import textwrap
@@ -36,7 +36,7 @@ from e2ray.report.frame.page import write_png
 HATCH_COLOUR = "#C8C8C8"
 
 
-def write_coverage(path: str | Path, found: Coverage, *, title: str) -> None:
+def write_coverage(path: str | Path, coverage: Coverage, *, title: str) -> None:
     """Write the picture as a PNG, whole or not at all.
 
     Raises:
@@ -45,30 +45,32 @@ def write_coverage(path: str | Path, found: Coverage, *, title: str) -> None:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise SettingsError(f"{path}: the picture is a PNG; give it a name that ends in .png")
-    write_png(path, draw_coverage(found, title=title))
+    write_png(path, draw_coverage(coverage, title=title))
 
 
-def draw_coverage(found: Coverage, *, title: str) -> Figure:
+def draw_coverage(coverage: Coverage, *, title: str) -> Figure:
     """Return the picture of a coverage.
 
     Args:
-        found: What the draws show.
-        title: What the draws are, such as the name of the recipe; the number of the whole follows under it.
+        coverage: What the draws show.
+        title: What the draws are, such as the name of the recipe; the coverage's headline follows under it.
     """
-    num_scales = len(found.scales)
+    num_scales = len(coverage.scales)
     figure = new_figure(2.9 + 0.62 * num_scales, width=13.5, dots_per_inch=150)
     axes = figure.subplots(1, 3, width_ratios=[4, 4, 2.6])
-    norm = _norm(found)
-    _draw_map(axes[0], found, found.pairs, norm, "All pairs of tokens")
-    _draw_map(axes[1], found, found.pairs_ordinary, norm, f"Ordinary tokens only (not the first {found.leading})")
+    norm = _norm(coverage)
+    _draw_map(axes[0], coverage, coverage.pairs, norm, "All pairs of tokens")
+    ordinary = f"Ordinary tokens only (not the first {coverage.leading})"
+    _draw_map(axes[1], coverage, coverage.pairs_ordinary, norm, ordinary)
     axes[0].set_yticks(
-        range(num_scales), [f"g = {row.scale:g}\n{row.context_length:,} tokens" for row in found.scales], fontsize=9
+        range(num_scales), [f"g = {row.scale:g}\n{row.context_length:,} tokens" for row in coverage.scales], fontsize=9
     )
     axes[0].set_ylabel("served scale and window")
-    axes[1].set_yticks(range(num_scales), [f"g = {row.scale:g}" for row in found.scales], fontsize=9)
-    bars = _draw_bars(axes[2], found)
+    axes[1].set_yticks(range(num_scales), [f"g = {row.scale:g}" for row in coverage.scales], fontsize=9)
+    bars = _draw_bars(axes[2], coverage)
     colour_bar(figure, list(axes[:2]), norm, "pairs per training row", shrink=0.9, pad=0.01)
-    figure.suptitle(f"{title}\n{textwrap.fill(found.headline, 150)}", x=0.01, ha="left", fontsize=12, linespacing=1.5)
+    headline = textwrap.fill(coverage.headline, 150)
+    figure.suptitle(f"{title}\n{headline}", x=0.01, ha="left", fontsize=12, linespacing=1.5)
     figure.legend(
         handles=[
             Line2D([], [], color=VERMILLION, linewidth=2, label="R / g: as far as a row reaches if nothing is moved"),
@@ -87,24 +89,24 @@ def draw_coverage(found: Coverage, *, title: str) -> Figure:
     return figure
 
 
-def _norm(found: Coverage) -> LogNorm:
+def _norm(coverage: Coverage) -> LogNorm:
     """Return the colours' range: from the least that counts as shown to the most that is shown."""
-    return LogNorm(SEEN_PAIRS_PER_ROW, max(float(found.pairs.max()), 10 * SEEN_PAIRS_PER_ROW))
+    return LogNorm(SEEN_PAIRS_PER_ROW, max(float(coverage.pairs.max()), 10 * SEEN_PAIRS_PER_ROW))
 
 
 def _draw_map(
-    axis: Axes, found: Coverage, pairs: Float64[np.ndarray, "scales bins"], norm: LogNorm, title: str
+    axis: Axes, coverage: Coverage, pairs: Float64[np.ndarray, "scales bins"], norm: LogNorm, title: str
 ) -> None:
     """Draw pairs per row over distance (columns) and served scale (rows); what is not shown stays hatched."""
-    length, num_scales = found.base_context_length, len(found.scales)
+    length, num_scales = coverage.base_context_length, len(coverage.scales)
     axis.add_patch(
         Rectangle((0, -0.5), length, num_scales, facecolor="white", edgecolor=HATCH_COLOUR, hatch="////", linewidth=0)
     )
     shown = np.ma.masked_less(pairs, SEEN_PAIRS_PER_ROW)
     rows = np.arange(num_scales + 1) - 0.5
-    axis.pcolormesh(found.edges, rows, shown, cmap=SURFACE_COLOURS, norm=norm, linewidth=0, rasterized=True)
+    axis.pcolormesh(coverage.edges, rows, shown, cmap=SURFACE_COLOURS, norm=norm, linewidth=0, rasterized=True)
     axis.hlines(rows[1:-1], 0, length, color="white", linewidth=3)
-    limits = [min(length, found.window / row.scale) for row in found.scales]
+    limits = [min(length, coverage.window / row.scale) for row in coverage.scales]
     axis.plot(np.repeat(limits, 2), np.repeat(rows, 2)[1:-1], color=VERMILLION, linewidth=2, clip_on=False)
     axis.set_xlim(0, length)
     axis.set_ylim(-0.5, num_scales - 0.5)
@@ -115,16 +117,16 @@ def _draw_map(
     axis.spines[:].set_visible(False)
 
 
-def _draw_bars(axis: Axes, found: Coverage) -> list[BarContainer]:
+def _draw_bars(axis: Axes, coverage: Coverage) -> list[BarContainer]:
     """Draw the shares of each served scale as bars on the rows of the maps; return what a legend explains."""
     series = (
-        ("distances shown (reach)", BLUE, [row.reach for row in found.scales]),
-        ("... between ordinary tokens", SKY, [row.reach_ordinary for row in found.scales]),
-        ("overlap with real text", ORANGE, [row.overlap for row in found.scales]),
-        ("share of the rows drawn", GREY, [row.rows for row in found.scales]),
+        ("distances shown (reach)", BLUE, [row.reach for row in coverage.scales]),
+        ("... between ordinary tokens", SKY, [row.reach_ordinary for row in coverage.scales]),
+        ("overlap with real text", ORANGE, [row.overlap for row in coverage.scales]),
+        ("share of the rows drawn", GREY, [row.rows for row in coverage.scales]),
     )
     height, bars = 0.2, []
-    drawn = np.array([row.rows > 0 for row in found.scales])
+    drawn = np.array([row.rows > 0 for row in coverage.scales])
     for number, (label, colour, shares) in enumerate(series):
         where = np.arange(len(shares)) + (1.5 - number) * height
         bars.append(axis.barh(where, shares, height=0.9 * height, color=colour, label=label))
@@ -133,9 +135,9 @@ def _draw_bars(axis: Axes, found: Coverage) -> list[BarContainer]:
     for row in np.flatnonzero(~drawn):
         axis.text(0.015, float(row), "no rows are drawn here", va="center", fontsize=9, color=INK)
     axis.set_xlim(0, 1.16)
-    axis.set_ylim(-0.5, len(found.scales) - 0.5)
+    axis.set_ylim(-0.5, len(coverage.scales) - 0.5)
     axis.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-    axis.set_yticks(range(len(found.scales)), [f"g = {row.scale:g}" for row in found.scales], fontsize=9)
+    axis.set_yticks(range(len(coverage.scales)), [f"g = {row.scale:g}" for row in coverage.scales], fontsize=9)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right", "left"]].set_visible(False)
     titled(axis, "Shares")

@@ -32,8 +32,8 @@ def settings_words(settings: Section) -> str:
     if method["kind"] != "linear":
         heat = method.pop("temperature", None) or {}
         method = {key: value for key, value in method.items() if not isinstance(value, list | tuple)}
-        told = f", temperature {_section_words(heat, {'coefficient': ''})}" if heat else ""
-        parts.append(f"read by {_section_words(method, {'max_scale': 'listed at'})}{told}")
+        temperature = f", temperature {_section_words(heat, {'coefficient': ''})}" if heat else ""
+        parts.append(f"read by {_section_words(method, {'max_scale': 'listed at'})}{temperature}")
     rest = [(path.removeprefix("train."), value) for path, value in settings.items() if path != "positions"]
     return "; ".join(parts + [f"{name} {number(value)}" for name, value in rest])
 

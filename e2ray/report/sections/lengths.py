@@ -1,7 +1,7 @@
 """NLL by position: how well each scale predicts at each distance from the beginning of a document.
 
-Past the base window the scales part, and the lowest curve of a stretch is the scale that reads a context of that length
-best.
+Past the base window the scales diverge, and the lowest curve of a stretch is the scale that reads a context of that
+length best.
 """
 
 from collections.abc import Sequence

@@ -14,13 +14,13 @@ def names_of(records: Sequence[RunRecord]) -> str:
 
 
 def base_title(records: Sequence[RunRecord]) -> str:
-    """Return what a column of the base is called where several runs stand below each other."""
+    """Return the title of the base's column in a table of several runs."""
     names = {base_name(record.removed_scaling) for record in records if record.cells}
     return names.pop() if len(names) == 1 else "base"
 
 
 def base_note(records: Sequence[RunRecord]) -> str:
-    """Return behind a caption whose base is not the checkpoint itself; nothing where every one is."""
+    """Return the end of a caption, on runs whose base is not the checkpoint itself; empty if there are none."""
     return "".join(
         f" What is called base of {record.name} is the {base_name(record.removed_scaling)}."
         for record in records
@@ -66,11 +66,11 @@ def _parts(records: Sequence[RunRecord]) -> list[Words]:
         verdict = group[0].verdict
         assert verdict is not None, "comparable runs were evaluated"
         protocol = verdict.protocol
-        told = [f"{protocol.method}, stride {protocol.stride}"]
-        told.append(f"{protocol.documents:,} documents, {protocol.tokens:,} scored tokens")
+        facts = [f"{protocol.method}, stride {protocol.stride}"]
+        facts.append(f"{protocol.documents:,} documents, {protocol.tokens:,} scored tokens")
         if scored := group[0].scored:
-            told.append(f"text {scored[1][:12]}, tokenizer {scored[0][:12]}")
-        parts.append(Words(f"{names_of(group)}: {'; '.join(told)}; {protocol.bos}."))
+            facts.append(f"text {scored[1][:12]}, tokenizer {scored[0][:12]}")
+        parts.append(Words(f"{names_of(group)}: {'; '.join(facts)}; {protocol.bos}."))
     parts.append(
         Words(
             "NLL is in nats per token, lower is better. Intervals hold 95 % of 2,000 draws of the documents with "

@@ -38,9 +38,9 @@ def nll_text(cell: Cell | None, *, spread: bool = True) -> str:
     return f"{cell.nll:.3f}" if cell.stderr is None else f"{cell.nll:.3f} ± {cell.stderr:.3f}"
 
 
-def difference_text(found: Difference | None) -> str:
+def difference_text(apart: Difference | None) -> str:
     """Return `+0.012 (-0.003 to +0.020)`, the interval where it is known."""
-    return DASH if found is None else signed(found.nats, found.low, found.high)
+    return DASH if apart is None else signed(apart.nats, apart.low, apart.high)
 
 
 def nll_table(records: Sequence[RunRecord], missing: Sequence[RunRecord] = ()) -> Table:
@@ -105,7 +105,7 @@ def draw_nll(records: Sequence[RunRecord]) -> Figure:
         _curve(left, _cells(record, "tuned", windows), f"{record.name}, at W/L", LOOKS[index % len(LOOKS)])
     _bases(left, records, windows)
     method = _method(records, " ") if len(records) == 1 else ""
-    if method:  # beside other methods stands the run's own
+    if method:  # drawn beside the other methods
         untrained = f"{base_name(first.removed_scaling)} at W/L, untrained"
         _curve(left, _cells(first, "base", windows), f"{untrained}{method}", Look(GREY, "^", "--", 1.2))
         for lane in lanes_of(first.cells):
@@ -135,7 +135,7 @@ def draw_nll(records: Sequence[RunRecord]) -> Figure:
 
 
 def _method(records: Sequence[RunRecord], before: str) -> str:
-    """Return what all runs are read by, where the base was read by other methods beside it; else nothing."""
+    """Return the method that all runs are read by, if the base was read by other methods, too; else nothing."""
     methods = {record.verdict.method for record in records if record.verdict and lanes_of(record.cells)}
     return f"{before}{methods.pop()}" if len(methods) == 1 else ""
 
@@ -244,10 +244,10 @@ def _lowest(group: Sequence[RunRecord], window: int, what: str) -> Point:
         apart = difference((record, cells[record.name]), (first, lowest))
         assert apart is not None
         if apart.low is None:
-            told = "spread unknown"
+            verdict = "spread unknown"
         else:
-            told = "beyond the spread of the documents" if apart.told_apart else "not told apart"
-        words.append(f"{record.name} is {difference_text(apart)}, {told}")
+            verdict = "beyond the spread of the documents" if apart.told_apart else "not told apart"
+        words.append(f"{record.name} is {difference_text(apart)}, {verdict}")
     return Point(
         f"{first.name} is lowest at {window:,} tokens,",
         f"{what}: {lowest.nll:.3f} nats per token at scale {lowest.scale:g} (W/L). Against it {'; '.join(words)}.",

@@ -59,7 +59,7 @@ def draw_retrieval(
 
     Args:
         rows: Of both models.
-        context_lengths: Lengths that have a column whether or not a row is of them.
+        context_lengths: Lengths that have a column even without rows.
         removed_scaling: Rope type that was removed from the base.
     """
     tasks = list(dict.fromkeys(row.task for row in rows))
@@ -76,7 +76,7 @@ def draw_retrieval(
             shares = {(row.depth, row.context_length): row.found / row.trials for row in asked}
             values = np.array([[shares.get((depth, n), np.nan) for n in lengths] for depth in depths[task]])
             heat_map(
-                axis, values, norm, partial(_told, values), size=8,
+                axis, values, norm, partial(_cell_text, values), size=8,
                 rows=["all" if depth is None else f"{depth:.0%}" for depth in depths[task]],
                 columns=[f"{length:,}" for length in lengths],
             )  # fmt: skip
@@ -91,7 +91,7 @@ def draw_retrieval(
     return figure
 
 
-def _told(values: Float64[np.ndarray, "depths lengths"], row: int, column: int) -> str:
+def _cell_text(values: Float64[np.ndarray, "depths lengths"], row: int, column: int) -> str:
     return f"{values[row, column]:.0%}"
 
 
@@ -106,8 +106,8 @@ def _parts(records: Sequence[RunRecord]) -> list[Part]:
     parts: list[Part] = []
     for record in records:
         if not record.retrieval:
-            said = "no retrieval was asked" if record.cells else "has no evaluation"
-            parts.append(Words(f"{record.name}: {said}; its cells are missing.", warning=True))
+            reason = "no retrieval was asked" if record.cells else "has no evaluation"
+            parts.append(Words(f"{record.name}: {reason}; its cells are missing.", warning=True))
             continue
         figure = draw_retrieval(record.retrieval, context_lengths=lengths, removed_scaling=record.removed_scaling)
         caption = (
@@ -177,7 +177,7 @@ def _counts(cells: Cells) -> tuple[float, int]:
 
 
 def _other_prompts(one: RunRecord, other: RunRecord) -> str:
-    """Return which settings of retrieval have the runs answer other prompts in cells of one name, or nothing."""
+    """Return the settings of retrieval by which the runs answered different prompts in the same cells, or nothing."""
     values = []
     for record in (one, other):
         asked = (record.run.settings["evaluate"] or {}).get("retrieval") or {}

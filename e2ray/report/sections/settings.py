@@ -1,4 +1,4 @@
-"""The settings in which runs differ: what decides a result first, where and how fast a run ran behind it."""
+"""The settings in which runs differ: first those that decide a result, then where and how fast a run ran."""
 
 from collections.abc import Callable, Sequence
 
@@ -28,7 +28,7 @@ def differing(records: Sequence[RunRecord]) -> list[tuple[str, list[object], boo
     """Return (dotted path, value of each run or MISSING, whether it decides the result) of all that differs.
 
     What decides the result comes first. Where and how fast a run ran (`FREE_ON_RESUME`), and versions and hardware,
-    which stand under `environment`, come behind. The name is left out: it names the run in a report.
+    under `environment`, come last. The name is left out: it names the run in a report.
     """
     every = [
         flat(record.run.settings) | (flat({"environment": record.environment.plain()}) if record.environment else {})

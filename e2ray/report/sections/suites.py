@@ -18,7 +18,7 @@ def score_text(row: Score | None) -> str:
 
 
 def metric_text(row: Score) -> str:
-    """Return a score's metric, and behind it the filter of answers where there is one."""
+    """Return a score's metric, followed by the filter of answers if there is one."""
     return printable(row.metric + (f", {row.filter}" if row.filter and row.filter != "none" else ""))
 
 
@@ -60,16 +60,16 @@ def _parts(records: Sequence[RunRecord]) -> list[Part]:
 
 
 def _no_scores(records: Sequence[RunRecord]) -> list[Words]:
-    said = []
+    words = []
     for record in records:
         models: dict[tuple[str, str], list[str]] = {}  # most often base and tuned lack a score for one reason
         for row in record.suites_missing:
             models.setdefault((row.task, row.reason), []).append(str(row.model))
-        said += [
+        words += [
             Words(f"{record.name}, {' and '.join(which)}: {task} has no score: {reason}", warning=True)
             for (task, reason), which in models.items()
         ]
-    return said
+    return words
 
 
 def _findings(records: Sequence[RunRecord]) -> list[Point]:

@@ -59,13 +59,13 @@ def draw_surface(
         base_context_length: L in tokens.
         norm: The colours' range.
         title: Above it.
-        form: How a number is said.
+        form: Format of a number.
         starred: Whether the lowest of a window has a star.
         colours: Name of the colour map.
     """
     values = np.array([[cells.get((window, scale), np.nan) for scale in scales] for window in windows])
 
-    def told(row: int, column: int) -> str:
+    def text(row: int, column: int) -> str:
         star = " ★" if starred and values[row, column] == np.nanmin(values[row]) else ""
         return form.format(values[row, column]) + star
 
@@ -73,7 +73,7 @@ def draw_surface(
         return abs(scales[column] - paper_scale(windows[row], base_context_length)) < 1e-6
 
     heat_map(
-        axis, values, norm, told, rows=[str(window) for window in windows], columns=[f"{g:g}" for g in scales],
+        axis, values, norm, text, rows=[str(window) for window in windows], columns=[f"{g:g}" for g in scales],
         framed=served, colours=colours, title=title,
     )  # fmt: skip
     axis.set_xlabel("scale g")
@@ -109,7 +109,7 @@ def surface_of(cells: Sequence[Cell], model: str) -> Surface:
 
 
 def _explain(figure: Figure, axes: Sequence[Axes], norm: Normalize) -> None:
-    """Put the bar of colours beside surfaces, the name of their rows on the first and the key of marks below them."""
+    """Put a colour bar beside surfaces, the name of their rows on the first and the key of marks below them."""
     axes[0].set_ylabel("window W (tokens)")
     colour_bar(figure, axes, norm, "NLL (nats per token), lower is better")
     key = marks("scale W/L, as the paper serves", starred="best scale of the window")
@@ -126,8 +126,8 @@ def draw_evaluation(
 ) -> Figure:
     """Return the picture of an evaluation: curves by window, then one surface per model.
 
-    It answers at a glance: does NLL keep falling with the window where the base fails, which scale reads which window
-    best, and what does the base do with the same scales. What was not measured is drawn as missing.
+    It shows at a glance whether NLL keeps falling with the window where the base fails, which scale reads which window
+    best, and what the base does with the same scales. What was not measured is drawn as missing.
 
     Args:
         cells: What was measured.

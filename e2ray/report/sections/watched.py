@@ -1,4 +1,4 @@
-"""What was seen while a model trained: NLL at L and at longer windows, step by step."""
+"""NLL while a model trained, at L and at longer windows, step by step."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,9 +54,9 @@ def _parts(records: Sequence[RunRecord]) -> list[Picture]:
         if not looks:
             continue
         price = looks[-1].price_at_base
-        told = "" if price is None else f" At the last look NLL at L was {price:+.3f} nats against the base."
+        note = "" if price is None else f" At the last look NLL at L was {price:+.3f} nats against the base."
         alt = f"NLL of {record.name} on held-out text while it trained, by window"
-        caption = f"{record.name}: every window scores the same last tokens of the same few documents.{told}"
+        caption = f"{record.name}: every window scores the same last tokens of the same few documents.{note}"
         parts.append(picture(draw_watched(record.metrics), alt, caption))
     return parts
 

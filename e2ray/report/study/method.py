@@ -119,7 +119,7 @@ def _steps(values: Sequence[int]) -> str:
 
 
 def _protocol(base: Sequence[Cell]) -> str:
-    """Return the reading protocol as the base model's rows tell it."""
+    """Return the reading protocol by the base model's rows."""
     if not base:
         return "Sliding window over"
     stride, tokens = max(row["stride"] for row in base), max(row["tokens"] for row in base)

@@ -1,8 +1,8 @@
 """The report of a study: report.html, which opens offline, and its pictures as files.
 
 The page begins with the findings in plain words, then what to train with, then the evidence from the Pareto front to
-the last trial, and ends with how it was measured. What a study does not hold (no full trial, no repeats, no
-retrieval) is said in its place.
+the last trial, and ends with how it was measured. Where a study lacks something (no full trial, no repeats, no
+retrieval) the page says so.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ def write_study(
 ) -> Path:
     """Write report.html and pictures/*.png into a folder, each whole or not at all, and return the page's path.
 
-    The same results give the same bytes. A picture for which the study holds nothing is left out, and an older one of
+    The same results give the same bytes. A picture for which the study has no data is left out, and an older one of
     its name removed.
 
     Args:

@@ -49,13 +49,13 @@ def draw_pareto(results: StudyResults) -> Figure | None:
 
 
 def _best_region(results: StudyResults) -> tuple[float, float, float, float] | None:
-    """Return the box round long-first, balanced, those as good as the best one and the paper's preset.
+    """Return the box around long-first, balanced, the trials as good as the best one and the paper's preset.
 
     None where it fills the picture anyway.
     """
     trials, paper = measured_trials(results), paper_trial(results)
-    wanted = {results.chosen[name] for name in ("long-first", "balanced") if name in results.chosen}
-    near = [record for record in trials if record.number in wanted]
+    numbers = {results.chosen[name] for name in ("long-first", "balanced") if name in results.chosen}
+    near = [record for record in trials if record.number in numbers]
     near += [paper] if paper is not None else []
     if near and results.noise.value is not None:
         most = min(numbers_of(trials, "value")) + results.noise.value
@@ -76,13 +76,13 @@ def _pareto_points(axis: Axes, results: StudyResults, trials: Sequence[TrialReco
     published = [record for record in trials if record.baseline is not None]
     axis.plot(numbers_of(sampled, "long"), numbers_of(sampled, "short"), "o", color=BLUE, markersize=5, alpha=0.75)
     axis.plot(numbers_of(published, "long"), numbers_of(published, "short"), "s", color=VERMILLION, markersize=6)
-    front = [results.record(found) for found in results.front]
+    front = [results.record(number) for number in results.front]
     x, y = numbers_of(front, "long"), numbers_of(front, "short")
     if asked_objectives(results):  # then the front is a surface, and a line through it would mean nothing
         axis.plot(x, y, "o", markersize=8, markerfacecolor="none", markeredgecolor=INK, zorder=4)
     else:
         axis.plot(x, y, color=INK, linewidth=1.2, zorder=1)
-    picked = [results.record(found) for found in dict.fromkeys(results.chosen.values())]
+    picked = [results.record(number) for number in dict.fromkeys(results.chosen.values())]
     axis.plot(
         numbers_of(picked, "long"), numbers_of(picked, "short"), "o", markersize=12, markerfacecolor="none",
         markeredgecolor=GREEN, markeredgewidth=2.2, zorder=6,
@@ -97,7 +97,7 @@ def _pareto_points(axis: Axes, results: StudyResults, trials: Sequence[TrialReco
 
 
 def _pareto_legend(results: StudyResults) -> list[Line2D]:
-    """Return the legend's entries: only what the picture holds."""
+    """Return the legend's entries: only what is in the picture."""
     noise = "± noise on the paper's preset" if results.noise.long is not None else "noise unknown"
     return [
         Line2D([], [], marker="o", color=BLUE, linestyle="none", label="sampled"),
@@ -113,8 +113,8 @@ def _pareto_legend(results: StudyResults) -> list[Line2D]:
 
 def _chosen_labels(results: StudyResults) -> list[Label]:
     names: dict[int, list[str]] = {}
-    for name, found in results.chosen.items():
-        names.setdefault(found, []).append(name)
+    for name, number in results.chosen.items():
+        names.setdefault(number, []).append(name)
     return [_label(results.record(n), f"{', '.join(named)} (trial {n})") for n, named in names.items()]
 
 
@@ -135,7 +135,7 @@ def _drawn_lines(results: StudyResults) -> list[tuple[float, float]]:
         x, y = numbers_of([paper], "long")[0], numbers_of([paper], "short")[0]
         for share in np.linspace(-1, 1, 9):
             points += [(x + share * noise.long, y), (x, y + share * noise.short)]
-    front = [results.record(found) for found in results.front]
+    front = [results.record(number) for number in results.front]
     if front and not asked_objectives(results):
         at, ranks = np.linspace(0, len(front) - 1, 40 * len(front)), range(len(front))
         along = (np.interp(at, ranks, numbers_of(front, name)) for name in ("long", "short"))

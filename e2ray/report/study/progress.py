@@ -1,4 +1,4 @@
-"""How the search went on, trial by trial, and how the order of the trials changed with the budget."""
+"""The progress of the search, trial by trial, and how the order of the trials changed with the budget."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -60,7 +60,7 @@ def draw_progress(results: StudyResults) -> Figure | None:
 
 
 def _with_edge(axis: Axes, x: Sequence[float], y: Sequence[float], top: float, colour: str, marker: str) -> None:
-    """Draw points; those above `top` stand at the upper edge as triangles."""
+    """Draw points; those above `top` are triangles at the upper edge."""
     inside = [(a, b) for a, b in zip(x, y, strict=True) if b <= top]
     above = [a for a, b in zip(x, y, strict=True) if b > top]
     axis.plot([a for a, _ in inside], [b for _, b in inside], marker, color=colour, markersize=4.5, alpha=0.75)
@@ -76,10 +76,10 @@ def draw_rungs(results: StudyResults) -> Figure | None:
     axis = figure.subplots()
     best, paper = best_trial(results), paper_trial(results)
     special = {record.number: style for record, style in ((paper, VERMILLION), (best, INK)) if record is not None}
-    for found, line in lines.items():
-        pruned = results.record(found).state == "pruned"
-        colour = special.get(found, GREY if pruned else SKY)
-        thick = found in special
+    for number, line in lines.items():
+        pruned = results.record(number).state == "pruned"
+        colour = special.get(number, GREY if pruned else SKY)
+        thick = number in special
         steps, values = [step for step, _ in line], [value for _, value in line]
         axis.plot(steps, values, color=colour, linewidth=2.4 if thick else 0.8, zorder=5 if thick else 2,
                   alpha=1 if thick else 0.8, marker="o" if thick else None, markersize=4)  # fmt: skip
@@ -114,7 +114,7 @@ def correlations(results: StudyResults) -> list[Part]:
     rows = []
     for row in results.ranges.rungs:
         shown, alone = (
-            "not computable" if found is None else f"{found:.2f}" for found in (row.spearman, row.sampled_spearman)
+            "not computable" if value is None else f"{value:.2f}" for value in (row.spearman, row.sampled_spearman)
         )
         cells = [str(row.step), shown, str(row.trials), correlation_words(row), alone, str(row.sampled_trials)]
         rows.append(Row(cells))
@@ -132,15 +132,15 @@ def _findings(results: StudyResults) -> list[Point]:
     rows = results.ranges.rungs
     if not rows:
         return [Point(head, "Not measured: no trial was read before its end.", warning=True)]
-    told = []
+    texts = []
     for row in rows:
         figure = "" if row.spearman is None else f"rank correlation {row.spearman:.2f}, "
-        told.append(f"after {row.step} updates: {figure}{plural(row.trials, 'trial')}, {correlation_words(row)}")
+        texts.append(f"after {row.step} updates: {figure}{plural(row.trials, 'trial')}, {correlation_words(row)}")
     return [
         Point(
             head,
             f"Order of the trials at a rung against their order after {results.facts.steps} updates: "
-            f"{'; '.join(told)}.",
+            f"{'; '.join(texts)}.",
             warning=not any(correlation_words(row).startswith("orders the trials much") for row in rows),
             more=[
                 "Only trials that went on to the end count, so the weak ones that were stopped do not.",

@@ -17,7 +17,7 @@ from e2ray.search.record import SearchedSetting, StudyResults, numbers_of
 from e2ray.search.results import MIN_TRIALS, text_of
 from e2ray.search.surrogate import COVERED, FEWEST_TRIALS, WIDEST
 
-HIDDEN_FROM = 3  # stopped trials beyond every full one before it is told
+HIDDEN_FROM = 3  # stopped trials beyond every full one before this is reported
 
 
 def ranges(results: StudyResults) -> list[Part]:
@@ -28,10 +28,10 @@ def ranges(results: StudyResults) -> list[Part]:
     rows = []
     for path, row in parameters.items():
         spec = results.facts.space.get(path, SearchedSetting())
-        found = "undetermined" if row.undetermined else range_words(row)
+        words = "undetermined" if row.undetermined else range_words(row)
         importance = row.importance
         share = "unknown" if importance is None else share_words(importance, list(row.importance_spread or ()) or None)
-        cells = [path, searched_words(spec), found, str(row.trials), share]
+        cells = [path, searched_words(spec), words, str(row.trials), share]
         rows.append(Row(cells, "faint" if row.undetermined else ""))
     columns = [
         Column("Setting"), Column("Searched", "wide"), Column("Train with"), Column("Trials", "number"),
@@ -52,12 +52,12 @@ def ranges(results: StudyResults) -> list[Part]:
 
 def _surrogate(results: StudyResults) -> list[Part]:
     """Return the table of what a surrogate of all full trials says; nothing without one."""
-    found = results.ranges.surrogate
-    if found is None:
+    fit = results.ranges.surrogate
+    if fit is None:
         return []
     rows = []
     for path in results.facts.space:
-        row = found.parameters.get(path)
+        row = fit.parameters.get(path)
         if row is None:
             rows.append(Row([path, "no full trial has it", "", "", ""], "faint"))
             continue
@@ -68,16 +68,16 @@ def _surrogate(results: StudyResults) -> list[Part]:
         Column("Setting"), Column("Predicted within one noise", "wide"), Column("Of what was searched", "number"),
         Column("Held by refits", "number"), Column("Determined"),
     ]  # fmt: skip
-    ranks = found.left_out_spearman
-    said = "not computable" if ranks is None else f"{ranks:.2f}"
+    ranks = fit.left_out_spearman
+    correlation = "not computable" if ranks is None else f"{ranks:.2f}"
     caption = (
-        f"A Gaussian process fitted to {plural(found.trials, 'trial')}, {found.full} of them in full: where its "
+        f"A Gaussian process fitted to {plural(fit.trials, 'trial')}, {fit.full} of them in full: where its "
         "prediction of the number at the end stays within one noise of the lowest, all other settings as in the best "
         "trial, and where no trial was. Held by refits: the share of the fits with one trial left out whose interval "
         f"has the best place. Determined: at most {WIDEST:.0%} of what was searched, in at least {COVERED:.0%} of the "
         f"refits, too, held by as many, tried by at least {FEWEST_TRIALS} trials, and left-out trials bear the "
-        f"surrogate out: {found.coverage:.0%} of them lie where nine of ten should, and their rank correlation with "
-        f"the prediction is {said}."
+        f"surrogate out: {fit.coverage:.0%} of them lie where nine of ten should, and their rank correlation with "
+        f"the prediction is {correlation}."
     )
     return [Table(columns, rows, caption)]
 
@@ -87,7 +87,7 @@ def _percent(share: float | None) -> str:
 
 
 def ranges_findings(results: StudyResults) -> list[Point]:
-    """Return what to train with, what is undetermined, and which ends stopped trials alone have seen."""
+    """Return what to train with, what is undetermined, and which ends only stopped trials have seen."""
     return [*_ranges(results), *_hidden_by_stopping(results)]
 
 
@@ -100,9 +100,9 @@ def _ranges(results: StudyResults) -> list[Point]:
         text = "None: without the noise nobody can say which trials are as good as the best."
         return [Point(head, text, warning=True)]
     known = {path: row for path, row in parameters.items() if not row.undetermined}
-    told = "; ".join(f"{short_name(path)}: {range_words(row)}" for path, row in known.items())
+    words = "; ".join(f"{short_name(path)}: {range_words(row)}" for path, row in known.items())
     text = (
-        f"{told[:1].upper()}{told[1:]}. That is the central 80 %, or the kinds found with their number, among the "
+        f"{words[:1].upper()}{words[1:]}. That is the central 80 %, or the kinds found with their number, among the "
         f"{plural(trials, 'full trial')} within one noise ({nats(within)} nats of the weighted number) of the best."
     )
     points = [Point(head, text)] if known else []
@@ -117,9 +117,9 @@ def _ranges(results: StudyResults) -> list[Point]:
 
 
 def _hidden_by_stopping(results: StudyResults) -> list[Point]:
-    """Return which ends of the searched intervals were seen by stopped trials alone; empty where there are none."""
+    """Return which ends of the searched intervals only stopped trials have seen; empty where there are none."""
     sampled = [record for record in results.records if record.baseline is None]
-    told = []
+    texts = []
     for path, parameter in results.facts.space.items():
         if parameter["kind"] == "choice":
             continue
@@ -134,13 +134,13 @@ def _hidden_by_stopping(results: StudyResults) -> list[Point]:
             ("below", min(full), [value for value in stopped if value < min(full)]),
         ):
             if len(beyond) >= HIDDEN_FROM:
-                told.append(f"{short_name(path)} {words} {number(end)} ({plural(len(beyond), 'trial')})")
-    if not told:
+                texts.append(f"{short_name(path)} {words} {number(end)} ({plural(len(beyond), 'trial')})")
+    if not texts:
         return []
     return [
         Point(
             "Hidden by early stopping.",
-            f"All trials with {'; with '.join(told)} were stopped early. What such settings give at full length was "
+            f"All trials with {'; with '.join(texts)} were stopped early. What such settings give at full length was "
             "not measured, so ranges, importances and the choice of trials leave them out.",
             warning=True,
         )
@@ -150,9 +150,9 @@ def _hidden_by_stopping(results: StudyResults) -> list[Point]:
 def draw_ranges(results: StudyResults) -> Figure | None:
     """Return the recommended interval of each number inside the searched one, and the count of each kind.
 
-    Below each what the surrogate says, where there is one.
+    Below each is the surrogate's interval, where there is one.
     """
-    rows, said = ranges_by_space(results), results.ranges.surrogate.parameters if results.ranges.surrogate else {}
+    rows, intervals = ranges_by_space(results), results.ranges.surrogate.parameters if results.ranges.surrogate else {}
     space = results.facts.space
     numbers = [path for path in rows if space[path]["kind"] != "choice"]
     kinds = [path for path in rows if space[path]["kind"] == "choice"]
@@ -164,15 +164,15 @@ def draw_ranges(results: StudyResults) -> Figure | None:
     axes = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
     if numbers:
         _number_rows(axis := axes.pop(0), [(path, space[path], rows[path]) for path in numbers])
-        _surrogate_numbers(axis, [(space[path], said.get(path)) for path in numbers])
+        _surrogate_numbers(axis, [(space[path], intervals.get(path)) for path in numbers])
     if kinds:
-        _kind_rows(axes.pop(0), [(path, space[path], rows[path]) for path in kinds], said)
+        _kind_rows(axes.pop(0), [(path, space[path], rows[path]) for path in kinds], intervals)
     handles = [
         Patch(facecolor=PALE, label="searched"),
         Patch(facecolor=BLUE, label="recommended (central 80 %), or trials of that kind"),
         Patch(facecolor="white", edgecolor=GREY, hatch="////", label="undetermined: under five trials"),
     ]
-    if said:
+    if intervals:
         handles += [
             Patch(facecolor=VERMILLION, label="surrogate: determined"),
             Patch(facecolor="white", edgecolor=VERMILLION, label="surrogate: not determined"),
@@ -192,11 +192,11 @@ def _number_rows(axis: Axes, rows: Sequence[tuple[str, SearchedSetting, Range]])
             axis.barh(y, 1, height=0.5, color=PALE)
             low, high = share_of_range(row.low, spec), share_of_range(row.high, spec)
             axis.barh(y, max(high - low, 0.006), left=low, height=0.5, color=BLUE)
-            told = range_words(row)
+            text = range_words(row)
             inside = high - low > 0.25
             side = (low + high) / 2 if inside else high + 0.012 if high < 0.75 else low - 0.012
             aligned = "center" if inside else "left" if high < 0.75 else "right"
-            axis.text(side, y, told, ha=aligned, va="center", fontsize=9.5, color="white" if inside else INK)
+            axis.text(side, y, text, ha=aligned, va="center", fontsize=9.5, color="white" if inside else INK)
         axis.text(-0.012, y, number(spec["low"]), ha="right", va="center", fontsize=9, color=INK)
         axis.text(1.012, y, number(spec["high"]), ha="left", va="center", fontsize=9, color=INK)
     names = [plain(short_name(path)) + (" (log)" if spec.get("log") else "") for path, spec, _ in rows]
@@ -220,7 +220,7 @@ def _surrogate_numbers(axis: Axes, rows: Sequence[tuple[SearchedSetting, Interva
 
 
 def _kinds_words(row: Interval | None) -> str:
-    """Return which options of a setting the surrogate leaves, where that is not all of them."""
+    """Return which options of a setting the surrogate keeps, if not all of them."""
     if row is None or row.share == 1:
         return ""
     left = ", ".join(number(option) for option in row.kinds or ())
@@ -228,30 +228,30 @@ def _kinds_words(row: Interval | None) -> str:
 
 
 def _kind_rows(
-    axis: Axes, rows: Sequence[tuple[str, SearchedSetting, Range]], said: Mapping[str, Interval | None]
+    axis: Axes, rows: Sequence[tuple[str, SearchedSetting, Range]], intervals: Mapping[str, Interval | None]
 ) -> None:
     """Draw how many of the trials near the best chose each option, options nobody chose included."""
     y, ticks, names = 0.0, [], []
-    most = max((found for _, _, row in rows for found in (row.kinds or {}).values()), default=1)
+    most = max((count for _, _, row in rows for count in (row.kinds or {}).values()), default=1)
     for path, spec, row in rows:
         if row.undetermined:
             axis.barh(y, 1.05 * most, height=0.7, facecolor="white", edgecolor=GREY, hatch="////", linewidth=0.5)
             note = f"undetermined ({plural(row.trials, 'trial')})"
             box = {"color": "white", "pad": 1}
-            told = _kinds_words(said.get(path))
-            axis.text(most / (4 if told else 2), y, note, ha="center", va="center", fontsize=9, bbox=box)
-            if told:
-                interval = said.get(path)
+            words = _kinds_words(intervals.get(path))
+            axis.text(most / (4 if words else 2), y, note, ha="center", va="center", fontsize=9, bbox=box)
+            if words:
+                interval = intervals.get(path)
                 colour = VERMILLION if interval and interval.determined else INK
-                axis.text(most / 2, y, told, ha="left", va="center", fontsize=9, color=colour, bbox=box)
+                axis.text(most / 2, y, words, ha="left", va="center", fontsize=9, color=colour, bbox=box)
             ticks.append(y)
             names.append(plain(short_name(path)))
             y += 1.7
             continue
         for option in spec["options"]:
-            found = (row.kinds or {}).get(text_of(option), 0)
-            axis.barh(y, found, height=0.7, color=BLUE)
-            axis.text(found + 0.01 * most, y, str(found), va="center", fontsize=9, color=INK)
+            count = (row.kinds or {}).get(text_of(option), 0)
+            axis.barh(y, count, height=0.7, color=BLUE)
+            axis.text(count + 0.01 * most, y, str(count), va="center", fontsize=9, color=INK)
             ticks.append(y)
             names.append(f"{plain(short_name(path))}: {plain(number(option))}")
             y += 1

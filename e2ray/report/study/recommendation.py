@@ -29,7 +29,7 @@ from e2ray.search.results import KEPT_GAIN_SHARE, base_long, compared
 
 
 def findings(results: StudyResults) -> list[Point]:
-    """Return what the balanced best is, and how it stands against the paper's preset and other methods."""
+    """Return what the balanced best is, and how it compares with the paper's preset and other methods."""
     best, paper = best_trial(results), paper_trial(results)
     if best is None:
         return [Point("No result.", "No trial ran in full, so there is nothing to recommend.", warning=True)]
@@ -80,7 +80,7 @@ def _other_seeds(paper: TrialRecord, best: TrialRecord) -> str:
 
 
 def conclusion(long: Difference, short: Difference) -> str:
-    """Return what both differences together allow to say of a trial against the paper's preset."""
+    """Return the verdict of both differences together on a trial against the paper's preset."""
     if "unknown" in (long.grade, short.grade):
         return "Whether it is better cannot be said without the noise."
     better = [name for name, d in (("long", long), ("short", short)) if d.grade == "beyond" and d.nats < 0]
@@ -98,26 +98,26 @@ def conclusion(long: Difference, short: Difference) -> str:
 
 def _by_window(results: StudyResults, best: TrialRecord, paper: TrialRecord) -> list[Point]:
     """Return where the best reads better and worse than the paper's preset, which a mean over windows hides."""
-    told: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     rise = False
     for window in sorted({results.facts.base_context_length, *results.facts.windows}):
         left, right = (_at_paper_scale(record, window, results) for record in (best, paper))
         if left is None or right is None:
-            told.setdefault("not measured at", []).append(str(window))
+            groups.setdefault("not measured at", []).append(str(window))
             continue
-        found = difference(left, right, _noise_at(results, window))
-        side = "lower" if found.nats < 0 else "higher"
-        rise |= found.grade == "beyond" and found.nats > 0
+        apart = difference(left, right, _noise_at(results, window))
+        side = "lower" if apart.nats < 0 else "higher"
+        rise |= apart.grade == "beyond" and apart.nats > 0
         words = {
             "unknown": f"{side}, noise unknown, at",
             "within": "within the noise at",
             "hint": f"{side}, a hint, at",
         }
-        told.setdefault(words.get(found.grade, f"{side}, beyond the noise, at"), []).append(
-            f"{window} ({found.nats:+.3f})"
+        groups.setdefault(words.get(apart.grade, f"{side}, beyond the noise, at"), []).append(
+            f"{window} ({apart.nats:+.3f})"
         )
-    text = "; ".join(f"{words} {', '.join(places)}" for words, places in told.items())
-    unknown = any("noise unknown" in words for words in told)
+    text = "; ".join(f"{words} {', '.join(places)}" for words, places in groups.items())
+    unknown = any("noise unknown" in words for words in groups)
     return [
         Point(
             "By window.",
@@ -137,24 +137,24 @@ def _at_paper_scale(record: TrialRecord, window: int, results: StudyResults) -> 
 def _noise_at(results: StudyResults, window: int) -> float | None:
     """Return the sample standard deviation of the paper's preset over its seeds at one window, nats per token."""
     repeats = [record for record in measured_trials(results) if record.repeat is not None]
-    found = [_at_paper_scale(record, window, results) for record in repeats]
-    values = [nll for nll in found if nll is not None]
+    nlls = [_at_paper_scale(record, window, results) for record in repeats]
+    values = [nll for nll in nlls if nll is not None]
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _best_published(results: StudyResults, best: TrialRecord, paper: TrialRecord) -> list[Point]:
-    """Return how the best stands against the best published method, where that is not the paper's preset."""
+    """Return how the best compares with the best published method, if that is not the paper's preset."""
     published = [record for record in measured_trials(results) if record.baseline and not record.repeat]
     rival = min(published, key=lambda record: (record.value, record.number), default=None)
     if rival is None or rival.number in (best.number, paper.number):
         return []
     assert best.value is not None and rival.value is not None
-    found = difference(best.value, rival.value, results.noise.value)
+    apart = difference(best.value, rival.value, results.noise.value)
     return [
         Point(
             "Against the best published method.",
             f"That is {method(rival.baseline or '')} (trial {rival.number}) with {_both(rival, results)}. The balanced "
-            f"best's weighted number is {difference_words(found)}.",
+            f"best's weighted number is {difference_words(apart)}.",
         )
     ]
 
@@ -216,10 +216,10 @@ def _mean_of_repeats(results: StudyResults, paper: TrialRecord, asked: Sequence[
         means.append(with_noise(mean, None if noise is None else noise / len(same) ** 0.5, signed=signed))
     answers = []
     for name in asked:
-        found = [getattr(record, name) for record in same if getattr(record, name) is not None]
+        values = [getattr(record, name) for record in same if getattr(record, name) is not None]
         noise = getattr(results.noise, name)
         error = None if noise is None else noise / len(same) ** 0.5
-        answers.append(answered(name, sum(found) / len(found) if found else None, error))
+        answers.append(answered(name, sum(values) / len(values) if values else None, error))
     cells = [
         f"paper's preset, mean of {len(same)} seeds", ", ".join(str(record.number) for record in same),
         "the same; ± is the standard error of the mean", means[0], means[1], *answers, means[2],
@@ -230,10 +230,10 @@ def _mean_of_repeats(results: StudyResults, paper: TrialRecord, asked: Sequence[
 def _untrained_rows(results: StudyResults, asked: Sequence[str]) -> list[Row]:
     """Return the rows of the base model: its mean NLL over the study's windows, each read as suits it best, and YaRN's.
 
-    A study of earlier versions has no figures of YaRN, and so no row.
+    A study of an earlier version has no figures of YaRN, and so no row.
     """
     facts, mean = results.facts, base_long(results.facts)
-    found: dict[str, tuple[str, str, dict[str, float | None]]] = {
+    bases: dict[str, tuple[str, str, dict[str, float | None]]] = {
         base_name(facts.removed_scaling, untouched=True): (
             "no training, each window at scale 1 or W/L, the better one",
             "missing" if mean is None else f"{mean:.3f}",
@@ -243,10 +243,10 @@ def _untrained_rows(results: StudyResults, asked: Sequence[str]) -> list[Row]:
     if facts.base_yarn:
         long = long_of(facts.base_yarn["cells"], facts.windows, facts.base_context_length)
         known = {"retrieval": facts.base_yarn.get("retrieval"), "answer_nll": facts.base_yarn.get("answer_nll")}
-        found["untrained YaRN"] = ("no training, each window at scale W/L", f"{long:.3f}", known)
+        bases["untrained YaRN"] = ("no training, each window at scale W/L", f"{long:.3f}", known)
     return [
         Row([name, "", words, long, "0 by definition", *(answered(key, known.get(key)) for key in asked), ""], "faint")
-        for name, (words, long, known) in found.items()
+        for name, (words, long, known) in bases.items()
     ]
 
 

@@ -14,7 +14,7 @@ NO_FULL_TRIAL = "No trial ran in full, so there is nothing to draw."
 
 @dataclass(frozen=True)
 class Reported:
-    """All that the page tells.
+    """All that the page shows.
 
     Attributes:
         results: All that follows from the study's records.
@@ -40,8 +40,8 @@ class Drawing:
         draw: Returns the figure, or None where the study holds nothing to draw.
         alt: For those who cannot see it.
         caption: For those who can.
-        missing: What is said in its place where there is none.
-        note: Behind the caption, by what the study holds.
+        missing: The text in its place where there is none.
+        note: Returns the end of the caption for a study.
     """
 
     file: str
@@ -61,7 +61,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class StudySection(Section[Reported]):
-    """One subject of a study; `parts` are its pictures, and behind them its tables."""
+    """One subject of a study; `parts` are its pictures, then its tables."""
 
     drawings: Sequence[Drawing] = ()
 

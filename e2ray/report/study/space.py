@@ -63,7 +63,7 @@ def _importance_findings(results: StudyResults) -> list[Point]:
     if not results.importances:
         return [Point(head, f"Not computable: {plural(trials, 'trial')} ran in full.", warning=True)]
     ordered = sorted(results.importances.items(), key=lambda item: (-item[1], item[0]))
-    told = ", ".join(
+    top = ", ".join(
         f"{short_name(path)} {share_words(share, results.importance_spread.get(path))}" for path, share in ordered[:4]
     )
     rest = f"; the other {len(ordered) - 4} share the rest" if len(ordered) > 4 else ""
@@ -76,7 +76,7 @@ def _importance_findings(results: StudyResults) -> list[Point]:
     return [
         Point(
             head,
-            f"What tells the best quarter of {plural(trials, 'full trial')} from the rest: {told}{rest}. {known}",
+            f"What tells the best quarter of {plural(trials, 'full trial')} from the rest: {top}{rest}. {known}",
         )
     ]
 

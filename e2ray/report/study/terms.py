@@ -1,7 +1,7 @@
-"""How a study's settings, numbers and differences are said, in its report's words, tables and pictures alike.
+"""How a study's settings, numbers and differences are written, in its report's words, tables and pictures alike.
 
-A difference is always said together with the noise of a difference between two single trials, which is sqrt(2)
-times the noise of one. Up to that noise it is no finding, up to twice of it a hint. Where the noise was not measured,
+A difference is always given together with the noise of a difference between two single trials, which is sqrt(2)
+times the noise of one. Up to that noise it is no finding, up to twice that a hint. Where the noise was not measured,
 no difference is a finding.
 """
 
@@ -20,7 +20,7 @@ from e2ray.search.objectives import ASKED
 from e2ray.search.ranks import chance_correlation
 from e2ray.search.record import SearchedSetting, StudyResults, TrialRecord
 
-HINT = 2.0  # a difference up to so many times its noise is a hint, a larger one a finding
+HINT = 2.0  # a difference up to this many times its noise is a hint, a larger one a finding
 FEW_TRIALS = 10  # a rank correlation of fewer says little
 TITLES = {"retrieval": "Passkeys", "answer_nll": "Answers"}
 TRUSTED = 0.8  # a rank correlation from which a rung's order is called trustworthy
@@ -38,7 +38,7 @@ class Difference:
 
     @property
     def grade(self) -> Literal["unknown", "within", "hint", "beyond"]:
-        """What may be said of it."""
+        """How sure it is."""
         if self.noise is None:
             return "unknown"
         if abs(self.nats) <= self.noise:
@@ -51,16 +51,16 @@ def difference(left: float, right: float, noise: float | None) -> Difference:
     return Difference(left - right, None if noise is None else math.sqrt(2) * noise)
 
 
-def difference_words(found: Difference) -> str:
-    """Return a difference with what its noise allows to say of it."""
-    size = f"{nats(abs(found.nats))} nats {'lower' if found.nats < 0 else 'higher'}"
-    if found.noise is None:
+def difference_words(apart: Difference) -> str:
+    """Return a difference in words, with how sure it is."""
+    size = f"{nats(abs(apart.nats))} nats {'lower' if apart.nats < 0 else 'higher'}"
+    if apart.noise is None:
         return f"{size}, noise unknown: not a finding yet"
-    if found.grade == "within":
-        return f"{size}, within the noise of a difference (± {nats(found.noise)}): not told apart"
-    ratio = abs(found.nats) / found.noise if found.noise else math.inf
+    if apart.grade == "within":
+        return f"{size}, within the noise of a difference (± {nats(apart.noise)}): not told apart"
+    ratio = abs(apart.nats) / apart.noise if apart.noise else math.inf
     times = f"{f'{ratio:.1f}' if ratio < 10 else 'over 10'} times the noise of a difference"
-    return f"{size}, {times}: {'a hint, no proof' if found.grade == 'hint' else 'beyond the noise'}"
+    return f"{size}, {times}: {'a hint, no proof' if apart.grade == 'hint' else 'beyond the noise'}"
 
 
 def short_name(path: str) -> str:
@@ -74,7 +74,7 @@ def method(name: str) -> str:
 
 
 def trial_name(record: TrialRecord) -> str:
-    """Return what a trial is called in tables: its method, the seed's number where it repeats one, or `sampled`."""
+    """Return a trial's name in tables: its method, with the repeat's number if it repeats one, or `sampled`."""
     if record.baseline is None:
         return "sampled"
     return method(record.baseline) + (f", repeat {record.repeat}" if record.repeat else "")
@@ -95,7 +95,7 @@ def range_words(row: Range | Interval) -> str:
     """Return a row of ranges.json: `0.001 to 0.002`, or `power (7), beta (3)`."""
     if isinstance(row.kinds, Mapping):
         ordered = sorted(row.kinds.items(), key=lambda item: (-item[1], str(item[0])))
-        return ", ".join(f"{number(kind)} ({found})" for kind, found in ordered) or "none found"
+        return ", ".join(f"{number(kind)} ({count})" for kind, count in ordered) or "none found"
     if row.low is None or row.high is None:
         return "none found"
     low, high = number(row.low), number(row.high)
@@ -103,13 +103,13 @@ def range_words(row: Range | Interval) -> str:
 
 
 def correlation_words(row: RungRow) -> str:
-    """Return what a rung's rank correlation with the final order says."""
-    found, trials = row.spearman, row.trials
-    if found is None:
+    """Return what a rung's rank correlation with the final order means."""
+    correlation, trials = row.spearman, row.trials
+    if correlation is None:
         return "not computable"
-    if abs(found) <= chance_correlation(trials):
+    if abs(correlation) <= chance_correlation(trials):
         return f"not told apart from chance with {plural(trials, 'trial')}"
-    words = "orders the trials much as the end does" if found >= TRUSTED else "orders many trials another way"
+    words = "orders the trials much as the end does" if correlation >= TRUSTED else "orders many trials another way"
     return f"{words}; few trials, so rough" if trials < FEW_TRIALS else words
 
 
@@ -126,16 +126,16 @@ def measured_trials(results: StudyResults) -> list[TrialRecord]:
 
 def paper_trial(results: StudyResults) -> TrialRecord | None:
     """Return the paper's preset under the study's own seed, else under the first seed that ran in full."""
-    found = [record for record in measured_trials(results) if record.baseline == PAPER or record.repeat is not None]
-    return min(found, key=lambda record: (record.repeat or 0, record.number), default=None)
+    trials = [record for record in measured_trials(results) if record.baseline == PAPER or record.repeat is not None]
+    return min(trials, key=lambda record: (record.repeat or 0, record.number), default=None)
 
 
 def best_trial(results: StudyResults) -> TrialRecord | None:
     """Return the balanced choice, else the trial with the lowest weighted number, repeats left out."""
     if "balanced" in results.chosen:
         return results.record(results.chosen["balanced"])
-    found = [record for record in measured_trials(results) if not record.repeat]
-    return min(found, key=lambda record: (record.value, record.number), default=None)
+    trials = [record for record in measured_trials(results) if not record.repeat]
+    return min(trials, key=lambda record: (record.value, record.number), default=None)
 
 
 def numbers_of(records: Sequence[TrialRecord], name: str) -> list[float]:
@@ -150,7 +150,7 @@ def last_rows(record: TrialRecord) -> Grid:
 
 
 def searched_words(spec: SearchedSetting) -> str:
-    """Return what was searched of a setting: `0.0003 to 0.003, log`, its options, and when it applies."""
+    """Return a setting's searched range, `0.0003 to 0.003, log`, or its options, and when it applies."""
     if not spec:
         return "not in the space"
     if spec["kind"] == "choice":
@@ -159,8 +159,8 @@ def searched_words(spec: SearchedSetting) -> str:
         words = f"{number(spec['low'])} to {number(spec['high'])}" + (", log" if spec.get("log") else "")
         words += ", whole" if spec["kind"] == "int" else ""
     when = spec.get("when") or {}
-    told = [f"{short_name(path)} is {' or '.join(number(value) for value in values)}" for path, values in when.items()]
-    return f"{words}; where {' and '.join(told)}" if told else words
+    cases = [f"{short_name(path)} is {' or '.join(number(value) for value in values)}" for path, values in when.items()]
+    return f"{words}; where {' and '.join(cases)}" if cases else words
 
 
 def with_noise(value: float | None, noise: float | None, *, signed: bool = False) -> str:
@@ -170,21 +170,21 @@ def with_noise(value: float | None, noise: float | None, *, signed: bool = False
     return plus_minus(value, noise, signed=signed)
 
 
-def answered(name: str, found: float | None, noise: float | None = None) -> str:
+def answered(name: str, value: float | None, noise: float | None = None) -> str:
     """Return a cell of an objective of the retrieval grid."""
     if name == "retrieval":
-        return _share(found, noise)
-    return "missing" if found is None else with_noise(found, noise)
+        return _share(value, noise)
+    return "missing" if value is None else with_noise(value, noise)
 
 
-def _share(found: float | None, noise: float | None = None) -> str:
-    if found is None:
+def _share(share: float | None, noise: float | None = None) -> str:
+    if share is None:
         return "missing"
-    return f"{100 * found:.0f} %" if noise is None else f"{100 * found:.1f} ± {100 * noise:.1f} %"
+    return f"{100 * share:.0f} %" if noise is None else f"{100 * share:.1f} ± {100 * noise:.1f} %"
 
 
 def share_of_range(value: float, spec: SearchedSetting) -> float:
-    """Return where a number stands in its searched interval, 0 to 1, logarithmic where the search is."""
+    """Return the place of a number in its searched interval, 0 to 1, logarithmic where the search is."""
     low, high = spec["low"], spec["high"]
     if low == high:
         return 0.5

@@ -1,4 +1,4 @@
-"""Every trial in one table, and why those failed that did."""
+"""Every trial in one table, and why the failed ones failed."""
 
 from collections import Counter
 
@@ -51,10 +51,10 @@ def _findings(results: StudyResults) -> list[Point]:
     if not failed:
         return [Point("What failed.", "No trial failed.")]
     reasons = Counter(record.reason or "no reason recorded" for record in failed)
-    told = "; ".join(f"{reason} ({plural(times, 'trial')})" for reason, times in reasons.most_common(5))
+    causes = "; ".join(f"{reason} ({plural(times, 'trial')})" for reason, times in reasons.most_common(5))
     rest = f"; and {len(reasons) - 5} further reasons" if len(reasons) > 5 else ""
     which = ", ".join(str(record.number) for record in failed[:10]) + (", ..." if len(failed) > 10 else "")
-    return [Point("What failed.", f"{plural(len(failed), 'trial')} (number {which}): {told}{rest}.", warning=True)]
+    return [Point("What failed.", f"{plural(len(failed), 'trial')} (number {which}): {causes}{rest}.", warning=True)]
 
 
 TRIALS = study_section("All trials", "trials", tables=lambda results: [all_trials(results)], findings=_findings)
