@@ -163,7 +163,7 @@ def named_write_error(error: Exception, path: Path) -> Exception:
 
 
 def _is_elsewhere(named: Path, path: Path) -> bool:
-    """Return whether a path is neither on the way to another one nor beside or below it."""
+    """Return whether `named` is neither `path` nor a parent of it, and not in or below its folder."""
     return named not in (path, *path.parents) and path.parent not in named.parents
 
 

@@ -244,12 +244,12 @@ class DataSettings(Settings):
     )
 
     def made_with(self) -> Plain:
-        """Return as plain data how shards are made from their sources, the tokenizer where it is trained for them."""
+        """Return the settings that shards are made with, as plain data; a tokenizer only if it is trained for them."""
         loaded = set() if isinstance(self.tokenizer, ByteLevelBpe) else {"tokenizer"}
         return self.model_dump(mode="json", exclude={*READ_ONLY, "corpus", "validation_corpus", "window", *loaded})
 
     def identity(self, *, without: Collection[str]) -> Plain:
-        """Return as plain data what names the shards and bases that are made with these settings.
+        """Return the settings that name the shards and bases made with them, as plain data.
 
         Settings added later count only where they are not the default, so that existing names stay valid.
         """

@@ -219,7 +219,7 @@ _CHOICES = {"model", "scale", "placement", "jump", "tokenizer"}  # keys whose se
 def _key_path(location: tuple[int | str, ...], recipe: Mapping[str, object]) -> str:
     """Return an error's dotted path in the recipe.
 
-    Pydantic puts the `kind` behind a choice of classes and the type behind a choice of types, and it reports the
+    Pydantic puts the `kind` after a choice of classes and the type after a choice of types, and it reports the
     scale of a preset at the path it was expanded to.
     """
     parts: list[str] = []

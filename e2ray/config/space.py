@@ -43,7 +43,7 @@ SHOWN_LENGTH = 200
 def assign(recipe: Mapping[str, object], params: Mapping[str, object], root: type[Settings]) -> dict[str, object]:
     """Return a resolved recipe, plain data without presets, with values set by dotted path.
 
-    `root`, the class of a recipe, tells what a section of another `kind` keeps.
+    `root`, the class of a recipe, determines what a section of another `kind` keeps.
 
     Raises:
         ValueError: If a path leads through a plain value.
@@ -77,7 +77,7 @@ def active(space: Space, path: str, params: Mapping[str, Value]) -> bool:
 
 
 def in_order(space: Space) -> list[str]:
-    """Return the paths of a space, each behind those its conditions name.
+    """Return the paths of a space, each after those that its conditions name.
 
     Raises:
         ValueError: If a condition names no parameter of the space, or conditions go in a circle.

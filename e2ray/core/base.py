@@ -24,7 +24,7 @@ from e2ray.core.weights import first_line
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 SCALINGS = ("linear", "llama3", "yarn", *LENGTH_DEPENDENT)
 
-# What a config says beside the model that it makes.
+# Keys of a config that do not describe the model itself.
 HARMLESS = frozenset(
     "_name_or_path transformers_version dtype torch_dtype use_cache architectures bos_token_id eos_token_id "
     "pad_token_id max_position_embeddings".split()

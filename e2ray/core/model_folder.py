@@ -144,7 +144,7 @@ def weight_files(folder: Path) -> list[str]:
     Raises:
         SettingsError: If the index cannot be read.
     """
-    with suppress(FileNotFoundError, SettingsError):  # whoever loads the model says so
+    with suppress(FileNotFoundError, SettingsError):  # loading the model reports it
         config = files.read_json(folder / CONFIG_NAME, wanted="a model's config")
         named = config.get("transformers_weights") if isinstance(config, dict) else None
         if isinstance(named, str) and (folder / named).is_file():

@@ -30,7 +30,7 @@ def prove(
     tokens: int = 64,
     device: str | torch.device,
 ) -> None:
-    """Prove on the loaded model that positions are what a draw says, in the very mode that is trained.
+    """Prove on the loaded model that positions are what a draw says, in the mode that is trained.
 
     Inverse frequencies are float32; scale 1 without offsets equals the untouched model; a scale equals its
     frequencies and temperature written into the modules, as a config's would be; a scale and a shift behind a prefix

@@ -66,7 +66,7 @@ def length_passes(
     Where the longest does not fit into memory, the next shorter one is tried; one line reports what is left out.
 
     Args:
-        model: A causal language model of transformers; it is put into evaluation mode meanwhile.
+        model: A causal language model of transformers; it is in evaluation mode during the call.
         hook: The rotary hook of `model`, not applied.
         documents: Integer tokens of shape [length] each, none shorter than the longest window.
         windows: W in tokens, at least 2.
@@ -134,7 +134,7 @@ def token_nlls(
     """Return float32 [documents, window - 1]: the NLL of every token but the first of each document's first `window`.
 
     Args:
-        model: A causal language model of transformers; it is put into evaluation mode meanwhile.
+        model: A causal language model of transformers; it is in evaluation mode during the call.
         hook: The rotary hook of `model`, not applied.
         documents: Integer tokens of shape [length] each, none shorter than `window`.
         window: W in tokens, at least 2.

@@ -116,7 +116,7 @@ def document_sums(
     """Return each document's summed NLL per window and scale; what does not fit is left out and reported in one line.
 
     Args:
-        model: A causal language model of transformers in its own precision; it is put into evaluation mode meanwhile.
+        model: A causal language model of transformers in its own precision; it is in evaluation mode during the call.
         hook: The rotary hook of `model`, not applied.
         documents: Integer tokens of shape [length] each, as `select_documents` returns them.
         windows: W in tokens, each at least 2.

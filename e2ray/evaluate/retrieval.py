@@ -73,7 +73,7 @@ def answers(
     """Return for each prompt whether greedy generation would write its answer, and how likely the answer is.
 
     Args:
-        model: A causal language model of transformers in its own precision; it is put into evaluation mode meanwhile.
+        model: A causal language model of transformers in its own precision; it is in evaluation mode during the call.
         hook: The rotary hook of `model`, not applied.
         prompts: All of one context length.
         encoder: Of the prompts.

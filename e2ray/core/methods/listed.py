@@ -9,7 +9,7 @@ from torch import Tensor
 from e2ray.config.methods import FactorsMethod
 from e2ray.core.methods.base import Frequencies, FrequencyMethod, Scales, TemperedMethod, rotations
 
-SLOWEST, LEAST = 1 / 16, 1 / 8  # rotations in L that slow pairs are given, and below which they stand still
+SLOWEST, LEAST = 1 / 16, 1 / 8  # rotations in L that slow pairs get, and below which they do not turn
 
 
 class Factors(TemperedMethod[FactorsMethod]):
