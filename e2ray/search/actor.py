@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TrialConfig(TypedDict):
-    """What Tune hands to whoever runs a trial; `Shared`, `Plan` and the cluster's settings are packed."""
+    """What Tune hands to the process of a trial; `Shared`, `Plan` and the cluster's settings are packed."""
 
     study: str
     number: int

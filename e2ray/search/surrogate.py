@@ -246,7 +246,7 @@ def _interval(
     *,
     believed: bool,
 ) -> Interval:
-    """Return what is said of a setting; `others` are its places in the refits."""
+    """Return the interval of a setting; `others` are its places in the refits."""
     parameter = whole.space[path]
     chosen, best = _good(whole, path, start, within)
     share, held = _share(parameter, chosen), sum(best in other for other in others) / len(others)
@@ -287,7 +287,7 @@ def _tried(whole: Surrogate, path: str) -> np.ndarray:
 
 
 def _lowest(curve: Float64[np.ndarray, " places"], tried: np.ndarray) -> int:
-    """Return the lowest place of those that were tried; of all where none lies on the grid."""
+    """Return the lowest place of those that were tried; of all if none of these is on the grid."""
     return int(np.where(tried, curve, np.inf).argmin() if tried.any() else curve.argmin())
 
 

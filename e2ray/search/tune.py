@@ -104,7 +104,7 @@ class _Proposals(Searcher):
         return Searcher.FINISHED if plan is None else self.given | {"number": plan.number, "plan": packed(plan)}
 
     def on_trial_complete(self, trial_id: str, result: Reached | None = None, error: bool = False) -> None:
-        """The scheduler has told the study already."""
+        """The scheduler has reported it to the study already."""
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_text("the journal is the memory of a study\n", encoding="utf-8")
@@ -245,8 +245,8 @@ def run(
 ) -> None:
     """Run the trials that a study still lacks on the connected cluster.
 
-    `told` is called in this process with a trial's number when something about it was written down. Unless they
-    `share_actors`, trials of one worker have a Ray Train of their own each, as those of several have.
+    `told` is called in this process with a trial's number when something about it was written down. Without
+    `share_actors`, each trial of one worker has a Ray Train of its own, as trials of several have.
 
     Raises:
         SettingsError: If the cluster is too small for one trial.

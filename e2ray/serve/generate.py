@@ -35,7 +35,7 @@ SCALES = RunFolder.scales.name
 class Generator(LoadedModel):
     """A trained model and its tokenizer, ready for requests of any length; one request at a time.
 
-    Its hook reads a scale as the training did, as far as the folder's record tells; else as linear.
+    Its hook reads a scale as the training did, if the folder's record says how; else as linear.
     """
 
     def __init__(

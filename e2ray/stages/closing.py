@@ -49,7 +49,7 @@ def last_lines(run: ResolvedRun, page: Path | None) -> list[str]:
 def track_evaluation(run: ResolvedRun, *, begun_only: bool = False) -> None:
     """Log an evaluation to the recipe's trackers: each NLL as a number, the tables and pictures as files.
 
-    With `begun_only` those that a training just now could not open are left out: it has said so.
+    With `begun_only` those that the training could not open are left out: it has reported them.
     """
     evaluation = Evaluation.find(run.files.evaluation)
     if not run.config.trackers or evaluation is None:

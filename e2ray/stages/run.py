@@ -155,7 +155,7 @@ def ray_address() -> str | None:
 def run_tokenizer(run: ResolvedRun, shards: str | Path) -> Path:
     """Return the folder of the run's own tokenizer on the file system that all nodes share, copied there now or before.
 
-    Shards are named by tokens alone, so the tokenizer beside them may have the chat template of whoever prepared them.
+    Shards are named by tokens alone, so the tokenizer beside them may have the chat template of another run.
     One that the recipe names is taken from its source; one that prepare has trained is beside the shards.
 
     Raises:

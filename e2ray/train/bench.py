@@ -136,7 +136,7 @@ class Bench:
         self.skips = Skips()
         self.seconds = 0.0
         self.trackers.close()
-        lost = self.trackers.lost  # told once, not for each training
+        lost = self.trackers.lost  # reported once, not for each training
         self.trackers = trackers_of(task, 0, self.gauges(task.name) if self.gauges else None, without=lost)
         prune_lines(RunFolder(task.folder).skipped, 0)
 

@@ -108,7 +108,7 @@ class Heartbeat:
         self._writer.start()
 
     def mark(self, phase: str, step: int | None = None) -> None:
-        """Say that a phase begins, with the number of updates made where it has changed."""
+        """Note that a phase begins, with the number of updates made if it has changed."""
         now = time.monotonic()
         self._longest[self._phase] = max(self._longest.get(self._phase, 0.0), now - self._since)
         self._phase, self._since = phase, now

@@ -147,7 +147,7 @@ def _digest(content: bytes) -> str:
 
 
 def replayed(entry: dict[str, object], window: int) -> torch.Tensor:
-    """Return the offsets of a draw as one row of the ledger tells them, int64 [window]."""
+    """Return the offsets of a draw from its row of the ledger, int64 [window]."""
     offsets = np.zeros(window, dtype=np.int64)
     places, shifts = entry["places"], entry["shifts"]
     assert isinstance(places, list) and isinstance(shifts, list)

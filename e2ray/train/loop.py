@@ -23,7 +23,7 @@ Answer = Literal["stop"] | None
 
 
 class Diverged(RuntimeError):
-    """The training makes no progress that could be kept: a restart would meet the same numbers."""
+    """The training makes no usable progress: a restart would meet the same numbers."""
 
 
 @dataclass

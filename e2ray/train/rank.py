@@ -1,4 +1,4 @@
-"""One rank of a training under Ray Train: its rows from Ray Data, its reports to Ray, what it leaves when it ends."""
+"""One rank of a training under Ray Train: its rows from Ray Data, its reports to Ray, and its error file."""
 
 import logging
 from collections.abc import Iterator

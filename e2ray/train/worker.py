@@ -317,7 +317,7 @@ def _tell(task: Task, engine: Engine) -> None:
 def trackers_of(task: Task, start: int, gauges: Show | None, *, without: Collection[str] = ()) -> Trackers:
     """Return where rank 0 logs: TensorBoard where the run keeps files, gauges if any, and what the recipe asks for.
 
-    Those named in `without` stay closed: they were lost before, and it was told.
+    Those named in `without` stay closed: they were lost before, which was reported.
     """
     openers: list[tuple[str, Callable[[], Tracker]]] = []
     if task.keep:
@@ -336,5 +336,5 @@ def _recorder(task: Task, start: int, gauges: Show | None) -> Recorder:
         progress_s=task.train.progress_s,
         show=(lambda line: print(line, flush=True)) if task.show_progress else None,
     )
-    recorder.trackers = trackers_of(task, start, gauges)  # behind what can fail: no failure leaves them open
+    recorder.trackers = trackers_of(task, start, gauges)  # after all that can fail, so that no failure leaves them open
     return recorder

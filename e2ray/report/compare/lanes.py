@@ -165,7 +165,7 @@ def _not_measured(compared: Compared) -> list[Point]:
 
 
 def _findings(compared: Compared) -> list[Point]:
-    """Return the best lane of each window, and how the best trained lane stands against YaRN and the paper's preset."""
+    """Return the best lane of each window, and the trained lane with the lowest mean beyond L."""
     names, points = _names(compared.rows), []
     for best in compared.best:
         head = f"At {whole(best.window)} tokens"

@@ -175,7 +175,7 @@ def _over(one: Sums | None, other: Sums | None) -> Difference:
 
 
 def winners(jobs: Sequence[Lane], windows: Sequence[int]) -> list[Winner]:
-    """Return for each window its best lane, the next one, and whether they are told apart."""
+    """Return for each window its best lane, the next one, and whether documents separate the two."""
     rows = []
     by_lane = _by_lane(jobs)
     for window in windows:

@@ -129,8 +129,8 @@ def _diff(one: RunRecord, other: RunRecord) -> list[Line]:
         apart = DASH
         if comparable and both:
             left, right = ({depth: cells[depth] for depth in both} for cells in (left, right))
-            before, behind = (found / trials for found, trials in map(_counts, (left, right)))
-            apart = f"{100 * (behind - before):+.0f} points"
+            before, after = (found / trials for found, trials in map(_counts, (left, right)))
+            apart = f"{100 * (after - before):+.0f} points"
         texts = [share(*_counts(cells)) for cells in (left, right)]
         lines.append((f"found, {task_text(task)} at {length:,} tokens", texts[0], texts[1], apart))
     return lines

@@ -46,11 +46,11 @@ def suites_table(records: Sequence[RunRecord]) -> Table:
     return Table(columns, rows, caption + base_note(records))
 
 
-def _apart(before: Score | None, behind: Score | None) -> str:
+def _apart(before: Score | None, after: Score | None) -> str:
     """Return the second score minus the first."""
-    if before is None or behind is None:
+    if before is None or after is None:
         return DASH
-    return signed(behind.value - before.value)
+    return signed(after.value - before.value)
 
 
 def _parts(records: Sequence[RunRecord]) -> list[Part]:
@@ -88,9 +88,9 @@ def _diff(one: RunRecord, other: RunRecord) -> list[Line]:
     )
     lines = []
     for key in dict.fromkeys((*left, *right)):
-        before, behind = left.get(key), right.get(key)
-        apart = _apart(before, behind) if together(one, other) else DASH
-        lines.append((printable(", ".join(map(str, key))), score_text(before), score_text(behind), apart))
+        before, after = left.get(key), right.get(key)
+        apart = _apart(before, after) if together(one, other) else DASH
+        lines.append((printable(", ".join(map(str, key))), score_text(before), score_text(after), apart))
     return lines
 
 

@@ -19,7 +19,7 @@ Label = tuple[float, float, str]
 
 
 def draw_pareto(results: StudyResults) -> Figure | None:
-    """Return long against short of all full trials, with a second panel near the front where the first crowds it."""
+    """Return long against short of all full trials, with a second panel that enlarges a crowded front."""
     trials = measured_trials(results)
     if not trials:
         return None

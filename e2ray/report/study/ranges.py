@@ -230,7 +230,7 @@ def _kinds_words(row: Interval | None) -> str:
 def _kind_rows(
     axis: Axes, rows: Sequence[tuple[str, SearchedSetting, Range]], intervals: Mapping[str, Interval | None]
 ) -> None:
-    """Draw how many of the trials near the best chose each option, options nobody chose included."""
+    """Draw how many of the trials near the best chose each option, options of none included."""
     y, ticks, names = 0.0, [], []
     most = max((count for _, _, row in rows for count in (row.kinds or {}).values()), default=1)
     for path, spec, row in rows:

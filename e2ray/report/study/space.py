@@ -190,7 +190,7 @@ SLICES = study_section(
 )
 
 
-MOST_AXES = 14  # of parallel coordinates; more cannot be told apart
+MOST_AXES = 14  # of parallel coordinates; more are illegible
 NOT_USED = -0.16  # level of a setting that a trial does not use, below the axis from 0 to 1
 
 

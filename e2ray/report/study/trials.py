@@ -9,7 +9,7 @@ from e2ray.report.study.section import study_section
 from e2ray.report.study.terms import TITLES, answered, asked_objectives, best_trial, trial_name
 from e2ray.search.record import StudyResults
 
-FOLDED_FROM = 60  # trials; a longer table hides behind a line
+FOLDED_FROM = 60  # trials; a longer table is folded
 
 
 def all_trials(results: StudyResults) -> Table:
