@@ -30,7 +30,7 @@ from e2ray.config.run import RunConfig
 from e2ray.config.search import SearchSettings
 from e2ray.config.train import TrainSettings
 
-PUBLISHED_FAST = YarnMethod().fast  # which recipes for short windows take as it is
+PUBLISHED_FAST = YarnMethod().fast  # which recipes for short windows keep as it is
 HUB_ID = "it belongs to a hub id, and {path} is a folder"
 
 

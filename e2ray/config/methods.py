@@ -142,7 +142,7 @@ class Draws:
     """Draws that have a name: a preset of a recipe, a trained lane of a comparison, or both.
 
     Attributes:
-        label: What tables and pictures call it.
+        label: Its name in tables and pictures.
         source: The paper, or otherwise whose it is.
         scale: How scales are drawn, without the largest one.
         placement: Where the jumps are.
@@ -150,7 +150,7 @@ class Draws:
         preset: Whether a recipe may name it; a study tries those that are `published`.
         lane: Whether a comparison may name it.
         published: Whether it is the method of others.
-        compared: What a comparison calls it where that says more than its label.
+        compared: Its name in comparisons where that says more than its label.
     """
 
     label: str
@@ -209,5 +209,5 @@ else:
 
 
 def untrained_model(lane: str) -> str:
-    """Return what the rows of an evaluation call the base as a lane reads it without training."""
+    """Return the model name, in the rows of an evaluation, of the base as a lane reads it without training."""
     return f"base_{lane}"

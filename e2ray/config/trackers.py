@@ -19,7 +19,7 @@ class TrackerKind(Settings):
 
     @property
     def package(self) -> str | None:
-        """What has to be installed, an extra of this package by the same name; None where nothing has."""
+        """The package that must be installed, which is also the name of an extra of e2ray; None where there is none."""
         return None
 
     @property

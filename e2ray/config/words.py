@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a value, in our words: what was wanted of it."""
+"""Pydantic's errors about a value in our words: what was wanted of it."""
 
 import re
 

@@ -41,7 +41,7 @@ PIECE = 8192  # later tokens compared at once, which bounds the memory
 
 @dataclass(frozen=True)
 class ScaleCoverage:
-    """What the rows near one served scale show; a row belongs to the served scale nearest to its own in log.
+    """Distances that the rows near one served scale show; a row belongs to the one nearest to its scale in log.
 
     Attributes:
         scale: The served scale g >= 1.

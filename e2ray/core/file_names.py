@@ -1,4 +1,4 @@
-"""What the files of a model folder are, by their names: what programs read unasked, what runs or unpickles, texts.
+"""Kinds of files of a model folder, by their names: what programs read unasked, what runs or unpickles, texts.
 
 Names are paths relative to the folder.
 """

@@ -38,7 +38,7 @@ def seal(folder: Path, probe: Probe | None, *, training: ModelTraining | None = 
     Args:
         folder: Of the model.
         probe: Of the model, None where none is known.
-        training: That made the model; None where none did.
+        training: The one that made the model; None where none did.
     """
     here = ModelFolder(folder)
     here.about.mkdir()

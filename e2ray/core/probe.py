@@ -57,7 +57,7 @@ class Probe:
 
     @classmethod
     def read(cls, path: Path) -> "Probe":
-        """Return what `save` wrote.
+        """Return the probe that `save` wrote.
 
         Raises:
             SettingsError: If the file is damaged.

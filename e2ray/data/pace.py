@@ -43,7 +43,7 @@ class Pace:
             tell: Takes the lines; None: there are none.
             what: Name of the work, the beginning of each line.
             total: All of the work, in units.
-            unit: What is counted, in the plural.
+            unit: Name of what is counted, in the plural.
             every_s: Seconds of silence after which a line is due.
         """
         self.what, self.total, self.unit, self.every_s = what, total, unit, every_s

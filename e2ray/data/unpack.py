@@ -40,7 +40,7 @@ class UnusableError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be unpacked.
+    """Limits on what is unpacked.
 
     Attributes:
         document_bytes: Of one line, one cell of a table or one packed file of text; a plain file has no limit.

@@ -28,7 +28,7 @@ from e2ray.records.lengths import LengthCell
 
 @dataclass(frozen=True, eq=False)
 class LengthPass:
-    """What a model predicts in one pass over the beginning of each document.
+    """The NLLs of one pass of a model over the beginning of each document.
 
     Attributes:
         model: `tuned`, `base` or a lane's name.

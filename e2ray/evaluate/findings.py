@@ -77,7 +77,7 @@ def findings(
         text: Names of the scored text, fields of `Protocol`.
         method: Frequency method of the training.
         base_context_length: L in tokens.
-        removed: What removing the base's own scaling did; None where the base is the checkpoint.
+        removed: Effect of removing the base's own scaling; None where the base is the checkpoint.
     """
     cells = [cell(each) for each in sums]
     weights = weights_digest(model)

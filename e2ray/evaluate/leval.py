@@ -37,7 +37,7 @@ class Exam:
         prompt: Template with {document} and {question}.
         score: Takes what the model wrote and the reference, returns scores by name.
         answer_tokens: Most tokens of an answer.
-        until: What ends an answer.
+        until: Texts that end an answer.
         metrics: Names of its scores.
     """
 

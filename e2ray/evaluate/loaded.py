@@ -46,7 +46,7 @@ class LoadedModel:
             device: Where it is loaded.
             dtype: Of its weights.
             vocab_size: Tokens that it must embed.
-            method: What a scale does to the frequencies; None: linear.
+            method: Frequency method; None: linear.
             base_context_length: L in tokens.
             tokenizer_folder: Of its tokenizer, which is loaded when it is first asked for.
             seed: Of the weights of a model that is built from its sizes.

@@ -34,7 +34,7 @@ def verdict(
     Args:
         cells: Cells of the models `tuned` and `base`; some may be missing, figures that need them are then None.
         base_context_length: L in tokens.
-        removed: What removing the base's own scaling did (`evaluate.removed`); None where the base is the checkpoint.
+        removed: Effect of removing the base's own scaling (`evaluate.removed`); None where the base is the checkpoint.
         method: Label of the frequency method by which both models are read.
         text: Names of the scored text and the weights, further fields of `Protocol`.
     """

@@ -27,8 +27,8 @@ class FrequencyMethod(ABC):
     """What a scale does to the frequencies of a rotary module and to the temperature of its attention.
 
     Attributes:
-        label: What tables and pictures call it.
-        source: Paper or program it is from.
+        label: Its name in tables and pictures.
+        source: The paper or program that it is from.
         needs_length: Whether its frequencies depend on the length of a text.
         num_pairs: Of the heads that it is made for, None where it fits any.
     """

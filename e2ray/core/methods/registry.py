@@ -13,7 +13,7 @@ def method_of(settings: Method | UntrainedMethod) -> FrequencyMethod:
 
 
 def lane_labels() -> dict[str, str]:
-    """Return what each built-in lane of a comparison is called, in the order of tables."""
+    """Return the label of each built-in lane of a comparison, in the order of tables."""
     untrained = {lane: f"{method_of(settings).label}, untrained" for lane, settings in UNTRAINED.items()}
     return {
         UNTOUCHED: "base, untouched",
