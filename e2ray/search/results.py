@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from e2ray.core.scales import paper_scale
 from e2ray.records.study import Range, Ranges, RungRow, Searched, StudyNoise, SurrogateFound
 from e2ray.search.objectives import ASKED, minimised
 from e2ray.search.ranks import spearman
@@ -123,7 +124,7 @@ def base_long(facts: StudyFacts) -> float | None:
     """
     best = []
     for window in facts.windows:
-        nlls = [_base_nll(facts, window, scale) for scale in (1.0, max(1.0, window / facts.base_context_length))]
+        nlls = [_base_nll(facts, window, scale) for scale in (1.0, paper_scale(window, facts.base_context_length))]
         if None in nlls:
             return None
         best.append(min(nll for nll in nlls if nll is not None))

@@ -209,7 +209,9 @@ def _write_profile(aside: Path, profile: Profile, name: str, base_context_length
     Commands.model_validate(known).write(here.commands(context_length=length))
     paper = reaching_scale(profile.context_length, base_context_length)
     why = f"= {profile.context_length} / {base_context_length}"
-    if profile.scale != paper:
+    if length <= base_context_length and profile.scale == 1:
+        why = f"since it is at most L = {base_context_length}"
+    elif profile.scale != paper:
         why = f"was measured better at this length than W / L = {paper:g}, on the documents that chose it"
     write_text(
         here.profile_card(context_length=length),

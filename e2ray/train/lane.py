@@ -17,10 +17,9 @@ from e2ray.config.base import Plain, SettingsError
 from e2ray.config.methods import UNTRAINED
 from e2ray.config.resolved import ResolvedConfig, ResolvedEvaluate
 from e2ray.config.retrieval import RetrievalSettings
-from e2ray.core.methods.ntk import DynamicNtk
 from e2ray.core.methods.registry import method_of
 from e2ray.core.rope import RotaryHook, refuse_scaled
-from e2ray.core.scales import drawn_scale, lane_scale
+from e2ray.core.scales import drawn_scale, lane_scale, untrained_scale
 from e2ray.data.shards import ShardSet
 from e2ray.data.tokenizer import load_tokenizer
 from e2ray.evaluate.documents import reachable_windows, select_documents
@@ -83,9 +82,9 @@ class Job:
 
     def read_at(self, window: int) -> float:
         """Return the scale that a window is read at: the served one, or what dynamic NTK makes of it."""
-        if self.lane != "dynamic_ntk":
+        if self.own:
             return self.served(window)
-        return DynamicNtk.scale_of(self.max_scale, window, self.task.base_context_length)
+        return untrained_scale(self.lane, window, self.task.base_context_length, self.max_scale)
 
 
 def left(job: Job) -> Lane:
