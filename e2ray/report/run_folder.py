@@ -11,7 +11,7 @@ from typing import Any
 
 from e2ray.config.base import SettingsError, brief
 from e2ray.config.load import read_resolved
-from e2ray.records.folders import ComparisonFolder
+from e2ray.records.folders import ComparisonFolder, StudyExport, StudyFolder
 from e2ray.records.folders import RunFolder as Files
 from e2ray.records.run import Status
 from e2ray.report.frame.text import printable
@@ -58,7 +58,7 @@ class RunFolder:
         recipe = self.folder / RECIPE
         error = KILLED if self.killed else self.status.error
         reason = f" ({brief(error)})" if error else ""
-        if not (self.folder / "model").is_dir():
+        if not Files(self.folder).model.is_dir():
             return f"no evaluation yet: {self.state}{reason}; `e2ray train --config {recipe}` continues it"
         if self.settings["evaluate"] is None:
             return (
@@ -101,9 +101,14 @@ def open_run(path: str | Path) -> RunFolder:
         raise SettingsError(f"{given}: is a file; wanted the folder of a run, <storage>/<run>")
     folder = given.resolve()
     if (folder / JOURNAL).exists():
-        raise SettingsError(f"{given}: holds a study, no run; its report is {folder / 'export' / 'report.html'}")
-    if ComparisonFolder(folder).comparison.exists():
-        raise SettingsError(f"{given}: holds a comparison, no run; its tables are {ComparisonFolder(folder).tables}")
+        page = StudyExport(StudyFolder(folder).export).page
+        raise SettingsError(f"{given}: holds a study, no run; its report is {page}")
+    lanes = ComparisonFolder(folder)
+    if lanes.comparison.exists():
+        raise SettingsError(
+            f"{given}: holds a comparison, no run; "
+            + (f"its page is {lanes.page}" if lanes.page.exists() else f"its tables are {lanes.tables}")
+        )
     if not (folder / RECIPE).is_file():
         raise SettingsError(f"{given}: holds no run: {RECIPE} is missing; {_wanted(folder)}")
     recipe = folder / RECIPE

@@ -126,7 +126,7 @@ def test_answers_are_counted_over_seeds_and_depths(found):
 
 def test_files_hold_the_tables_and_the_picture(found, tmp_path):
     text = write_comparison(tmp_path, lanes(found), L, WINDOWS, stride=32)
-    assert (tmp_path / "comparison.md").read_text() == text
+    assert (tmp_path / "comparison.md").read_text() == text.replace("&", "\\&").replace("_", "\\_")
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert len(content["rows"]) == 4
     assert {k: content["protocol"][k] for k in ("stride", "documents", "tokens")} == {
@@ -137,6 +137,14 @@ def test_files_hold_the_tables_and_the_picture(found, tmp_path):
     assert "slide by 32 tokens over the same 300 tokens of 3 held-out documents; no token is added" in text
     assert "What is missing" not in text
     assert (tmp_path / "comparison.png").stat().st_size > 5000
+
+
+def test_a_terminal_shows_names_as_they_are_and_the_file_escapes_them(found, tmp_path):
+    found[0]["lane"], found[0]["missing"] = "half_native", ["lower `data.validation_share` <1>"]
+    text = write_comparison(tmp_path, lanes(found), L, WINDOWS, stride=32)
+    assert "| half_native" in text and "lower `data.validation_share` <1>" in text
+    written = (tmp_path / "comparison.md").read_text()
+    assert r"| half\_native" in written and r"lower \`data.validation\_share\` &lt;1&gt;" in written
 
 
 def test_a_lane_that_failed_is_missing_with_its_reason(found, tmp_path):
@@ -207,9 +215,10 @@ def test_a_job_that_failed_is_missing_with_its_reason_and_hides_no_other_lane(fo
 @pytest.mark.parametrize("kind", ["yarn", "longrope"])
 def test_a_base_whose_scaling_was_removed_is_called_that(kind, tmp_path):
     found = [job("base", 0, [3.0, 3.5, 4.0], trained=False), job("e2llm", 0, [3.1, 3.2, 3.3])]
+    found[0]["missing"] = ["8,192 tokens: it does not fit into memory"]
     text = write_comparison(tmp_path, lanes(found), L, WINDOWS, stride=32, removed_scaling=kind)
     name = f"base, its {kind} scaling removed"
-    assert name in text and "untouched" not in text
+    assert f"- {name}: 8,192 tokens: it does not" in text and "untouched" not in text
     assert [row["lane"] for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]] == ["base", "e2llm"]
     picture = draw(summed(found, removed_scaling=kind), L, WINDOWS)
     assert any(name in text.get_text() for text in picture.findobj(Text))

@@ -57,6 +57,14 @@ def test_a_run_is_known_by_its_folder_settings_and_state(tmp_path):
             SettingsError,
             r"holds a comparison, no run; its tables are .*comparison\.md",
         ),
+        (
+            lambda folder: [
+                (begun(folder.parent, folder.name) / "comparison.json").touch(),
+                (folder / "report.html").touch(),
+            ],
+            SettingsError,
+            r"holds a comparison, no run; its page is .*report\.html",
+        ),
     ],
 )
 def test_what_is_no_run_is_told_in_one_line(tmp_path, prepare, error, message):

@@ -65,6 +65,28 @@ def test_one_run_has_a_verdict_and_every_section_that_it_measured(tmp_path):
     }
 
 
+def test_retrieval_that_could_not_be_measured_is_said_and_not_taken_for_one_that_was_not_asked(tmp_path):
+    asks = {"windows": [32, 64, 128], "scales": [1, 2, 4], "retrieval": {"context_lengths": [64]}}
+    section = made(evaluated(tmp_path, evaluate=asks))["retrieval"]
+    assert [part.text for part in section.parts] == [
+        "small: retrieval was asked and could not be measured; its cells are missing."
+    ]
+    beside = made(evaluated(tmp_path, "one", evaluate=asks), evaluated(tmp_path, "whole", retrieval=asked()))
+    assert "one: retrieval was asked and could not be measured" in beside["retrieval"].parts[0].text
+    assert "retrieval" not in made(evaluated(tmp_path, "none"))
+
+
+def test_a_length_is_served_at_the_scale_that_export_takes(tmp_path):
+    folder = evaluated(tmp_path)
+    path = folder / "scales.json"
+    content = read_told(path, wanted="it")[0]
+    content["lengths"][1] |= {"served": 4.0, "scale": None, "paper_scale": 2.0, "paper_nll": None}  # an older file's
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "digest"}))
+    _, scales = tables(made(folder)["reach"])
+    row = rows(scales)[1]
+    assert (row["W/L"], row["best scale"], row["served at"]) == ("2", DASH, "2")
+
+
 def without_its_scaling(folder, kind):
     """Make a run one of a base whose scaling was removed and return its folder."""
     path = folder / "evaluation.json"

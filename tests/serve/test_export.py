@@ -456,6 +456,13 @@ def test_no_measurement_is_claimed_where_the_papers_scale_was_not_measured(folde
     assert "Scale 16 = 1024 / 64." in text and "measured" not in text
 
 
+def test_a_length_within_the_base_context_is_served_as_it_is(folders, tmp_path):
+    run_export(folders, tmp_path / "out", context_lengths=(L // 2, L))
+    for length in (L // 2, L):
+        text = (tmp_path / "out" / "serving" / str(length) / "README.md").read_text()
+        assert f"Scale 1 since it is at most L = {L}." in text
+
+
 def test_servers_reach_a_length_whose_scale_is_below_w_over_l(folders):
     for name in ("llama", "linear kept"):
         config = AutoConfig.from_pretrained(folders / name)

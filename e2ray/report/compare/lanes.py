@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from e2ray.config.compare import UNTOUCHED
+from e2ray.config.search import PAPER
 from e2ray.records.comparison import Difference, LaneRow, LaneWindow, Spread
 from e2ray.report.compare.picture import draw
-from e2ray.report.compare.summary import NAMES, PAPER, YARN, Compared
+from e2ray.report.compare.summary import NAMES, YARN, Compared
 from e2ray.report.frame.page import Column, Part, Point, Points, Row, Table, Words, picture
 from e2ray.report.frame.section import Section
 from e2ray.report.frame.text import task_text, whole

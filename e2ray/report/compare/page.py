@@ -1,6 +1,6 @@
 """The files of a comparison: its figures, its tables, its picture, and the page that shows all of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from e2ray.evaluate.perplexity import BOS_POLICY
@@ -45,7 +45,7 @@ def write_comparison(
             documents=len(scored),
             tokens=sum(scored),
             bos=BOS_POLICY,
-            missing=tuple(missing_lines(jobs)),
+            missing=tuple(missing_lines(jobs, removed_scaling=removed_scaling)),
         ),
         best=winners(jobs, windows),
     )
@@ -57,15 +57,14 @@ def write_comparison(
         best=tuple(compared.best),
     ).write(files.comparison)
     cards = cards_of(SECTIONS, compared)
-    text = tables(cards)
-    write_text(files.tables, text)
+    write_text(files.tables, tables(cards))
     write_png(files.picture, next(part.png for card in cards for part in card.parts if isinstance(part, Picture)))
     subtitle = f"Ways to read further, each trained and measured alike on one base, L = {base_context_length:,} tokens."
     write_page(files.page, f"Comparison {folder.name}", subtitle, cards)
-    return text
+    return tables(cards, shown=str)
 
 
-def tables(cards: Sequence[Card]) -> str:
+def tables(cards: Sequence[Card], *, shown: Callable[[str], str] = markdown.escaped) -> str:
     """Return a comparison as Markdown tables: NLL, differences, retrieval, cost. What has no figure reads `missing`.
 
     Pictures are left out, since a terminal shows none.
@@ -73,4 +72,4 @@ def tables(cards: Sequence[Card]) -> str:
     plain = [
         Card(card.title, card.anchor, [part for part in card.parts if not isinstance(part, Picture)]) for card in cards
     ]
-    return markdown.render(TITLE, "", plain, {}, padded=True)
+    return markdown.render(TITLE, "", plain, {}, padded=True, shown=shown)

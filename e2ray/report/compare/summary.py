@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from e2ray.config.compare import UNTOUCHED
+from e2ray.config.search import PAPER
 from e2ray.core.methods.registry import lane_labels
 from e2ray.evaluate.intervals import CONFIDENCE, resampled
 from e2ray.evaluate.removed import base_name
@@ -30,7 +31,7 @@ from e2ray.records.comparison import (
     Winner,
 )
 
-PAPER, YARN = "e2llm", "yarn"
+YARN = "yarn"
 NAMES = lane_labels()
 Sums = tuple[np.ndarray, np.ndarray]  # NLL, summed, and tokens of each document
 
@@ -102,7 +103,7 @@ def summary(
         rows.append(
             LaneRow(
                 lane=lane,
-                name=base_name(removed_scaling, untouched=True) if lane == UNTOUCHED else NAMES.get(lane, lane),
+                name=lane_name(lane, removed_scaling),
                 seeds=tuple(job.seed for job in trained),
                 nll=nll,
                 long=_spread(long),
@@ -124,11 +125,16 @@ def _by_lane(jobs: Sequence[Lane]) -> dict[str, list[Lane]]:
     return by_lane
 
 
-def missing_lines(jobs: Sequence[Lane]) -> list[str]:
+def lane_name(lane: str, removed_scaling: str | None) -> str:
+    """Return what a comparison calls a lane; `removed_scaling` is the rope type that was removed from its base."""
+    return base_name(removed_scaling, untouched=True) if lane == UNTOUCHED else NAMES.get(lane, lane)
+
+
+def missing_lines(jobs: Sequence[Lane], *, removed_scaling: str | None = None) -> list[str]:
     """Return a line for all that jobs could not do, with the job's name and the reason; one line where all agree."""
     by_line: dict[str, list[str]] = {}
     for job in jobs:
-        name = NAMES.get(job.lane, job.lane) + (f", seed {job.seed}" if job.seed else "")
+        name = lane_name(job.lane, removed_scaling) + (f", seed {job.seed}" if job.seed else "")
         for line in [*job.missing, *([] if job.failed is None else [job.failed])]:
             by_line.setdefault(line, []).append(name)
     lines = []

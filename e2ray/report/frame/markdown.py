@@ -1,7 +1,7 @@
 """The cards of a page as Markdown, for a model card: what the page says, in the same words and figures."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from e2ray.report.frame.page import Card, Code, Part, Picture, Points, Table, Words
@@ -19,7 +19,13 @@ def escaped(text: str) -> str:
 
 
 def render(
-    title: str, subtitle: str, cards: Sequence[Card], pictures: Mapping[int, str], *, padded: bool = False
+    title: str,
+    subtitle: str,
+    cards: Sequence[Card],
+    pictures: Mapping[int, str],
+    *,
+    padded: bool = False,
+    shown: Callable[[str], str] = escaped,
 ) -> str:
     """Return the page as Markdown, its headings from the second level on, so that it fits into a model card.
 
@@ -29,11 +35,12 @@ def render(
         cards: Of the page.
         pictures: Path of each picture, relative to the Markdown file, by the `id` of its part.
         padded: Whether columns of tables are as wide as their widest cell, so that a terminal shows them in line.
+        shown: Makes a text fit for where the result is read: escaped for Markdown; a terminal takes it as it is.
     """
-    blocks = [f"## {escaped(title)}", *([escaped(subtitle)] if subtitle else [])]
+    blocks = [f"## {shown(title)}", *([shown(subtitle)] if subtitle else [])]
     for card in cards:
-        blocks.append(f"### {escaped(card.title)}")
-        blocks += [_part(part, pictures, padded) for part in card.parts]
+        blocks.append(f"### {shown(card.title)}")
+        blocks += [_part(part, pictures, padded, shown) for part in card.parts]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -46,28 +53,29 @@ def file_names(cards: Sequence[Card], folder: Path) -> dict[int, str]:
     return names
 
 
-def _part(part: Part, pictures: Mapping[int, str], padded: bool) -> str:
+def _part(part: Part, pictures: Mapping[int, str], padded: bool, shown: Callable[[str], str]) -> str:
     match part:
         case Words():
-            return f"> {escaped(part.text)}" if part.warning else escaped(part.text)
+            return f"> {shown(part.text)}" if part.warning else shown(part.text)
         case Points():
             lines = []
             for point in part.items:
-                head = f"**{escaped(point.head)}** " if point.head else ""
-                lines += [f"- {head}{escaped(point.text)}", *(f"  - {escaped(line)}" for line in point.more)]
+                head = f"**{shown(point.head)}** " if point.head else ""
+                lines += [f"- {head}{shown(point.text)}", *(f"  - {shown(line)}" for line in point.more)]
             return "\n".join(lines)
         case Picture():
-            return f"![{escaped(part.alt)}]({pictures[id(part)]})\n\n{escaped(part.caption)}"
+            return f"![{shown(part.alt)}]({pictures[id(part)]})\n\n{shown(part.caption)}"
         case Table():
-            return f"{_table(part, padded)}\n\n{escaped(part.caption)}" if part.caption else _table(part, padded)
+            text = _table(part, padded, shown)
+            return f"{text}\n\n{shown(part.caption)}" if part.caption else text
         case Code():
             fence = "`" * max(3, *(1 + len(ticks) for ticks in re.findall("`+", part.text)), 0)
             return f"{fence}\n{part.text}\n{fence}"
 
 
-def _table(table: Table, padded: bool) -> str:
+def _table(table: Table, padded: bool, shown: Callable[[str], str]) -> str:
     numeric = [column.style == "number" for column in table.columns]
-    rows = [[escaped(cell) for cell in row.cells] for row in (table.columns_as_row, *table.rows)]
+    rows = [[shown(cell) for cell in row.cells] for row in (table.columns_as_row, *table.rows)]
     widths = [max(3, *(len(row[at]) for row in rows)) if padded else 4 for at in range(len(numeric))]
     rule = ["-" * (width - 1) + ":" if number else ":" + "-" * (width - 1)
             for number, width in zip(numeric, widths, strict=True)]  # fmt: skip

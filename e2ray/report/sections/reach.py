@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from e2ray.core.scales import row_scale
 from e2ray.records.effective import Effective, LengthRow
 from e2ray.records.scales import ScaleRow
 from e2ray.report.frame.page import Column, Row, Table
@@ -67,7 +68,7 @@ def scales_table(records: Sequence[RunRecord]) -> Table:
             scale = _at(record.scales.lengths if record.scales else (), length)
             read = _at(record.effective.lengths if record.effective else (), length)
             cells = [
-                *([f"{scale.paper_scale:g}", f"{scale.scale:g}", _gain(scale), f"{scale.served:g}"]
+                *([_scale(scale.paper_scale), _scale(scale.scale), _gain(scale), _scale(row_scale(scale))]
                   if scale else [DASH] * 4),
                 signed(read.rise, read.rise_low, read.rise_high) if read else DASH,
                 DASH if not read or read.retrieval is None else f"{100 * read.retrieval:.0f} %",
@@ -84,6 +85,10 @@ def scales_table(records: Sequence[RunRecord]) -> Table:
 
 def _at(rows: Iterable[R], length: int) -> R | None:
     return next((row for row in rows if row.context_length == length), None)
+
+
+def _scale(scale: float | None) -> str:
+    return DASH if scale is None else f"{scale:g}"
 
 
 def _gain(row: ScaleRow) -> str:

@@ -100,13 +100,15 @@ def _depth_key(depth: float | None) -> float:
 
 
 def _parts(records: Sequence[RunRecord]) -> list[Part]:
-    if not any(record.retrieval for record in records):
-        return []
     lengths = asked_lengths(records)
+    if not lengths:
+        return []
     parts: list[Part] = []
     for record in records:
         if not record.retrieval:
-            reason = "no retrieval was asked" if record.cells else "has no evaluation"
+            asked = (record.run.settings["evaluate"] or {}).get("retrieval")
+            reason = "retrieval was asked and could not be measured" if asked else "no retrieval was asked"
+            reason = reason if record.cells else "has no evaluation"
             parts.append(Words(f"{record.name}: {reason}; its cells are missing.", warning=True))
             continue
         figure = draw_retrieval(record.retrieval, context_lengths=lengths, removed_scaling=record.removed_scaling)
@@ -116,7 +118,7 @@ def _parts(records: Sequence[RunRecord]) -> list[Part]:
         )
         alt = f"Answers that {record.name} found, by task, context length and depth"
         parts.append(picture(figure, alt, caption))
-    return [*parts, retrieval_table(records)]
+    return [*parts, retrieval_table(records)] if any(record.retrieval for record in records) else parts
 
 
 def _diff(one: RunRecord, other: RunRecord) -> list[Line]:

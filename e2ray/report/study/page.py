@@ -78,8 +78,9 @@ def write_study(
     drawn = {part.file: part.png for card in cards for part in card.parts if isinstance(part, Picture)}
     for name, content in drawn.items():
         write_png(files.pictures / f"{name}.png", content)
-    for name in set(PICTURES) - drawn.keys():
-        (files.pictures / f"{name}.png").unlink(missing_ok=True)
+    for path in files.pictures.glob("*.png"):
+        if path.stem not in drawn and (path.stem in PICTURES or path.stem.startswith("coverage-")):
+            path.unlink()
     subtitle = (
         f"Which augmentation ranges to train with: {plural(facts.trials, 'trial')}, base context length "
         f"{facts.base_context_length} tokens, up to scale {facts.max_scale:g}."
