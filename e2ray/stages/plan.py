@@ -15,8 +15,7 @@ from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
 from e2ray.core.scales import default_scales, paper_scale
 from e2ray.data.pace import show
-from e2ray.report.coverage_words import lines
-from e2ray.report.sections.coverage import write_coverage
+from e2ray.report.sections.coverage import lines, write_coverage
 
 
 def plan(config: RunConfig, out: str | None) -> None:

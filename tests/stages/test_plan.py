@@ -3,7 +3,7 @@ import pytest
 from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.core.coverage import measure
-from e2ray.report.coverage_words import lines, sentences
+from e2ray.report.sections.coverage import lines, sentences
 from e2ray.stages.plan import coverage
 
 L = 128
