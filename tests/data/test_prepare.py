@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
+from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.config.data import ByteLevelBpe, DataSettings, PretrainedTokenizer
 from e2ray.data import build, identity
 from e2ray.data import prepare as prepare_module
 from e2ray.data.identity import is_held_out, shards_digest
 from e2ray.data.prepare import fill, prepare
+from e2ray.data.rows import TrainRows
 from e2ray.data.shards import ShardSet, read_manifest
 from e2ray.data.stream import tokenise
-from e2ray.data.tokenizer import load_tokenizer, tokenizer_hash, train_byte_level_bpe
+from e2ray.data.tokenizer import load_tokenizer, save, tokenizer_hash, train_byte_level_bpe
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")]  # Ray's own
 BPE = ByteLevelBpe(vocab_size=300, training_bytes=20_000)
@@ -456,35 +458,19 @@ def test_near_duplicates_are_left_out_and_counted(ray_cluster, corpus, tmp_path)
     assert counts[0] - counts[1] == 2
 
 
-FULL = """
-import resource, sys
-import numpy as np
-from pathlib import Path
-from e2ray import files
-from e2ray.config.base import SettingsError
-from e2ray.config.data import ByteLevelBpe
-from e2ray.data.tokenizer import save
-from e2ray.data.rows import TrainRows
-from e2ray.data.tokenizer import train_byte_level_bpe
-
-resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
-try:
-    with files.atomic_folder(sys.argv[1]) as aside:
-        if sys.argv[2] == "tokenizer":
-            save(train_byte_level_bpe(["some words"], ByteLevelBpe(vocab_size=300)), aside / "tokenizer")
-        rows = TrainRows(aside, 32, shard_rows=8192)
-        rows.add(0, np.arange(10_000, dtype=np.int32))
-        rows.finish()
-except SettingsError as error:
-    print(error)
-"""
-
-
 @pytest.mark.parametrize("what", ["tokenizer", "shards"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, what):
-    command = [sys.executable, "-c", FULL, str(tmp_path / "shards"), what]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, limited, what):
     told = "a file may not grow that large here; raise the limit (`ulimit -f`) or choose another storage"
-    assert done.stdout == f"{tmp_path}/shards: {told}\n"
+
+    def write():
+        with files.atomic_folder(tmp_path / "shards") as aside:
+            if what == "tokenizer":
+                save(train_byte_level_bpe(["some words"], ByteLevelBpe(vocab_size=300)), aside / "tokenizer")
+            rows = TrainRows(aside, 32, shard_rows=8192)
+            rows.add(0, np.arange(10_000, dtype=np.int32))
+            rows.finish()
+
+    with pytest.raises(SettingsError) as error, limited(4000):
+        write()
+    assert str(error.value) == f"{tmp_path}/shards: {told}"
     assert not list(tmp_path.iterdir())
-    assert done.stderr == ""

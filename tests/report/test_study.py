@@ -243,7 +243,7 @@ def test_a_study_with_one_seed_of_the_paper_says_that_its_noise_is_unknown(tmp_p
     assert "cannot be said without the noise" in points["Against the paper's preset."]
     assert "noise unknown, at 128" in points["By window."]
     assert "without the noise nobody can say" in points["Ranges to train with."]
-    text = text_of(write_study(tmp_path, lonely, journal_command=COMMAND))
+    text = words_of(tmp_path, lonely)
     assert "± 0" not in text
     assert "nats per token; the noise of a trial is unknown." in text
     assert "The noise is unknown, so no error bars are drawn." in text
@@ -480,7 +480,7 @@ def test_more_settings_than_axes_keep_the_most_important(tmp_path):
     wide = made_up(14, space=space)
     wide = dataclasses.replace(wide, importances=dict(reversed(importances_of(space).items())))
     assert len(draw_parallel(wide).axes[0].get_xticks()) == 14
-    text = text_of(write_study(tmp_path, wide, journal_command=COMMAND))
+    text = words_of(tmp_path, wide)
     assert "Only the 14 most important settings are drawn." in text
 
 

@@ -276,7 +276,10 @@ def library(tmp_path_factory):
 
 
 @pytest.mark.parametrize("key", PLACES)
-def test_every_setting_is_refused_or_changes_something_or_is_told_as_without_effect(key, world, library, request):
+def test_every_setting_is_refused_or_changes_something_or_is_told_as_without_effect(
+    key, world, library, request, monkeypatch
+):
+    monkeypatch.setattr("e2ray.config.space.RANDOM_POINTS", 20)  # of hundreds, for each of hundreds of recipes
     for start, fixture in (("train", "one_rank"), ("data:", "one_rank"), ("evaluate.suites", "own_tasks_only")):
         if key.startswith(start):
             request.getfixturevalue(fixture)

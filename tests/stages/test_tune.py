@@ -46,6 +46,7 @@ def recipe(small):
             "baselines": ["e2llm", "pose", "native"],
             "repeats": 3,
             "startup_trials": 3,
+            "concurrency": 1,  # the start of a second actor takes longer than all trials
             "progress_s": 1.0,
             "early_stopping": {"kind": "asha", "min_steps": 3},
         },
