@@ -6,7 +6,7 @@ import pytest
 from e2ray.config.base import SettingsError
 from e2ray.config.data import PasskeySource, TextSource
 from e2ray.data.corpus import BadDocument, Document, list_items, read_item
-from e2ray.data.passkey import PASSKEY, PASSKEY_QUESTION, document
+from e2ray.data.passkey import PASSKEY, PASSKEY_QUESTION, document, file_of
 
 FORM = re.compile(
     r"(.*) The pass key is (\d+)\. Remember it\. \2 is the pass key\.(.*)" + re.escape(PASSKEY_QUESTION), re.S
