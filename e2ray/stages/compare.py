@@ -17,12 +17,12 @@ from e2ray.config.run import RunConfig
 from e2ray.data.pace import show
 from e2ray.data.shards import read_manifest
 from e2ray.evaluate.removing import removed_scaling
-from e2ray.records.folders import ComparisonFolder, StudyFolder
+from e2ray.records.folders import ComparisonFolder
 from e2ray.report.compare.page import write_comparison
 from e2ray.stages import checks
 from e2ray.stages.cluster import cluster
 from e2ray.stages.remote import remote_each, wants_gpu
-from e2ray.stages.run import ResolvedRun, refuse_other_settings, reporting, resolve, tell_ignored
+from e2ray.stages.run import ResolvedRun, refuse_other_kind, refuse_other_settings, reporting, resolve, tell_ignored
 from e2ray.stages.train import base_of, own_task, prepare
 from e2ray.train.environment import environment
 from e2ray.train.lane import Job, is_done, left, run_job, unsealed
@@ -48,7 +48,7 @@ def compare(config: RunConfig) -> None:
         raise SettingsError("evaluate: is null, a comparison measures by it; give it a section")
     run = resolve(config)
     with files.lock(run.files.lock, what="running this comparison"):
-        _refuse_other_kind(run)
+        refuse_other_kind(run, "comparison")
         refuse_other_settings(run, begun=any(ComparisonFolder(run.folder).lanes.glob("*.json")), besides=MAY_DIFFER)
         tell_ignored(run)
         files.write_text(run.files.config, resolved_text(run.config))
@@ -73,13 +73,6 @@ def compare(config: RunConfig) -> None:
             result = f"compared {len(jobs)} jobs" + (f", {failed} of them failed" if failed else "")
             write_status(run.folder, state="succeeded", ended_at=now(), result=result)
         show(f"{table}page: {ComparisonFolder(run.folder).page}")
-
-
-def _refuse_other_kind(run: ResolvedRun) -> None:
-    kind = "training run" if run.is_trained or run.files.checkpoints.is_dir() else None
-    kind = "study" if StudyFolder(run.folder).journal.exists() else kind
-    if kind:
-        raise SettingsError(f"{run.folder}: holds a {kind} of that name; choose another name for the comparison")
 
 
 def _run_missing(run: ResolvedRun, jobs: list[Job]) -> None:

@@ -16,7 +16,6 @@ from e2ray.data.pace import show
 from e2ray.data.shards import read_manifest
 from e2ray.evaluate.base_length import told
 from e2ray.evaluate.removed import sentence
-from e2ray.records.folders import ComparisonFolder, StudyFolder
 from e2ray.stages import checks
 from e2ray.stages.closing import last_lines, track_evaluation, write_page
 from e2ray.stages.cluster import cluster
@@ -25,6 +24,7 @@ from e2ray.stages.export import export, tell_old_export
 from e2ray.stages.remote import wants_gpu
 from e2ray.stages.run import (
     ResolvedRun,
+    refuse_other_kind,
     refuse_other_settings,
     reporting,
     resolve,
@@ -94,12 +94,7 @@ def execute(config: RunConfig) -> None:
     run = resolve(config.alone())
     with files.lock(run.files.lock, what="running this run"):
         refuse_other_settings(run, besides=MENDABLE)
-        if StudyFolder(run.folder).journal.exists():
-            raise SettingsError(f"{run.folder}: holds a study of that name; choose another name for the training run")
-        if ComparisonFolder(run.folder).lanes.is_dir():
-            raise SettingsError(
-                f"{run.folder}: holds a comparison of that name; choose another name for the training run"
-            )
+        refuse_other_kind(run, "training run")
         status = read_status(run.folder)
         if status and status.state == "succeeded" and run.files.config.exists():
             show(f"{run.folder} is finished: {brief(status.result or 'its status tells no result')}")

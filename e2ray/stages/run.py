@@ -30,7 +30,7 @@ from e2ray.data.shards import read_manifest
 from e2ray.data.tokenizer import save_whole, whole_digest
 from e2ray.evaluate.perplexity import default_stride
 from e2ray.records.evaluation import Evaluation
-from e2ray.records.folders import RunFolder, ShardFolder, StorageFolder
+from e2ray.records.folders import ComparisonFolder, RunFolder, ShardFolder, StorageFolder, StudyFolder
 from e2ray.train.record import end_status, now, read_status, settle, write_status
 from e2ray.train.steps import begun as checkpoints_begun
 
@@ -236,6 +236,18 @@ def _export(config: RunConfig, base_context_length: int) -> ResolvedExport | Non
         return None
     windows = default_windows(base_context_length, config.positions.max_scale)
     return filled(ResolvedExport, config.export, context_lengths=config.export.context_lengths or windows)
+
+
+def refuse_other_kind(run: ResolvedRun, kind: str) -> None:
+    """Raise SettingsError if the run's folder holds a training run, a study or a comparison other than this kind."""
+    there = {
+        "training run": run.is_trained or run.files.checkpoints.is_dir(),
+        "study": StudyFolder(run.folder).journal.exists(),
+        "comparison": ComparisonFolder(run.folder).lanes.is_dir(),
+    }
+    for other, is_there in there.items():
+        if is_there and other != kind:
+            raise SettingsError(f"{run.folder}: holds a {other} of that name; choose another name for the {kind}")
 
 
 def refuse_other_settings(run: ResolvedRun, *, besides: Sequence[str] = (), begun: bool | None = None) -> None:

@@ -21,7 +21,7 @@ from e2ray.core.scales import paper_scale
 from e2ray.data.pace import Pace, show
 from e2ray.data.shards import ShardSet, read_manifest
 from e2ray.evaluate.documents import first_unseen
-from e2ray.records.folders import ComparisonFolder, StudyFolder
+from e2ray.records.folders import StudyFolder
 from e2ray.report.sections.coverage import draw_coverage
 from e2ray.report.study.page import write_study
 from e2ray.search import tune as trials
@@ -36,7 +36,7 @@ from e2ray.search.trial import examine_base
 from e2ray.stages import checks
 from e2ray.stages.cluster import cluster
 from e2ray.stages.remote import remote, wants_gpu
-from e2ray.stages.run import ResolvedRun, reporting, resolve, tell_ignored
+from e2ray.stages.run import ResolvedRun, refuse_other_kind, reporting, resolve, tell_ignored
 from e2ray.stages.train import base_of, prepare, task_of
 from e2ray.train.environment import environment
 from e2ray.train.record import now, write_status
@@ -84,10 +84,7 @@ def refuse_other_study(run: ResolvedRun, *, resume: bool) -> None:
     """Raise SettingsError if the run's folder holds anything but this study, whole, or it is not to be continued."""
     folder = StudyFolder(run.folder)
     path, journal = folder.config, folder.journal
-    if run.is_trained or run.files.checkpoints.is_dir():
-        raise SettingsError(f"{run.folder}: holds a training run of that name; choose another name for the study")
-    if ComparisonFolder(run.folder).lanes.is_dir():
-        raise SettingsError(f"{run.folder}: holds a comparison of that name; choose another name for the study")
+    refuse_other_kind(run, "study")
     if not journal.exists() and not end_path(journal).exists():
         if any(folder.export.glob("*")):
             raise SettingsError(
