@@ -6,6 +6,7 @@ from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from e2ray.config.compare import UNTOUCHED
 from e2ray.records.comparison import LaneRow
@@ -87,6 +88,7 @@ def draw(rows: Sequence[LaneRow], base_context_length: int, windows: Sequence[in
     trade.set_ylabel("mean NLL beyond L (nats)")
     if not many:
         trade.margins(x=0.22, y=0.12)
+    trade.xaxis.set_major_locator(MaxNLocator(5))  # signed numbers of three digits: more of them touch
     tidy(trade, "Short against long")
     label_ends(curves, ends)
     label_points(trade, trades, obstacles=[], fontsize=7)
