@@ -277,12 +277,15 @@ def _share(parameter: SearchedSetting, chosen: Sequence[int]) -> float:
 def _tried(whole: Surrogate, path: str) -> np.ndarray:
     """Return which places of a setting trials cover: options that enough have, or all between the outermost values.
 
-    Elsewhere a process predicts the mean of all, which is worse than the best and yet no finding.
+    None where no trial has it. Elsewhere a process predicts the mean of all, which is worse than the best and yet no
+    finding.
     """
     parameter, values = whole.space[path], [trial.params[path] for trial in whole.trials if path in trial.params]
     if parameter["kind"] == "choice":
         return np.array([values.count(option) >= FEWEST_TRIED for option in parameter["options"]])
     numbers = [value for value in values if isinstance(value, int | float)]
+    if not numbers:  # the only trial that has the setting is the one that is left out
+        return np.zeros(len(grid(parameter)), dtype=bool)
     return np.array([min(numbers) <= point <= max(numbers) for point in grid(parameter)])
 
 

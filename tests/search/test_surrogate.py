@@ -110,6 +110,17 @@ def test_a_setting_that_few_trials_have_is_not_determined():
     assert told["trials"] == FEWEST_TRIALS - 1 and not told["determined"]
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_setting_that_all_but_one_or_two_trials_lack_says_nothing(count, stopped):
+    given = [trial for trial in trials(60) if trial.params["kind"] != "yarn"][:20]
+    params = given[0].params | {"kind": "yarn"}
+    rare = [Trial(params | {"slow": slow}, value(params | {"slow": slow}, random.Random(0))) for slow in (0.4, 2.0)]
+    rare = [rare[0], early(rare[1]) if stopped else rare[1]][:count]
+    interval = intervals(SPACE, [*given, *rare], within=NOISE)["parameters"]["slow"]
+    assert interval["trials"] == count and not interval["determined"]
+
+
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize(("tried", "determined"), [(1, False), (2, False), (3, True)])
 def test_an_option_that_few_trials_tried_is_not_ruled_out(tried, determined, full):
