@@ -23,8 +23,9 @@ from e2ray.config.train import TrainSettings
 from e2ray.core.losses import next_token_nll
 from e2ray.core.positions import draw
 from e2ray.train.batch import Batch
-from e2ray.train.engine import Engine, deepspeed_settings, parameter_groups
+from e2ray.train.engine import Engine, parameter_groups
 from e2ray.train.parameters import precision_of
+from e2ray.train.zero import deepspeed_settings
 
 RATIO_AT_MOST = 1.02
 SIZES = {
@@ -59,7 +60,13 @@ def plain_step(device: torch.device, dtype: torch.dtype, settings: TrainSettings
     engine, *_ = deepspeed.initialize(
         model=model.to(device),
         optimizer=optimizer,
-        config=deepspeed_settings(settings, num_workers=1, dtype=dtype),
+        config=deepspeed_settings(
+            settings,
+            num_workers=1,
+            dtype=dtype,
+            num_parameters=model.num_parameters(),
+            on_gpu=device.type == "cuda",
+        ),
         dist_init_required=False,
     )
 

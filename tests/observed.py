@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from e2ray.config.positions import PositionSettings
+from e2ray.core import attention as attentions
 from e2ray.core import model as models
 from e2ray.core.base import base_facts
 from e2ray.core.methods.registry import method_of
@@ -36,7 +37,7 @@ from e2ray.stages import cluster, pipeline, suites
 from e2ray.stages import compare as comparing
 from e2ray.stages import evaluate as evaluation
 from e2ray.stages import train as training
-from e2ray.train import engine, launch, rank, record, trackers, worker
+from e2ray.train import launch, rank, record, trackers, worker, zero
 from e2ray.train.lookout import pays_too_much
 from e2ray.train.loop import Diverged, Skips, fit
 from e2ray.train.parameters import precision_of
@@ -176,7 +177,7 @@ def adapters(run, path):
     trained = [[name, list(each.shape)] for name, each in made.named_parameters() if each.requires_grad]
     scaling = [getattr(each, "scaling", None) for each in made.modules() if hasattr(each, "lora_A")]
     dropout = [each.p for each in made.modules() if isinstance(each, torch.nn.Dropout)]
-    recomputing = any(getattr(each, "gradient_checkpointing", False) for each in made.modules())
+    recomputing = [getattr(each, "gradient_checkpointing", False) for each in made.modules()]
     return [trained, [str(each) for each in scaling], dropout, recomputing]
 
 
@@ -195,8 +196,8 @@ def frequencies(run, path):
 def attention(run, path):
     """The attention of a CPU and of a GPU on which flash attention is installed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "is_flash_attn_2_available", lambda: True)
-        return [models.resolve_attention(run.config.model, device) for device in ("cuda", "cpu")]
+        patch.setattr(attentions, "is_flash_attn_2_available", lambda: True)
+        return [attentions.resolve_attention(run.config.model, device) for device in ("cuda", "cpu")]
 
 
 # ---- training ---------------------------------------------------------------------------------------------------
@@ -242,8 +243,18 @@ def deepspeed(run, path):
     settings, found = settings_of(run, path), []
     for device in ("cpu", "cuda"):
         dtype = precision_of(settings, torch.device(device))
-        found.append([str(dtype), engine.deepspeed_settings(settings, num_workers=1, dtype=dtype)])
+        sizes = {"num_workers": 1, "num_parameters": 10**9}
+        found.append([str(dtype), zero.deepspeed_settings(settings, dtype=dtype, on_gpu=device == "cuda", **sizes)])
     return found
+
+
+def compiled(run, path):
+    """Whether an engine has compiled layers."""
+    made = worker.begin(replace(task(run, path), train=settings_of(run, path)), device=torch.device("cpu"))
+    running = made._compiled is not None
+    made.hook.remove()
+    made.ds.destroy()
+    return running
 
 
 def pretraining(run, path):

@@ -89,7 +89,7 @@ def test_a_full_size_recipe_decides_what_its_model_leaves_open(path):
     config = load(path)
     assert isinstance(config.model, PretrainedModel)
     assert config.model.base_context_length is not None
-    assert config.model.gradient_checkpointing
+    assert config.model.checkpoint_share == 1
     assert config.data.window <= config.model.base_context_length
     assert config.data.tokenizer is None or isinstance(config.data.tokenizer, PretrainedTokenizer)
     assert config.cluster.use_gpu is True

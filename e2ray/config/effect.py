@@ -169,6 +169,9 @@ def _train(key: str, train: TrainSettings) -> Iterator[str]:
         yield _idle(f"{key}.schedule", train.schedule, f"{key}.final_lr_share 1 leaves the learning rate as it is")
     if train.watch_every is None and train.watch_documents != TrainSettings.model_fields["watch_documents"].default:
         yield _idle(f"{key}.watch_documents", train.watch_documents, f"{key}.watch_every is null; set it")
+    if train.reduce_dtype == "bf16" and (train.precision == "fp32" or train.zero_stage == 0):
+        cause = f"{key}.zero_stage is 0" if train.zero_stage == 0 else f"{key}.precision is fp32"
+        yield _idle(f"{key}.reduce_dtype", train.reduce_dtype, f"{cause}, and gradients of fp32 weights stay fp32")
 
 
 def _evaluate(evaluate: EvaluateSettings) -> Iterator[str]:

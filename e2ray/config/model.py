@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from e2ray.config.base import LONGEST_TEXT, Settings, Text, is_folder
 
+Attention = Literal["auto", "flash_attention_3", "flash_attention_2", "kernels", "flex", "sdpa", "eager"]
+
 
 class LoraSettings(Settings):
     """Low-rank adapters (peft) instead of full fine-tuning; merged into `model/` at the end."""
@@ -27,13 +29,30 @@ class LoraSettings(Settings):
 class ModelSettings(Settings):
     """What both kinds of model share."""
 
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+    attention: Attention = Field(
         "auto",
-        description="auto: flash_attention_2 where it is installed and on a GPU, else sdpa; of these what "
-        "the model's class can compute, else eager.",
+        description="auto: flash_attention_3 or flash_attention_2 where it is installed and on a GPU, else sdpa; of "
+        "these what the model's class can compute, else eager. kernels: flash attention from the hub, code included; "
+        "flex: torch's, compiled.",
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    checkpoint_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the decoder layers that recompute their activations in the backward pass: less memory, "
+        "more time.",
+    )
     lora: LoraSettings | None = Field(None, description="null trains every weight.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_or_none(cls, value: object) -> object:
+        """Read the setting of older recipes, which was all layers or none."""
+        if not isinstance(value, dict) or not isinstance(every := value.get("gradient_checkpointing"), bool):
+            return value
+        if "checkpoint_share" in value:
+            raise ValueError("gradient_checkpointing is the old name of checkpoint_share; leave it out")
+        return {"checkpoint_share": float(every)} | {k: v for k, v in value.items() if k != "gradient_checkpointing"}
 
 
 class PretrainedModel(ModelSettings):

@@ -38,6 +38,12 @@ FREE_ON_RESUME = (
     "train.watch_every",
     "train.watch_documents",
     "train.stop",
+    "train.reduce_dtype",
+    "train.deepspeed",
+    "train.compile",
+    "pretrain.reduce_dtype",
+    "pretrain.deepspeed",
+    "pretrain.compile",
     "pretrain.zero_stage",
     "pretrain.offload",
     "pretrain.micro_batch_sequences",
@@ -47,7 +53,7 @@ FREE_ON_RESUME = (
     "pretrain.watch_every",
     "pretrain.watch_documents",
     "pretrain.stop",
-    "model.gradient_checkpointing",
+    "model.checkpoint_share",
     "model.attention",
 )
 
@@ -152,17 +158,18 @@ class RunConfig(Settings):
         return self
 
     def _check_attention(self) -> None:
-        """Refuse flash attention without a GPU or without bf16 weights."""
-        if self.model.attention != "flash_attention_2":
+        """Refuse an attention that needs a GPU, or bf16 weights, without them."""
+        attention = self.model.attention
+        if attention in ("auto", "sdpa", "eager"):
             return
         if self.cluster.use_gpu is False:
-            raise ValueError("model.attention: flash_attention_2 needs a GPU, cluster.use_gpu is false; set it to auto")
+            raise ValueError(f"model.attention: {attention} needs a GPU, cluster.use_gpu is false; set it to auto")
+        if attention == "flex":
+            return
         for key, settings in (("train", self.train), ("pretrain", self.pretrain)):
             if settings and (settings.precision == "fp32" or settings.zero_stage == 0):
                 cause = "precision is fp32" if settings.precision == "fp32" else "zero_stage is 0, which trains in fp32"
-                raise ValueError(
-                    f"model.attention: flash_attention_2 needs bf16 weights, {key}.{cause}; set it to auto"
-                )
+                raise ValueError(f"model.attention: {attention} needs bf16 weights, {key}.{cause}; set it to auto")
 
     def refuse_packed(self, objective: AnyObjective, key: str) -> None:
         """Raise ValueError if an objective has weights by distance, made for rows of one text, and rows are packed."""

@@ -35,6 +35,9 @@ UNSEARCHED = (  # the budget, by which trials are compared, and what changes no 
     "train.offload",
     "train.precision",
     "train.micro_batch_sequences",
+    "train.reduce_dtype",
+    "train.deepspeed",
+    "train.compile",
 )
 RANDOM_POINTS = 200  # of a space that are tried before any trial
 SHOWN_LENGTH = 200

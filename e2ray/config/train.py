@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from e2ray.config import kinds
-from e2ray.config.base import Settings
+from e2ray.config.base import Plain, Settings
+from e2ray.config.deepspeed import refuse_not_passed
 
 
 class ObjectiveKind(Settings):
@@ -110,6 +111,16 @@ class TrainSettings(Settings):
     offload: Literal["none", "optimizer", "all"] = Field(
         "none", description="What lives in CPU memory: nothing, the optimizer, or it and (stage 3) the weights."
     )
+    reduce_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Dtype in which gradients of bf16 weights are summed over workers; bf16 sends half the bytes.",
+    )
+    deepspeed: Plain = Field(
+        {}, description="Further settings of DeepSpeed under its own names; those that follow from ours are refused."
+    )
+    compile: bool = Field(
+        False, description="Compile each decoder layer (torch.compile): a minute or two at the start, faster steps."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs.")
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; the last step is always saved.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
@@ -123,6 +134,12 @@ class TrainSettings(Settings):
     watch_documents: int = Field(4, ge=1, description="Held-out documents that are looked at, the first long ones.")
     stop: StopSettings | None = Field(None, description="What ends a training early; null: nothing.")
     progress_s: float = Field(5.0, gt=0, description="Seconds between progress lines.")
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _passed_on(cls, value: Plain) -> Plain:
+        refuse_not_passed(value)
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> "TrainSettings":
@@ -144,6 +161,11 @@ class TrainSettings(Settings):
             raise ValueError(f"offload: all needs zero_stage 3, got {self.zero_stage}; use offload: optimizer")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3, got 0")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile: needs zero_stage 0, 1 or 2, got 3, whose weights come and go within a layer; leave it out or "
+                "take a lower stage"
+            )
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("precision: bf16 needs zero_stage 1, 2 or 3, got 0; stage 0 keeps no fp32 weights")
         return self

@@ -1,5 +1,6 @@
 """Models: loading or building them, with the attention that their device can compute. Remote code is never run."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import is_flash_attn_2_available
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, Model, ModelSettings, PretrainedModel
 from e2ray.core.adapters import with_adapters
+from e2ray.core.attention import resolve_attention
 from e2ray.core.base import load_config, location, plain_rope, trained_config
+from e2ray.core.compiled import decoder_layers
 from e2ray.core.model_folder import probe_of, refuse_damaged
 from e2ray.core.probe import Probe, forward_of, refuse_other_answers
 from e2ray.core.proof import prove, seeded
@@ -28,13 +30,11 @@ from e2ray.core.weights import first_line, load_weights, non_finite, refuse_voca
 __all__ = [
     "build_model",
     "check_adapters",
-    "check_attention",
     "check_weights",
     "merged",
     "meta_model",
     "model_class",
     "prove",
-    "resolve_attention",
 ]
 
 
@@ -111,8 +111,8 @@ def made_ready(model: PreTrainedModel, settings: Model, *, seed: int) -> PreTrai
     Raises:
         SettingsError: If a module named for LoRA is missing.
     """
-    if settings.gradient_checkpointing:
-        _enable_checkpointing(model)
+    if settings.checkpoint_share:
+        _enable_checkpointing(model, settings.checkpoint_share)
     if settings.lora is None:
         return model
     with seeded(seed, model.device):
@@ -169,62 +169,6 @@ def model_class(settings: Model) -> type[PreTrainedModel]:
             "checkpoint of one"
         )
     return kind
-
-
-def check_attention(settings: ModelSettings, kind: type[PreTrainedModel]) -> None:
-    """Raise SettingsError if a class of models cannot compute the attention that is asked for."""
-    attention = settings.attention
-    if attention != "auto" and attention not in _attentions(kind):
-        raise SettingsError(
-            f"model.attention: {attention} is none that {kind.__name__} can compute, wanted one of "
-            f"{', '.join(_attentions(kind))}; set it to auto or {_attentions(kind)[-1]}"
-        )
-
-
-def resolve_attention(
-    settings: ModelSettings,
-    device: str | torch.device,
-    *,
-    dtype: torch.dtype | None = None,
-    kind: type[PreTrainedModel] = LlamaForCausalLM,
-) -> str:
-    """Return the attention implementation for transformers: flash_attention_2 where it can run, else sdpa, else eager.
-
-    Args:
-        settings: `attention: auto` leaves the choice to this function.
-        device: Where the model will run.
-        dtype: Of its parameters; flash_attention_2 does not take float32. None means a half precision.
-        kind: Class of the model; not every class can compute every attention.
-
-    Raises:
-        SettingsError: If an attention is asked for and cannot run.
-    """
-    check_attention(settings, kind)
-    able = _attentions(kind)
-    obstacle = None
-    if torch.device(device).type != "cuda":
-        obstacle = f"needs a GPU, the device is {torch.device(device).type}"
-    elif dtype == torch.float32:
-        obstacle = "needs bf16 weights, train.precision is fp32"
-    elif not is_flash_attn_2_available():
-        obstacle = "is not installed (pip install e2ray[gpu])"
-    without_flash = next(attention for attention in able if attention != "flash_attention_2")
-    if settings.attention == "auto":
-        return without_flash if obstacle else able[0]
-    if settings.attention == "flash_attention_2" and obstacle:
-        raise SettingsError(f"model.attention: flash_attention_2 {obstacle}; set it to auto or {without_flash}")
-    return settings.attention
-
-
-def _attentions(kind: type[PreTrainedModel]) -> list[str]:
-    """Return the attentions a class of models can compute, fastest first.
-
-    Where a class lists its flash implementations without flash_attention_2, transformers takes another of them, so it
-    counts as having none.
-    """
-    listed = getattr(kind, "_compatible_flash_implementations", None)
-    flash = kind._supports_flash_attn and (listed is None or "flash_attention_2" in listed)
-    return [*(["flash_attention_2"] if flash else []), *(["sdpa"] if kind._supports_sdpa else []), "eager"]
 
 
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -300,10 +244,15 @@ def check_weights(settings: Model, *, vocab_size: int | None) -> None:
     refuse_vocabulary(model, vocab_size, key=key)
 
 
-def _enable_checkpointing(model: PreTrainedModel) -> None:
+def _enable_checkpointing(model: PreTrainedModel, share: float) -> None:
+    """Let a share of the decoder layers, spread evenly, recompute their activations; rounded up to whole layers."""
     kwargs = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
     else:  # the name in early transformers 5, deprecated in later ones
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    layers = decoder_layers(model)
+    count = math.ceil(share * len(layers) - 1e-9)
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = (number + 1) * count // len(layers) > number * count // len(layers)
     model.config.use_cache = False

@@ -62,10 +62,6 @@ class Draw:
     scale: Float[Tensor, " batch"]
     offsets: Int[Tensor, "batch window"]
 
-    def to(self, device: torch.device | str) -> "Draw":
-        """Return the same draw on `device`."""
-        return Draw(self.scale.to(device, non_blocking=True), self.offsets.to(device, non_blocking=True))
-
     def repeated(self, times: int) -> "Draw":
         """Return the draw with each row repeated, one copy after the other."""
         if times == 1:

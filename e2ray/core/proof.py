@@ -97,7 +97,7 @@ def _demand_float32(hook: RotaryHook, model: nn.Module) -> None:
 
 
 def prove_apart(
-    forward: Callable[[Int[Tensor, "one tokens"], Int[Tensor, "one tokens"]], Float[Tensor, "one tokens vocabulary"]],
+    forward: Callable[[Int[Tensor, "two tokens"], Int[Tensor, "two tokens"]], Float[Tensor, "two tokens vocabulary"]],
     hook: RotaryHook,
     model: nn.Module,
     *,
@@ -105,13 +105,14 @@ def prove_apart(
     tokens: int = 64,
     device: str | torch.device,
 ) -> None:
-    """Prove on the loaded model that documents in a packed row do not see each other, under a scale and a shift.
+    """Prove on the loaded model that documents in packed rows do not see each other, under a scale and a shift.
 
-    Other tokens in the first document change its own logits and nothing in the second; in the second, the last token
-    still depends on the first. The hook is cleared afterwards.
+    In two rows of two documents each, other tokens in a first document change its own logits and nothing in the second
+    or in the other row; in a second document, the last token still depends on the first. The hook is cleared
+    afterwards.
 
     Args:
-        forward: Logits of token ids and of position ids that restart with a document, both int64 [1, tokens].
+        forward: Logits of token ids and of position ids that restart with a document, both int64 [2, tokens].
         hook: The model's hook.
         model: The module that holds the rotary modules; may be an engine.
         vocab_size: Tokens to choose from.
@@ -121,26 +122,30 @@ def prove_apart(
     Raises:
         SettingsError: Naming the proof that failed.
     """
-    text = _proof_tokens(model, vocab_size, tokens)
+    text = _proof_tokens(model, vocab_size, tokens).repeat(2, 1)
     length = text.shape[1]
-    cut = length // 2 - 1  # the second document is the longer one, so that its ids are not the first's
-    ids = torch.cat([torch.arange(cut), torch.arange(length - cut)])[None].to(device)
+    cuts = (length // 2 - 1, length // 4)  # the second document is the longer one, so that its ids are not the first's
+    ids = torch.stack([torch.cat([torch.arange(cut), torch.arange(length - cut)]) for cut in cuts]).to(device)
     shift = _shift(length, device)
 
-    def logits(changed: int | None) -> Float[Tensor, "tokens vocabulary"]:
+    def logits(*changed: int) -> Float[Tensor, "two tokens vocabulary"]:
         other = text.clone()
-        if changed is not None:
-            other[0, changed] = (text[0, changed] + 1) % vocab_size
+        if changed:
+            other[changed] = (text[changed] + 1) % vocab_size
         with hook.applied(PROOF_SCALE, shift), seeded(0, device):
-            return forward(other.to(device), ids)[0].detach().float()
+            return forward(other.to(device), ids).detach().float()
 
-    whole = logits(None)
-    noise = 4 * _difference(whole, logits(None))
-    first, second = logits(0), logits(cut)
-    leak = _difference(first[cut:], whole[cut:])
-    _demand(leak <= noise, f"a packed document sees the one before it, its logits change by {leak:.2g}", model)
-    _demand(_difference(first[cut - 1], whole[cut - 1]) > noise, "a packed document does not see its own start", model)
-    _demand(_difference(second[-1], whole[-1]) > noise, "a packed document does not see its own start", model)
+    whole = logits()
+    noise = 4 * _difference(whole, logits())
+    for row, cut in enumerate(cuts):
+        first, second = logits(row, 0), logits(row, cut)
+        leak = _difference(first[row, cut:], whole[row, cut:])
+        _demand(leak <= noise, f"a packed document sees the one before it, its logits change by {leak:.2g}", model)
+        leak = max(_difference(each[1 - row], whole[1 - row]) for each in (first, second))
+        _demand(leak <= noise, f"a packed row sees another one, its logits change by {leak:.2g}", model)
+        starts = (first[row, cut - 1] - whole[row, cut - 1], second[row, -1] - whole[row, -1])
+        for apart in starts:
+            _demand(float(apart.abs().max()) > noise, "a packed document does not see its own start", model)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -62,6 +63,7 @@ class RotaryHook:
         self._scale: Tensor | None = None
         self._offsets: Tensor | None = None
         self._rows: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        self._bases: dict[tuple[int, str], Tensor] = {}
         self._before: list[tuple[nn.Module, str, Tensor, str, float]] = []
         for module in self.rotary_modules if not self._divides else ():
             _refuse_deaf(module)
@@ -80,7 +82,8 @@ class RotaryHook:
         Args:
             scale: >= 1; a number or a 0-dimensional tensor for all rows, or float32 [batch] with one per row.
             offsets: int64 [batch, window], indexed by a token's position id within its document; None moves
-                nothing, as in evaluation and generation. Tensors on the model's device cost no copy.
+                nothing, as in evaluation and generation. Scales are best left on the CPU, offsets put on the model's
+                device: then nothing is waited for.
 
         Raises:
             ValueError: If shapes or dtypes do not fit each other, or a scale known to the CPU is below 1.
@@ -189,15 +192,19 @@ class RotaryHook:
         front = f"{layer_type}_" if layer_type and f"{layer_type}_inv_freq" in module._buffers else ""
         name, temperature = f"{front}inv_freq", f"{front}attention_scaling"
         base, attention = getattr(module, name), getattr(module, temperature)
-        if (id(module), name) not in self._rows:
-            scale = self._scale.to(base.device)
-            frequencies = self.method.frequencies(base, scale, self._length)
+        key = (id(module), name)
+        if key not in self._rows:  # computed on the CPU: methods look at values, which a GPU would be waited for
+            if key not in self._bases:
+                self._bases[key] = base.cpu()
+            scale = self._scale.cpu()
+            frequencies = self.method.frequencies(self._bases[key], scale, self._length)
             turned = (self.method.temperature(scale.double()) * attention).float()
             if scale.ndim:
                 frequencies, turned = frequencies[:, None, :], turned[:, None, None]
-            self._rows[id(module), name] = frequencies, turned
+            move = partial(Tensor.to, device=base.device, non_blocking=True)
+            self._rows[key] = move(frequencies), move(turned)
         self._before.append((module, name, base, temperature, attention))
-        frequencies, turned = self._rows[id(module), name]
+        frequencies, turned = self._rows[key]
         setattr(module, name, frequencies)
         setattr(module, temperature, turned)
 
@@ -224,7 +231,7 @@ class RotaryHook:
             )
         if ids.is_floating_point():
             raise ValueError("position ids are fractional already; set one RotaryHook at a time and pass plain ids")
-        scale, offsets = self._scale.to(ids.device), self._offsets
+        scale, offsets = self._scale.to(ids.device, non_blocking=True), self._offsets
         for name, value in (("scale", scale), ("offsets", offsets)):
             if value is not None and value.ndim and value.shape[0] not in (1, num_rows):
                 raise ValueError(f"{name} has {value.shape[0]} rows, the batch {num_rows}")

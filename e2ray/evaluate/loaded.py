@@ -55,7 +55,7 @@ class LoadedModel:
         Raises:
             SettingsError: If the model cannot be read or hooked, or embeds fewer tokens.
         """
-        plain = settings.model_copy(update={"lora": None, "gradient_checkpointing": False})
+        plain = settings.model_copy(update={"lora": None, "checkpoint_share": 0.0})
         self.model = build_model(plain, dtype=dtype, device=device, vocab_size=vocab_size, seed=seed).eval()
         self.hook = RotaryHook(self.model, method, base_context_length=base_context_length)
         self.device, self.base_context_length, self.scales = device, base_context_length, scales

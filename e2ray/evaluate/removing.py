@@ -37,7 +37,7 @@ def measure_removed(
         dtype: Of the loaded weights.
         device: Where the model is loaded.
     """
-    plain = settings.model_copy(update={"lora": None, "gradient_checkpointing": False})
+    plain = settings.model_copy(update={"lora": None, "checkpoint_share": 0.0})
     with_scaling = _logits(plain, texts, dtype, device, untouched=True)
     without = _logits(plain, texts, dtype, device, untouched=False)
     facts = base_facts(settings)

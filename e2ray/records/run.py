@@ -74,10 +74,15 @@ class MetricsLine(Sparse, Line):
     loss: Nats | None = Field(None, description="Mean over the rows since the last line; null without a finite one.")
     lr: float | None = Field(None, description="Learning rate.")
     grad_norm: float | None = Field(None, description="Gradient norm of the last step; null if it was skipped.")
-    tokens_per_second: float = Field(description="Of all ranks since the last line.")
+    tokens_per_second: float = Field(description="Of all ranks since the last line, saves and looks left out.")
     scale_mean: Scale | None = Field(None, description="Mean scale of the rows.")
     loss_by_scale: dict[str, Nats] = Field(
         default_factory=dict, description="Mean loss of the rows by the power of two at or above their scale."
+    )
+    mfu: float | None = Field(
+        None,
+        ge=0,
+        description="Share of the GPUs' bf16 operations that training needs; null where their peak is not known.",
     )
     data_wait_s: Seconds | None = Field(None, description="Mean wait for data of a step and rank.")
     skipped_steps: Count = Field(0, description="Steps so far that changed nothing.")

@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import PretrainedModel
+from e2ray.core.attention import check_attention
 from e2ray.core.base import trained_config
 from e2ray.core.methods.base import FrequencyMethod
-from e2ray.core.model import check_attention, model_class
+from e2ray.core.model import model_class
 from e2ray.core.proof import seeded
 from e2ray.core.rope import find_rotary_modules, frequency_buffers
 from e2ray.core.sight import check_sight

@@ -19,9 +19,11 @@ from e2ray.config.load import load
 from e2ray.config.model import PretrainedModel
 from e2ray.config.resolved import ResolvedConfig
 from e2ray.config.uris import is_uri
+from e2ray.core.attention import resolve_attention
+from e2ray.core.compiled import refuse_compile
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
-from e2ray.core.model import check_adapters, check_weights, meta_model, resolve_attention
+from e2ray.core.model import check_adapters, check_weights, meta_model
 from e2ray.core.rope import find_rotary_modules, frequency_buffers
 from e2ray.data.bounds import most_documents, refuse_sources, to_be_made
 from e2ray.data.corpus import list_items
@@ -215,10 +217,13 @@ def best_of(config: ResolvedConfig, compare: CompareSettings) -> ResolvedConfig:
     return config.model_copy(update={"positions": recipe.positions, "train": train})
 
 
-def refuse_attention(run: ResolvedRun, *, use_gpu: bool) -> None:
-    """Raise SettingsError if the workers of the connected cluster cannot run the attention that is asked for."""
-    if not use_gpu:
-        resolve_attention(run.config.model, "cpu")
+def refuse_undoable(run: ResolvedRun, *, use_gpu: bool) -> None:
+    """Raise SettingsError if workers without a GPU cannot run the attention, or compile, as asked for."""
+    if use_gpu:  # known where the GPU is
+        return
+    resolve_attention(run.config.model, "cpu")
+    if any(settings.compile for settings in (run.config.pretrain, run.config.train) if settings):
+        refuse_compile("cpu")
 
 
 def unfit_here(run: ResolvedRun) -> list[str]:
@@ -227,7 +232,7 @@ def unfit_here(run: ResolvedRun) -> list[str]:
     cluster = run.config.cluster
     if cluster.use_gpu == "auto" and not torch.cuda.is_available():
         try:
-            resolve_attention(run.config.model, "cpu")
+            refuse_undoable(run, use_gpu=False)
         except SettingsError as error:
             lines.append(str(error))
     memory = psutil.virtual_memory().total // 2**20

@@ -57,7 +57,7 @@ def compare(config: RunConfig) -> None:
             checks.refuse_before_start(run)
             checks.check_model(run)
             with cluster(run.config.cluster):
-                checks.refuse_attention(run, use_gpu=wants_gpu(run.config.cluster))
+                checks.refuse_undoable(run, use_gpu=wants_gpu(run.config.cluster))
                 jobs = _jobs(run, settings)
                 _run_missing(run, jobs)
             lanes = [left(job) for job in jobs]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import Model, PretrainedModel
+from e2ray.core.attention import word_of
 from e2ray.data.pace import Pace, show
 from e2ray.evaluate.by_length import LengthPass, merged_passes
 from e2ray.evaluate.findings import Findings, findings
@@ -101,9 +102,10 @@ def models_of(run: ResolvedRun, base: Model) -> dict[str, Model]:
     remote("base", refuse_other_base, run.files.model, base, use_gpu=False)
     facts, named = training_facts(run.folder), run.config.model.attention
     same = facts is not None and facts.device.startswith("cuda") == wants_gpu(run.config.cluster)
-    attention = {"attention": facts.attention} if facts and same and named == "auto" else {}
-    if facts and named not in ("auto", facts.attention):
-        show(f"model.attention: {named} here, {facts.attention} in the training")
+    trained = word_of(facts.attention) if facts else None
+    attention = {"attention": trained} if same and named == "auto" else {}
+    if trained and named not in ("auto", trained):
+        show(f"model.attention: {named} here, {trained} in the training")
     tuned = PretrainedModel(
         path=str(run.files.model),
         base_context_length=run.base_context_length,

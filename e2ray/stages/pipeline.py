@@ -57,7 +57,7 @@ def run_stages(run: ResolvedRun, stages: Sequence[str]) -> None:
         if training and not run.config.cluster.autoscaling:
             launch.resources(run.config.cluster)  # before an hour of tokenising, not after
         if training:
-            checks.refuse_attention(run, use_gpu=wants_gpu(run.config.cluster))
+            checks.refuse_undoable(run, use_gpu=wants_gpu(run.config.cluster))
         shards = prepare(run)
         if list(stages) == ["prepare"]:
             return

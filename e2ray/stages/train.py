@@ -83,7 +83,7 @@ def base_of(run: ResolvedRun, shards: str | Path) -> Model:
         path=str(pretrain(run, run.config.pretrain, shards)),
         base_context_length=run.base_context_length,
         attention=model.attention,
-        gradient_checkpointing=model.gradient_checkpointing,
+        checkpoint_share=model.checkpoint_share,
         lora=model.lora,
     )
 

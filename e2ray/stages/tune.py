@@ -113,7 +113,7 @@ def _run(run: ResolvedRun, search: SearchSettings) -> str:
     checks.refuse_before_start(run)
     checks.check_model(run)
     with cluster(run.config.cluster):
-        checks.refuse_attention(run, use_gpu=wants_gpu(run.config.cluster))
+        checks.refuse_undoable(run, use_gpu=wants_gpu(run.config.cluster))
         workers = run.config.trial().cluster  # of one trial; the recipe's own train the base model
         room = trials.room(workers, search.concurrency)  # before an hour of tokenising, not after
         shards = prepare(run)

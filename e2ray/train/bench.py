@@ -39,7 +39,7 @@ from e2ray.train.worker import begin, drawn, trackers_of
 
 BUILT_FROM = {  # settings of train that an engine is built from; all others are asked for at each update
     "batch_sequences", "micro_batch_sequences", "betas", "eps", "weight_decay", "clip_norm", "zero_stage", "offload",
-    "precision",
+    "precision", "reduce_dtype", "deepspeed", "compile",
 }  # fmt: skip
 Measure = Callable[[Engine, int, Callable[[], float]], Mapping[str, object]]
 GaugesOf = Callable[[str], Show]
@@ -102,7 +102,7 @@ class Bench:
     def _model(self, task: Task) -> nn.Module:
         """Return a fresh copy of the base with what this training adds to it."""
         dtype = precision_of(task.train, self.device)
-        plain = task.model.model_copy(update={"lora": None, "gradient_checkpointing": False})
+        plain = task.model.model_copy(update={"lora": None, "checkpoint_share": 0.0})
         key = (dtype, task.seed if isinstance(plain, LlamaModel) else None)  # a built model's weights follow the seed
         if self._base is None or self._base[0] != key:
             self._base = None
@@ -129,7 +129,7 @@ class Bench:
             shuffle_shards=task.shuffle_shards,
             rows_per_example=task.rows_per_example,
         )
-        self.batches = self._counted(drawn(rows, task, rank=0, num_workers=1, start_step=0))
+        self.batches = self._counted(drawn(rows, task, rank=0, num_workers=1, start_step=0, engine=self.engine))
         if self.heart:
             self.batches = self.heart.around(self.batches, waiting="waiting for rows", working="updating", step=0)
         self.done = self.tokens = self.taken = 0

@@ -1,16 +1,17 @@
 """The only module that knows DeepSpeed: one update, the gradient norm, and full fp32 state in and out.
 
-DeepSpeed's settings are derived from ours, so that a value has one home. On a machine without CUDA nothing is
-compiled: the ops that `initialize` would probe for and build are declared unavailable, and the optimizer is
-torch's AdamW. State is read and written per parameter through DeepSpeed's full-parameter accessors, so that a
-checkpoint knows neither a world size nor a ZeRO stage.
+Its settings follow from ours (`train/zero.py`). On a machine without CUDA no op of its own is compiled: those that
+`initialize` would probe for and build are declared unavailable, and the optimizer is torch's AdamW. State is read and
+written per parameter through DeepSpeed's full-parameter accessors, so that a checkpoint knows neither a world size nor
+a ZeRO stage.
 """
 
+import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,9 @@ from transformers import PreTrainedModel
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import TrainSettings
+from e2ray.core.attention import document_lengths, is_flash
+from e2ray.core.compiled import CompiledLayers
+from e2ray.core.flops import utilisation, work_of
 from e2ray.core.losses import predicted
 from e2ray.core.methods.base import FrequencyMethod
 from e2ray.core.probe import Forward, Probe, ask, refuse_other_answers
@@ -29,6 +33,7 @@ from e2ray.core.rope import RotaryHook
 from e2ray.train.batch import Batch
 from e2ray.train.objectives import Objective, objective_of
 from e2ray.train.parameters import ParameterState
+from e2ray.train.zero import deepspeed_settings, micro_batch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -37,6 +42,7 @@ try:  # its autotuner, which nobody asks for, loads MLflow where it is installed
     sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]
     import deepspeed
     import deepspeed.ops
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
     from deepspeed.utils import (
         lazy_init_hp_params_optimizer_state,
         safe_get_full_fp32_param,
@@ -51,34 +57,6 @@ finally:
         del sys.modules["mlflow"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def micro_batch(settings: TrainSettings, num_workers: int) -> tuple[int, int]:
-    """Return (examples of one forward, forwards of one update) on each worker; their product is the worker's share."""
-    share = settings.batch_sequences // num_workers
-    micro = max(n for n in range(1, min(share, settings.micro_batch_sequences) + 1) if share % n == 0)
-    return micro, share // micro
-
-
-def deepspeed_settings(settings: TrainSettings, *, num_workers: int, dtype: torch.dtype) -> dict[str, object]:
-    """Return DeepSpeed's own settings for ours."""
-    micro, accumulation = micro_batch(settings, num_workers)
-    zero: dict[str, object] = {"stage": settings.zero_stage}
-    if settings.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if settings.offload == "all":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return {
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "zero_optimization": zero,
-        "gradient_clipping": settings.clip_norm,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**31,
-        "wall_clock_breakdown": False,
-    }
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -96,22 +74,48 @@ def telling(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
-class SkippingAdamW(torch.optim.AdamW):
-    """AdamW that leaves weights, moments and its counter alone where the gradient's norm is beyond float32.
+class Skipping:
+    """An optimizer that leaves weights, moments and its counter alone where the gradient's norm is beyond float32.
 
     `norm` returns it; its square counts too, since the second moment would hold it. In ZeRO stages 1 to 3 DeepSpeed
     skips most such updates itself, but stage 3 lets norms pass whose square is infinite, and stage 0 all of them.
     """
 
     norm: Callable[[], Tensor | float]
-    skipped = False
+    skipped: bool | None = None  # None: not known yet, in the update that is being made
 
     def step(self, closure: Any = None) -> Any:
-        """Make an update, or note in `skipped` that there was none."""
-        # Reading the norm waits for the device; in the stages 1 to 3 DeepSpeed has just done so too.
-        norm = torch.as_tensor(self.norm(), dtype=torch.float32)
-        self.skipped = not bool(norm.square().isfinite())
-        return None if self.skipped else super().step(closure)
+        """Make an update, or note in `skipped` that there is none; DeepSpeed calls this once for each group."""
+        if self.skipped is None:
+            # Reading the norm waits for the device; in the stages 1 to 3 DeepSpeed has just done so too.
+            norm = torch.as_tensor(self.norm(), dtype=torch.float32)
+            self.skipped = not bool(norm.square().isfinite())
+        return None if self.skipped else super().step(closure)  # type: ignore[misc]
+
+
+class SkippingAdamW(Skipping, torch.optim.AdamW):
+    """Torch's AdamW that can skip."""
+
+
+class SkippingCPUAdam(Skipping, DeepSpeedCPUAdam):
+    """DeepSpeed's AdamW for CPUs that can skip; made where it is compiled."""
+
+
+def adamw(model: nn.Module, settings: TrainSettings, *, on_gpu: bool) -> Any:
+    """Return AdamW: torch's, or beside GPUs DeepSpeed's for CPUs where the optimizer lives there and it can be built.
+
+    Torch's is fused wherever the weights are on a GPU, or were.
+    """
+    groups = parameter_groups(model, settings.weight_decay)
+    options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    if on_gpu and settings.offload != "none":
+        try:
+            return SkippingCPUAdam(groups, **options, adamw_mode=True, fp32_optimizer_states=True)
+        except RuntimeError as error:  # no compiler, or none that can
+            logging.getLogger(__name__).warning(
+                "train.offload: DeepSpeed's AdamW for CPUs cannot be built (%s); torch's fused one runs", error
+            )
+    return SkippingAdamW(groups, **options, fused=on_gpu)
 
 
 class Engine:
@@ -138,26 +142,29 @@ class Engine:
         self.micro_sequences, self.accumulation = micro_batch(settings, self.num_workers)
         self.names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
         self.hook = RotaryHook(model, method, base_context_length=base_context_length)
+        self.flash = is_flash(model)
+        self._work = work_of(model)
+        self._compiled = CompiledLayers(model) if settings.compile else None
         self.objective: Objective | None = None  # what is minimised; None: the next token's NLL
         self.figures: dict[str, Tensor] = {}  # of the last update, beside the NLL: [rows] each
         self._norm: Tensor | None = None
-        self._adam = SkippingAdamW(
-            parameter_groups(model, settings.weight_decay),
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            fused=device.type == "cuda" and settings.offload == "none",
-        )
+        on_gpu = device.type == "cuda"
+        self._adam = adamw(model, settings, on_gpu=on_gpu)
         self._adam.norm = self._norm_of_this_update
-        if device.type == "cpu":
+        if not on_gpu:
             deepspeed.ops.__compatible_ops__ = {}  # else each op is probed, and one compiled for a minute
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        self.ds, *_ = deepspeed.initialize(
-            model=model.to(device),
-            optimizer=self._adam,
-            config=deepspeed_settings(settings, num_workers=self.num_workers, dtype=dtype),
-            dist_init_required=False,
+        config = deepspeed_settings(
+            settings,
+            num_workers=self.num_workers,
+            dtype=dtype,
+            num_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            on_gpu=on_gpu,
         )
+        with redirect_stdout(io.StringIO()):  # its optimizer for stage 1 in bf16 prints a page on memory
+            self.ds, *_ = deepspeed.initialize(
+                model=model.to(device), optimizer=self._adam, config=config, dist_init_required=False
+            )
 
     @property
     def facts(self) -> dict[str, str]:
@@ -170,11 +177,20 @@ class Engine:
             "attention": config._attn_implementation,
         }
 
+    def mfu(self, tokens_per_second: float, *, window: int) -> float | None:
+        """Return the share of the GPUs' bf16 operations that training needs, of all ranks' tokens a second.
+
+        None where there is no GPU, or its peak is not known.
+        """
+        return utilisation(tokens_per_second * self._work.flops(window) / self.num_workers, self.device)
+
     def logits(
         self, input_ids: Int[Tensor, "batch length"], position_ids: Int[Tensor, "batch length"] | None = None
     ) -> Float[Tensor, "batch length vocabulary"]:
         """Return the logits of a forward in the module's current mode, without a graph."""
-        given = {} if position_ids is None else {"position_ids": position_ids}
+        given: dict[str, Tensor | int] = {}
+        if position_ids is not None:
+            given = {"position_ids": position_ids, **(document_lengths(position_ids) if self.flash else {})}
         with torch.no_grad():
             return self.ds(input_ids=input_ids, use_cache=False, **given).logits
 
@@ -215,45 +231,66 @@ class Engine:
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
         objective = self.objective or objective_of(packed=batch.token_index is not None)
-        if batch.token_index is not None:
-            batch = replace(batch, token_weight=self._weight_of_a_token(batch.token_index))
-        self._adam.skipped = False
+        weight = 1.0 if batch.token_index is None else self._weight_of_a_token(batch.token_index)
+        self._adam.skipped = None
         outcomes = []
-        for part in batch.parts(self.micro_sequences):
-            there = part.to(self.device)
-            with self.hook.applied(there.draw.scale, there.draw.offsets):
+        for part in batch.there or self.micro_batches(batch):
+            there = replace(part.to(self.device), token_weight=weight)
+            with self._layers(compiled=True), self.hook.applied(there.draw.scale, there.draw.offsets):
                 outcome = objective(self._forward, there)
                 self.ds.backward(telling(outcome.loss))
             if self.settings.zero_stage == 0:  # DeepSpeed reports no norm without ZeRO
                 self._norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters() if p.grad is not None])
             self.ds.step()
             outcomes.append(outcome)
+        if self.skipped:
+            self._forget_gradients()
         self.figures = {
             name: torch.cat([each.figures[name].detach() for each in outcomes]) for name in outcomes[0].figures
         }
         return torch.cat([each.nll.detach() for each in outcomes])
 
+    def _forget_gradients(self) -> None:
+        """Drop what DeepSpeed keeps of a skipped update: with an optimizer in CPU memory it adds the next one to it."""
+        kept = getattr(self.ds.optimizer, "averaged_gradients", None)
+        if isinstance(kept, dict):
+            kept.update(dict.fromkeys(kept))
+
+    def _layers(self, *, compiled: bool) -> AbstractContextManager[None]:
+        """Return a context in which the layers run compiled, where training compiles them, or as they are."""
+        return nullcontext() if self._compiled is None else self._compiled.used(compiled)
+
     def untouched_logits(
-        self, input_ids: Int[Tensor, "rows window"], **given: Tensor
+        self, input_ids: Int[Tensor, "rows window"], **given: Tensor | int
     ) -> Float[Tensor, "rows window vocabulary"]:
         """Return the logits of the base under the adapters, at scale 1 without shift or dropout; no gradient."""
         self.ds.eval()
         try:
-            with torch.no_grad(), self.hook.applied(1.0), self.ds.module.disable_adapter():
+            with (
+                torch.no_grad(),
+                self._layers(compiled=False),
+                self.hook.applied(1.0),
+                self.ds.module.disable_adapter(),
+            ):
                 return self._forward(input_ids, **given)
         finally:
             self.ds.train()
 
     def _forward(
-        self, input_ids: Int[Tensor, "rows window"], **given: Tensor
+        self, input_ids: Int[Tensor, "rows window"], **given: Tensor | int
     ) -> Float[Tensor, "rows window vocabulary"]:
         logits: Tensor = self.ds(input_ids=input_ids, use_cache=False, **given).logits
         return logits
 
-    def _weight_of_a_token(self, token_index: Int[Tensor, "rows window"]) -> float:
+    def micro_batches(self, batch: Batch) -> Iterator[Batch]:
+        """Yield what one forward reads after the other, on the CPU."""
+        for part in batch.parts(self.micro_sequences):
+            yield part.with_lengths() if self.flash else part
+
+    def _weight_of_a_token(self, token_index: Int[Tensor, "rows window"]) -> Float[Tensor, ""]:
         """Return what one predicted token weighs in a micro batch's loss, which is averaged over ranks and parts."""
-        count = self.total(predicted(token_index).sum().double().to(self.device)).item()
-        return self.num_workers * self.accumulation / max(count, 1.0)
+        count = self.total(predicted(token_index).sum().double().to(self.device, non_blocking=True))
+        return (self.num_workers * self.accumulation / count.clamp(min=1)).float()
 
     def _norm_of_this_update(self) -> Tensor | float:
         """Return the gradient's norm over all ranks while AdamW makes its step."""
@@ -263,7 +300,7 @@ class Engine:
     @property
     def skipped(self) -> bool:
         """Whether the last update was left out, the same on every rank; known without waiting for the device."""
-        return self._adam.skipped or not self.ds.was_step_applied()
+        return bool(self._adam.skipped) or not self.ds.was_step_applied()
 
     @property
     def grad_norm(self) -> float:
@@ -339,7 +376,7 @@ class Engine:
 
     def _allocate_optimizer_state(self) -> None:
         """Make AdamW allocate its moments with one update of zero gradient at learning rate 0."""
-        self._norm = None
+        self._norm, self._adam.skipped = None, None
         for group in self.ds.optimizer.param_groups:
             group["lr"] = 0.0
         tokens = torch.zeros(self.micro_sequences, 2, dtype=torch.int64, device=self.device)

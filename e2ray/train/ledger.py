@@ -21,7 +21,6 @@ from torch import Tensor
 from e2ray import files
 from e2ray.config.base import SettingsError
 from e2ray.core.positions import Draw
-from e2ray.data.shards import Rows
 from e2ray.records.folders import RunFolder
 from e2ray.records.run import SkippedRow
 
@@ -59,10 +58,10 @@ class Ledger:
                 if match and int(match[2]) > start_step:
                     path.unlink()
 
-    def add(self, step: int, indices: range, rows: Rows, draw: Draw) -> None:
-        """Note one step's rows and their draws; `indices` are the examples' places in the global batch."""
-        offsets, per_example = draw.offsets.numpy(), len(rows.ids) // len(indices)
-        for row_index, row in enumerate(rows.ids.tolist()):
+    def add(self, step: int, indices: range, ids: Int[Tensor, " rows"], draw: Draw) -> None:
+        """Note one step's rows, by number, and their draws; `indices` are the examples' places in the global batch."""
+        offsets, per_example = draw.offsets.numpy(), len(ids) // len(indices)
+        for row_index, row in enumerate(ids.tolist()):
             index = indices[row_index // per_example]
             entry = (step, index, self.rank, row, float(draw.scale[row_index]), *jumps(offsets[row_index]))
             for name, value in zip(SCHEMA.names, entry, strict=True):

@@ -67,6 +67,9 @@ class TrainingEngine(Protocol):
     def skipped(self) -> bool:
         """Whether the last update changed nothing, the same on every rank."""
 
+    def mfu(self, tokens_per_second: float, *, window: int) -> float | None:
+        """Return the share of the GPUs' operations that training needs at so many tokens a second, of all ranks."""
+
     def total(self, values: Tensor) -> Tensor:
         """Return the sum over all ranks."""
 
@@ -103,11 +106,12 @@ class Meter:
 
         A row without a finite NLL enters no mean.
         """
-        scale = batch.draw.scale.to(self.engine.device)
+        scale = batch.draw.scale.to(self.engine.device, non_blocking=True)
         bucket = scale_bucket(scale).clamp(max=self.BUCKETS - 1)
         weights = torch.ones_like(nll, dtype=torch.float64)
         if batch.token_index is not None:  # a mean over tokens, not over rows
-            weights = predicted(batch.token_index).sum(dim=1).double().to(self.engine.device) / (self.window - 1)
+            counts = predicted(batch.token_index).sum(dim=1).double()
+            weights = counts.to(self.engine.device, non_blocking=True) / (self.window - 1)
         weights, nll = weights * nll.isfinite(), nll.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self.rows += len(nll) * self.engine.num_workers
         columns = torch.stack([nll.double() * weights, weights, scale.double() * weights], dim=1)
@@ -141,6 +145,7 @@ class Meter:
             "lr": lr,
             "grad_norm": self.engine.grad_norm,
             "tokens_per_second": interval_tokens / seconds,
+            "mfu": self.engine.mfu(interval_tokens / seconds, window=self.window),
             "scale_mean": float(scale.sum() / rows.sum()),
             "loss_by_scale": {str(2**k): float(loss[k] / rows[k]) for k in range(self.BUCKETS) if rows[k] > 0},
             "data_wait_s": waited / self.steps,
@@ -205,7 +210,9 @@ def fit(
                 save(done)
                 return done
         if last or done % settings.checkpoint_every == 0:
+            began = time.perf_counter()
             save(done)
+            meter.since += time.perf_counter() - began  # its time is not the training's
         if progress:
             progress(done)
     return settings.steps

@@ -44,7 +44,7 @@ class Objective(Protocol):
 
 def next_token(forward: Forward, batch: Batch) -> Outcome:
     """Return the NLL of rows of one text each, and their mean."""
-    nll = next_token_nll(forward(batch.tokens), batch.tokens)
+    nll = next_token_nll(forward(batch.tokens, **batch.given), batch.tokens)
     return Outcome(nll, nll.mean())
 
 

@@ -154,6 +154,7 @@ def figures(metrics: MetricsLine) -> str:
     parts = [
         "loss -" if metrics.loss is None else f"loss {metrics.loss:.3f}",
         f"{metrics.tokens_per_second:,.0f} tokens/s",
+        *([] if metrics.mfu is None else [f"{100 * metrics.mfu:.0f} % MFU"]),
         "scale -" if metrics.scale_mean is None else f"scale {metrics.scale_mean:.1f}",
     ]
     return "  ".join([*parts, f"{metrics.skipped_steps} skipped"] if metrics.skipped_steps else parts)

@@ -50,7 +50,7 @@ def frozen(model: nn.Module, *, device: torch.device, copied: bool) -> Forward:
     teacher = model.to(device).eval()
 
     @torch.no_grad()
-    def read(input_ids: Tensor, **given: Tensor) -> Tensor:
+    def read(input_ids: Tensor, **given: Tensor | int) -> Tensor:
         logits: Tensor = teacher(input_ids=input_ids, use_cache=False, **given).logits
         return logits
 

@@ -11,13 +11,13 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from e2ray.config.base import Plain, SettingsError
+from e2ray.config.base import Plain
 from e2ray.config.kinds import made_by
 from e2ray.config.model import PretrainedModel
 from e2ray.config.train import OBJECTIVES
+from e2ray.core.compiled import refuse_compile
 from e2ray.core.methods.registry import method_of
 from e2ray.core.model import build_model, known_probe, prove
 from e2ray.core.positions import draw
@@ -29,6 +29,7 @@ from e2ray.records.checkpoint import CheckpointState
 from e2ray.records.folders import RunFolder
 from e2ray.records.run import MetricsLine, Training
 from e2ray.train import checkpoint, steps
+from e2ray.train.ahead import ahead
 from e2ray.train.batch import Batch
 from e2ray.train.checkpoint import together
 from e2ray.train.engine import Engine
@@ -53,16 +54,33 @@ def use_cores(threads: int | None, local_workers: int) -> None:
 
 
 def drawn(
-    read: Iterator[Rows], task: Task, *, rank: int, num_workers: int, start_step: int, ledger: Ledger | None = None
+    read: Iterator[Rows],
+    task: Task,
+    *,
+    rank: int,
+    num_workers: int,
+    start_step: int,
+    ledger: Ledger | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[Batch]:
     """Yield this rank's rows of each step with their draws, and reseed everything random from (seed, step, rank).
 
     The rows of an example share the draw of its place in the global batch. What is yielded is noted in the ledger,
-    where there is one.
+    where there is one, and lies on the engine's GPU already, where one is named.
     """
     indices = local_indices(rank, num_workers, task.train.batch_sequences)
-    for step, rows in enumerate(read, start_step):
+    batches = _batches(read, task, indices, start_step=start_step)
+    for step, batch in enumerate(batches if engine is None else ahead(batches, engine), start_step):
         torch.manual_seed(int(np.random.SeedSequence([task.seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
+        if ledger is not None:
+            assert batch.ids is not None
+            ledger.add(step, indices, batch.ids, batch.draw)
+        yield batch
+
+
+def _batches(read: Iterator[Rows], task: Task, indices: range, *, start_step: int) -> Iterator[Batch]:
+    """Yield rows with their draws, on the CPU."""
+    for step, rows in enumerate(read, start_step):
         positions = draw(
             task.positions,
             seed=task.seed,
@@ -71,8 +89,6 @@ def drawn(
             window=task.window,
             base_context_length=task.base_context_length,
         ).repeated(task.rows_per_example)
-        if ledger is not None:
-            ledger.add(step, indices, rows, positions)
         token_index = None if rows.token_index is None else torch.from_numpy(rows.token_index.astype(np.int64))
         tokens, ids = torch.from_numpy(rows.tokens.astype(np.int64)), torch.tensor(rows.ids)
         yield Batch(tokens, positions, token_index, ids, task.rows_per_example)
@@ -88,6 +104,8 @@ def begin(task: Task, *, device: torch.device, model: nn.Module | None = None, b
         SettingsError: If the model cannot be hooked or fails the proof, or no teacher fits into the memory.
     """
     disable_progress_bar()
+    if task.train.compile:
+        refuse_compile(device)
     dtype = precision_of(task.train, device)
     if model is None:
         model = build_model(
@@ -122,7 +140,6 @@ def set_out(engine: Engine, task: Task, *, teacher: Forward | None = None) -> No
     device = engine.device
     prove(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)
     if task.packed:
-        refuse_flash_of_rows(engine)
         prove_apart(engine.logits, engine.hook, engine.ds.module, vocab_size=task.vocab_size, device=device)
     settings = task.train.objective
     if settings.is_plain:
@@ -134,24 +151,6 @@ def set_out(engine: Engine, task: Task, *, teacher: Forward | None = None) -> No
     if settings.is_taught and teacher is None:
         teacher = engine.untouched_logits
     engine.objective = made_by(OBJECTIVES, settings)(settings, teacher=teacher, weights=by_reach)
-
-
-def refuse_flash_of_rows(engine: Engine) -> None:
-    """Raise SettingsError if documents of several packed rows would go through flash attention together.
-
-    For flash attention, transformers finds documents by their position ids only in a forward of one row; in several
-    rows they would see each other.
-    """
-    attention = {
-        module.config.get_text_config()._attn_implementation
-        for module in engine.ds.module.modules()
-        if isinstance(module, PreTrainedModel)
-    }
-    if engine.micro_sequences > 1 and any("flash" in (name or "") for name in attention):
-        raise SettingsError(
-            f"train.micro_batch_sequences: flash attention keeps packed documents apart one row at a time, got "
-            f"{engine.micro_sequences}; set it to 1, or model.attention: sdpa, or data.pack: concat"
-        )
 
 
 def run(
@@ -225,6 +224,7 @@ class _Training:
             num_workers=engine.num_workers,
             start_step=self.start,
             ledger=self.ledger,
+            engine=engine,
         )
         if task.keep and engine.rank == 0:
             steps.begin(RunFolder(task.folder).checkpoints)

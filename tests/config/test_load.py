@@ -558,7 +558,7 @@ def test_equal_settings_do_not_differ():
         "train.micro_batch_sequences=1",
         "train.progress_s=1",
         "train.keep_checkpoints=7",
-        "model.gradient_checkpointing=true",
+        "model.checkpoint_share=0.5",
     ],
 )
 def test_a_continued_run_may_run_elsewhere_and_faster(assignment):

@@ -8,11 +8,9 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
-    Gemma2ForCausalLM,
     Gemma3Config,
     GPT2Config,
     GptOssConfig,
-    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     T5GemmaConfig,
@@ -20,9 +18,11 @@ from transformers import (
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, LoraSettings, PretrainedModel
+from e2ray.core import attention as attention_module
 from e2ray.core import model as model_module
+from e2ray.core.attention import resolve_attention
 from e2ray.core.base import base_facts
-from e2ray.core.model import build_model, merged, model_class, resolve_attention
+from e2ray.core.model import build_model, merged, model_class
 from e2ray.testing.models import FAMILIES, SCALED, SIZES, VOCAB_SIZE, logits, random_tokens, tiny_config, tiny_model
 
 BUILT = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
@@ -246,7 +246,7 @@ def test_a_tokenizer_larger_than_the_embeddings_is_one_line(tmp_path):
 
 
 def test_gradient_checkpointing_recomputes_every_layer():
-    model = build_model(built(gradient_checkpointing=True), dtype=torch.float32, vocab_size=VOCAB_SIZE).train()
+    model = build_model(built(checkpoint_share=1.0), dtype=torch.float32, vocab_size=VOCAB_SIZE).train()
     calls = []
     model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
     model(random_tokens(1, 8)).logits.sum().backward()
@@ -254,63 +254,32 @@ def test_gradient_checkpointing_recomputes_every_layer():
     assert model.config.use_cache is False
 
 
+@pytest.mark.parametrize(
+    ("share", "wanted"),
+    [
+        (0.01, [5]), (0.16, [5]), (0.2, [2, 5]), (0.5, [1, 3, 5]), (0.6, [1, 2, 4, 5]), (0.99, range(6)), (1, range(6)),
+    ],
+)  # fmt: skip
+def test_a_share_of_the_layers_recomputes_spread_evenly_and_rounded_up(share, wanted):
+    model = build_model(built(num_layers=6, checkpoint_share=share), dtype=torch.float32, vocab_size=VOCAB_SIZE)
+    model.train()
+    calls = []
+    for number, layer in enumerate(model.model.layers):
+        layer.input_layernorm.register_forward_hook(lambda *_, number=number: calls.append(number))
+    model(random_tokens(1, 8)).logits.sum().backward()
+    assert sorted(set(calls)) == list(range(6)) and sorted(calls) == sorted([*range(6), *wanted])
+
+
+def test_the_setting_of_older_recipes_is_read_and_not_beside_the_new_one():
+    for old, new in ((True, 1.0), (False, 0.0)):
+        assert LlamaModel.model_validate({"gradient_checkpointing": old}) == LlamaModel(checkpoint_share=new)
+    with pytest.raises(ValueError, match="gradient_checkpointing is the old name of checkpoint_share; leave it out"):
+        LlamaModel.model_validate({"gradient_checkpointing": True, "checkpoint_share": 0.5})
+    with pytest.raises(ValueError, match="gradient_checkpointing"):
+        LlamaModel.model_validate({"gradient_checkpointing": "half"})
+
+
 # Attention
-
-
-def test_attention_is_sdpa_where_flash_cannot_run_and_flash_where_it_can(monkeypatch):
-    assert resolve_attention(built(), "cpu") == "sdpa"
-    assert resolve_attention(built(attention="eager"), "cpu") == "eager"
-    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: True)
-    assert resolve_attention(built(), "cuda", dtype=torch.bfloat16) == "flash_attention_2"
-    assert resolve_attention(built(), "cuda", dtype=torch.float32) == "sdpa"
-    assert resolve_attention(built(), "cpu") == "sdpa"
-    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: False)
-    assert resolve_attention(built(), "cuda:0") == "sdpa"
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "installed", "message"),
-    [
-        ("cpu", torch.bfloat16, True, "needs a GPU, the device is cpu"),
-        ("cuda", torch.float32, True, "needs bf16 weights, train.precision is fp32"),
-        ("cuda", torch.bfloat16, False, r"is not installed \(pip install e2ray\[gpu\]\)"),
-    ],
-)
-def test_flash_attention_that_cannot_run_is_refused(device, dtype, installed, message, monkeypatch):
-    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: installed)
-    with pytest.raises(SettingsError, match=rf"model.attention: flash_attention_2 {message}; set it to auto or sdpa"):
-        resolve_attention(built(attention="flash_attention_2"), device, dtype=dtype)
-
-
-@pytest.mark.parametrize(
-    ("kind", "on_cpu", "on_gpu"),
-    [
-        (LlamaForCausalLM, "sdpa", "flash_attention_2"),
-        (Gemma2ForCausalLM, "eager", "flash_attention_2"),  # soft caps are no part of SDPA
-        (GptOssForCausalLM, "eager", "eager"),  # sinks: neither SDPA nor flash_attention_2
-    ],
-)
-def test_auto_takes_what_the_class_can_compute(kind, on_cpu, on_gpu, monkeypatch):
-    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: True)
-    assert resolve_attention(built(), "cpu", kind=kind) == on_cpu
-    assert resolve_attention(built(), "cuda", dtype=torch.bfloat16, kind=kind) == on_gpu
-    assert resolve_attention(built(attention="eager"), "cuda", kind=kind) == "eager"
-
-
-@pytest.mark.parametrize(
-    ("attention", "kind", "message"),
-    [
-        ("sdpa", Gemma2ForCausalLM, "wanted one of flash_attention_2, eager; set it to auto or eager"),
-        ("sdpa", GptOssForCausalLM, "wanted one of eager; set it to auto or eager"),
-        ("flash_attention_2", GptOssForCausalLM, "wanted one of eager; set it to auto or eager"),
-    ],
-)
-def test_an_attention_that_the_class_cannot_compute_is_refused_on_any_device(attention, kind, message):
-    for device in ("cpu", "cuda"):
-        with pytest.raises(
-            SettingsError, match=rf"^model.attention: {attention} is none that {kind.__name__} can compute, {message}$"
-        ):
-            resolve_attention(built(attention=attention), device, dtype=torch.bfloat16, kind=kind)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
@@ -341,7 +310,7 @@ def test_adapters_start_as_the_base_train_alone_and_merge_into_a_plain_model(tie
     tokens = random_tokens(2, 16)
     lora = LoraSettings(rank=4, targets=("q_proj", "down_proj"), trainable=("embed_tokens",))
     base = build_model(built(tie_embeddings=tied), dtype=torch.float32, vocab_size=VOCAB_SIZE, seed=3).eval()
-    chosen = built(tie_embeddings=tied, lora=lora, gradient_checkpointing=True)
+    chosen = built(tie_embeddings=tied, lora=lora, checkpoint_share=1.0)
     model = build_model(chosen, dtype=torch.float32, vocab_size=VOCAB_SIZE, seed=3)
     torch.testing.assert_close(logits(model.eval(), tokens), logits(base, tokens), rtol=0, atol=0)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -396,14 +365,14 @@ def test_a_module_that_is_not_there_is_one_line(key):
 
 
 def test_merging_a_plain_model_allows_the_cache_again():
-    model = build_model(built(gradient_checkpointing=True), dtype=torch.float32, vocab_size=VOCAB_SIZE)
+    model = build_model(built(checkpoint_share=1.0), dtype=torch.float32, vocab_size=VOCAB_SIZE)
     assert merged(model) is model
     assert model.config.use_cache is True
 
 
 @pytest.mark.parametrize(("runs_on", "wanted"), [(None, "sdpa"), ("cpu", "sdpa"), ("cuda", "flash_attention_2")])
 def test_attention_is_chosen_for_the_device_that_runs_not_the_one_that_loads(monkeypatch, runs_on, wanted):
-    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda: True)
     asked = []
     real = model_module._build_llama
 
@@ -417,7 +386,7 @@ def test_attention_is_chosen_for_the_device_that_runs_not_the_one_that_loads(mon
 
 
 def test_flash_attention_that_was_asked_for_loads_on_the_cpu_of_a_machine_that_trains_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda: True)
     settings = built(attention="flash_attention_2")
     assert resolve_attention(settings, "cuda", dtype=torch.bfloat16) == "flash_attention_2"
     with pytest.raises(SettingsError, match="needs a GPU"):

@@ -64,7 +64,7 @@ def test_the_proof_refuses_a_method_whose_temperature_stays_out():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lora", [None, LoraSettings(dropout=0.3, trainable=("embed_tokens",))])
 def test_the_proof_holds_in_the_mode_of_training(dtype, lora):
-    chosen = LlamaModel(hidden_size=64, num_layers=2, gradient_checkpointing=True, lora=lora)
+    chosen = LlamaModel(hidden_size=64, num_layers=2, checkpoint_share=1.0, lora=lora)
     model = build_model(chosen, dtype=dtype, vocab_size=VOCAB_SIZE).train()
     state = torch.get_rng_state()
     run_proof(model)
@@ -193,3 +193,14 @@ def test_the_proof_refuses_attention_cut_within_a_document():
     model = tiny_model("llama")
     with pytest.raises(SettingsError, match=r"does not see its own start"):
         run_proof_apart(model, lambda text, ids: model(input_ids=text, position_ids=ids * 0, use_cache=False).logits)
+
+
+def test_the_proof_refuses_a_row_that_sees_the_one_before():
+    model = tiny_model("llama")
+
+    def flattened(text, ids):
+        logits = model(input_ids=text, position_ids=ids, use_cache=False).logits
+        return torch.cat([logits[:1], logits[1:] + logits[0, -1]])
+
+    with pytest.raises(SettingsError, match=r"a packed row sees another one"):
+        run_proof_apart(model, flattened)

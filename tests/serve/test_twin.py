@@ -143,9 +143,14 @@ def test_a_linear_scaling_that_deepseek_scores_read_is_refused_where_it_is_kept(
             "sdpa",
             Gemma2Config,
             {},
-            "sdpa is none that Gemma2ForCausalLM can compute, wanted one of flash_attention_2, ",
+            "sdpa is none that Gemma2ForCausalLM can compute, wanted one of flash_attention_3, ",
         ),
-        ("sdpa", GptOssConfig, EXPERTS, "sdpa is none that GptOssForCausalLM can compute, wanted one of eager; set it"),
+        (
+            "sdpa",
+            GptOssConfig,
+            EXPERTS,
+            "sdpa is none that GptOssForCausalLM can compute, wanted one of flex, eager; ",
+        ),
         ("flash_attention_2", GptOssConfig, EXPERTS, "flash_attention_2 is none that GptOssForCausalLM can compute"),
     ],
 )

@@ -292,9 +292,9 @@ def test_what_lora_does_otherwise_than_asked_for_is_told_in_one_line(recipe, che
 
 def test_attention_is_refused_on_a_cluster_without_gpus(recipe):
     run = resolve(config_of(recipe, "model.attention=flash_attention_2"))
-    checks.refuse_attention(run, use_gpu=True)
+    checks.refuse_undoable(run, use_gpu=True)
     with pytest.raises(SettingsError, match=r"flash_attention_2 needs a GPU"):
-        checks.refuse_attention(run, use_gpu=False)
+        checks.refuse_undoable(run, use_gpu=False)
 
 
 # ---- the model's config -----------------------------------------------------------------------------------------

@@ -54,6 +54,9 @@ TRAINED = {
     "clip_norm": "updates",
     "zero_stage": "deepspeed",
     "offload": "deepspeed",
+    "reduce_dtype": "deepspeed",
+    "deepspeed": "deepspeed",
+    "compile": "compiled",
     "precision": "deepspeed",
     "checkpoint_every": "left_behind",
     "keep_checkpoints": "left_behind",
@@ -76,11 +79,11 @@ SEEN = {
         **dict.fromkeys(("hidden_size", "num_layers", "num_heads", "num_key_value_heads"), "model"),
         **dict.fromkeys(("intermediate_size", "base_frequency", "initializer_range", "tie_embeddings"), "model"),
         **{"base_context_length": "draws", "attention": "attention"},
-        **{"gradient_checkpointing": "adapters", "lora": "adapters"},
+        **{"checkpoint_share": "adapters", "lora": "adapters"},
     },
     "PretrainedModel": {
         **{"path": "model", "revision": "model", "base_context_length": "draws", "base_scaling": "model"},
-        **{"attention": "attention", "gradient_checkpointing": "adapters", "lora": "adapters"},
+        **{"attention": "attention", "checkpoint_share": "adapters", "lora": "adapters"},
     },
     "LoraSettings": dict.fromkeys(("rank", "alpha", "dropout", "targets", "trainable"), "adapters"),
     "DataSettings": {

@@ -187,7 +187,7 @@ def base(small):
     "change",
     [
         {"model": {"lora": {"rank": 4}}},
-        {"model": {"gradient_checkpointing": True}},
+        {"model": {"checkpoint_share": 0.5}},
         {"model": {"attention": "eager"}},
         {"pretrain": {"keep_checkpoints": 7}},
         {"pretrain": {"progress_s": 0.5}},

@@ -3,7 +3,7 @@
 Arguments: a JSON list of worlds, one after the other, each [ranks, phases], and a folder for the results. A phase
 builds a new engine, loads a checkpoint if it names one, makes updates and saves if it is told to. `spoiled` names
 steps that go wrong on one rank: {step: [rank, how]}, and `without` steps that are left out. Rank 0 of the n-th world
-writes the losses of each phase to n.json.
+writes the losses of each phase to n.json; of a phase with `gradient` how far the first one is from the sum in float32.
 """
 
 import faulthandler
@@ -23,8 +23,9 @@ from e2ray.config.model import LoraSettings
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
 from e2ray.core.adapters import with_adapters
+from e2ray.core.losses import next_token_nll
 from e2ray.core.model import prove
-from e2ray.core.positions import draw
+from e2ray.core.positions import Draw, draw
 from e2ray.train import checkpoint
 from e2ray.train.batch import Batch
 from e2ray.train.engine import Engine
@@ -37,7 +38,7 @@ CPU = torch.device("cpu")
 IDENTITY = {"seed": 0}
 
 
-def engine_for(phase):
+def model_for(phase, dtype):
     # Odd sizes: under ZeRO-3 no parameter divides evenly by the ranks.
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -50,28 +51,50 @@ def engine_for(phase):
         tie_word_embeddings=phase.get("tied", True),
     )
     torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    if phase.get("lora"):
+        model = with_adapters(model, LoraSettings(rank=3))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model.train()
+
+
+def engine_for(phase):
     settings = TrainSettings(
         steps=8,
         batch_sequences=BATCH,
-        micro_batch_sequences=2,
+        micro_batch_sequences=phase.get("micro", 2),
         lr=1e-2,
         weight_decay=0.1,
         zero_stage=phase["stage"],
         offload=phase.get("offload", "none"),
         precision=phase.get("precision", "fp32"),
+        reduce_dtype=phase.get("reduced", "fp32"),
         clip_norm=phase.get("clip", 1.0),
         warmup_steps=2,
         log_every=1,
         checkpoint_every=1,
     )
-    model = LlamaForCausalLM(config)
-    if phase.get("lora"):
-        model = with_adapters(model, LoraSettings(rank=3))
     dtype = precision_of(settings, CPU)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    model.train()
-    return Engine(model, settings, device=CPU, dtype=dtype), settings
+    return Engine(model_for(phase, dtype), settings, device=CPU, dtype=dtype), settings
+
+
+def gradient_error(engine, phase):
+    """Make one update and return how far its gradient is, relatively, from the sum of the rows' own in float64."""
+    rows = torch.from_numpy(np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, WINDOW)))
+    alone = model_for(phase, precision_of(engine.settings, CPU))
+    wanted = dict.fromkeys(engine.names.values(), 0.0)
+    for row in rows.split(1):
+        alone.zero_grad()
+        next_token_nll(alone(input_ids=row, use_cache=False).logits, row).mean().backward()
+        for name, parameter in alone.named_parameters():
+            wanted[name] = wanted[name] + parameter.grad.double() / BATCH
+    mine = rows.chunk(engine.num_workers)[engine.rank]
+    engine.update(Batch(mine, Draw(torch.ones(len(mine)), torch.zeros_like(mine))), lr=1e-5)
+    found = {state.name: state.exp_avg.double() / (1 - engine.settings.betas[0]) for state in engine.states()}
+    assert found.keys() == wanted.keys()
+    apart = torch.nn.utils.get_total_norm([found[name] - wanted[name] for name in wanted])
+    return float(apart / torch.nn.utils.get_total_norm(list(wanted.values())))
 
 
 def updates(engine, settings, phase):
@@ -106,6 +129,9 @@ def train(rank, num_ranks, phases, results):
         prove(engine.logits, engine.hook, engine.ds.module, vocab_size=VOCABULARY, device=CPU, tokens=24)
         if "load" in phase:
             assert checkpoint.load(engine, Path(phase["load"]), identity=IDENTITY).step == phase["start"]
+        if "gradient" in phase:
+            found.append(gradient_error(engine, phase))
+            continue
         losses, skips = updates(engine, settings, phase)
         if "save" in phase:
             folder = Path(phase["save"])

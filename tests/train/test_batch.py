@@ -127,3 +127,31 @@ def test_an_objective_over_four_rows_trains_through_the_same_loop_however_the_ba
         told[micro] = [line.plain()["behind"] for line in lines]
     assert told[1] == pytest.approx(told[2], rel=1e-4) and told[1] == pytest.approx(told[4], rel=1e-4)
     assert told[1][-1] < told[1][0]
+
+
+def test_packed_rows_on_the_cpu_are_given_where_documents_begin():
+    index = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 0, -1, -2], [0, 1, 2, 3, 4]])
+    batch = replace(numbered(3, 1), token_index=index)
+    given = batch.with_lengths().given
+    assert given["cu_seq_lens_q"].tolist() == given["cu_seq_lens_k"].tolist() == [0, 3, 5, 7, 8, 10, 15]
+    assert given["cu_seq_lens_q"].dtype == torch.int32 and given["max_length_q"] == given["max_length_k"] == 5
+    assert given["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 0, 1], [0, 1, 2, 3, 4]]
+
+
+def test_rows_of_one_text_are_told_only_where_there_is_one():
+    assert numbered(3, 1).with_lengths().given == {}
+    alone = numbered(1, 1).with_lengths().given
+    assert alone["cu_seq_lens_q"].tolist() == [0, 5] and "position_ids" not in alone
+
+
+def test_what_goes_to_a_device_is_all_but_numbers_and_scales():
+    batch = replace(numbered(2, 1), token_index=torch.zeros(2, 5, dtype=torch.int64)).with_lengths()
+    there = batch.to("meta")
+    moved = [
+        there.tokens,
+        there.draw.offsets,
+        there.token_index,
+        *(there.lengths[k] for k in there.lengths if "cu" in k),
+    ]
+    assert all(each.device.type == "meta" for each in moved) and len(there.tensors()) == len(moved)
+    assert there.draw.scale is batch.draw.scale and there.ids is batch.ids

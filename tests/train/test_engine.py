@@ -1,8 +1,16 @@
 """One update of packed rows: every predicted token of the batch weighs the same, however the batch is cut."""
 
+import copy
+from functools import partial
+from itertools import pairwise
+
+import deepspeed
 import pytest
 import torch
+import torch.nn.functional as F
 from spoiling import spoiled
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel
@@ -11,10 +19,10 @@ from e2ray.config.train import TrainSettings
 from e2ray.core.losses import plain_ids, predicted, token_nll
 from e2ray.core.model import build_model
 from e2ray.core.positions import draw
+from e2ray.core.proof import prove_apart
 from e2ray.train.batch import Batch
-from e2ray.train.engine import Engine
+from e2ray.train.engine import Engine, SkippingAdamW, SkippingCPUAdam, adamw
 from e2ray.train.parameters import precision_of
-from e2ray.train.worker import refuse_flash_of_rows
 
 CPU = torch.device("cpu")
 WINDOW, ROWS, VOCABULARY = 24, 4, 50
@@ -23,7 +31,7 @@ LENGTHS = [[10, 9], [24], [2, 2, 2], [1, 20]]
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 
-def engine_of(micro, *, zero_stage=1, **changes):
+def engine_of(micro, *, zero_stage=1, attention="sdpa", **changes):
     model = LlamaModel(
         hidden_size=32, num_layers=2, num_heads=2, num_key_value_heads=2, intermediate_size=48, base_context_length=24
     )
@@ -32,9 +40,9 @@ def engine_of(micro, *, zero_stage=1, **changes):
         **{"zero_stage": zero_stage, "clip_norm": 0.0, "weight_decay": 0.0} | changes,
     )  # fmt: skip
     dtype = precision_of(settings, CPU)
-    return Engine(
-        build_model(model, dtype=dtype, vocab_size=VOCABULARY, seed=1).train(), settings, device=CPU, dtype=dtype
-    )
+    built = build_model(model, dtype=dtype, vocab_size=VOCABULARY, seed=1).train()
+    built.config._attn_implementation = attention
+    return Engine(built, settings, device=CPU, dtype=dtype)
 
 
 def batch():
@@ -72,6 +80,8 @@ STAGES = [
     {"zero_stage": 3},
     {"zero_stage": 1, "precision": "bf16"},
     {"zero_stage": 2, "precision": "bf16"},
+    {"zero_stage": 1, "precision": "bf16", "offload": "optimizer"},
+    {"zero_stage": 2, "precision": "bf16", "offload": "optimizer"},
     {"zero_stage": 3, "precision": "bf16", "offload": "all"},
 ]
 
@@ -137,11 +147,74 @@ def test_what_is_not_finite_is_named(changes):
         assert engine.non_finite() is None
 
 
-def test_flash_attention_of_several_packed_rows_is_refused():
-    engine = engine_of(2)
-    refuse_flash_of_rows(engine)
-    engine.ds.module.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(SettingsError, match=r"micro_batch_sequences: flash attention keeps packed documents apart one"):
-        refuse_flash_of_rows(engine)
-    engine.micro_sequences = 1
-    refuse_flash_of_rows(engine)
+@pytest.mark.slow
+def test_deepspeeds_adamw_for_cpus_steps_like_torchs_and_skips(monkeypatch):
+    monkeypatch.setattr(deepspeed.ops, "__compatible_ops__", None, raising=False)
+    settings = TrainSettings(steps=1, offload="optimizer", weight_decay=0.1)
+    models = [torch.nn.Sequential(torch.nn.Linear(300, 40), torch.nn.Linear(40, 3)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours, torchs = adamw(models[0], settings, on_gpu=True), adamw(models[1], settings, on_gpu=False)
+    assert type(ours) is SkippingCPUAdam and type(torchs) is SkippingAdamW
+    for step, norm in enumerate((1.0, 2.0, torch.inf, 3.0)):
+        before = copy.deepcopy(models[0].state_dict())
+        inputs = torch.randn(8, 300, generator=torch.Generator().manual_seed(step))
+        for model, optimizer in zip(models, (ours, torchs), strict=True):
+            optimizer.norm, optimizer.skipped = partial(float, norm), None
+            model(inputs).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert ours.skipped is torchs.skipped is (norm == torch.inf)
+        assert all(torch.equal(before[name], each) for name, each in models[0].state_dict().items()) is ours.skipped
+        for mine, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+
+
+def attention_by_lengths(
+    module, query, key, value, mask, *, scaling, cu_seq_lens_q=None, cu_seq_lens_k=None, max_length_q=None, **others
+):
+    """What flash attention does, in torch: no mask; documents as it is told, those of all rows one after the other."""
+    assert mask is None
+    rows, heads, tokens, size = query.shape
+    ends = range(0, rows * tokens + 1, tokens) if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
+    assert cu_seq_lens_k is cu_seq_lens_q and ends[0] == 0 and ends[-1] == rows * tokens
+    flat = [each.transpose(1, 2).reshape(1, rows * tokens, -1, size).transpose(1, 2) for each in (query, key, value)]
+    outputs = []
+    for start, end in pairwise(ends):
+        assert end - start <= (max_length_q or tokens)
+        document = [each[:, :, start:end] for each in flat]
+        outputs.append(F.scaled_dot_product_attention(*document, is_causal=True, scale=scaling, enable_gqa=True))
+    return torch.cat(outputs, dim=2).transpose(1, 2).reshape(rows, tokens, heads, size), None
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """The name of an attention with flash attention's manners that a CPU can compute."""
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_in_torch", attention_by_lengths)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "flash_in_torch", flash_attention_mask)
+    return "flash_in_torch"
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_packed_rows_of_any_number_train_alike_on_an_attention_without_a_mask(flash, micro):
+    tokens, index, drawn = batch()
+    engines = [engine_of(micro, attention=name) for name in (flash, "sdpa")]
+    nll = [engine.update(Batch(tokens, drawn, index), lr=1e-2) for engine in engines]
+    torch.testing.assert_close(*nll, rtol=1e-5, atol=1e-5)
+    for ours, other in zip(*(engine.states() for engine in engines), strict=True):
+        torch.testing.assert_close(ours.exp_avg, other.exp_avg, rtol=1e-4, atol=1e-7)  # a tenth of the gradient
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_rows_of_one_text_train_alike_on_an_attention_without_a_mask(flash, micro):
+    tokens, _, drawn = batch()
+    engines = [engine_of(micro, attention=name) for name in (flash, "sdpa")]
+    nll = [engine.update(Batch(tokens, drawn), lr=1e-2) for engine in engines]
+    torch.testing.assert_close(*nll, rtol=1e-5, atol=1e-5)
+
+
+def test_the_proof_sees_whether_an_attention_is_told_where_documents_begin(flash):
+    engine = engine_of(2, attention=flash)
+    prove_apart(engine.logits, engine.hook, engine.ds.module, vocab_size=VOCABULARY, device=CPU)
+    engine.flash = False
+    with pytest.raises(SettingsError, match="a packed document sees the one before it"):
+        prove_apart(engine.logits, engine.hook, engine.ds.module, vocab_size=VOCABULARY, device=CPU)

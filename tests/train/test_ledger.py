@@ -13,7 +13,6 @@ from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.core.positions import draw
 from e2ray.data.order import Corpus, Order, Reader, local_indices
-from e2ray.data.shards import Rows
 from e2ray.train.ledger import Ledger, read_ledger, replayed, rows_of
 
 WINDOW, ROWS, BATCH, SEED = 16, 50, 12, 3
@@ -32,7 +31,7 @@ def work(folder, *, num_workers, start, commits, stop):
         for rank, ledger in enumerate(ledgers):
             indices = local_indices(rank, num_workers, BATCH)
             (ids,) = Reader(ORDER, BATCH, rank, num_workers).row_ids(range(step, step + 1))
-            ledger.add(step, indices, Rows(ids, np.zeros((len(ids), WINDOW), np.int32), None), draws(step, indices))
+            ledger.add(step, indices, torch.from_numpy(ids), draws(step, indices))
         if step + 1 in commits:
             for ledger in ledgers:
                 ledger.commit(step + 1)
@@ -106,7 +105,7 @@ def test_shifts_are_told_exactly(tmp_path, preset):
     positions = PositionSettings.model_validate({"preset": preset, "max_scale": 8})
     drawn = draw(positions, seed=1, step=0, indices=range(6), window=128, base_context_length=128)
     ledger = Ledger(tmp_path, rank=0, start_step=0)
-    ledger.add(0, range(6), Rows(np.arange(6), np.zeros((6, 128), np.int32), None), drawn)
+    ledger.add(0, range(6), torch.arange(6), drawn)
     ledger.commit(1)
     for place, row in enumerate(read_ledger(tmp_path).to_pylist()):
         assert torch.equal(replayed(row, 128), drawn.offsets[place])

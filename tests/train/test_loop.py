@@ -1,16 +1,23 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from e2ray.config.model import LlamaModel
 from e2ray.config.positions import PositionSettings
-from e2ray.config.train import TrainSettings
+from e2ray.config.train import ObjectiveSettings, TrainSettings
+from e2ray.core.methods.registry import method_of
+from e2ray.core.model import build_model
 from e2ray.core.positions import Draw, draw
+from e2ray.core.rope import RotaryHook
 from e2ray.train import loop
 from e2ray.train.batch import Batch
-from e2ray.train.loop import Diverged, Skips, fit, scale_bucket
+from e2ray.train.engine import telling
+from e2ray.train.loop import Diverged, Meter, Skips, fit, scale_bucket
+from e2ray.train.objectives import Mixture, objective_of
 
 WINDOW, ROWS = 16, 4
 
@@ -42,6 +49,9 @@ class Recording:
         nll[: len(losses)] = torch.tensor(losses)
         return nll
 
+    def mfu(self, tokens_per_second, *, window):
+        return None
+
     def total(self, values):
         return values
 
@@ -70,6 +80,68 @@ def run(engine, train, *, start=0, answer=None, evaluate=None, **options):
     hooks = {"report": report, "save": saved.append, "evaluate": evaluate}
     done = fit(engine, batches(start), train, start_step=start, **hooks, **options)
     return done, lines, saved
+
+
+def test_the_time_of_a_save_or_a_look_is_no_time_of_training(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+
+    class Slow(Recording):
+        def update(self, batch, *, lr):
+            now[0] += 2.0
+            return super().update(batch, lr=lr)
+
+    lines = []
+
+    def save(step):
+        now[0] += 100.0
+
+    def evaluate(step):
+        now[0] += 1000.0
+        return {}
+
+    train = settings(log_every=3, checkpoint_every=3)
+    fit(Slow(), batches(), train, start_step=0, report=lines.append, save=save, evaluate=evaluate)
+    assert [line.tokens_per_second for line in lines] == [pytest.approx(ROWS * WINDOW / 2.0)] * 4
+
+
+class Unreadable(Recording):
+    """An engine on a device whose values nobody can read: each look at one would make the process wait."""
+
+    device = torch.device("meta")
+
+    def update(self, batch, *, lr):
+        return torch.zeros(len(batch.tokens), device="meta")
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "ntk", "ramp_power", "truncated"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("objective", [None, ObjectiveSettings(distill=1.0)])
+def test_nothing_of_a_step_looks_at_values_on_the_device(kind, packed, objective):
+    sizes = LlamaModel(hidden_size=32, num_layers=1, num_heads=2, num_key_value_heads=2)
+    model = build_model(sizes, dtype=torch.float32, vocab_size=20).train()
+    positions = PositionSettings.model_validate({"preset": "e2llm", "max_scale": 8, "method": {"kind": kind}})
+    hook = RotaryHook(model, method_of(positions.method), base_context_length=WINDOW)
+    with hook.applied(2.0):  # the first forward reads the model's frequencies, once
+        model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+    model = model.to("meta")
+    mask = torch.zeros(ROWS, 1, WINDOW, WINDOW, device="meta")  # else transformers looks at the ids for documents
+
+    def forward(tokens, **given):
+        return model(input_ids=tokens, attention_mask=mask, use_cache=False, **given).logits
+
+    batch = next(batches())
+    if packed:
+        index = torch.arange(WINDOW).remainder(WINDOW // 2).repeat(ROWS, 1)
+        batch = replace(batch, token_index=index, token_weight=torch.zeros((), device="meta"))
+    minimise = Mixture(objective, teacher=forward) if objective else objective_of(packed=packed)
+    there = batch.to("meta")
+    with hook.applied(there.draw.scale, there.draw.offsets):
+        outcome = minimise(forward, there)
+        telling(outcome.loss).backward()
+    meter = Meter(Unreadable(), WINDOW)
+    meter.add(batch, outcome.nll.detach(), 0.0)
+    assert outcome.loss.device.type == "meta" and all(p.grad is not None for p in model.parameters())
 
 
 def test_logs_and_saves_at_their_steps_and_at_the_end():

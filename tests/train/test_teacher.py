@@ -63,7 +63,7 @@ def base_logits(task, text):
 def test_the_teacher_is_the_base_reading_the_row_as_it_stands_before_and_after_updates(task, lora, stage):
     task = replace(
         task,
-        model=task.model.model_copy(update={"lora": lora, "gradient_checkpointing": True}),
+        model=task.model.model_copy(update={"lora": lora, "checkpoint_share": 1.0}),
         train=task.train.model_copy(update={"zero_stage": stage}),
     )
     engine = worker.begin(task, device=CPU)

@@ -94,7 +94,7 @@ def test_training_runs_without_ray_and_the_model_folder_holds_its_last_weights(t
 
 def test_gradient_checkpointing_changes_memory_and_not_losses(task, tmp_path):
     run(task)
-    frugal = task.model.model_copy(update={"gradient_checkpointing": True})
+    frugal = task.model.model_copy(update={"checkpoint_share": 0.5})
     other = replace(task, folder=tmp_path / "frugal", model=frugal)
     run(other)
     plain, recomputed = read_metrics(task.folder), read_metrics(other.folder)

@@ -101,7 +101,7 @@ def task_of(folder, draw):
             base_context_length=WINDOW,
             base_scaling=scaling,
             attention=draw["attention"],
-            gradient_checkpointing=draw["checkpointing"],
+            checkpoint_share=float(draw["checkpointing"]),
             lora=draw["lora"],
         ),
         positions=PositionSettings.model_validate({"preset": "e2llm", "max_scale": 4, "method": draw["method"]}),
