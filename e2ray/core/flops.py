@@ -6,25 +6,19 @@ leaves.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-# Dense bf16 products with fp32 sums, 10^12 a second, by words of the name that torch gives a GPU; the first that fits.
-# Source: NVIDIA's data sheets.
-PEAKS = (
-    ("B200", 2250.0), ("H200", 989.4), ("GH200", 989.4), ("H100 PCIe", 756.0), ("H100 NVL", 835.0), ("H100", 989.4),
-    ("H800", 989.4), ("H20", 148.0), ("A100", 312.0), ("A800", 312.0), ("L40S", 362.0), ("L40", 181.0), ("L4", 121.0),
-    ("A40", 149.7), ("A30", 165.0), ("A10G", 70.0), ("A10", 125.0), ("RTX 6000 Ada", 364.2), ("RTX A6000", 154.8),
-    ("RTX 4090", 165.2), ("RTX 3090", 71.0),
-)  # fmt: skip
+from e2ray.config.gpus import GPUS, Gpu
 
 
-def peak_flops(name: str) -> float | None:
-    """Return the bf16 operations a second of a GPU by its name, None of one that is not known."""
-    return next((peak * 1e12 for words, peak in PEAKS if re.search(rf"\b{words}\b", name, re.IGNORECASE)), None)
+def gpu_of(name: str, table: Mapping[str, Gpu] = GPUS) -> Gpu | None:
+    """Return what is known of a GPU by the name that torch gives it, None of one that is not known."""
+    return next((gpu for words, gpu in table.items() if re.search(rf"\b{words}\b", name, re.IGNORECASE)), None)
 
 
 @dataclass(frozen=True)
@@ -69,5 +63,5 @@ def utilisation(flops_per_second: float, device: torch.device) -> float | None:
     """Return the share of a GPU's bf16 operations that are used; None on a CPU or a GPU of unknown peak."""
     if device.type != "cuda":
         return None
-    peak = peak_flops(torch.cuda.get_device_name(device))
-    return None if peak is None else flops_per_second / peak
+    gpu = gpu_of(torch.cuda.get_device_name(device))
+    return None if gpu is None else flops_per_second / (gpu.tflops * 1e12)

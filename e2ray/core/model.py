@@ -112,7 +112,7 @@ def made_ready(model: PreTrainedModel, settings: Model, *, seed: int) -> PreTrai
         SettingsError: If a module named for LoRA is missing.
     """
     if settings.checkpoint_share:
-        _enable_checkpointing(model, settings.checkpoint_share)
+        recompute(model, settings.checkpoint_share)
     if settings.lora is None:
         return model
     with seeded(seed, model.device):
@@ -126,16 +126,39 @@ def meta_model(settings: Model) -> PreTrainedModel:
         SettingsError: If there is no usable config, or transformers knows no causal language model of its type.
     """
     with torch.device("meta"):
-        if isinstance(settings, LlamaModel):
-            return _build_llama(settings, attention="eager", vocab_size=257, seed=0)
-        config = load_config(settings)
-        try:
-            return AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
-        except Exception as error:  # sizes that do not fit each other, no causal head: each its own exception
-            raise SettingsError(
-                f"model.path {settings.path}: its config.json makes no causal language model ({first_line(error)}); "
-                "repair it or choose another checkpoint"
-            ) from None
+        return from_config(settings, attention="eager", vocab_size=257)
+
+
+def from_config(
+    settings: Model, *, attention: str, vocab_size: int, num_layers: int | None = None
+) -> PreTrainedModel:
+    """Return a model of the shapes that the settings describe, its weights left as torch makes them.
+
+    Args:
+        settings: Sizes, or a checkpoint of which the config alone is read.
+        attention: As transformers calls it.
+        vocab_size: Of a model that is built from sizes.
+        num_layers: The last of its layers alone; None: all.
+
+    Raises:
+        SettingsError: If there is no usable config, or transformers knows no causal language model of its type.
+    """
+    if isinstance(settings, LlamaModel):
+        fewer = settings if num_layers is None else settings.model_copy(update={"num_layers": num_layers})
+        return _build_llama(fewer, attention=attention, vocab_size=vocab_size, seed=0)
+    config = load_config(settings)
+    if num_layers is not None:
+        text = config.get_text_config()
+        text.num_hidden_layers = num_layers
+        if isinstance(kinds := getattr(text, "layer_types", None), list):
+            text.layer_types = kinds[-num_layers:]
+    try:
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, trust_remote_code=False)
+    except Exception as error:  # sizes that do not fit each other, no causal head: each its own exception
+        raise SettingsError(
+            f"model.path {settings.path}: its config.json makes no causal language model ({first_line(error)}); "
+            "repair it or choose another checkpoint"
+        ) from None
 
 
 def check_adapters(settings: Model) -> list[str]:
@@ -244,7 +267,12 @@ def check_weights(settings: Model, *, vocab_size: int | None) -> None:
     refuse_vocabulary(model, vocab_size, key=key)
 
 
-def _enable_checkpointing(model: PreTrainedModel, share: float) -> None:
+def recomputed_layers(share: float, num_layers: int) -> int:
+    """Return how many of a model's layers recompute their activations; rounded up."""
+    return math.ceil(share * num_layers - 1e-9)
+
+
+def recompute(model: PreTrainedModel, share: float) -> None:
     """Let a share of the decoder layers, spread evenly, recompute their activations; rounded up to whole layers."""
     kwargs = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
@@ -252,7 +280,7 @@ def _enable_checkpointing(model: PreTrainedModel, share: float) -> None:
     else:  # the name in early transformers 5, deprecated in later ones
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     layers = decoder_layers(model)
-    count = math.ceil(share * len(layers) - 1e-9)
+    count = recomputed_layers(share, len(layers))
     for number, layer in enumerate(layers):
         layer.gradient_checkpointing = (number + 1) * count // len(layers) > number * count // len(layers)
     model.config.use_cache = False

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from e2ray.config.gpus import GPUS
 from e2ray.config.model import LlamaModel, LoraSettings
-from e2ray.core.flops import PEAKS, peak_flops, utilisation, work_of
+from e2ray.core.flops import gpu_of, utilisation, work_of
 from e2ray.core.model import build_model
 
 WINDOW = 64
@@ -46,11 +47,12 @@ def test_work_is_what_torch_counts_less_the_masked_half_of_attention(lora, share
     ],
 )  # fmt: skip
 def test_a_gpu_is_known_by_whole_words_of_its_name(name, peak):
-    assert peak_flops(name) == (None if peak is None else pytest.approx(peak * 1e12))
+    found = gpu_of(name)
+    assert (found and found.tflops) == peak
 
 
 def test_every_gpu_of_the_table_is_found_by_its_own_words():
-    assert all(peak_flops(f"NVIDIA {words}") == peak * 1e12 for words, peak in PEAKS)
+    assert all(gpu_of(f"NVIDIA {words}") == gpu for words, gpu in GPUS.items())
 
 
 def test_a_cpu_has_no_utilisation():
