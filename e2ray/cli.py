@@ -25,7 +25,7 @@ DESCRIPTIONS = {
     "report": "one run or several as a page that opens offline, and as Markdown for a model card",
     "diff": "two runs side by side: settings that differ, and figures with their difference",
     "check": "validate a recipe, its paths and its model before a submission",
-    "plan": "what a recipe will do, before any training: which relative distances its draws show the model",
+    "plan": "what a recipe will take, before any training: memory, disk, hours and price; or what its draws will show",
     "shards": "look at a folder of shards: what it holds (info, or report as a page), and whether every byte is what "
     "prepare wrote (verify)",
     "schema": "print the JSON schema of a recipe, or of a file that e2ray leaves; or a page of settings or files",
@@ -99,6 +99,14 @@ def _add_options(target: argparse.ArgumentParser, command: str) -> None:
     if command == "plan":
         target.add_argument("--coverage", action="store_true", help="the relative distances that the draws will show")
         target.add_argument("--out", metavar="PNG", help="where to put the picture; default: <name>-coverage.png")
+        target.add_argument("--gpu", metavar="NAME", help="plan for this kind of GPU, as H100; default: what is here")
+        target.add_argument("--gpu-table", metavar="YAML", help="GPUs and prices of your own, as `H100: 2.49`")
+        target.add_argument(
+            "--mfu",
+            type=float,
+            metavar="SHARE",
+            help="of a GPU's arithmetic that is reached (0.33, compiled 0.39)",
+        )
 
 
 def _add_generation(target: argparse.ArgumentParser) -> None:
@@ -229,11 +237,15 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
 
             comparing.compare(config)
         case "plan":
-            if not parsed.coverage:
-                raise SettingsError("say what to plan: --coverage shows which relative distances the draws cover")
-            from e2ray.stages.plan import plan
+            if parsed.coverage:
+                from e2ray.stages.coverage import cover
 
-            plan(config, parsed.out)
+                cover(config, parsed.out)
+            else:
+                with _loading():
+                    from e2ray.stages.plan import plan
+
+                plan(config, gpu=parsed.gpu, table=parsed.gpu_table, mfu=parsed.mfu)
 
 
 def _schema(name: str | None, *, markdown: bool) -> None:

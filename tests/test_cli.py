@@ -285,9 +285,21 @@ def test_plan_shows_which_distances_the_draws_cover(tmp_path, here):
     assert code == 0, errors
     assert "demo-cpu" in output and "reach" in output
     assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
-    code, output, errors = here("plan", "--config", RECIPE)
-    assert (code, output) == (2, "")
-    assert one_line(errors) == "e2ray plan: say what to plan: --coverage shows which relative distances the draws cover"
+
+
+def test_plan_shows_what_a_recipe_takes_on_a_gpu_that_is_not_here(here):
+    code, output, errors = here("plan", "--config", RECIPE, "--gpu", "h100", "--mfu", "0.2")
+    assert code == 0, errors
+    assert "demo-cpu: 0.7 million numbers, 0.7 trained, bfloat16, ZeRO stage 2" in output
+    assert "if 20% of its 989.4 TFLOPS are reached" in output and output.rstrip().endswith("It fits.")
+    for options, complaint in (
+        (["--gpu", "V100"], "--gpu: V100 is not known, wanted one of B200, "),
+        (["--gpu", "h100", "--mfu", "2"], "--mfu: wanted a share above 0 and at most 1, got 2"),
+        (["--gpu-table", "none.yaml"], "--gpu-table none.yaml: cannot be read"),
+        (["--set", "cluster.use_gpu=true"], "--gpu: cluster.use_gpu is true and there is none here"),
+    ):
+        code, output, errors = here("plan", "--config", RECIPE, *options)
+        assert (code, output) == (2, "") and one_line(errors).startswith(f"e2ray plan: {complaint}")
 
 
 # ---- reports on runs --------------------------------------------------------------------------------------------

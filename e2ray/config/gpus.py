@@ -60,9 +60,9 @@ def gpu_table(path: str | None) -> dict[str, Gpu]:
     try:
         told = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"--gpus-file {path}: cannot be read ({error}); name a YAML file") from None
+        raise SettingsError(f"--gpu-table {path}: cannot be read ({error}); name a YAML file") from None
     if not isinstance(told, Mapping) or not told:
-        raise SettingsError(f"--gpus-file {path}: holds no table, wanted lines such as `H100: 2.49`")
+        raise SettingsError(f"--gpu-table {path}: holds no table, wanted lines such as `H100: 2.49`")
     return {str(name): _read(path, str(name), fields) for name, fields in told.items()} | {
         name: gpu for name, gpu in GPUS.items() if name not in told
     }
@@ -78,6 +78,6 @@ def _read(path: str, name: str, told: object) -> Gpu:
         first = error.errors()[0]
         where = ".".join(map(str, [name, *first["loc"]]))
         raise SettingsError(
-            f"--gpus-file {path}: {where}: {first['msg']}; wanted tflops, memory_gib and usd_per_hour of each, or the "
+            f"--gpu-table {path}: {where}: {first['msg']}; wanted tflops, memory_gib and usd_per_hour of each, or the "
             f"price alone of one that is known ({', '.join(GPUS)})"
         ) from None

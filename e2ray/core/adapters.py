@@ -16,6 +16,15 @@ from e2ray.config.model import LoraSettings
 from e2ray.core.weights import first_line
 
 
+def with_adapters_quietly(model: PreTrainedModel, settings: LoraSettings | None) -> PreTrainedModel | PeftModel:
+    """Return a model with adapters, if there are any, without telling what they do otherwise than asked for."""
+    if settings is None:
+        return model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return with_adapters(model, settings)
+
+
 def with_adapters(model: PreTrainedModel, settings: LoraSettings) -> PreTrainedModel | PeftModel:
     """Return a model of which only the adapters and the modules beside them are trained.
 

@@ -129,9 +129,7 @@ def meta_model(settings: Model) -> PreTrainedModel:
         return from_config(settings, attention="eager", vocab_size=257)
 
 
-def from_config(
-    settings: Model, *, attention: str, vocab_size: int, num_layers: int | None = None
-) -> PreTrainedModel:
+def from_config(settings: Model, *, attention: str, vocab_size: int, num_layers: int | None = None) -> PreTrainedModel:
     """Return a model of the shapes that the settings describe, its weights left as torch makes them.
 
     Args:

@@ -39,6 +39,8 @@ def check(config: RunConfig, *, measure: bool = False) -> None:
     tell_ignored(run)
     for line in made_otherwise(run.config.data, shards.manifest) if shards else ():
         show(f"warning: {line}")
+    if not ray_address():
+        checks.refuse_too_large(run)
     for line in [] if ray_address() else checks.unfit_here(run):
         show(f"warning: on this machine: {line}")
     if measure:

@@ -15,6 +15,7 @@ import torch
 from e2ray.config.base import SettingsError
 from e2ray.config.compare import CompareSettings
 from e2ray.config.data import DataSettings, PretrainedTokenizer
+from e2ray.config.gpus import GPUS
 from e2ray.config.load import load
 from e2ray.config.model import PretrainedModel
 from e2ray.config.resolved import ResolvedConfig
@@ -37,6 +38,7 @@ from e2ray.evaluate.documents import reachable_windows, refuse_none_long_enough,
 from e2ray.evaluate.suites import checked
 from e2ray.serve.profiles import make_profile
 from e2ray.serve.twin import EXPORTED, check_base
+from e2ray.stages.plan import budget_of, gpu_for, too_large
 from e2ray.stages.run import ResolvedRun, ray_address
 from e2ray.train import steps
 from e2ray.train.trackers import missing
@@ -224,6 +226,17 @@ def refuse_undoable(run: ResolvedRun, *, use_gpu: bool) -> None:
     resolve_attention(run.config.model, "cpu")
     if any(settings.compile for settings in (run.config.pretrain, run.config.train) if settings):
         refuse_compile("cpu")
+
+
+def refuse_too_large(run: ResolvedRun) -> None:
+    """Raise SettingsError if a GPU of this machine cannot hold what a worker needs, naming the nearest settings."""
+    if not torch.cuda.is_available() or run.config.cluster.use_gpu is False:
+        return
+    _, gpu = gpu_for(run.config, None, GPUS)
+    budget = budget_of(run.config, gpu)
+    need = budget.need(run.config.cluster.num_workers)
+    if not need.fits:
+        raise SettingsError(too_large(budget, need))
 
 
 def unfit_here(run: ResolvedRun) -> list[str]:

@@ -5,7 +5,6 @@ frees is added up. Layers of a model are alike, so that a few of them tell what 
 activations, and those that recompute them.
 """
 
-import warnings
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, Model
-from e2ray.core.adapters import with_adapters
+from e2ray.core.adapters import with_adapters_quietly
 from e2ray.core.base import load_config
 from e2ray.core.losses import next_token_nll
 from e2ray.core.model import from_config, recompute, recomputed_layers
@@ -152,10 +151,7 @@ def _model(settings: Model, step: Step, kept: int, recomputed: int) -> nn.Module
         parameter.data = parameter.data.to(step.dtype)
     if recomputed:
         recompute(plain, recomputed / count)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # told when the run begins
-        model: nn.Module = plain if settings.lora is None else with_adapters(plain, settings.lora)
-    return model.train()
+    return with_adapters_quietly(plain, settings.lora).train()
 
 
 def _make_fake(model: nn.Module) -> None:

@@ -65,14 +65,14 @@ def memory_of(
     held["buckets"] = _buckets(train, sizes, num_workers, dtype, on_gpu=on_gpu)
     update = _update(train, sizes, num_workers, dtype, fused=on_gpu)
     worst = {"activations": activations} if activations >= update else {"update": update}
-    if train.offload != "none":
+    if train.offload != "none" and train.zero_stage < 3:
         # Gradients in fp32 on their way to the optimizer, and new weights on their way back.
         held["offload"] = (FP32 + dtype.itemsize) * sizes.trained // num_workers
     if not on_gpu:
         return Memory(held | worst)
     moved = {"none": (), "optimizer": ("optimizer", "offload"), "all": ("optimizer", "offload", "weights")}
     host = {"checkpoint while it is loaded": sizes.total * dtype.itemsize}
-    host |= {name: held.pop(name) for name in moved[train.offload]}
+    host |= {name: held.pop(name) for name in moved[train.offload] if name in held}
     return Memory(held | worst, host)
 
 
@@ -87,7 +87,7 @@ def _held(train: TrainSettings, sizes: Sizes, num_workers: int, dtype: torch.dty
     elif stage == 1:
         gradients = FP32 * sizes.trained if width == FP32 else (FP32 + width) * sizes.trained
     else:
-        gradients = FP32 * share
+        gradients = FP32 * sizes.trained // num_workers
     parts = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
     if stage == 3:
         parts["weights"] = weights / num_workers

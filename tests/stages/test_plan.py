@@ -1,126 +1,106 @@
+"""What `e2ray plan` shows: for a GPU by name, for the one that is here, and for CPUs; and what it refuses."""
+
 import pytest
+import torch
 
 from e2ray.config.base import SettingsError
-from e2ray.config.positions import PositionSettings
-from e2ray.core.coverage import measure
-from e2ray.report.sections.coverage import lines, sentences
-from e2ray.stages.plan import coverage
-
-L = 128
-
-
-def positions(name="e2llm", max_scale=16, **rest):
-    return PositionSettings.model_validate({"preset": name, "max_scale": max_scale, **rest})
+from e2ray.config.gpus import GPUS, Gpu
+from e2ray.config.load import validate
+from e2ray.stages import checks
+from e2ray.stages.plan import budget_of, gpu_for, plan, size, too_large
+from e2ray.stages.run import resolve
+from e2ray.testing.recipes import PRETRAIN, recipe
+from e2ray.testing.shards import write_shards
 
 
-def found(settings, *, window=L, scales=(1, 2, 4, 8, 16)):
-    return measure(
-        settings,
-        window=window,
-        base_context_length=L,
-        scales=tuple(map(float, scales)),
-        steps=100,
-        batch_sequences=8,
-        seed=0,
+def config_of(tmp_path, *, use_gpu="auto", workers=2, **changes):
+    made = recipe(tmp_path, texts=str(tmp_path / "*.txt"), pretrain=PRETRAIN)
+    made["train"] = {"steps": 10, "batch_sequences": 8, "micro_batch_sequences": 4, "zero_stage": 2}
+    made["cluster"] = {"num_workers": workers, "use_gpu": use_gpu}
+    for path, value in changes.items():
+        section, _, name = path.partition("__")
+        made[section][name] = value
+    return validate(made, source="recipe")
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A GPU of this machine: its name and its bytes."""
+
+    def install(name, memory):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: type("Card", (), {"total_memory": memory}))
+
+    return install
+
+
+def test_parts_workers_and_assumptions_are_shown(tmp_path, capsys):
+    plan(config_of(tmp_path), gpu="A100", table=None, mfu=None)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "small: 0.0 million numbers, 0.0 trained, bfloat16, ZeRO stage 2; 4 rows of 32 tokens in a forward" in shown
+    for part in ("weights", "gradients", "optimizer", "buckets", "activations", "together", "in its process"):
+        assert part in shown
+    assert "at the worst moment of a step, on 2 workers" in shown
+    assert "if 33% of its 312 TFLOPS are reached (--mfu), which is assumed; USD 1.3 for a GPU and hour" in shown
+    assert shown.endswith("It fits.")
+
+
+def test_workers_that_do_not_divide_the_batch_are_left_out(tmp_path, capsys):
+    plan(config_of(tmp_path), gpu="L4", table=None, mfu=None)
+    rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert rows[-4:] == ["1", "2", "4", "8"]
+
+
+def test_cpus_share_the_memory_of_this_machine_and_have_no_hours(tmp_path, capsys):
+    plan(config_of(tmp_path), gpu=None, table=None, mfu=None)
+    shown = capsys.readouterr().out
+    assert "float32" in shown and "Nobody knows beforehand how fast CPUs train" in shown
+    assert budget_of(config_of(tmp_path, workers=2), None).room < budget_of(config_of(tmp_path, workers=1), None).room
+
+
+def test_the_gpu_that_is_here_is_taken_with_its_own_memory(tmp_path, card):
+    card("NVIDIA H100 80GB HBM3", 64 * 2**30)
+    name, found = gpu_for(config_of(tmp_path), None, GPUS)
+    assert (name, found) == ("NVIDIA H100 80GB HBM3", GPUS["H100"].model_copy(update={"memory_gib": 64.0}))
+    assert gpu_for(config_of(tmp_path, use_gpu=False), None, GPUS) == ("CPU", None)
+    card("NVIDIA V1", 2**30)
+    with pytest.raises(SettingsError, match="--gpu-table: NVIDIA V1 is not known; name its tflops"):
+        gpu_for(config_of(tmp_path), None, GPUS)
+
+
+def test_what_does_not_fit_is_one_line_with_the_nearest_settings(tmp_path):
+    budget = budget_of(config_of(tmp_path), Gpu(tflops=1.0, memory_gib=1.5005))
+    need = budget.need(2)
+    line = too_large(budget, need)
+    assert line.startswith(
+        f"train: needs {size(need.memory.on_device)} on each worker, which has {size(budget.room)}; set "
     )
+    assert "train.micro_batch_sequences: 1" in line
+    budget.room = 10
+    assert too_large(budget, need).endswith("no setting fits; take larger GPUs, a shorter data.window or model.lora")
 
 
-def plan(settings=None, **changes):
-    shown = []
-    where = {
-        "name": "a-run", "window": L, "base_context_length": L, "steps": 100, "batch_sequences": 8, "seed": 0,
-    }  # fmt: skip
-    result = coverage(settings or positions(), **(where | changes), show=shown.append)
-    return result, shown
+def test_a_check_refuses_what_the_gpu_here_cannot_hold(tmp_path, card):
+    (tmp_path / "one.txt").write_text("Some words for a tokenizer. " * 200)
+    run = resolve(config_of(tmp_path))
+    checks.refuse_too_large(run)  # without a GPU nothing is known
+    card("NVIDIA A100-SXM4-80GB", int(1.5001 * 2**30))
+    with pytest.raises(SettingsError, match=r"^train: needs .* on each worker, which has .*; (set|no setting fits)"):
+        checks.refuse_too_large(run)
+    card("NVIDIA A100-SXM4-80GB", 80 * 2**30)
+    checks.refuse_too_large(run)
 
 
-def test_the_plan_shows_a_row_per_served_scale_and_says_what_it_means(tmp_path):
-    result, shown = plan(out=tmp_path / "coverage.png")
-    assert [row.scale for row in result.scales] == [1, 2, 4, 8, 16]
-    assert shown[:-1] == lines(result, "a-run")
-    assert shown[0] == f"a-run: {result.headline}"
-    header, *rows = shown[2:8]
-    assert header.split()[:6] == ["scale", "g", "window", "W", "rows", "reach"]
-    assert len({len(line) for line in (header, *rows)}) == 1
-    assert [row.split()[:2] for row in rows] == [
-        ["1", "128"], ["2", "256"], ["4", "512"], ["8", "1,024"], ["16", "2,048"],
-    ]  # fmt: skip
-    assert shown[-1] == f"picture: {tmp_path / 'coverage.png'}"
-    assert (tmp_path / "coverage.png").stat().st_size > 10_000
+def test_the_vocabulary_is_that_of_shards_where_there_are_any(tmp_path):
+    documents = [torch.arange(400, dtype=torch.int32).remainder(64).numpy()] * 3
+    write_shards(tmp_path / "shards", documents, window=32, vocab_size=64)
+    made = config_of(tmp_path, data__shards=str(tmp_path / "shards"))
+    assert budget_of(made, GPUS["L4"]).vocab_size == 64
 
 
-def test_without_a_file_name_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    _, shown = plan()
-    assert not list(tmp_path.iterdir())
-    assert not any(line.startswith("picture") for line in shown)
-    assert max(map(len, shown[-4:])) <= 140
-
-
-def test_the_plan_is_served_at_the_windows_that_will_be_read():
-    result, _ = plan(windows=(64, 128, 384, 4096))
-    assert [row.scale for row in result.scales] == [1, 3, 32]
-
-
-def test_the_plan_measures_the_draws_of_the_run():
-    result, _ = plan()
-    assert result.scales == found(positions()).scales
-    assert plan(seed=1)[0].scales != result.scales
-
-
-def test_e2llm_is_told_that_far_distances_come_from_four_tokens():
-    settings = PositionSettings.model_validate(
-        {"scale": {"kind": "fixed", "max_scale": 16.0}, "placement": {"kind": "prefix", "prefix": 4}}
-    )
-    (text,) = sentences(found(settings, scales=(16,)))
-    assert text == (
-        "At scale 16 (W = 2,048) the draws show 100 % of the distances up to L = 128, 6 % between ordinary tokens, "
-        "which stand at most 7.7 tokens apart. 94 % of the pairs are nearer than R = 128 tokens before scaling; in "
-        "real text of W tokens it is 12 %. So the long distances are shown almost only between the first 4 tokens "
-        "and the rest."
-    )
-
-
-def test_pose_is_told_which_scales_it_never_draws():
-    unseen, largest = sentences(found(positions("pose")))
-    assert unseen == "No row is drawn near scale 1, 2, 4, 8: the model will not be trained for reading there."
-    assert "100 % between ordinary tokens" in largest
-    assert "first 4 tokens and the rest" not in largest
-
-
-def test_randpos_is_told_that_its_neighbours_are_torn_apart():
-    assert sentences(found(positions("randpos"), scales=(16,)))[-1] == (
-        "At scale 16 fewer than half of the neighbouring tokens stay neighbours; such rows show every distance and are "
-        "still known to train poorly."
-    )
-
-
-def test_distances_that_the_base_model_never_met_are_told():
-    native = PositionSettings.model_validate({"preset": "native"})
-    told = sentences(found(native, window=2 * L, scales=(1,)))
-    share = sum(2 * L - k for k in range(L, 2 * L)) / (L * (2 * L - 1))
-    assert told[-1] == (
-        f"{share:.0%} of all pairs stand 128 tokens (L) apart or more, at angles the base model never met."
-    ).replace("%", " %")
-    assert len(sentences(found(native, scales=(1,)))) == 1
-
-
-@pytest.mark.parametrize(("preset", "told"), [("e2llm", False), ("e2yarn", True)])
-def test_what_distances_mean_under_another_method_is_told(preset, told):
-    said = []
-    coverage(
-        PositionSettings.model_validate({"preset": preset, "max_scale": 4}),
-        name="x", window=32, base_context_length=32, steps=4, batch_sequences=4, seed=0, show=said.append,
-    )  # fmt: skip
-    assert any(line.startswith("Read by YaRN: distances are counted as pairs see them") for line in said) is told
-
-
-def test_a_shared_draw_is_told():
-    _, shown = plan(positions("clex"))
-    assert shown[-1].endswith("the first 800 of the run's 800 rows (100 draws, each shared by a step).")
-
-
-def test_a_placement_that_does_not_fit_the_window_is_one_clear_line(tmp_path):
-    with pytest.raises(SettingsError, match="the coverage cannot be measured: prefix needs prefix below the window"):
-        plan(window=4, out=tmp_path / "coverage.png")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("held", "told"), [(0, "0.00 MB"), (1_500_000, "1.50 MB"), (999_999_999, "1,000 MB"), (16_060_522_496, "16.1 GB")]
+)
+def test_bytes_for_people(held, told):
+    assert size(held) == told
