@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from e2ray.config.base import SettingsError
+from e2ray.config.base import Plain, SettingsError
 from e2ray.config.train import TrainSettings
 from e2ray.core.attention import document_lengths, is_flash
 from e2ray.core.compiled import CompiledLayers
@@ -118,6 +118,17 @@ def adamw(model: nn.Module, settings: TrainSettings, *, on_gpu: bool) -> Any:
     return SkippingAdamW(groups, **options, fused=on_gpu)
 
 
+def _place(model: nn.Module, device: torch.device, dtype: torch.dtype, config: Plain, *, whole: bool) -> None:
+    """Put a model on its device, whole or tensor by tensor, each taken apart at once as stage 3 does."""
+    if whole:
+        model.to(device)
+        return
+    deepspeed.zero.Init(module=model, config_dict_or_path=config, dtype=dtype)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+
+
 class Engine:
     """A model under DeepSpeed with the rotary hook on it."""
 
@@ -162,8 +173,9 @@ class Engine:
             on_gpu=on_gpu,
         )
         with redirect_stdout(io.StringIO()):  # its optimizer for stage 1 in bf16 prints a page on memory
+            _place(model, device, dtype, config, whole=settings.zero_stage < 3)
             self.ds, *_ = deepspeed.initialize(
-                model=model.to(device), optimizer=self._adam, config=config, dist_init_required=False
+                model=model, optimizer=self._adam, config=config, dist_init_required=False
             )
 
     @property
