@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from e2ray.config.base import SettingsError
 from e2ray.config.positions import PositionSettings
 from e2ray.core import attention as attentions
 from e2ray.core import model as models
@@ -33,7 +34,7 @@ from e2ray.data.shards import MANIFEST, ShardSet, local_batches
 from e2ray.data.unpack import Limits
 from e2ray.records.checkpoint import Look
 from e2ray.records.run import MetricsLine
-from e2ray.stages import cluster, pipeline, suites
+from e2ray.stages import checks, cluster, pipeline, suites
 from e2ray.stages import compare as comparing
 from e2ray.stages import evaluate as evaluation
 from e2ray.stages import train as training
@@ -249,12 +250,21 @@ def deepspeed(run, path):
 
 
 def compiled(run, path):
-    """Whether an engine has compiled layers."""
+    """Whether an engine has compiled layers, and a head with the loss in it."""
     made = worker.begin(replace(task(run, path), train=settings_of(run, path)), device=torch.device("cpu"))
-    running = made._compiled is not None
+    running = [made._compiled is not None, made._reader.head is not None]
     made.hook.remove()
     made.ds.destroy()
     return running
+
+
+def kernels(run, path):
+    """What workers without a GPU refuse."""
+    try:
+        checks.refuse_undoable(run, use_gpu=False)
+    except SettingsError as error:
+        return str(error)
+    return None
 
 
 def pretraining(run, path):

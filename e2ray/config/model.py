@@ -42,6 +42,7 @@ class ModelSettings(Settings):
         description="Share of the decoder layers that recompute their activations in the backward pass: less memory, "
         "more time.",
     )
+    liger: bool = Field(False, description="Liger's kernels for norms and SwiGLU while training, on GPUs.")
     lora: LoraSettings | None = Field(None, description="null trains every weight.")
 
     @model_validator(mode="before")

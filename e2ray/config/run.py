@@ -41,9 +41,11 @@ FREE_ON_RESUME = (
     "train.reduce_dtype",
     "train.deepspeed",
     "train.compile",
+    "train.fused_loss",
     "pretrain.reduce_dtype",
     "pretrain.deepspeed",
     "pretrain.compile",
+    "pretrain.fused_loss",
     "pretrain.zero_stage",
     "pretrain.offload",
     "pretrain.micro_batch_sequences",
@@ -55,6 +57,7 @@ FREE_ON_RESUME = (
     "pretrain.stop",
     "model.checkpoint_share",
     "model.attention",
+    "model.liger",
 )
 
 

@@ -38,6 +38,7 @@ UNSEARCHED = (  # the budget, by which trials are compared, and what changes no 
     "train.reduce_dtype",
     "train.deepspeed",
     "train.compile",
+    "train.fused_loss",
 )
 RANDOM_POINTS = 200  # of a space that are tried before any trial
 SHOWN_LENGTH = 200

@@ -121,6 +121,11 @@ class TrainSettings(Settings):
     compile: bool = Field(
         False, description="Compile each decoder layer (torch.compile): a minute or two at the start, faster steps."
     )
+    fused_loss: bool = Field(
+        False,
+        description="Compute the loss with the model's head in it, a chunk of tokens at a time and again in the "
+        "backward pass: less memory for large vocabularies, one more product with the head.",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs.")
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; the last step is always saved.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
@@ -161,6 +166,8 @@ class TrainSettings(Settings):
             raise ValueError(f"offload: all needs zero_stage 3, got {self.zero_stage}; use offload: optimizer")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3, got 0")
+        if self.fused_loss and self.objective.is_taught:
+            raise ValueError("fused_loss: a distillation compares logits, which are held whole; leave one of them out")
         if self.compile and self.zero_stage == 3:
             raise ValueError(
                 "compile: needs zero_stage 0, 1 or 2, got 3, whose weights come and go within a layer; leave it out or "

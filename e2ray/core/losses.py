@@ -2,7 +2,7 @@
 
 With a vocabulary of 150k tokens a float32 copy of a batch's logits, its softmax and its gradient outweigh the
 model. Here one chunk of predictions at a time is cast to float32, and again in the backward pass, so that beside
-the logits only their gradient, in their own dtype, is held whole.
+the logits only their gradient, in their own dtype, is held whole. With the head in it (`head_nll`) neither is.
 """
 
 from collections.abc import Callable, Iterator
@@ -79,6 +79,29 @@ def token_nll(
     return _TokenNll.apply(logits, tokens[:, 1:])
 
 
+def head_nll(
+    hidden: Float[Tensor, "batch tokens width"],
+    weight: Float[Tensor, "vocabulary width"],
+    bias: Float[Tensor, " vocabulary"] | None,
+    tokens: Int[Tensor, "batch tokens"],
+) -> Float[Tensor, "batch predictions"]:
+    """Return the NLL of every token but each row's first, from what a model's head reads; logits are never held whole.
+
+    One chunk of logits at a time is computed, in the dtype of `hidden`, and again in the backward pass; the gradient of
+    the head's weight is added up in float32.
+
+    Args:
+        hidden: States at t, from which token t + 1 is predicted; the last ones are not used.
+        weight: Of the head.
+        bias: Of the head, None where it has none.
+        tokens: The row's tokens, int64.
+
+    Returns:
+        float32 [batch, tokens - 1], nats, differentiable once in `hidden`, `weight` and `bias`.
+    """
+    return _HeadNll.apply(hidden[:, :-1], weight, bias, tokens[:, 1:])
+
+
 def token_kl(
     logits: Float[Tensor, "batch tokens vocabulary"], teacher: Float[Tensor, "batch tokens vocabulary"]
 ) -> Float[Tensor, "batch predictions"]:
@@ -144,6 +167,50 @@ class _TokenNll(torch.autograd.Function):
             return probabilities.scatter_(-1, index, probabilities.gather(-1, index) - 1)
 
         return _descent(logits, gradient, less_onehot), None
+
+
+class _HeadNll(torch.autograd.Function):
+    """Cross-entropy behind a linear layer, a chunk of tokens of all rows at a time."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        nll = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        flat = nll.view(-1)
+        states, wanted = hidden.flatten(0, 1), targets.flatten()
+        for part in _parts(states, weight):
+            logits = F.linear(states[part], weight, bias).float()
+            flat[part] = F.cross_entropy(logits, wanted[part], reduction="none")
+        ctx.save_for_backward(hidden, weight, bias, targets)  # type: ignore[arg-type]
+        return nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets = ctx.saved_tensors  # type: ignore[attr-defined]
+        needs = ctx.needs_input_grad  # type: ignore[attr-defined]
+        states, wanted, share = hidden.flatten(0, 1), targets.flatten(), gradient.flatten()
+        of_states = torch.empty_like(states)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None
+        of_bias = torch.zeros_like(bias, dtype=torch.float32) if needs[2] else None
+        for part in _parts(states, weight):
+            apart = F.linear(states[part], weight, bias).float().softmax(dim=-1)
+            index = wanted[part].unsqueeze(-1)
+            apart.scatter_(-1, index, apart.gather(-1, index) - 1)
+            of_logits = apart.mul_(share[part].unsqueeze(-1)).to(states.dtype)
+            of_states[part] = of_logits @ weight
+            if of_weight is not None:
+                of_weight += of_logits.t() @ states[part]
+            if of_bias is not None:
+                of_bias += of_logits.sum(dim=0, dtype=torch.float32)
+        given = (of_weight, of_bias)
+        return of_states.view_as(hidden), *(each if each is None else each.to(weight.dtype) for each in given), None
+
+
+def _parts(states: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Yield stretches of tokens whose logits are one chunk."""
+    width = max(1, CHUNK_ELEMENTS // len(weight))
+    for start in range(0, len(states), width):
+        yield slice(start, start + width)
 
 
 class _TokenKl(torch.autograd.Function):

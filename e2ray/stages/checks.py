@@ -22,6 +22,7 @@ from e2ray.config.resolved import ResolvedConfig
 from e2ray.config.uris import is_uri
 from e2ray.core.attention import resolve_attention
 from e2ray.core.compiled import refuse_compile
+from e2ray.core.liger import refuse_liger
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
 from e2ray.core.model import check_adapters, check_weights, meta_model
@@ -220,10 +221,12 @@ def best_of(config: ResolvedConfig, compare: CompareSettings) -> ResolvedConfig:
 
 
 def refuse_undoable(run: ResolvedRun, *, use_gpu: bool) -> None:
-    """Raise SettingsError if workers without a GPU cannot run the attention, or compile, as asked for."""
+    """Raise SettingsError if workers without a GPU cannot run attention or kernels, or compile, as asked for."""
     if use_gpu:  # known where the GPU is
         return
     resolve_attention(run.config.model, "cpu")
+    if run.config.model.liger:
+        refuse_liger("cpu")
     if any(settings.compile for settings in (run.config.pretrain, run.config.train) if settings):
         refuse_compile("cpu")
 

@@ -130,7 +130,7 @@ class ResolvedRun:
         free = {path.partition(".")[2] for path in FREE_ON_RESUME if path.startswith("pretrain.")}
         free |= {"objective"}  # always the next token's NLL
         identity = {
-            "model": config.model.model_dump(mode="json", exclude={"lora", "checkpoint_share", "attention"}),
+            "model": config.model.model_dump(mode="json", exclude={"lora", "checkpoint_share", "attention", "liger"}),
             "data": config.data.identity(without={"shards", "ledger", "prefetch_mib"}),
             "pretrain": config.pretrain.model_dump(mode="json", exclude=free) if config.pretrain else None,
             "seed": config.seed,

@@ -84,6 +84,7 @@ def base_of(run: ResolvedRun, shards: str | Path) -> Model:
         base_context_length=run.base_context_length,
         attention=model.attention,
         checkpoint_share=model.checkpoint_share,
+        liger=model.liger,
         lora=model.lora,
     )
 

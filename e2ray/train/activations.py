@@ -7,6 +7,7 @@ activations, and those that recompute them.
 
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel, Model
 from e2ray.core.adapters import with_adapters_quietly
 from e2ray.core.base import load_config
-from e2ray.core.losses import next_token_nll
+from e2ray.core.head import FusedHead
 from e2ray.core.model import from_config, recompute, recomputed_layers
 from e2ray.core.weights import first_line
+from e2ray.train.objectives import Reader
 
 FEW = 2  # layers of a kind that are measured
 MASKLESS = "e2ray_maskless"  # an attention whose memory grows with the tokens, as that of flash attention does
@@ -88,6 +90,7 @@ class Step:
         dtype: Of the weights.
         attention: As transformers calls it, or `MASKLESS`.
         vocab_size: Of a model that is built from sizes.
+        fused_loss: Whether the loss is computed with the head in it.
     """
 
     rows: int
@@ -95,6 +98,7 @@ class Step:
     dtype: torch.dtype
     attention: str
     vocab_size: int
+    fused_loss: bool = False
 
 
 def activations(settings: Model, step: Step) -> int:
@@ -132,14 +136,20 @@ def _most(settings: Model, step: Step, kept: int, recomputed: int) -> int:
         with FakeTensorMode():
             _make_fake(model)
             tokens = torch.zeros(step.rows, step.window, dtype=torch.int64)
+            read = Reader(partial(_logits, model), FusedHead(model) if step.fused_loss else None)
             with Live(model) as live:
-                next_token_nll(model(input_ids=tokens, use_cache=False).logits, tokens).mean().backward()
+                read.nll(tokens).mean().backward()
             return live.most
     except Exception as error:  # a model that looks at values, shapes that do not fit: each its own exception
         raise SettingsError(
             f"model: its activations cannot be found without running it ({first_line(error)}); choose another model, "
             "or train it as it is"
         ) from None
+
+
+def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
 
 
 def _model(settings: Model, step: Step, kept: int, recomputed: int) -> nn.Module:

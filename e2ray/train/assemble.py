@@ -61,7 +61,7 @@ def write_model(
         Diverged: If a weight is not finite once merged and in `dtype`.
     """
     # Flash attention of the training cannot run on a CPU and knows no float32.
-    plain = settings.model_copy(update={"attention": "auto", "checkpoint_share": 0.0})
+    plain = settings.model_copy(update={"attention": "auto", "checkpoint_share": 0.0, "liger": False})
     model = build_model(plain, dtype=torch.float32, vocab_size=vocab_size, seed=seed)
     try:
         state = checkpoint.read_state(saved)

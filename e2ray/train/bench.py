@@ -39,7 +39,7 @@ from e2ray.train.worker import begin, drawn, trackers_of
 
 BUILT_FROM = {  # settings of train that an engine is built from; all others are asked for at each update
     "batch_sequences", "micro_batch_sequences", "betas", "eps", "weight_decay", "clip_norm", "zero_stage", "offload",
-    "precision", "reduce_dtype", "deepspeed", "compile",
+    "precision", "reduce_dtype", "deepspeed", "compile", "fused_loss",
 }  # fmt: skip
 Measure = Callable[[Engine, int, Callable[[], float]], Mapping[str, object]]
 GaugesOf = Callable[[str], Show]
@@ -102,7 +102,7 @@ class Bench:
     def _model(self, task: Task) -> nn.Module:
         """Return a fresh copy of the base with what this training adds to it."""
         dtype = precision_of(task.train, self.device)
-        plain = task.model.model_copy(update={"lora": None, "checkpoint_share": 0.0})
+        plain = task.model.model_copy(update={"lora": None, "checkpoint_share": 0.0, "liger": False})
         key = (dtype, task.seed if isinstance(plain, LlamaModel) else None)  # a built model's weights follow the seed
         if self._base is None or self._base[0] != key:
             self._base = None

@@ -133,7 +133,8 @@ class Budget:
     def step(self, train: TrainSettings, num_workers: int) -> Step:
         """Return the shape of a micro batch."""
         rows, _ = micro_batch(train, num_workers)
-        return Step(rows, self.config.data.window, self.dtype(train), self._attention(), self.vocab_size)
+        window, attention = self.config.data.window, self._attention()
+        return Step(rows, window, self.dtype(train), attention, self.vocab_size, train.fused_loss)
 
     def _attention(self) -> str:
         asked, packed = self.config.model.attention, self.config.data.pack == "best_fit"
@@ -176,8 +177,8 @@ class Budget:
     def nearest(self) -> Change | None:
         """Return the least change of settings with which the recipe fits; None where none does.
 
-        Cheapest first: smaller micro batches, then recomputing, then sharing among the workers, then CPU memory, then
-        more workers.
+        Cheapest first: smaller micro batches, then a loss without logits, then recomputing, then sharing among the
+        workers, then CPU memory, then more workers.
         """
         for settings, num_workers in self._ladder():
             train, model = self._changed(settings)
@@ -203,6 +204,9 @@ class Budget:
         while rows > 1:
             rows //= 2
             settings["train.micro_batch_sequences"] = rows
+            yield dict(settings), workers
+        if not train.fused_loss and not train.objective.is_taught:
+            settings["train.fused_loss"] = True
             yield dict(settings), workers
         for share in (0.5, 1.0):
             if share > model.checkpoint_share:

@@ -26,12 +26,13 @@ from e2ray.config.train import TrainSettings
 from e2ray.core.attention import document_lengths, is_flash
 from e2ray.core.compiled import CompiledLayers
 from e2ray.core.flops import utilisation, work_of
+from e2ray.core.head import FusedHead
 from e2ray.core.losses import predicted
 from e2ray.core.methods.base import FrequencyMethod
 from e2ray.core.probe import Forward, Probe, ask, refuse_other_answers
 from e2ray.core.rope import RotaryHook
 from e2ray.train.batch import Batch
-from e2ray.train.objectives import Objective, objective_of
+from e2ray.train.objectives import Objective, Reader, objective_of
 from e2ray.train.parameters import ParameterState
 from e2ray.train.zero import deepspeed_settings, micro_batch
 
@@ -156,6 +157,7 @@ class Engine:
         self.flash = is_flash(model)
         self._work = work_of(model)
         self._compiled = CompiledLayers(model) if settings.compile else None
+        self._reader = Reader(self._forward, FusedHead(model) if settings.fused_loss else None)
         self.objective: Objective | None = None  # what is minimised; None: the next token's NLL
         self.figures: dict[str, Tensor] = {}  # of the last update, beside the NLL: [rows] each
         self._norm: Tensor | None = None
@@ -249,7 +251,7 @@ class Engine:
         for part in batch.there or self.micro_batches(batch):
             there = replace(part.to(self.device), token_weight=weight)
             with self._layers(compiled=True), self.hook.applied(there.draw.scale, there.draw.offsets):
-                outcome = objective(self._forward, there)
+                outcome = objective(self._reader, there)
                 self.ds.backward(telling(outcome.loss))
             if self.settings.zero_stage == 0:  # DeepSpeed reports no norm without ZeRO
                 self._norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters() if p.grad is not None])

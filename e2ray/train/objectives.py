@@ -1,4 +1,4 @@
-"""What a training minimises: a forward and a batch in, a loss and figures of each row out.
+"""What a training minimises: a reader and a batch in, a loss and figures of each row out.
 
 The engine knows no particular one; one that needs more than the forward, such as a teacher, is made with it. The loss
 is what one micro batch adds to the mean over all rows and ranks.
@@ -9,15 +9,42 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from e2ray.config.train import ObjectiveSettings
-from e2ray.core.losses import next_token_nll, predicted, token_kl, token_nll
+from e2ray.core.head import FusedHead
+from e2ray.core.losses import predicted, token_kl, token_nll
 from e2ray.core.reach import reaches
 from e2ray.train.batch import Batch
 
 Forward = Callable[..., Float[Tensor, "rows window vocabulary"]]  # of input_ids, and position_ids by keyword
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a model says of tokens: its logits, or what they cost alone, which may need no logits.
+
+    Attributes:
+        forward: Gives logits.
+        head: The model's, where its loss is computed without holding logits.
+    """
+
+    forward: Forward
+    head: FusedHead | None = None
+
+    def __call__(
+        self, tokens: Int[Tensor, "rows window"], **given: Tensor | int
+    ) -> Float[Tensor, "rows window vocabulary"]:
+        """Return the logits; `given` are further arguments of the forward."""
+        return self.forward(tokens, **given)
+
+    def nll(self, tokens: Int[Tensor, "rows window"], **given: Tensor | int) -> Float[Tensor, "rows predictions"]:
+        """Return the NLL of every token but each row's first, float32."""
+        if self.head is None:
+            return token_nll(self.forward(tokens, **given), tokens)
+        with self.head.scoring(tokens):
+            return self.forward(tokens, **given)
 
 
 @dataclass(frozen=True)
@@ -38,20 +65,20 @@ class Outcome:
 class Objective(Protocol):
     """One thing to train for."""
 
-    def __call__(self, forward: Forward, batch: Batch) -> Outcome:
+    def __call__(self, read: Reader, batch: Batch) -> Outcome:
         """Return the outcome of one forward's examples."""
 
 
-def next_token(forward: Forward, batch: Batch) -> Outcome:
+def next_token(read: Reader, batch: Batch) -> Outcome:
     """Return the NLL of rows of one text each, and their mean."""
-    nll = next_token_nll(forward(batch.tokens, **batch.given), batch.tokens)
+    nll = read.nll(batch.tokens, **batch.given).mean(dim=1)
     return Outcome(nll, nll.mean())
 
 
-def packed_next_token(forward: Forward, batch: Batch) -> Outcome:
+def packed_next_token(read: Reader, batch: Batch) -> Outcome:
     """Return each packed row's mean NLL over what it predicts, and the weighted sum of all."""
     assert batch.token_index is not None, "packed rows say where their tokens stand"
-    nll = token_nll(forward(batch.tokens, **batch.given), batch.tokens) * predicted(batch.token_index)
+    nll = read.nll(batch.tokens, **batch.given) * predicted(batch.token_index)
     return Outcome(batch.by_row(nll), batch.total(nll))
 
 
@@ -78,20 +105,20 @@ class Mixture:
         assert teacher is not None or not settings.distill, "a distillation has a teacher"
         self.settings, self.teacher, self.weights = settings, teacher, weights
 
-    def __call__(self, forward: Forward, batch: Batch) -> Outcome:
+    def __call__(self, read: Reader, batch: Batch) -> Outcome:
         """Return each row's NLL, its distance from the teacher, and the mixed loss."""
-        taught = None
+        taught = logits = None
         if self.teacher is not None and self.settings.distill:
             with torch.no_grad():
                 taught = self.teacher(batch.tokens, **batch.given)
-        logits = forward(batch.tokens, **batch.given)
+            logits = read(batch.tokens, **batch.given)
         mask = None if batch.token_index is None else predicted(batch.token_index)
         weights = self._weights(batch)
-        nll = token_nll(logits, batch.tokens)
+        nll = read.nll(batch.tokens, **batch.given) if logits is None else token_nll(logits, batch.tokens)
         nll = nll if mask is None else nll * mask
         loss = self.settings.next_token * batch.total(nll * weights)
         figures = {}
-        if taught is not None:
+        if taught is not None and logits is not None:
             apart = token_kl(logits, taught)
             apart = apart if mask is None else apart * mask
             loss = loss + self.settings.distill * batch.total(apart * weights)

@@ -18,6 +18,7 @@ from e2ray.config.kinds import made_by
 from e2ray.config.model import PretrainedModel
 from e2ray.config.train import OBJECTIVES
 from e2ray.core.compiled import refuse_compile
+from e2ray.core.liger import refuse_liger, use_liger
 from e2ray.core.methods.registry import method_of
 from e2ray.core.model import build_model, known_probe, prove
 from e2ray.core.positions import draw
@@ -106,11 +107,15 @@ def begin(task: Task, *, device: torch.device, model: nn.Module | None = None, b
     disable_progress_bar()
     if task.train.compile:
         refuse_compile(device)
+    if task.model.liger:
+        refuse_liger(device)
     dtype = precision_of(task.train, device)
     if model is None:
         model = build_model(
             task.model, dtype=dtype, vocab_size=task.vocab_size, seed=task.seed, device="cpu", runs_on=device
         )
+    if task.model.liger:
+        use_liger(model, device=device)
     model.train()
     teacher = None
     if task.train.objective.is_taught and not adapters_alone(model):

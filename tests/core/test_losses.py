@@ -121,3 +121,31 @@ def test_a_student_that_says_what_its_teacher_says_is_at_no_distance():
     assert token_kl(logits, logits).abs().max() < 1e-6
     with pytest.raises(ValueError, match="logits of student and teacher must be"):
         token_kl(logits, logits[:, :5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_loss_with_the_head_in_it_is_that_of_the_logits(dtype, with_bias, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 100)  # of a vocabulary of 30: chunks of three tokens
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 8, 16, generator=generator).to(dtype)
+    weight, bias = torch.randn(30, 16, generator=generator).to(dtype), torch.randn(30, generator=generator).to(dtype)
+    tokens = torch.randint(30, (3, 8), generator=generator)
+    share = torch.rand(3, 7, generator=generator)
+    inputs = [each.requires_grad_() for each in (hidden, weight, *([bias] if with_bias else []))]
+    found = losses.head_nll(hidden, weight, bias if with_bias else None, tokens)
+    logits = F.linear(hidden.double(), weight.double(), bias.double() if with_bias else None)
+    wanted = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(3, 7)
+    assert found.dtype == torch.float32 and found.shape == (3, 7)
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
+    torch.testing.assert_close(found, wanted.float(), **close)
+    ours, exact = ((each * share).sum() for each in (found, wanted))
+    for mine, its in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(exact, inputs), strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine, its, **close)
+
+
+def test_a_head_that_is_not_trained_gets_no_gradient():
+    hidden, weight = torch.randn(1, 4, 8, requires_grad=True), torch.randn(10, 8)
+    losses.head_nll(hidden, weight, None, torch.zeros(1, 4, dtype=torch.int64)).sum().backward()
+    assert weight.grad is None and hidden.grad is not None and not hidden.grad[:, -1].any()

@@ -57,6 +57,7 @@ TRAINED = {
     "reduce_dtype": "deepspeed",
     "deepspeed": "deepspeed",
     "compile": "compiled",
+    "fused_loss": "compiled",
     "precision": "deepspeed",
     "checkpoint_every": "left_behind",
     "keep_checkpoints": "left_behind",
@@ -79,11 +80,11 @@ SEEN = {
         **dict.fromkeys(("hidden_size", "num_layers", "num_heads", "num_key_value_heads"), "model"),
         **dict.fromkeys(("intermediate_size", "base_frequency", "initializer_range", "tie_embeddings"), "model"),
         **{"base_context_length": "draws", "attention": "attention"},
-        **{"checkpoint_share": "adapters", "lora": "adapters"},
+        **{"checkpoint_share": "adapters", "lora": "adapters", "liger": "kernels"},
     },
     "PretrainedModel": {
         **{"path": "model", "revision": "model", "base_context_length": "draws", "base_scaling": "model"},
-        **{"attention": "attention", "checkpoint_share": "adapters", "lora": "adapters"},
+        **{"attention": "attention", "checkpoint_share": "adapters", "lora": "adapters", "liger": "kernels"},
     },
     "LoraSettings": dict.fromkeys(("rank", "alpha", "dropout", "targets", "trainable"), "adapters"),
     "DataSettings": {

@@ -1,5 +1,7 @@
 """Activations found on fake tensors: against torch's own tracker, and few layers against all of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -80,6 +82,14 @@ def test_they_grow_with_rows_and_window_and_shrink_with_recomputation_and_bf16()
     assert activations(llama(), step(window=512, attention="eager")) > 2 * activations(llama(), step(window=512))
 
 
+def test_a_loss_with_the_head_in_it_holds_no_logits():
+    large = {"vocab_size": 200_000, "window": 256}
+    whole, fused = (activations(llama(), replace(step(**large), fused_loss=fused)) for fused in (False, True))
+    logits = 2 * 256 * 200_000 * 2
+    head = 200_000 * SIZES["hidden_size"]  # its gradient: in float32 while it is added up, and once in bf16
+    assert whole > 2 * logits and fused < whole - logits and fused > 6 * head
+
+
 def test_a_checkpoint_is_measured_by_its_config_alone(tmp_path):
     path = tmp_path / "base"
     tiny_model("llama").save_pretrained(path)
@@ -91,6 +101,6 @@ def test_a_model_that_cannot_run_on_fakes_is_one_line(monkeypatch):
     def reading(*_):
         raise RuntimeError("it looks\nat values")
 
-    monkeypatch.setattr(module, "next_token_nll", reading)
+    monkeypatch.setattr(module, "_logits", reading)
     with pytest.raises(SettingsError, match=r"model: its activations cannot be found without running it \(it looks\)"):
         activations(llama(), step())

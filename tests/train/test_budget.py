@@ -57,11 +57,17 @@ def test_the_nearest_settings_are_the_first_of_the_ladder_that_fit(tmp_path):
     ladder = [
         {"train.micro_batch_sequences": 4},
         {"train.micro_batch_sequences": 1},
-        {"train.micro_batch_sequences": 1, "model.checkpoint_share": 1.0},
-        {"train.micro_batch_sequences": 1, "model.checkpoint_share": 1.0, "train.zero_stage": 2},
+        {"train.micro_batch_sequences": 1, "train.fused_loss": True},
+        {"train.micro_batch_sequences": 1, "train.fused_loss": True, "model.checkpoint_share": 1.0},
+        {
+            "train.micro_batch_sequences": 1,
+            "train.fused_loss": True,
+            "model.checkpoint_share": 1.0,
+            "train.zero_stage": 2,
+        },
     ]
     sizes = [needs(made, **settings) for settings in ladder]
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 5
     for settings, size in zip(ladder, sizes, strict=True):
         change = budget(tmp_path, data={"window": 128}, room=size).nearest()
         assert change.settings == settings and change.need.memory.on_device == size and change.need.fits
@@ -70,7 +76,7 @@ def test_the_nearest_settings_are_the_first_of_the_ladder_that_fit(tmp_path):
 def test_more_workers_come_last_and_what_never_fits_is_none(tmp_path):
     made = budget(tmp_path, workers=1, train={"micro_batch_sequences": 1, "zero_stage": 2}, room=1)
     assert made.nearest() is None
-    offloaded = {"train.offload": "optimizer", "model.checkpoint_share": 1.0}
+    offloaded = {"train.offload": "optimizer", "train.fused_loss": True, "model.checkpoint_share": 1.0}
     train, model = made._changed(offloaded)
     room = made.need(8, train=train, model=model).memory.on_device
     assert made.need(1, train=train, model=model).memory.on_device > room

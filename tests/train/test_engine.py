@@ -16,6 +16,7 @@ from e2ray.config.base import SettingsError
 from e2ray.config.model import LlamaModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
+from e2ray.core.head import FusedHead
 from e2ray.core.losses import plain_ids, predicted, token_nll
 from e2ray.core.model import build_model
 from e2ray.core.positions import draw
@@ -145,6 +146,34 @@ def test_what_is_not_finite_is_named(changes):
         getattr(states[place], kind).copy_(good)
         engine.load(iter(states), optimizer_step=1)
         assert engine.non_finite() is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.distributed:FutureWarning")  # DeepSpeed's own calls
+@pytest.mark.parametrize("changes", STAGES, ids=lambda changes: "-".join(str(value) for value in changes.values()))
+def test_a_loss_with_the_head_in_it_trains_alike(changes):
+    fused, plain = engine_of(2, **changes, fused_loss=True), engine_of(2, **changes)
+    for step in (0, 1):
+        nll = [update(engine, step) for engine in (fused, plain)]
+        torch.testing.assert_close(*nll, rtol=1e-5 if fused.ds.module.dtype == torch.float32 else 2e-2, atol=1e-5)
+        assert fused.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4 if "precision" not in changes else 2e-2)
+    assert torch.equal(fused.logits(batch()[0]).argmax(-1), plain.logits(batch()[0]).argmax(-1))  # the head is back
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            lambda model: setattr(model.config, "final_logit_softcapping", 30.0),
+            r"changes its logits \(final_logit_soft",
+        ),
+        (lambda model: setattr(model, "lm_head", torch.nn.Sequential(model.lm_head)), "has no plain linear layer"),
+    ],
+)
+def test_a_head_that_the_loss_cannot_be_put_into_is_refused(change, complaint):
+    model = build_model(LlamaModel(num_layers=1), dtype=torch.float32, vocab_size=VOCABULARY)
+    change(model)
+    with pytest.raises(SettingsError, match=rf"train\.fused_loss: LlamaForCausalLM {complaint}.*; leave it out"):
+        FusedHead(model)
 
 
 @pytest.mark.slow

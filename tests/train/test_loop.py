@@ -17,7 +17,7 @@ from e2ray.train import loop
 from e2ray.train.batch import Batch
 from e2ray.train.engine import telling
 from e2ray.train.loop import Diverged, Meter, Skips, fit, scale_bucket
-from e2ray.train.objectives import Mixture, objective_of
+from e2ray.train.objectives import Mixture, Reader, objective_of
 
 WINDOW, ROWS = 16, 4
 
@@ -137,7 +137,7 @@ def test_nothing_of_a_step_looks_at_values_on_the_device(kind, packed, objective
     minimise = Mixture(objective, teacher=forward) if objective else objective_of(packed=packed)
     there = batch.to("meta")
     with hook.applied(there.draw.scale, there.draw.offsets):
-        outcome = minimise(forward, there)
+        outcome = minimise(Reader(forward), there)
         telling(outcome.loss).backward()
     meter = Meter(Unreadable(), WINDOW)
     meter.add(batch, outcome.nll.detach(), 0.0)
