@@ -25,6 +25,7 @@ DESCRIPTIONS = {
     "report": "one run or several as a page that opens offline, and as Markdown for a model card",
     "diff": "two runs side by side: settings that differ, and figures with their difference",
     "check": "validate a recipe, its paths and its model before a submission",
+    "doctor": "look at the cluster that a recipe would run on: versions, storage, GPUs, kernels, links",
     "plan": "what a recipe will take, before any training: memory, disk, hours and price; or what its draws will show",
     "shards": "look at a folder of shards: what it holds (info, or report as a page), and whether every byte is what "
     "prepare wrote (verify)",
@@ -236,6 +237,11 @@ def _dispatch(command: str, parsed: argparse.Namespace) -> None:
                 from e2ray.stages import compare as comparing
 
             comparing.compare(config)
+        case "doctor":
+            with _loading():
+                from e2ray.stages.doctor import doctor
+
+            doctor(config)
         case "plan":
             if parsed.coverage:
                 from e2ray.stages.coverage import cover

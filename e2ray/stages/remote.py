@@ -5,6 +5,7 @@ from typing import TypeVar, TypeVarTuple
 
 import ray
 from ray.remote_function import RemoteFunction
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from e2ray.config.base import SettingsError
 from e2ray.config.train import ClusterSettings
@@ -82,6 +83,31 @@ def remote_each(
         cause = error.cause or error
         raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
     return [results[number] for number in range(len(calls))]
+
+
+def on_each_node(name: str, function: Callable[[*Given], Found], *arguments: *Given) -> list[Found]:
+    """Run a function once on every node of the cluster, whatever room it has, and return the results.
+
+    Raises:
+        RuntimeError: If a call fails, or a node does not answer.
+    """
+    packed = ray.cloudpickle.dumps((function, arguments))
+    alive = [each["NodeID"] for each in ray.nodes() if each["Alive"]]
+    task = ray.remote(num_cpus=0, max_retries=0)(call)
+    running = []
+    for node in alive:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        running.append(task.options(name=name, num_returns="streaming", scheduling_strategy=there).remote(packed, 1))
+    try:
+        return [ray.get(list(each)[1]) for each in running]
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
+
+
+def has(resource: str) -> float:
+    """Return how much of a resource all nodes have together, in Ray's words and units."""
+    return float(ray.cluster_resources().get(resource, 0.0))
 
 
 def _task(*, use_gpu: bool, fresh: bool) -> RemoteFunction:
