@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-slow lint format docs setup clean
+.PHONY: train test test-slow test-gpu lint format docs setup clean
 
 setup: $(READY)
 
@@ -24,6 +24,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m 'slow and not gpu'
+
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .
