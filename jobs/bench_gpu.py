@@ -20,6 +20,8 @@ same parts run in miniature, which shows that they run and nothing of speed.
 """
 
 import argparse
+import copy
+import gc
 import json
 import statistics
 import sys
@@ -39,6 +41,7 @@ import os
 
 import torch
 import torch.distributed as dist
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from e2ray.config.base import SettingsError
@@ -48,7 +51,7 @@ from e2ray.config.train import TrainSettings
 from e2ray.core.attention import IMPLEMENTATIONS, document_lengths, is_flash, resolve_attention
 from e2ray.core.flops import gpu_of, utilisation, work_of
 from e2ray.core.losses import head_nll, next_token_nll, token_nll
-from e2ray.core.model import build_model
+from e2ray.core.model import build_model, recompute
 from e2ray.core.positions import draw
 from e2ray.core.proof import prove, prove_apart
 from e2ray.core.rope import RotaryHook
@@ -77,6 +80,8 @@ class Bench:
         self.window = 64 if self.small else 8192
         self.layers = 2 if self.small else 8
         self.steps = 3 if self.small else 6
+        self.keep: Callable[[Found], object] = lambda found: None  # writes what a part has found so far
+        self._made: dict[tuple[str, torch.dtype], Any] = {}
 
     @property
     def left_s(self) -> float:
@@ -88,9 +93,17 @@ class Bench:
         return LlamaModel.model_validate({**(SMALL if self.small else LARGE), "num_layers": self.layers, **changes})
 
     def built(self, settings: LlamaModel, dtype: torch.dtype = BF16, device: torch.device | None = None) -> Any:
-        """Return a model with random weights."""
+        """Return a model with random weights; those of one size are made once, which on a CPU takes long."""
         where = device or self.device
-        return build_model(settings, dtype=dtype, vocab_size=self.vocab_size, seed=1, device=where, runs_on=where)
+        key = (settings.model_copy(update={"checkpoint_share": 0.0, "attention": "auto"}).model_dump_json(), dtype)
+        if key not in self._made:
+            plain = LlamaModel.model_validate_json(key[0])
+            self._made = {key: build_model(plain, dtype=dtype, vocab_size=self.vocab_size, seed=1)}
+        model = copy.deepcopy(self._made[key]).to(where)
+        model.set_attn_implementation(resolve_attention(settings, where, dtype=dtype))
+        if settings.checkpoint_share:
+            recompute(model, settings.checkpoint_share)
+        return model
 
     def tokens(self, rows: int, window: int | None = None, seed: int = 0) -> torch.Tensor:
         """Return random rows."""
@@ -105,6 +118,7 @@ class Bench:
     def forget(self) -> None:
         """Give memory back and begin a new peak."""
         torch._dynamo.reset()
+        gc.collect()  # engines hold themselves
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -146,7 +160,7 @@ def tried(work: Callable[[], Found]) -> Found:
         return {"not there": str(error)}
     except ImportError as error:
         return {"not there": f"{error}"}
-    except (RuntimeError, ValueError, AssertionError, torch.OutOfMemoryError) as error:
+    except Exception as error:  # of a GPU, of a library, of a version: each its own
         return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
 
 
@@ -163,7 +177,8 @@ def kernels_of(bench: Bench, work: Callable[[], object]) -> tuple[list[str], flo
     for event in found.key_averages():
         if any(word in event.key.lower() for word in ATTENTION_KERNELS):
             names.add(event.key[:120])
-        busy += getattr(event, "self_device_time_total", 0.0) / 1e6
+        if event.device_type == DeviceType.CUDA:  # else a kernel counts for its call, too
+            busy += event.self_device_time_total / 1e6
     return sorted(names), (max(0.0, 1 - busy / wall) if bench.device.type == "cuda" else None)
 
 
@@ -250,7 +265,9 @@ def _stage(bench: Bench, stage: int) -> Found:
     from e2ray.train import checkpoint
 
     changes = {"zero_stage": stage, "batch_sequences": 2, "micro_batch_sequences": 1}
-    engine = engine_of(bench, bench.built(bench.sizes(num_layers=2), device=torch.device("cpu")).train(), **changes)
+    narrow = {} if bench.small else {"hidden_size": 2048, "num_heads": 16, "intermediate_size": 7168}  # quick to save
+    built = bench.built(bench.sizes(num_layers=2, **narrow), device=torch.device("cpu")).train()
+    engine = engine_of(bench, built, **changes)
     losses = [float(engine.update(rows_of(bench, 2, step), lr=1e-5).mean()) for step in range(2)]
     weight = next(parameter for _, parameter in engine.parameters())
     handle = weight.register_hook(lambda gradient: gradient * torch.inf)
@@ -305,6 +322,7 @@ def layers(bench: Bench) -> Found:
             continue
         found[name] = tried(lambda model=model, train=train: _ours(bench, model, train))
         bench.forget()
+        bench.keep(found)
     found["draws and methods"] = tried(lambda: _draws(bench))
     found["plain transformers, again"] = tried(lambda: _plain(bench))
     return found
@@ -448,6 +466,10 @@ def _loss(bench: Bench, way: Callable[..., torch.Tensor], vocab_size: int) -> Fo
 
 def saving(bench: Bench) -> Found:
     """Measure how fast a checkpoint is written and read."""
+    return {"of two layers": tried(lambda: _saving(bench))}
+
+
+def _saving(bench: Bench) -> Found:
     from e2ray.train import checkpoint
 
     bench.forget()
@@ -583,19 +605,25 @@ def main() -> int:
     reached: list[Found] = []
     if bench.small:  # what is compiled is traced, and no code is made of it, which takes longer than all the rest
         torch.compile = partial(torch.compile, backend="aot_eager")
+
+    def write(part: str, found: Found) -> None:
+        runs[part] = found
+        reached[:] = [] if bench.small else goals(runs)
+        result = known | {"command": command, "config": config, "runs": runs, "goals": reached}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1))
+
     with one_process():
         for part in parsed.only:
             if bench.left_s < 10:
                 runs[part] = {"": {"not there": "no time left"}}
             else:
                 began = time.perf_counter()
+                bench.keep = partial(write, part)
                 runs[part] = PARTS[part](bench)
                 print(f"{part}: {time.perf_counter() - began:.0f} s", flush=True)
             bench.forget()
-            reached = [] if bench.small else goals(runs)
-            result = known | {"command": command, "config": config, "runs": runs, "goals": reached}
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(result, indent=1))
+            write(part, runs[part])
     print("\n".join(summary(runs)))
     for entry in reached:
         print(f"{'met   ' if entry['met'] else 'MISSED'}  {entry['name']}: {entry['value']:.4g} ({entry['goal']})")

@@ -65,6 +65,7 @@ def plain_step(device: torch.device, dtype: torch.dtype, settings: TrainSettings
             num_workers=1,
             dtype=dtype,
             num_parameters=model.num_parameters(),
+            largest=max(each.numel() for each in model.parameters()),
             on_gpu=device.type == "cuda",
         ),
         dist_init_required=False,

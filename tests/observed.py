@@ -244,7 +244,7 @@ def deepspeed(run, path):
     settings, found = settings_of(run, path), []
     for device in ("cpu", "cuda"):
         dtype = precision_of(settings, torch.device(device))
-        sizes = {"num_workers": 1, "num_parameters": 10**9}
+        sizes = {"num_workers": 1, "num_parameters": 10**9, "largest": 10**8}
         found.append([str(dtype), zero.deepspeed_settings(settings, dtype=dtype, on_gpu=device == "cuda", **sizes)])
     return found
 

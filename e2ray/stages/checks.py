@@ -22,6 +22,7 @@ from e2ray.config.resolved import ResolvedConfig
 from e2ray.config.uris import is_uri
 from e2ray.core.attention import resolve_attention
 from e2ray.core.compiled import refuse_compile
+from e2ray.core.flops import gpu_of
 from e2ray.core.liger import refuse_liger
 from e2ray.core.methods.linear import Linear
 from e2ray.core.methods.registry import method_of
@@ -235,6 +236,8 @@ def refuse_too_large(run: ResolvedRun) -> None:
     """Raise SettingsError if a GPU of this machine cannot hold what a worker needs, naming the nearest settings."""
     if not torch.cuda.is_available() or run.config.cluster.use_gpu is False:
         return
+    if gpu_of(torch.cuda.get_device_name(), GPUS) is None:
+        return  # a kind of which nothing is known
     _, gpu = gpu_for(run.config, None, GPUS)
     budget = budget_of(run.config, gpu)
     need = budget.need(run.config.cluster.num_workers)

@@ -61,7 +61,7 @@ def _lines(run: ResolvedRun) -> Iterator[Line]:
     yield from _versions(nodes)
     yield from _storage(run, nodes)
     yield from _cards(nodes)
-    yield from _abilities(nodes)
+    yield from _abilities(run, nodes)
     yield _object_store()
     yield from _base(run)
     yield from _memory(run, nodes)
@@ -110,6 +110,9 @@ def _storage(run: ResolvedRun, nodes: list[Node]) -> Iterator[Line]:
 
 def _cards(nodes: list[Node]) -> Iterator[Line]:
     cards = [(each, card) for each in nodes for card in each.cards]
+    if not cards and has("GPU"):
+        yield Line("FAILED", f"GPUs: Ray counts {has('GPU'):g}, torch sees none; install its CUDA build and the driver")
+        return
     if not cards:
         yield Line("ok", "GPUs: none, workers train on CPUs")
         return
@@ -122,10 +125,16 @@ def _cards(nodes: list[Node]) -> Iterator[Line]:
             )
 
 
-def _abilities(nodes: list[Node]) -> Iterator[Line]:
-    runs = sorted(set.intersection(*({*each.runs} for each in nodes)))
+def _abilities(run: ResolvedRun, nodes: list[Node]) -> Iterator[Line]:
+    those = [each for each in nodes if each.cards] or nodes  # where workers would run
+    runs = sorted(set.intersection(*({*each.runs} for each in those)))
     yield Line("ok", f"attention and kernels on all nodes: {', '.join(runs)}")
-    for each in nodes:
+    model, train = run.config.model, run.config.train
+    asked = {model.attention: model.attention not in ("auto", "sdpa", "eager", "flex"), "liger": model.liger}
+    for name, wanted in {**asked, "compile": train.compile}.items():
+        if wanted and name not in runs:
+            yield Line("FAILED", f"{name}: the recipe asks for it, and not all nodes have it")
+    for each in those:
         for line in each.missing:
             yield Line("warning", f"on {each.host}: {line}")
 
@@ -160,7 +169,8 @@ def _memory(run: ResolvedRun, nodes: list[Node]) -> Iterator[Line]:
     if gpu is None:
         yield Line("warning", "memory: nothing is known of this GPU; ask e2ray plan with a --gpu-table")
         return
-    budget = budget_of(run.config, gpu)
+    least = min(card.memory_gib for each in nodes for card in each.cards)
+    budget = budget_of(run.config, gpu.model_copy(update={"memory_gib": least}))
     need = budget.need(run.config.cluster.num_workers)
     if need.fits:
         yield Line("ok", f"memory: {size(need.memory.on_device)} of {size(budget.room)} on each GPU, as planned")
@@ -176,10 +186,17 @@ def _links(run: ResolvedRun, nodes: list[Node]) -> Iterator[Line]:
     if together < 2:
         yield Line("ok", "links: there is no other worker, or no core for it, to measure between")
         return
+    kind = "GPU" if on_gpu else "CPU"
+    if has(kind, free=True) < together:
+        yield Line("warning", f"links: not measured, {kind}s of the cluster are in use; ask again when they are free")
+        return
     meeting = run.storage / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         calls = [(rank, together, str(meeting), on_gpu) for rank in range(together)]
         found = min(remote_each("doctor, links", bandwidth, calls, use_gpu=on_gpu))
+    except RuntimeError as error:
+        yield Line("FAILED", f"links: an all-reduce between {together} workers failed ({error})")
+        return
     finally:
         Path(meeting).unlink(missing_ok=True)
     yield _judged(run, nodes, found)

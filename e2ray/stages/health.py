@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +72,12 @@ def node(storage: str, mark: str) -> Node:
 def _cards() -> tuple[Card, ...]:
     cards = []
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
+        total = torch.cuda.get_device_properties(index).total_memory
+        try:
+            free, total = torch.cuda.mem_get_info(index)
+        except RuntimeError:  # nothing of it is left, not even for the question
+            free = 0
         cards.append(Card(name, round(total / 2**30, 1), round((total - free) / 2**30, 1)))
     return tuple(cards)
 
@@ -117,9 +122,11 @@ def _storage(folder: Path, mark: str) -> str | None:
     own = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         own.write_bytes(b"e2ray")
-        own.unlink()
     except OSError as error:
         return f"cannot be written ({error.strerror})"
+    finally:
+        with suppress(OSError):
+            own.unlink(missing_ok=True)
     return None
 
 

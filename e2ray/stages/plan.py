@@ -161,4 +161,7 @@ def too_large(budget: Budget, need: Need) -> str:
     if change is None:
         return f"{line}no setting fits; take larger GPUs, a shorter data.window or model.lora"
     told = ", ".join(f"{path}: {value}" for path, value in change.settings.items())
-    return f"{line}set {told}, which needs {size(change.need.memory.on_device)}"
+    line = f"{line}set {told}, which needs {size(change.need.memory.on_device)}"
+    return (
+        f"{line}, and {size(change.need.memory.on_host)} of its process" if "train.offload" in change.settings else line
+    )

@@ -75,12 +75,12 @@ def remote_each(
                 begun.add(number)
                 if tells:
                     pace.hush()
-    except ray.exceptions.RayTaskError as error:
+    except ray.exceptions.RayError as error:
         for each in running:
             ray.cancel(each, force=True)
-        if isinstance(error.cause, SettingsError):
-            raise SettingsError(str(error.cause)) from error
-        cause = error.cause or error
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, SettingsError):
+            raise SettingsError(str(cause)) from error
         raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
     return [results[number] for number in range(len(calls))]
 
@@ -99,15 +99,16 @@ def on_each_node(name: str, function: Callable[[*Given], Found], *arguments: *Gi
         there = NodeAffinitySchedulingStrategy(node, soft=False)
         running.append(task.options(name=name, num_returns="streaming", scheduling_strategy=there).remote(packed, 1))
     try:
-        return [ray.get(list(each)[1]) for each in running]
+        return [ray.get(list(each))[-1] for each in running]
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         raise RuntimeError(f"{name} failed: {type(cause).__name__}: {one_line(cause)}") from error
 
 
-def has(resource: str) -> float:
-    """Return how much of a resource all nodes have together, in Ray's words and units."""
-    return float(ray.cluster_resources().get(resource, 0.0))
+def has(resource: str, *, free: bool = False) -> float:
+    """Return how much of a resource all nodes have together, or have free, in Ray's words and units."""
+    known = ray.available_resources() if free else ray.cluster_resources()
+    return float(known.get(resource, 0.0))
 
 
 def _task(*, use_gpu: bool, fresh: bool) -> RemoteFunction:

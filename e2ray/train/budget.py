@@ -4,17 +4,19 @@ Time follows from arithmetic (`core/flops.py`) and the share of it that a GPU re
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
+from e2ray.config.base import SettingsError
 from e2ray.config.gpus import Gpu
 from e2ray.config.model import Model
 from e2ray.config.run import RunConfig
 from e2ray.config.train import TrainSettings
 from e2ray.core.adapters import with_adapters_quietly
-from e2ray.core.flops import Work, work_of
+from e2ray.core.flops import Work, config_of, work_of
+from e2ray.core.head import FusedHead
 from e2ray.core.model import from_config, recomputed_layers
 from e2ray.train.activations import MASKLESS, Step, activations, num_layers
 from e2ray.train.memory import Memory, Sizes, memory_of
@@ -156,10 +158,19 @@ class Budget:
             dtype=self.dtype(train),
             on_gpu=self.gpu is not None,
         )
+        memory = replace(memory, device={**memory.device, **self._teacher(train, model, key[1])})
         hours = self._hours(train, model, num_workers)
         price = self.gpu.usd_per_hour if self.gpu else None
         usd = None if hours is None or price is None else hours * num_workers * price
         return Need(num_workers, memory, self.room, hours, usd)
+
+    def _teacher(self, train: TrainSettings, model: Model, step: Step) -> dict[str, int]:
+        """Return what a distillation holds beside: the base, unless it is what lies under adapters, and its logits."""
+        if not train.objective.is_taught:
+            return {}
+        logits = step.rows * step.window * int(config_of(self._meta).vocab_size) * step.dtype.itemsize
+        base = 0 if model.lora is not None else self.sizes.total * (2 if self.gpu else step.dtype.itemsize)
+        return {"teacher": base + logits}
 
     def reached(self, train: TrainSettings) -> float:
         """Return the share of the GPU's arithmetic that is assumed."""
@@ -170,9 +181,11 @@ class Budget:
             return None
         flops = self.work.flops(self.config.data.window) * self.tokens
         layers = num_layers(model)
-        again = recomputed_layers(model.checkpoint_share, layers) / layers  # a third of the work is the forward pass
+        again = recomputed_layers(model.checkpoint_share, layers) / layers
+        forward = 1 / 3 if model.lora is None else 1 / 2  # of the work: frozen weights have no gradient to compute
+        again += train.objective.is_taught  # the teacher reads everything once
         speed = self.gpu.tflops * 1e12 * num_workers * self.reached(train)
-        return flops * (1 + again / 3) / speed / 3600
+        return flops * (1 + again * forward) / speed / 3600
 
     def nearest(self) -> Change | None:
         """Return the least change of settings with which the recipe fits; None where none does.
@@ -187,6 +200,14 @@ class Budget:
                 if need.fits:
                     return Change(settings, need)
         return None
+
+    def _can_fuse(self) -> bool:
+        """Return whether the model's head can have the loss in it."""
+        try:
+            FusedHead(self._meta)
+        except SettingsError:
+            return False
+        return True
 
     def _changed(self, settings: dict[str, object]) -> tuple[TrainSettings, Model]:
         parts = {"train": self.config.train, "model": self.config.model}
@@ -205,7 +226,7 @@ class Budget:
             rows //= 2
             settings["train.micro_batch_sequences"] = rows
             yield dict(settings), workers
-        if not train.fused_loss and not train.objective.is_taught:
+        if not train.fused_loss and not train.objective.is_taught and self._can_fuse():
             settings["train.fused_loss"] = True
             yield dict(settings), workers
         for share in (0.5, 1.0):
@@ -217,7 +238,7 @@ class Budget:
         for path, value, number in steps:
             if path == "train.zero_stage" and (train.zero_stage >= int(str(value)) or (value == 3 and train.compile)):
                 continue
-            if train.offload != "none" and path == "train.offload":
+            if path == "train.offload" and (train.offload != "none" or train.zero_stage == 0):
                 continue
             settings[path] = value
             yield dict(settings), number

@@ -167,11 +167,13 @@ class Engine:
         if not on_gpu:
             deepspeed.ops.__compatible_ops__ = {}  # else each op is probed, and one compiled for a minute
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
         config = deepspeed_settings(
             settings,
             num_workers=self.num_workers,
             dtype=dtype,
-            num_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            num_parameters=sum(trained),
+            largest=max(trained),
             on_gpu=on_gpu,
         )
         with redirect_stdout(io.StringIO()):  # its optimizer for stage 1 in bf16 prints a page on memory

@@ -73,6 +73,9 @@ def memory_of(
     moved = {"none": (), "optimizer": ("optimizer", "offload"), "all": ("optimizer", "offload", "weights")}
     host = {"checkpoint while it is loaded": sizes.total * dtype.itemsize}
     host |= {name: held.pop(name) for name in moved[train.offload] if name in held}
+    if train.offload != "none" and train.zero_stage == 3:  # gradients go there too, and once more to the optimizer
+        host["gradients"] = 2 * held.pop("gradients")
+        worst = {"activations": activations}
     return Memory(held | worst, host)
 
 
@@ -98,10 +101,12 @@ def _held(train: TrainSettings, sizes: Sizes, num_workers: int, dtype: torch.dty
 def _buckets(train: TrainSettings, sizes: Sizes, num_workers: int, dtype: torch.dtype, *, on_gpu: bool) -> int:
     """Return what reduces gradients."""
     zero = train.deepspeed.get("zero_optimization", {})
-    numbers = zero.get("reduce_bucket_size", bucket_numbers(sizes.trained)) if isinstance(zero, dict) else 0
+    overlapped = on_gpu and num_workers > 1
+    ours = bucket_numbers(sizes.trained, largest=sizes.largest if overlapped else 0)
+    numbers = zero.get("reduce_bucket_size", ours) if isinstance(zero, dict) else 0
     if train.zero_stage == 0:
         return 0 if num_workers == 1 else 2 * FP32 * min(sizes.trained, 5 * 10**8)
-    copies = 2 if on_gpu and num_workers > 1 else 1
+    copies = 2 if overlapped else 1
     return int(numbers) * dtype.itemsize * copies  # type: ignore[arg-type]
 
 

@@ -2,10 +2,11 @@
 
 DeepSpeed's own defaults add up micro batches in bf16 and, in the stages 1 and 2, reduce gradients after the backward
 pass and in buckets of half a billion numbers, whatever the model. Here micro batches are added up in fp32, a bucket is
-an eighth of the model, and where several GPUs share a batch reduction runs beside the backward pass. Its form is
-DeepSpeed 0.19's: stage 3 sends each gradient to the one rank that keeps it (reduce-scatter); the stages 1 and 2 send
-all to all, since their way of one rank at a time waits for the GPU at every bucket when it runs beside the backward
-pass. `train.deepspeed` adds to this, or overrides what is no setting of ours.
+an eighth of the model, within bounds, and where several GPUs share a batch the stages 2 and 3 reduce beside the
+backward pass. The form is DeepSpeed 0.19's: stage 3 sends each gradient to the one rank that keeps it
+(reduce-scatter); stage 2 sends all to all, since its way of one rank at a time waits for the GPU at every bucket when
+it runs beside the backward pass; stage 1 in bf16 sends all to all once, behind the last micro batch. `train.deepspeed`
+adds to this, or overrides what is no setting of ours.
 """
 
 from collections.abc import Mapping
@@ -26,14 +27,18 @@ def micro_batch(settings: TrainSettings, num_workers: int) -> tuple[int, int]:
     return micro, share // micro
 
 
-def bucket_numbers(num_parameters: int) -> int:
-    """Return how many gradients are reduced at a time; even, as DeepSpeed demands."""
+def bucket_numbers(num_parameters: int, *, largest: int = 0) -> int:
+    """Return how many gradients are reduced at a time; even, as DeepSpeed demands.
+
+    Where reduction runs beside the backward pass that is at least `largest`, the numbers of the largest tensor:
+    DeepSpeed does not copy one that is larger than a bucket, and its memory is used again before it has been read.
+    """
     wanted = min(max(num_parameters // BUCKETS, SMALLEST_BUCKET), LARGEST_BUCKET)
-    return max(2, min(wanted, num_parameters) // 2 * 2)
+    return max(2, min(max(wanted, largest + largest % 2), num_parameters + num_parameters % 2) // 2 * 2)
 
 
 def deepspeed_settings(
-    settings: TrainSettings, *, num_workers: int, dtype: torch.dtype, num_parameters: int, on_gpu: bool
+    settings: TrainSettings, *, num_workers: int, dtype: torch.dtype, num_parameters: int, largest: int, on_gpu: bool
 ) -> Plain:
     """Return DeepSpeed's own settings for ours.
 
@@ -42,11 +47,12 @@ def deepspeed_settings(
         num_workers: Workers that share a batch.
         dtype: Of the weights in a forward.
         num_parameters: Trained numbers of the model.
+        largest: Those of its largest trained tensor.
         on_gpu: Whether the engine runs on GPUs.
     """
     micro, accumulation = micro_batch(settings, num_workers)
-    bucket = bucket_numbers(num_parameters)
     overlapped = on_gpu and num_workers > 1
+    bucket = bucket_numbers(num_parameters, largest=largest if overlapped else 0)
     zero: Plain = {
         "stage": settings.zero_stage,
         "overlap_comm": overlapped,

@@ -41,13 +41,12 @@ def told(lines):
 def test_a_sound_machine_has_a_line_for_each_subject(tmp_path, ray_cluster, capsys):
     doctor(config_of(tmp_path, workers=2))
     lines = capsys.readouterr().out.splitlines()
-    subjects = [
-        line.split(":")[0].split()[-1] for line in lines if line.split() and line.split()[0] in ("ok", "warning")
-    ]
+    found = [line for line in lines if line.startswith(("ok ", "warning "))]
+    subjects = [line.split(":")[0].split()[-1] for line in found]
     assert not [line for line in lines if line.startswith("FAILED")]
     for subject in ("token", "versions", "storage", "GPUs", "nodes", "store", "base", "links"):
         assert subject in subjects, lines
-    moved = next(line for line in lines if "links" in line)
+    moved = next(line for line in found if "links:" in line)
     assert "GB/s, so that gradients take" in moved
     assert list((tmp_path / "storage").iterdir()) == []  # nothing is left behind
 
@@ -82,19 +81,27 @@ def test_a_storage_that_a_node_cannot_write_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("holders", "who"), [((), "nvidia-smi does not say who"), (("process 7 holds 900 MiB",), "process 7 holds 900 MiB")]
 )
-def test_a_card_that_others_hold_is_told(holders, who):
+def test_a_card_that_others_hold_is_told(holders, who, monkeypatch):
     held = dataclasses.replace(GOOD, cards=(Card("NVIDIA H100", 79.1, 30.0),), holders=holders)
+    monkeypatch.setattr(module, "has", lambda resource: 0.0)
     first, second = told(module._cards([held]))
     assert first == "ok GPUs: 1, NVIDIA H100"
     assert second == f"FAILED GPUs: others hold 30 GiB of a NVIDIA H100 on one ({who}); end them"
     assert told(module._cards([GOOD])) == ["ok GPUs: 1, NVIDIA H100 80GB HBM3"]
+    blind = [dataclasses.replace(GOOD, cards=())]
+    assert told(module._cards(blind)) == ["ok GPUs: none, workers train on CPUs"]
+    monkeypatch.setattr(module, "has", lambda resource: 8.0)
+    (line,) = told(module._cards(blind))
+    assert line.startswith("FAILED GPUs: Ray counts 8, torch sees none; install its CUDA build")
 
 
-def test_only_what_runs_on_all_nodes_is_told_as_there():
+def test_only_what_runs_on_all_nodes_is_told_as_there(tmp_path):
+    run = resolve(config_of(tmp_path, compile=True))
     other = dataclasses.replace(GOOD, host="two", runs=("sdpa",), missing=("flash_attention_2 is not there",))
-    lines = told(module._abilities([GOOD, other]))
+    lines = told(module._abilities(run, [GOOD, other]))
     assert lines == [
         "ok attention and kernels on all nodes: sdpa",
+        "FAILED compile: the recipe asks for it, and not all nodes have it",
         "warning on two: flash_attention_2 is not there",
     ]
 

@@ -97,3 +97,20 @@ def test_disk_is_that_of_checkpoints_and_the_model(tmp_path):
     assert made.checkpoint_bytes == 12 * made.sizes.trained
     assert made.disk_bytes == 4 * made.checkpoint_bytes + 2 * made.sizes.total
     assert made.writing_bytes == 4 * made.sizes.total
+
+
+def test_a_teacher_is_held_beside_the_model_unless_it_lies_under_adapters(tmp_path):
+    taught = {"objective": {"next_token": 0.5, "distill": 0.5}}
+    whole, adapted = (
+        budget(tmp_path, train=taught, model=model).need(4).memory.device["teacher"]
+        for model in ({}, {"lora": {"rank": 2}})
+    )
+    logits = 8 * 32 * 320 * 2  # rows, tokens, vocabulary, bytes
+    assert adapted == logits and whole == logits + 2 * budget(tmp_path).sizes.total
+    assert "teacher" not in budget(tmp_path).need(4).memory.device
+
+
+def test_what_a_model_cannot_do_is_no_rung_of_the_ladder(tmp_path):
+    made = budget(tmp_path, model={"lora": {"rank": 2, "targets": ["q_proj", "lm_head"]}, "tie_embeddings": False})
+    made.room = made.need(4, model=made.config.model.model_copy(update={"checkpoint_share": 1.0})).memory.on_device - 1
+    assert "train.fused_loss" not in made.nearest().settings

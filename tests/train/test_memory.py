@@ -42,8 +42,10 @@ def test_more_workers_need_less_each_and_nothing_gets_lost(stage, offload):
 @pytest.mark.parametrize(("offload", "moved"), [("optimizer", {"optimizer"}), ("all", {"optimizer", "weights"})])
 def test_offload_moves_to_the_process(offload, moved):
     before, after = held(3, offload="none"), held(3, offload=offload)
-    assert set(before.device) - set(after.device) == moved <= set(after.host)
+    assert set(before.device) - set(after.device) - {"update"} == moved | {"gradients"} <= set(after.host)
     assert all(after.host[name] == before.device[name] for name in moved)
+    assert after.host["gradients"] == 2 * before.device["gradients"]
+    assert {"gradients"} < set(held(2, offload="optimizer").device)  # stage 2 keeps them
 
 
 def test_without_a_gpu_all_is_in_the_process():
@@ -63,9 +65,8 @@ def test_the_worst_moment_is_the_backward_pass_or_the_update(activations, worst)
 
 
 def test_buckets_are_doubled_where_reduction_runs_beside_and_follow_what_is_passed_on():
-    numbers = bucket_numbers(SIZES.trained)
-    assert held(2, num_workers=1).device["buckets"] == 2 * numbers
-    assert held(2, num_workers=2).device["buckets"] == 2 * 2 * numbers
+    assert held(2, num_workers=1).device["buckets"] == 2 * bucket_numbers(SIZES.trained)
+    assert held(2, num_workers=2).device["buckets"] == 2 * 2 * SIZES.largest
     passed = {"zero_optimization": {"reduce_bucket_size": 1000}}
     assert held(2, num_workers=1, deepspeed=passed).device["buckets"] == 2000
 

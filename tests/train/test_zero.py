@@ -12,10 +12,10 @@ STAGES = [
 ]  # fmt: skip
 
 
-def told(*, num_workers=1, dtype=torch.bfloat16, num_parameters=10**9, on_gpu=False, **settings):
+def told(*, num_workers=1, dtype=torch.bfloat16, num_parameters=10**9, largest=10**7, on_gpu=False, **settings):
     made = TrainSettings(steps=1, **settings)
-    options = {"num_workers": num_workers, "dtype": dtype, "num_parameters": num_parameters, "on_gpu": on_gpu}
-    return deepspeed_settings(made, **options)
+    sizes = {"num_parameters": num_parameters, "largest": largest}
+    return deepspeed_settings(made, num_workers=num_workers, dtype=dtype, on_gpu=on_gpu, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,21 @@ def test_a_micro_batch_is_the_largest_that_divides_the_share(settings, num_worke
 @pytest.mark.parametrize("num_parameters", [1, 7, 1000, 10**7, 1_235_814_400, 8_030_261_248, 7 * 10**10])
 def test_a_bucket_is_an_eighth_of_the_model_within_bounds_and_even(num_parameters):
     found = bucket_numbers(num_parameters)
-    assert found % 2 == 0 and 2 <= found <= max(2, num_parameters)
+    assert found % 2 == 0 and 2 <= found <= max(2, num_parameters + 1)
     if 8 * SMALLEST_BUCKET <= num_parameters <= 8 * LARGEST_BUCKET:
         assert found == pytest.approx(num_parameters / 8, abs=2)
     elif num_parameters > 8 * LARGEST_BUCKET:
         assert found == LARGEST_BUCKET
+
+
+@pytest.mark.parametrize("largest", [10, 525_336_576, 622_329_857])
+def test_beside_the_backward_pass_no_tensor_is_larger_than_a_bucket(largest):
+    sizes = {"num_parameters": 8 * 10**9, "largest": largest}
+    beside, behind = (
+        told(num_workers=workers, on_gpu=True, **sizes)["zero_optimization"]["reduce_bucket_size"] for workers in (2, 1)
+    )
+    assert behind == LARGEST_BUCKET and beside % 2 == 0
+    assert beside == max(LARGEST_BUCKET, largest + largest % 2)
 
 
 def test_gradients_are_added_up_and_reduced_in_fp32_unless_asked_otherwise():
