@@ -49,7 +49,7 @@ from e2ray.config.model import LlamaModel
 from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
 from e2ray.core.attention import IMPLEMENTATIONS, document_lengths, is_flash, resolve_attention
-from e2ray.core.flops import gpu_of, utilisation, work_of
+from e2ray.core.flops import Work, gpu_of, utilisation, work_of
 from e2ray.core.losses import head_nll, next_token_nll, token_nll
 from e2ray.core.model import build_model, recompute
 from e2ray.core.positions import draw
@@ -328,15 +328,18 @@ def layers(bench: Bench) -> Found:
     return found
 
 
-def _figures(bench: Bench, seconds: list[float], tokens: int, model: torch.nn.Module, idle: float | None) -> Found:
-    middle = sorted(seconds)[len(seconds) // 2]
-    speed = tokens / middle
+def _figures(bench: Bench, step: Callable[[], object], tokens: int, work: Work) -> Found:
+    """Return the figures of a step of so many tokens."""
+    seconds = bench.seconds(step, bench.steps)
+    names, idle = kernels_of(bench, step)
+    speed = tokens / statistics.median(seconds)
     return {
         "step_s": seconds,
         "tokens_per_second": speed,
-        "mfu": utilisation(speed * work_of(model).flops(bench.window), bench.device),
+        "mfu": utilisation(speed * work.flops(bench.window), bench.device),
         "peak_gb": bench.peak_gb(),
         "idle_share": idle,
+        "attention": names,
     }
 
 
@@ -359,18 +362,7 @@ def _ours(bench: Bench, model: Found, train: Found) -> Found:
     def step() -> None:
         engine.update(batches[next(count) % len(batches)], lr=1e-5)
 
-    seconds = bench.seconds(step, bench.steps)
-    names, idle = kernels_of(bench, step)
-    middle = sorted(seconds)[len(seconds) // 2]
-    speed = rows * bench.window / middle
-    found = {
-        "step_s": seconds,
-        "tokens_per_second": speed,
-        "mfu": utilisation(speed * work.flops(bench.window), bench.device),
-        "peak_gb": bench.peak_gb(),
-        "idle_share": idle,
-        "attention": names,
-    }
+    found = _figures(bench, step, rows * bench.window, work)
     engine.hook.remove()
     engine.ds.destroy()
     return found
@@ -391,9 +383,7 @@ def _plain(bench: Bench) -> Found:
         optimizer.zero_grad()
         loss.item()
 
-    seconds = bench.seconds(step, bench.steps)
-    _, idle = kernels_of(bench, step)
-    return _figures(bench, seconds, tokens.numel(), model, idle)
+    return _figures(bench, step, tokens.numel(), work_of(model))
 
 
 def _draws(bench: Bench) -> Found:

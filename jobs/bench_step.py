@@ -22,8 +22,9 @@ from e2ray.config.positions import PositionSettings
 from e2ray.config.train import TrainSettings
 from e2ray.core.losses import next_token_nll
 from e2ray.core.positions import draw
+from e2ray.train.adam import parameter_groups
 from e2ray.train.batch import Batch
-from e2ray.train.engine import Engine, parameter_groups
+from e2ray.train.engine import Engine
 from e2ray.train.parameters import precision_of
 from e2ray.train.zero import deepspeed_settings
 

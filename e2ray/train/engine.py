@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from typing import Any
@@ -31,6 +31,7 @@ from e2ray.core.losses import predicted
 from e2ray.core.methods.base import FrequencyMethod
 from e2ray.core.probe import Forward, Probe, ask, refuse_other_answers
 from e2ray.core.rope import RotaryHook
+from e2ray.train.adam import Skipping, SkippingAdamW, parameter_groups
 from e2ray.train.batch import Batch
 from e2ray.train.objectives import Objective, Reader, objective_of
 from e2ray.train.parameters import ParameterState
@@ -60,42 +61,9 @@ finally:
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Return AdamW's groups: matrices decay, vectors (norms, biases) do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 def telling(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Return the loss; if it is not finite, neither is its gradient, and so every rank notices."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
-
-
-class Skipping:
-    """An optimizer that leaves weights, moments and its counter alone where the gradient's norm is beyond float32.
-
-    `norm` returns it; its square counts too, since the second moment would hold it. In ZeRO stages 1 to 3 DeepSpeed
-    skips most such updates itself, but stage 3 lets norms pass whose square is infinite, and stage 0 all of them.
-    """
-
-    norm: Callable[[], Tensor | float]
-    skipped: bool | None = None  # None: not known yet, in the update that is being made
-
-    def step(self, closure: Any = None) -> Any:
-        """Make an update, or note in `skipped` that there is none; DeepSpeed calls this once for each group."""
-        if self.skipped is None:
-            # Reading the norm waits for the device; in the stages 1 to 3 DeepSpeed has just done so too.
-            norm = torch.as_tensor(self.norm(), dtype=torch.float32)
-            self.skipped = not bool(norm.square().isfinite())
-        return None if self.skipped else super().step(closure)  # type: ignore[misc]
-
-
-class SkippingAdamW(Skipping, torch.optim.AdamW):
-    """Torch's AdamW that can skip."""
 
 
 class SkippingCPUAdam(Skipping, DeepSpeedCPUAdam):

@@ -21,8 +21,9 @@ from e2ray.core.losses import plain_ids, predicted, token_nll
 from e2ray.core.model import build_model
 from e2ray.core.positions import draw
 from e2ray.core.proof import prove_apart
+from e2ray.train.adam import SkippingAdamW
 from e2ray.train.batch import Batch
-from e2ray.train.engine import Engine, SkippingAdamW, SkippingCPUAdam, adamw
+from e2ray.train.engine import Engine, SkippingCPUAdam, adamw
 from e2ray.train.parameters import precision_of
 
 CPU = torch.device("cpu")
